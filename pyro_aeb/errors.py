@@ -1,0 +1,42 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Errors and warnings: what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class ModelError(ValueError):
+    """The model, or the data given to it, cannot be sampled as it stands; the message says why."""
+
+
+class NonFiniteError(ArithmeticError):
+    """
+    The potential or its gradient became infinite or NaN; the run stopped at that step.
+
+    :param str message: what was found and what to do.
+    :param int step: the step, counted from 1 at the start of the run.
+    :param str site: the first site with a non-finite gradient, or None where all were finite.
+    :param dict draws: the draws finished before, site name to tensor of shape (draws, ...).
+    """
+
+    def __init__(
+        self, message: str, step: int, site: str | None, draws: dict[str, Tensor]
+    ) -> None:
+        super().__init__(message)
+        self.step = step
+        self.site = site
+        self.draws = draws
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (str(self), self.step, self.site, self.draws)
+
+
+class CollapseWarning(UserWarning):
+    """An inclusion probability delta has run into 0 or 1, where its update cannot leave it."""
+
+
+class SaveSizeWarning(UserWarning):
+    """The draws that will be kept take a lot of memory."""
