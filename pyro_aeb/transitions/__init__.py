@@ -1,0 +1,10 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stochastic-gradient MCMC transitions, one file each."""
+
+from pyro_aeb.transitions.base import StepNumbers, Transition
+from pyro_aeb.transitions.sghmc import SGHMC, SGHMCState
+from pyro_aeb.transitions.sgld import SGLD, SGLDState
+
+__all__ = ["SGHMC", "SGLD", "SGHMCState", "SGLDState", "StepNumbers", "Transition"]

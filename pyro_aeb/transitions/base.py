@@ -1,0 +1,71 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The contract of a transition: how one stochastic-gradient step moves the weights.
+
+A transition knows no model. It is a frozen dataclass of hyperparameters with two pure functions,
+``init`` and ``step``; its state is a ``NamedTuple`` of tensors whose first field is ``position``.
+The gradient, the standard normal noise and the numbers of the step come in as arguments, so a step
+can be replayed to the last digit. Every formula is elementwise over the last axis: a leading
+axis of chains needs no change. A new sampler is one file in this folder.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
+
+from pyro_aeb.schedules import Schedule
+
+
+class HasPosition(Protocol):
+    """A state: a ``NamedTuple`` of tensors with the flat weights, shape (..., D), as ``position``."""
+
+    @property
+    def position(self) -> Tensor: ...
+
+    def _replace(self, **fields: Any) -> Any: ...
+
+
+State = TypeVar("State", bound=HasPosition)
+
+
+class StepNumbers(NamedTuple):
+    """
+    The numbers of one step.
+
+    :param float step_size: the transition's own schedule at this step.
+    :param float inverse_temperature: tau; the target is proportional to exp(tau Q).
+    """
+
+    step_size: float
+    inverse_temperature: float
+
+
+class Transition(Protocol[State]):
+    """One stochastic-gradient MCMC step; see the module's docstring."""
+
+    @property
+    def step_size(self) -> Schedule: ...
+
+    def init(self, position: Tensor) -> State:
+        """
+        The state before the first step.
+
+        :param Tensor position: flat weights, shape (..., D).
+        """
+        ...
+
+    def step(self, state: State, gradient: Tensor, noise: Tensor, numbers: StepNumbers) -> State:
+        """
+        The state after one step.
+
+        :param state: the state before it.
+        :param Tensor gradient: an unbiased estimate of the gradient of Q, equation (2), for the
+            whole data set (a sum, not a mean), at ``state.position``; shape (..., D).
+        :param Tensor noise: standard normal draws, shape (..., D).
+        :param StepNumbers numbers: step size and inverse temperature of this step.
+        """
+        ...

@@ -1,0 +1,90 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stochastic-gradient Hamiltonian Monte Carlo."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.transitions.base import StepNumbers
+
+
+class SGHMCState(NamedTuple):
+    """
+    :param Tensor position: flat weights, shape (..., D).
+    :param Tensor momentum: displacement of the last step, shape (..., D).
+    """
+
+    position: Tensor
+    momentum: Tensor
+
+
+@dataclass(frozen=True)
+class SGHMC:
+    r"""
+    Stochastic-gradient Hamiltonian Monte Carlo, equation (3b):
+
+    .. math::
+        v &\leftarrow (1 - \alpha) v + \eta_k \nabla_\beta Q
+            + N(0, 2 \eta_k (\alpha - \hat\beta) / \tau) \\
+        \beta &\leftarrow \beta + v.
+
+    At the same stationary law, a step of size :math:`\eta` moves as far as a step of
+    :class:`~pyro_aeb.transitions.sgld.SGLD` of size :math:`\eta / \alpha`.
+
+    :param step_size: :math:`\eta_k`, a number or a schedule. It multiplies the gradient of the log
+        posterior of the whole data set (a sum over the N data).
+    :param float friction: :math:`\alpha` in (0, 1]; one minus the momentum coefficient.
+    :param float gradient_noise: :math:`\hat\beta` in [0, friction], the estimate of the
+        gradient's own noise, which is taken off the injected noise.
+
+    **References**
+
+    [1] Tianqi Chen, Emily Fox, Carlos Guestrin (2014), "Stochastic gradient Hamiltonian Monte
+        Carlo", ICML, equation (15).
+    [2] Yunus Saatci, Andrew Gordon Wilson (2017), "Bayesian GAN", NeurIPS, algorithm 1.
+    """
+
+    step_size: Schedule
+    friction: float = 0.1
+    gradient_noise: float = 0.0
+
+    def __init__(
+        self, step_size: Schedule | float, friction: float = 0.1, gradient_noise: float = 0.0
+    ) -> None:
+        if not 0.0 < friction <= 1.0:
+            raise ValueError(
+                f"SGHMC: friction is {friction}, expected a number in (0, 1]; "
+                "friction = 1 - momentum, so a momentum of 0.9 is friction=0.1"
+            )
+        if not 0.0 <= gradient_noise <= friction:
+            raise ValueError(
+                f"SGHMC: gradient_noise is {gradient_noise}, expected a number in "
+                f"[0, friction] = [0, {friction}]; an estimate of the gradient noise above the "
+                "friction would ask for noise of negative variance: raise the friction or lower "
+                "the estimate (0 is the usual choice)"
+            )
+        object.__setattr__(self, "step_size", as_schedule(step_size, "step_size"))
+        object.__setattr__(self, "friction", float(friction))
+        object.__setattr__(self, "gradient_noise", float(gradient_noise))
+
+    def init(self, position: Tensor) -> SGHMCState:
+        """The state at rest at ``position``, shape (..., D)."""
+        return SGHMCState(position, torch.zeros_like(position))
+
+    def step(
+        self, state: SGHMCState, gradient: Tensor, noise: Tensor, numbers: StepNumbers
+    ) -> SGHMCState:
+        """Equation (3b); see :meth:`pyro_aeb.transitions.base.Transition.step`."""
+        eta, tau = numbers
+        momentum = torch.mul(state.momentum, 1.0 - self.friction)
+        momentum.add_(gradient, alpha=eta)
+        momentum.add_(noise, alpha=math.sqrt(2.0 * eta * (self.friction - self.gradient_noise) / tau))
+        return SGHMCState(state.position + momentum, momentum)

@@ -1,0 +1,63 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Stochastic-gradient Langevin dynamics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.transitions.base import StepNumbers
+
+
+class SGLDState(NamedTuple):
+    """
+    :param Tensor position: flat weights, shape (..., D).
+    """
+
+    position: Tensor
+
+
+@dataclass(frozen=True)
+class SGLD:
+    r"""
+    Stochastic-gradient Langevin dynamics, equation (3a):
+
+    .. math:: \beta \leftarrow \beta + \epsilon_k \nabla_\beta Q + N(0, 2 \epsilon_k / \tau).
+
+    For a quadratic Q of curvature h and constant :math:`\epsilon` the chain's stationary variance
+    is :math:`1 / (\tau h (1 - \epsilon h / 2))`: keep :math:`\epsilon h` well below 1 for the
+    largest curvature.
+
+    :param step_size: :math:`\epsilon_k`, a number or a schedule. It multiplies the gradient of the
+        log posterior of the whole data set (a sum over the N data).
+
+    **References**
+
+    [1] Max Welling, Yee Whye Teh (2011), "Bayesian learning via stochastic gradient Langevin
+        dynamics", ICML. (Their step size is twice this one.)
+    """
+
+    step_size: Schedule
+
+    def __init__(self, step_size: Schedule | float) -> None:
+        object.__setattr__(self, "step_size", as_schedule(step_size, "step_size"))
+
+    def init(self, position: Tensor) -> SGLDState:
+        """The state at ``position``, shape (..., D)."""
+        return SGLDState(position)
+
+    def step(
+        self, state: SGLDState, gradient: Tensor, noise: Tensor, numbers: StepNumbers
+    ) -> SGLDState:
+        """Equation (3a); see :meth:`pyro_aeb.transitions.base.Transition.step`."""
+        epsilon, tau = numbers
+        position = torch.add(state.position, gradient, alpha=epsilon)
+        position.add_(noise, alpha=math.sqrt(2.0 * epsilon / tau))
+        return SGLDState(position)
