@@ -1,0 +1,181 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What a model is made of, as plain data.
+
+:mod:`pyro_aeb.model` finds it, :mod:`pyro_aeb.likelihood`, :mod:`pyro_aeb.adaptation` and
+:mod:`pyro_aeb.kernel` read it. The weights live in one flat vector of D numbers, the *position*:
+first the sparse slab (all SSGL sites, P numbers), then the sites with a fixed normal prior, then
+all others in unconstrained space. Sites are views into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions.transforms import Transform
+
+
+@dataclass(frozen=True)
+class Block:
+    """
+    One site's place in the flat position.
+
+    :param str name: the site.
+    :param torch.Size shape: the shape of its unconstrained value.
+    :param Transform transform: from unconstrained to constrained space, None for the identity.
+    """
+
+    name: str
+    shape: torch.Size
+    transform: Transform | None = None
+
+    @property
+    def size(self) -> int:
+        return self.shape.numel()
+
+
+@dataclass(frozen=True)
+class SparseBlock(Block):
+    """
+    An SSGL site in the sparse slab.
+
+    :param v0: Laplace scale over sigma, a number or a tensor of the site's shape.
+    :param v1: variance of the Gaussian component over sigma squared, likewise.
+    :param int sigma: index of its sigma in :attr:`Structure.sigmas`.
+    :param int delta: index of its delta in :attr:`Structure.deltas`.
+    """
+
+    v0: float | Tensor = 0.1
+    v1: float | Tensor = 10.0
+    sigma: int = 0
+    delta: int = 0
+
+
+@dataclass(frozen=True)
+class NormalBlock(Block):
+    """
+    A site with a normal prior that depends on nothing sampled.
+
+    :param Tensor loc: prior mean, of the site's shape.
+    :param Tensor scale: prior standard deviation, of the site's shape.
+    """
+
+    loc: Tensor = field(default_factory=lambda: torch.zeros(()))
+    scale: Tensor = field(default_factory=lambda: torch.ones(()))
+
+
+@dataclass(frozen=True)
+class Sigma:
+    """
+    A scale sigma of SSGL sites.
+
+    :param str site: the InverseGamma site of sigma squared, None where sigma is a fixed number.
+    :param float fixed: that number, None where sigma is learned.
+    :param float nu: prior degrees of freedom; sigma squared ~ InverseGamma(nu/2, nu lambda/2).
+    :param float nu_lambda: nu times lambda.
+    :param frozenset likelihoods: observed Normal sites whose scale is a multiple of this sigma.
+    """
+
+    site: str | None
+    fixed: float | None = None
+    nu: float = 0.0
+    nu_lambda: float = 0.0
+    likelihoods: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """
+    A prior inclusion probability delta of SSGL sites.
+
+    :param str site: the Beta site, None where delta is a fixed number.
+    :param float fixed: that number, None where delta is learned.
+    :param float a: the first parameter of Beta(a, b).
+    :param float b: the second.
+    """
+
+    site: str | None
+    fixed: float | None = None
+    a: float = 1.0
+    b: float = 1.0
+
+
+@dataclass(frozen=True)
+class Structure:
+    """
+    A model's sites by what the kernel does with them.
+
+    :param sparse: SSGL sites, in the order of the slab.
+    :param normal: sites with a fixed normal prior, whose gradient is closed form.
+    :param general: all other continuous latents, scored by their own ``log_prob``.
+    :param observed: names of the observed sites.
+    :param plates: plate name to (size, subsample size).
+    :param dims: site name to the plate of each axis of its value, None for an axis of no plate.
+    :param observations: observed site name to its value, where it is a tensor and not a subsample.
+    :param dtype: of the position.
+    :param device: of the position.
+    """
+
+    sparse: tuple[SparseBlock, ...]
+    normal: tuple[NormalBlock, ...]
+    general: tuple[Block, ...]
+    sigmas: tuple[Sigma, ...]
+    deltas: tuple[Delta, ...]
+    observed: tuple[str, ...]
+    plates: Mapping[str, tuple[int, int]]
+    dims: Mapping[str, tuple[str | None, ...]]
+    observations: Mapping[str, Tensor]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks, in the order of the position."""
+        return self.sparse + self.normal + self.general
+
+    @property
+    def sparse_size(self) -> int:
+        """P, the number of sparse weights."""
+        return sum(block.size for block in self.sparse)
+
+    @property
+    def size(self) -> int:
+        """D, the length of the position."""
+        return sum(block.size for block in self.blocks)
+
+    @property
+    def latent_sites(self) -> tuple[str, ...]:
+        """Names of the sites that adaptation learns."""
+        found = [group.site for group in (*self.sigmas, *self.deltas)]
+        return tuple(site for site in found if site is not None)
+
+    def unflatten(self, position: Tensor) -> dict[str, Tensor]:
+        """
+        The sites as views of a position, in unconstrained space.
+
+        :param Tensor position: shape (..., D).
+        """
+        batch = position.shape[:-1]
+        parts = position.split([block.size for block in self.blocks], dim=-1)
+        return {
+            block.name: part.view(batch + block.shape)
+            for block, part in zip(self.blocks, parts, strict=True)
+        }
+
+
+class Residuals(NamedTuple):
+    r"""
+    What the forward pass knows of an observed Normal site whose scale is a multiple of sigma.
+
+    :param Tensor square: :math:`I = (N/n) \sum ((y - loc)/c)^2`, with scale = c sigma.
+    :param count: N, the number of data.
+    """
+
+    square: Tensor
+    count: float | Tensor
