@@ -1,0 +1,289 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""From a Pyro model to its :class:`~pyro_aeb.structure.Structure`: which site is what."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.ops.provenance import detach_provenance, get_provenance
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from pyro_aeb.errors import ModelError
+from pyro_aeb.links import HandLinks, base, check_links, find_links, is_sparse
+from pyro_aeb.look import Site, check_continuous, look
+from pyro_aeb.structure import Block, Delta, NormalBlock, Sigma, SparseBlock, Structure
+
+
+def inspect_model(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    adapt: bool,
+    links: HandLinks | None = None,
+) -> Structure:
+    """
+    Looks a model over. Random number generators and module buffers stay as they were.
+
+    :param model: a Pyro model.
+    :param args: its arguments.
+    :param kwargs: its keyword arguments.
+    :param bool adapt: whether the latents of SSGL sites are to be learned. If not, all continuous
+        latents, SSGL sites among them, are sampled under the model's own prior.
+    :param links: by hand, SSGL site to ``{"delta": site, "sigma": site}``.
+    :raises ModelError: if the model or the data cannot be sampled as they stand.
+    """
+    _check_arguments(model, args, kwargs)
+    sites = look(model, args, kwargs, {})
+    plates = {n: _plate(s) for n, s in sites.items() if site_is_subsample(s)}
+    given = {n: sites[n]["fn"].subsample_size is None and b < size for n, (size, b) in plates.items()}
+    sites = {n: s for n, s in sites.items() if not site_is_subsample(s) and not _deterministic(s)}
+    latent = {n: s for n, s in sites.items() if not s["is_observed"]}
+    observed = {n: s for n, s in sites.items() if s["is_observed"]}
+    _check_latent(latent)
+    _check_observed(observed, plates)
+    sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
+    found = find_links(latent, sparse, links or {})
+    likelihoods = check_links(
+        sites, sparse, found, lambda values: look(model, args, kwargs, values)
+    )
+    groups = _Groups(latent, found, likelihoods)
+    blocks = {n: groups.sparse_block(latent[n]) for n in sparse}
+    rest = {n: s for n, s in latent.items() if n not in sparse and n not in found.values()}
+    normal = [n for n, s in rest.items() if _fixed_normal(s, latent.keys())]
+    dtype, device = _common_kind({n: latent[n]["value"] for n in (*sparse, *rest)})
+    return Structure(
+        sparse=tuple(blocks.values()),
+        normal=tuple(_normal_block(rest[n]) for n in normal),
+        general=tuple(_general_block(s) for n, s in rest.items() if n not in normal),
+        sigmas=tuple(groups.sigmas),
+        deltas=tuple(groups.deltas),
+        observed=tuple(observed),
+        plates={n: plates[n] for n in plates if not given[n]},
+        dims={n: _dims(s) for n, s in sites.items()},
+        observations={n: s["value"] for n, s in observed.items() if _whole(s)},
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _check_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    try:
+        named = inspect.signature(model).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # no signature, or arguments that the model will refuse itself
+        named = {f"argument {i}": value for i, value in enumerate(args)} | dict(kwargs)
+    for name, value in named.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            if bad := int((~torch.isfinite(value)).sum()):
+                raise ModelError(
+                    f"{name!r} has {bad} non-finite of {value.numel()} numbers; "
+                    "remove or impute them before sampling"
+                )
+
+
+def _deterministic(site: Site) -> bool:
+    return bool(site["infer"].get("_deterministic", False))
+
+
+def _plate(site: Site) -> tuple[int, int]:
+    return site["fn"].size, len(site["value"])
+
+
+def _check_latent(latent: Mapping[str, Site]) -> None:
+    for name, site in latent.items():
+        check_continuous(site)
+        for frame in site["cond_indep_stack"]:
+            if frame.full_size is not None and frame.size != frame.full_size:
+                raise ModelError(
+                    f"latent site {name!r} is inside plate {frame.name!r}, which is subsampled "
+                    f"({frame.size} of {frame.full_size}): a latent variable of every datum is not "
+                    "supported; move it out of the plate or sum it out"
+                )
+        if is_sparse(site) and (site["mask"] is not None or site["scale"] != 1.0):
+            raise ModelError(
+                f"SSGL site {name!r} is under poutine.scale or poutine.mask, which its closed-form "
+                "updates do not know; put the handler around the observed sites only"
+            )
+
+
+def _check_observed(observed: Mapping[str, Site], plates: Mapping[str, tuple[int, int]]) -> None:
+    seen = set()
+    for name, site in observed.items():
+        frames = site["cond_indep_stack"]
+        seen |= {frame.name for frame in frames}
+        expected = 1.0
+        for frame in frames:
+            expected *= (frame.full_size or frame.size) / frame.size
+        if abs(float(site["scale"]) / expected - 1.0) > 1e-6:
+            raise ModelError(
+                f"observed site {name!r} is scaled by {float(site['scale']):g}, expected N/n = "
+                f"{expected:g} from its plates; take poutine.scale off the model (tempering is "
+                "AEBKernel's inverse_temperature)"
+            )
+        _check_value(name, site)
+    for name, (size, batch) in plates.items():
+        if batch < size and name not in seen:
+            raise ModelError(
+                f"plate {name!r} is subsampled ({batch} of {size}) but no observed site is inside "
+                "it, so nothing is scaled by N/n; put the observed pyro.sample inside the plate"
+            )
+
+
+def _check_value(name: str, site: Site) -> None:
+    """Checks an observed value: finite, and of the shape that the plates give it."""
+    value, fn = site["value"], site["fn"]
+    if not isinstance(value, Tensor):
+        return
+    if value.is_floating_point() and site["mask"] is None:
+        if bad := int((~torch.isfinite(value)).sum()):
+            raise ModelError(
+                f"observed site {name!r} has {bad} non-finite of {value.numel()} values; remove "
+                "them, or leave them out with poutine.mask"
+            )
+    expected = tuple(fn.batch_shape + fn.event_shape)
+    if site["cond_indep_stack"] and expected and tuple(value.shape) != expected:
+        raise ModelError(
+            f"observed site {name!r} has values of shape {tuple(value.shape)}, expected {expected} "
+            "from its plates; index the data with the plate's indices, "
+            "`with pyro.plate(..., subsample_size=n) as i: ... obs=y[i]`"
+        )
+
+
+class _Groups:
+    """Collects the distinct sigmas and deltas of the SSGL sites."""
+
+    def __init__(
+        self,
+        latent: Mapping[str, Site],
+        links: Mapping[tuple[str, str], str],
+        likelihoods: Mapping[str, frozenset[str]],
+    ) -> None:
+        self.sigmas: list[Sigma] = []
+        self.deltas: list[Delta] = []
+        self._latent = latent
+        self._links = links
+        self._likelihoods = likelihoods
+
+    def sparse_block(self, site: Site) -> SparseBlock:
+        name = site["name"]
+        sigma, delta = self._sigma(site), self._delta(site)
+        if sigma not in self.sigmas:
+            self.sigmas.append(sigma)
+        if delta not in self.deltas:
+            self.deltas.append(delta)
+        shape = site["value"].shape
+        fn = base(site["fn"])
+        return SparseBlock(
+            name,
+            shape,
+            v0=_number_or_tensor(fn.v0, shape),
+            v1=_number_or_tensor(fn.v1, shape),
+            sigma=self.sigmas.index(sigma),
+            delta=self.deltas.index(delta),
+        )
+
+    def _sigma(self, site: Site) -> Sigma:
+        link = self._links.get((site["name"], "sigma"))
+        if link is None:
+            return Sigma(None, fixed=_fixed(site, "sigma"))
+        prior = base(self._latent[link]["fn"])
+        shape, rate = (float(detach_provenance(x)) for x in (prior.concentration, prior.rate))
+        # sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2)
+        return Sigma(
+            link, nu=2.0 * shape, nu_lambda=2.0 * rate, likelihoods=self._likelihoods[link]
+        )
+
+    def _delta(self, site: Site) -> Delta:
+        link = self._links.get((site["name"], "delta"))
+        if link is None:
+            return Delta(None, fixed=_fixed(site, "delta"))
+        prior = base(self._latent[link]["fn"])
+        a, b = (float(detach_provenance(x)) for x in (prior.concentration1, prior.concentration0))
+        return Delta(link, a=a, b=b)
+
+
+def _number_or_tensor(value: Any, shape: torch.Size) -> float | Tensor:
+    value = torch.as_tensor(detach_provenance(value))
+    first = value.reshape(-1)[0]
+    if bool((value == first).all()):
+        return float(first)
+    return value.expand(shape).clone()
+
+
+def _fixed(site: Site, parameter: str) -> float:
+    value = _number_or_tensor(getattr(base(site["fn"]), parameter), site["value"].shape)
+    if isinstance(value, Tensor):
+        raise ModelError(
+            f"SSGL site {site['name']!r}: {parameter} is a tensor of different numbers, expected "
+            "one number a site; split the site, or use adaptation=None"
+        )
+    return value
+
+
+def _fixed_normal(site: Site, latent: Any) -> bool:
+    """Whether a site has a normal prior that depends on nothing sampled."""
+    fn = base(site["fn"])
+    return (
+        type(fn) is dist.Normal
+        and not get_provenance([fn.loc, fn.scale]) & latent
+        and site["mask"] is None
+        and site["scale"] == 1.0
+    )
+
+
+def _normal_block(site: Site) -> NormalBlock:
+    shape = site["value"].shape
+    fn = base(site["fn"])
+    loc, scale = (detach_provenance(x).expand(shape).clone() for x in (fn.loc, fn.scale))
+    return NormalBlock(site["name"], shape, loc=loc, scale=scale)
+
+
+def _general_block(site: Site) -> Block:
+    value = site["value"]
+    support = site["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.real:
+        return Block(site["name"], value.shape)
+    transform = biject_to(site["fn"].support)
+    return Block(site["name"], transform.inv(value).shape, transform)
+
+
+def _dims(site: Site) -> tuple[str | None, ...]:
+    """The plate of each axis of a site's value."""
+    value = site["value"]
+    dims: list[str | None] = [None] * value.dim()
+    for frame in site["cond_indep_stack"]:
+        if frame.dim is not None:
+            axis = value.dim() - site["fn"].event_dim + frame.dim
+            if axis >= 0 and value.shape[axis] == frame.size:
+                dims[axis] = frame.name
+    return tuple(dims)
+
+
+def _whole(site: Site) -> bool:
+    """Whether a site's value is a tensor of all the data, not a subsample."""
+    frames = site["cond_indep_stack"]
+    return isinstance(site["value"], Tensor) and all(f.size == f.full_size for f in frames)
+
+
+def _common_kind(values: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:
+    kinds = {(value.dtype, value.device) for value in values.values()}
+    if not kinds:
+        raise ModelError("the model has no continuous latent site to sample; see pyro.sample")
+    if len(kinds) > 1:
+        found = ", ".join(f"{n!r}: {v.dtype} on {v.device}" for n, v in values.items())
+        raise ModelError(
+            f"the latent sites have different dtypes or devices ({found}), expected the same for "
+            "all; give the priors' parameters as tensors of one dtype on one device"
+        )
+    return kinds.pop()
