@@ -1,0 +1,181 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The model at a flat position: log density of the data and its gradient, one forward and one backward.
+
+No trace is built. One handler gives latent sites their values, subsampled plates their indices, and
+adds up the log densities of the observed sites (and of those latents whose prior has no
+closed-form gradient). Priors of SSGL and normal sites are never evaluated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_aeb.errors import ModelError
+from pyro_aeb.links import base
+from pyro_aeb.structure import Residuals, Structure
+
+
+class Gradient(NamedTuple):
+    """
+    :param Tensor log_density: of the whole data set, estimated from the batch, plus the log priors
+        that have no closed-form gradient; shape ().
+    :param Tensor gradient: of it with respect to the position, shape (D,).
+    :param dict residuals: of the observed Normal sites whose scale is learned, by name.
+    """
+
+    log_density: Tensor
+    gradient: Tensor
+    residuals: dict[str, Residuals]
+
+
+class Likelihood:
+    """
+    The log density of the data as a function of the flat position.
+
+    :param model: a Pyro model.
+    :param args: its arguments.
+    :param kwargs: its keyword arguments.
+    :param Structure structure: from :func:`~pyro_aeb.model.inspect_model`.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        structure: Structure,
+    ) -> None:
+        self._model = model
+        self._args = args
+        self._kwargs = kwargs
+        self._structure = structure
+        self._transforms = {b.name: b.transform for b in structure.general if b.transform}
+        self._scorer = _Scorer(structure)
+
+    def gradient(
+        self,
+        position: Tensor,
+        latents: Mapping[str, Tensor],
+        indices: Mapping[str, Tensor],
+    ) -> Gradient:
+        r"""
+        The likelihood's part of equation (2), :math:`(N/n) \sum_{i \in \mathrm{batch}} \nabla_\beta
+        \log \pi(d_i \mid \beta)`; the factor N/n is the scale that the model's plates give.
+
+        :param Tensor position: shape (D,).
+        :param latents: values of the learned sites, by name.
+        :param indices: of the subsampled plates, by name.
+        """
+        scorer = self._scorer
+        position = position.detach().requires_grad_()
+        with torch.enable_grad():
+            unconstrained = self._structure.unflatten(position)
+            scorer.start({**self.constrain(unconstrained), **latents}, unconstrained, indices)
+            with scorer:
+                self._model(*self._args, **self._kwargs)
+            log_density = scorer.log_density()
+        if not log_density.requires_grad:  # nothing observed depends on the weights
+            return Gradient(log_density, torch.zeros_like(position), scorer.residuals)
+        (gradient,) = torch.autograd.grad(log_density, position)
+        return Gradient(log_density.detach(), gradient, scorer.residuals)
+
+    def constrain(self, unconstrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sites' values in constrained space."""
+        values = dict(unconstrained)
+        for name, transform in self._transforms.items():
+            values[name] = transform(unconstrained[name])
+        return values
+
+
+class _Scorer(Messenger):
+    """Gives sites their values and adds up log densities; one run of the model a ``start``."""
+
+    def __init__(self, structure: Structure) -> None:
+        super().__init__()
+        self._general = {block.name: block.transform for block in structure.general}
+        self._shapes = {b.name: b.shape for b in (*structure.sparse, *structure.normal)}
+        self._sigma_of = {
+            name: sigma.site for sigma in structure.sigmas for name in sigma.likelihoods
+        }
+        self._zero = torch.zeros((), dtype=structure.dtype, device=structure.device)
+
+    def start(
+        self,
+        values: Mapping[str, Tensor],
+        unconstrained: Mapping[str, Tensor],
+        indices: Mapping[str, Tensor],
+    ) -> None:
+        self._values = values
+        self._unconstrained = unconstrained
+        self._indices = indices
+        self._terms: list[Tensor] = []
+        self.residuals: dict[str, Residuals] = {}
+
+    def log_density(self) -> Tensor:
+        return sum(self._terms, start=self._zero)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        value = self._values.get(name)
+        if value is not None:
+            self._give(msg, name, value)
+        elif site_is_subsample(msg):
+            if msg["value"] is None:
+                msg["value"] = self._indices[name]
+        elif not msg["is_observed"]:
+            raise ModelError(
+                f"latent site {name!r} was not there when the model was looked over, expected the "
+                f"same sites at every step: {sorted(self._values)}; a site under a condition that "
+                "changes cannot be sampled"
+            )
+        elif name in self._sigma_of:
+            self._score_residuals(msg, name)
+        elif not msg["infer"].get("_deterministic", False):
+            self._score(msg, msg["value"])
+
+    def _give(self, msg: Any, name: str, value: Tensor) -> None:
+        msg["value"] = value
+        msg["done"] = True
+        msg["stop"] = True
+        if name in self._general:
+            self._score(msg, value)
+            transform = self._general[name]
+            if transform is not None:
+                jacobian = transform.log_abs_det_jacobian(self._unconstrained[name], value)
+                self._terms.append(jacobian.sum() * msg["scale"])
+        elif name in self._shapes and msg["fn"].shape() != self._shapes[name]:
+            raise ModelError(
+                f"site {name!r} has shape {tuple(msg['fn'].shape())}, expected "
+                f"{tuple(self._shapes[name])}, its shape when the model was looked over; a site "
+                "must keep its shape from step to step"
+            )
+
+    def _score(self, msg: Any, value: Tensor) -> None:
+        log_prob = msg["fn"].log_prob(value, *msg["args"], **msg["kwargs"])
+        if msg["mask"] is not None:
+            log_prob = torch.where(torch.as_tensor(msg["mask"]), log_prob, 0.0)
+        total = log_prob.sum()
+        self._terms.append(total if msg["scale"] == 1.0 else total * msg["scale"])
+
+    def _score_residuals(self, msg: Any, name: str) -> None:
+        """Normal(loc, c sigma): log density up to a constant, and (6)'s I, from one residual."""
+        fn, scale, mask = base(msg["fn"]), msg["scale"], msg["mask"]
+        z = (msg["value"] - fn.loc) / fn.scale
+        square, log_scale, count = z * z, fn.scale.log(), z.numel() * scale
+        if mask is not None:
+            mask = torch.as_tensor(mask).expand(z.shape)
+            square, log_scale = torch.where(mask, square, 0.0), torch.where(mask, log_scale, 0.0)
+            count = mask.sum() * scale
+        total = square.sum() * scale
+        self._terms.append(-0.5 * total - log_scale.sum() * scale)
+        sigma2 = self._values[self._sigma_of[name]]
+        self.residuals[name] = Residuals(total.detach() * sigma2, count)

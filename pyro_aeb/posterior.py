@@ -1,0 +1,79 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Q, what the weights are sampled from: the likelihood and the priors put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pyro_aeb.adaptation import SSGLLatents, SSGLRule
+from pyro_aeb.dense import NormalPrior
+from pyro_aeb.likelihood import Gradient, Likelihood
+from pyro_aeb.structure import Structure
+
+
+class Posterior:
+    """
+    Q and its gradient at a flat position.
+
+    :param model: a Pyro model.
+    :param args: its arguments.
+    :param kwargs: its keyword arguments.
+    :param Structure structure: from :func:`~pyro_aeb.model.inspect_model`.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        structure: Structure,
+    ) -> None:
+        self.likelihood = Likelihood(model, args, kwargs, structure)
+        self.rule = SSGLRule(structure) if structure.sparse else None
+        normal = NormalPrior(structure)
+        self._normal = normal if normal.size else None
+        self._sparse_range = slice(0, structure.sparse_size)
+        self._normal_range = slice(structure.sparse_size, structure.sparse_size + normal.size)
+
+    def sparse(self, position: Tensor) -> Tensor:
+        """The sparse slab of a position, shape (..., P)."""
+        return position[..., self._sparse_range]
+
+    def gradient(
+        self, position: Tensor, latents: SSGLLatents | None, indices: Mapping[str, Tensor]
+    ) -> Gradient:
+        """
+        Equation (2), estimated from one batch.
+
+        :param Tensor position: shape (D,).
+        :param SSGLLatents latents: None for a model without adaptation.
+        :param indices: of the subsampled plates, by name.
+        """
+        result = self.likelihood.gradient(position, self.site_values(latents), indices)
+        if self.rule is not None and latents is not None:
+            here = self._sparse_range
+            result.gradient[..., here] += self.rule.gradient(latents, position[..., here])
+        if self._normal is not None:
+            here = self._normal_range
+            result.gradient[..., here] += self._normal.gradient(position[..., here])
+        return result
+
+    def potential(
+        self, log_density: Tensor, position: Tensor, latents: SSGLLatents | None
+    ) -> Tensor:
+        """-Q up to a constant, from the log density that came with the gradient."""
+        potential = -log_density
+        if self.rule is not None and latents is not None:
+            potential = potential + self.rule.potential(latents, self.sparse(position))
+        if self._normal is not None:
+            potential = potential + self._normal.potential(position[..., self._normal_range])
+        return potential
+
+    def site_values(self, latents: SSGLLatents | None) -> dict[str, Tensor]:
+        """The learned sites' values, by name."""
+        return {} if self.rule is None or latents is None else self.rule.site_values(latents)
