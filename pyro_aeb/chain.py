@@ -1,0 +1,162 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""One chain under way: where it stands, what it draws on, and what it has recorded."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.adaptation import SSGLLatents
+from pyro_aeb.health import Health
+from pyro_aeb.history import History
+from pyro_aeb.minibatches import Minibatches
+from pyro_aeb.posterior import Posterior
+from pyro_aeb.start import flatten
+from pyro_aeb.structure import Residuals, Structure
+
+
+@dataclass
+class Chain:
+    """
+    One chain.
+
+    :param Structure structure: of the model.
+    :param Posterior posterior: Q.
+    :param Minibatches minibatches: which data the next step sees.
+    :param generator: source of the noise, None for torch's own.
+    :param state: the transition's state.
+    :param latents: the learned latents, None where nothing is learned.
+    :param int warmup: draws of warm-up, which are not recorded.
+    :param saved: names of the sites and summaries that a draw holds.
+    """
+
+    structure: Structure
+    posterior: Posterior
+    minibatches: Minibatches
+    generator: torch.Generator | None
+    state: Any
+    latents: SSGLLatents | None
+    warmup: int
+    saved: tuple[str, ...]
+    step: int = 0
+    draws: int = 0
+    history: History = field(default_factory=History)
+
+    def __post_init__(self) -> None:
+        structure = self.structure
+        self.health = Health(structure.device, structure.dtype)
+        self.log_density = torch.full((), torch.nan)
+        self._noise = torch.empty_like(self.state.position)
+        self._collapsed: set[str] = set()
+        self._started = time.perf_counter()
+        self._stats: Mapping[str, Any] = {}
+        sites = self._values()
+        self.saved_sites = tuple(name for name in sites if name in self.saved)
+        self.last_draw = self._draw(sites)
+
+    # -- during a step
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the next draw is one of warm-up."""
+        return self.draws < self.warmup
+
+    def noise(self) -> Tensor:
+        """Standard normal numbers of the position's shape, in a buffer that every step reuses."""
+        return self._noise.normal_(generator=self.generator)
+
+    def update_latents(self, residuals: Mapping[str, Residuals], weight: float) -> None:
+        """Equations (4)-(8) at the weights as they stand."""
+        assert self.posterior.rule is not None and self.latents is not None
+        beta = self.posterior.sparse(self.state.position)
+        self.latents = self.posterior.rule.update(self.latents, beta, residuals, weight)
+
+    def first_non_finite(self, vector: Tensor) -> str | None:
+        """The first site at which a vector of shape (D,) is not finite."""
+        for name, part in self.structure.unflatten(vector).items():
+            if not bool(torch.isfinite(part).all()):
+                return name
+        return None
+
+    def move_to(self, params: Mapping[str, Tensor]) -> None:
+        """Moves the weights to other constrained values; learned latents and other sites stay."""
+        values = {**self._values(), **params}
+        self.state = self.state._replace(position=flatten(self.structure, values))
+
+    # -- at a draw
+
+    def statistics(self) -> dict[str, Tensor | float | bool]:
+        """The statistics of a draw that the chain itself knows."""
+        potential = self.posterior.potential(self.log_density, self.state.position, self.latents)
+        stats: dict[str, Tensor | float | bool] = {"diverging": False, "potential": potential}
+        if self.posterior.rule is not None and self.latents is not None:
+            stats["sparsity"] = self.posterior.rule.sparsity(self.latents)
+        return stats
+
+    def newly_collapsed(self) -> list[str]:
+        """Delta sites that have collapsed since the last call."""
+        if self.posterior.rule is None or self.latents is None:
+            return []
+        found = set(self.posterior.rule.collapsed(self.latents)) - self._collapsed
+        self._collapsed |= found
+        return sorted(found)
+
+    def record(self, stats: Mapping[str, Tensor | float | bool]) -> dict[str, Tensor]:
+        """Counts a draw, takes it down unless warming up, and returns it."""
+        self.last_draw = self._draw(self._values())
+        if not self.warming_up:
+            self.history.add(self.last_draw, stats, self._summaries())
+        self._stats = stats
+        self.draws += 1
+        return self.last_draw
+
+    def dims(self) -> dict[str, tuple[str | None, ...]]:
+        """The plate of every axis of every site and summary."""
+        dims = dict(self.structure.dims)
+        return {**dims, **{rho_name(b.name): dims[b.name] for b in self.structure.sparse}}
+
+    def progress(self) -> OrderedDict[str, str]:
+        """Figures for a progress bar."""
+        figures = OrderedDict[str, str]()
+        if "potential" in self._stats:
+            figures["potential"] = f"{float(self._stats['potential']):.3g}"
+        if "sparsity" in self._stats:
+            figures["sparsity"] = f"{float(self._stats['sparsity']):.3f}"
+        if self.latents is not None and self.latents.sigma.numel() == 1:
+            figures["sigma"] = f"{float(self.latents.sigma):.3g}"
+        elapsed = time.perf_counter() - self._started
+        figures["steps/s"] = f"{self.step / elapsed:.0f}"
+        return figures
+
+    def _values(self) -> dict[str, Tensor]:
+        """All latent sites' constrained values."""
+        sites = self.structure.unflatten(self.state.position)
+        values = self.posterior.likelihood.constrain(sites)
+        return {**values, **self.posterior.site_values(self.latents)}
+
+    def _draw(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: values[name].clone() for name in self.saved_sites}
+
+    def _summaries(self) -> dict[str, Tensor]:
+        """The inclusion probabilities to save, by name."""
+        if self.latents is None:
+            return {}
+        parts = self.latents.rho.split([block.size for block in self.structure.sparse], dim=-1)
+        named = {
+            rho_name(block.name): part.reshape(block.shape)
+            for block, part in zip(self.structure.sparse, parts, strict=True)
+        }
+        return {name: rho.clone() for name, rho in named.items() if name in self.saved}
+
+
+def rho_name(site: str) -> str:
+    """The name of an SSGL site's inclusion probabilities in a draw."""
+    return f"{site}_rho"

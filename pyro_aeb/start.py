@@ -1,0 +1,166 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""How a chain starts: its random numbers, its first values, and what it will keep."""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from pyro_aeb.adaptation import SSGLLatents
+from pyro_aeb.errors import ModelError, SaveSizeWarning
+from pyro_aeb.look import initial_values
+from pyro_aeb.structure import Structure
+
+INITIAL_TRIES = 100
+"""How often a starting point is drawn before giving up, as Pyro's own kernels do."""
+
+SAVE_WARNING_BYTES = 2**20
+"""Bytes a draw above which a warning is given: 1000 such draws are 1 GiB."""
+
+
+def chain_number(started_here: int) -> int:
+    """
+    Which chain of a run this is. Chains of ``pyro.infer.MCMC`` that run in processes of their own
+    are told by the name that MCMC gives the process.
+
+    :param int started_here: how many chains this kernel object has started.
+    """
+    name = multiprocessing.current_process().name
+    in_worker = multiprocessing.parent_process() is not None and name.isdigit()
+    return int(name) if in_worker else started_here
+
+
+def generator_of(seed: int | None, chain: int, device: torch.device) -> torch.Generator | None:
+    """The chain's own generator; None, torch's global one, where there is no seed."""
+    if seed is None:
+        return None
+    return torch.Generator(device=device).manual_seed(seed + chain)
+
+
+def first_values(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    structure: Structure,
+    strategy: Callable[..., Any],
+    given: Mapping[str, Tensor] | None,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """
+    The latent sites' first values, in constrained space.
+
+    :param strategy: Pyro's ``init_to_*``.
+    :param given: values in unconstrained space that go before the strategy's.
+    :param generator: source of randomness, None for torch's own.
+    :raises ModelError: if ``given`` does not fit the model.
+    """
+    with torch.random.fork_rng() if generator is not None else nullcontext():
+        if generator is not None:
+            torch.manual_seed(int(torch.empty((), dtype=torch.int64).random_(generator=generator)))
+        values = initial_values(model, args, kwargs, strategy)
+    return {**values, **_constrained(structure, given or {})}
+
+
+def _constrained(structure: Structure, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values given in unconstrained space, checked, in constrained space."""
+    transforms = {block.name: block.transform for block in structure.blocks}
+    transforms |= {s.site: biject_to(constraints.positive) for s in structure.sigmas if s.site}
+    transforms |= {d.site: biject_to(constraints.unit_interval) for d in structure.deltas if d.site}
+    shapes = {block.name: block.shape for block in structure.blocks}
+    values = {}
+    for name, value in given.items():
+        if name not in transforms:
+            raise ModelError(
+                f"initial_params names {name!r}, which is no latent site; latent sites are "
+                f"{sorted(transforms)}"
+            )
+        if name in shapes and value.shape != shapes[name]:
+            raise ModelError(
+                f"initial_params[{name!r}] has shape {tuple(value.shape)}, expected "
+                f"{tuple(shapes[name])}, the shape of the site in unconstrained space"
+            )
+        transform = transforms[name]
+        values[name] = value if transform is None else transform(value)
+    return values
+
+
+def flatten(structure: Structure, values: Mapping[str, Tensor]) -> Tensor:
+    """
+    The position of constrained values, shape (D,).
+
+    :param values: site name to constrained value.
+    """
+    parts = []
+    for block in structure.blocks:
+        value = values[block.name]
+        if block.transform is not None:
+            value = block.transform.inv(value)
+        parts.append(value.detach().reshape(-1))
+    return torch.cat(parts).to(structure.dtype)
+
+
+def find_start(
+    structure: Structure,
+    draw: Callable[[], dict[str, Tensor]],
+    latents_of: Callable[[Mapping[str, Tensor]], SSGLLatents | None],
+    density: Callable[[Tensor, SSGLLatents | None], Tensor],
+) -> tuple[Tensor, SSGLLatents | None]:
+    """
+    A starting point with a finite potential.
+
+    :param draw: draws first values.
+    :param latents_of: the latents at those values.
+    :param density: the log density at a position and latents.
+    :returns: position and latents.
+    :raises ModelError: if none is found.
+    """
+    for _ in range(INITIAL_TRIES):
+        values = draw()
+        position, latents = flatten(structure, values), latents_of(values)
+        if bool(torch.isfinite(density(position, latents))):
+            return position, latents
+    raise ModelError(
+        f"no starting point with a finite potential in {INITIAL_TRIES} tries; give one with "
+        "init_strategy=init_to_value(values=...), and look for data outside the support of the "
+        "likelihood"
+    )
+
+
+def names_to_save(structure: Structure, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """
+    Names of the sites and summaries that a draw holds.
+
+    :param wanted: names, or None for all.
+    :raises ModelError: if a name is none of theirs.
+    :warns SaveSizeWarning: if a draw takes more than :data:`SAVE_WARNING_BYTES`.
+    """
+    width = torch.finfo(structure.dtype).bits // 8
+    sizes = {block.name: block.size * width for block in structure.blocks}
+    sizes |= {f"{block.name}_rho": block.size * width for block in structure.sparse}
+    sizes |= {name: width for name in structure.latent_sites}
+    saved = tuple(sizes) if wanted is None else tuple(wanted)
+    if unknown := [name for name in saved if name not in sizes]:
+        raise ModelError(
+            f"save names {unknown}, which are no latent sites or summaries; there are "
+            f"{sorted(sizes)}"
+        )
+    total = sum(sizes[name] for name in saved)
+    if total > SAVE_WARNING_BYTES and wanted is None:
+        largest = sorted(saved, key=lambda name: -sizes[name])[:3]
+        parts = ", ".join(f"{name} {sizes[name]:,}" for name in largest)
+        warnings.warn(
+            f"a draw holds {total:,} bytes ({parts}): 1000 draws hold {total * 1000:,}, and MCMC "
+            "needs about three times that at its peak; choose what a draw holds with save=[...]",
+            SaveSizeWarning,
+            stacklevel=4,
+        )
+    return saved
