@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation import SSGLLatents
 from pyro_aeb.health import Health
 from pyro_aeb.history import History
 from pyro_aeb.minibatches import Minibatches
 from pyro_aeb.posterior import Posterior
+from pyro_aeb.ssgl_rule import SSGLLatents
 from pyro_aeb.start import flatten
 from pyro_aeb.structure import Residuals, Structure
 

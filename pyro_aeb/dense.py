@@ -19,10 +19,9 @@ class NormalPrior:
     """
 
     def __init__(self, structure: Structure) -> None:
-        like = {"dtype": structure.dtype, "device": structure.device}
         blocks = structure.normal
         self.size = sum(block.size for block in blocks)
-        empty = [torch.zeros(0, **like)]
+        empty = [torch.zeros(0, dtype=structure.dtype, device=structure.device)]
         self._loc = torch.cat([block.loc.reshape(-1) for block in blocks] or empty)
         scale = torch.cat([block.scale.reshape(-1) for block in blocks] or empty)
         self._precision = scale**-2

@@ -129,7 +129,7 @@ class SSGL(TorchDistribution):
         self._validate_args = validate_args
 
     def _check_parameters(self) -> None:
-        """Torch's own check of ``arg_constraints``, of finiteness besides, with advice."""
+        """Raises for a parameter outside its constraint, or infinite, and says what to do."""
         for name, parameter in self.given.items():
             values = torch.as_tensor(parameter)
             good = self.arg_constraints[name].check(values) & (values < math.inf)
@@ -275,9 +275,10 @@ class SSGL(TorchDistribution):
     def _cdf(self, value: Tensor) -> Tensor:
         v0, v1, delta, sigma = self.given.values()
         u = value / sigma
-        # Either half is constant on the other's side; at 0 only the first has a derivative.
-        laplace = 0.5 * (u.clamp(max=0.0) / v0).exp() - 0.5 * torch.expm1(-u.relu() / v0)
-        gaussian = torch.special.ndtr(u / v1**0.5)
+        # Not abs, whose derivative at 0 is 0, and not torch.special.ndtr, whose lower tail is 0.
+        tail = 0.5 * (torch.where(u < 0, u, -u) / v0).exp()
+        laplace = torch.where(u < 0, tail, 1 - tail)
+        gaussian = 0.5 * torch.erfc(u / -math.sqrt(2) / v1**0.5)
         return (1 - delta) * laplace + delta * gaussian
 
     @torch.no_grad()
@@ -354,9 +355,10 @@ class _Implicit(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, v0, v1, delta, sigma = ctx.saved_tensors
         # The components' densities over the mixture's, without 0 / 0 in the tails.
-        ratio = inclusion_logit(value, v0, v1, 0.5, sigma)
-        laplace = 1 / (1 - delta + delta * _exp(ratio))
-        gaussian = 1 / (delta + (1 - delta) * _exp(-ratio))
+        limit = 0.9 * math.log(torch.finfo(value.dtype).max)
+        ratio = inclusion_logit(value, v0, v1, 0.5, sigma).clamp(-limit, limit)
+        laplace = 1 / (1 - delta + delta * ratio.exp())
+        gaussian = 1 / (delta + (1 - delta) * (-ratio).exp())
         # The upper tails of the components at abs(value), over the density of the mixture.
         sd = sigma * v1.sqrt()
         mills = math.sqrt(math.pi / 2) * torch.special.erfcx(value.abs() / (math.sqrt(2) * sd))

@@ -22,9 +22,7 @@ class NonFiniteError(ArithmeticError):
     :param dict draws: the draws finished before, site name to tensor of shape (draws, ...).
     """
 
-    def __init__(
-        self, message: str, step: int, site: str | None, draws: dict[str, Tensor]
-    ) -> None:
+    def __init__(self, message: str, step: int, site: str | None, draws: dict[str, Tensor]) -> None:
         super().__init__(message)
         self.step = step
         self.site = site

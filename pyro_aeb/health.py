@@ -16,8 +16,8 @@ class Health:
     Watches one number a step that is finite exactly as long as the potential and gradient are.
 
     On the CPU the number is read where it was written, so a blow-up is seen at its own step, before
-    the weights move. On an accelerator it is copied to the host without waiting and may be seen some
-    steps later; :meth:`settle` waits.
+    the weights move. On an accelerator it is copied to the host without waiting and may be seen
+    some steps later; :meth:`settle` waits.
 
     :param torch.device device: where the run is.
     :param torch.dtype dtype: of the position.

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a chain has done so far: statistics of every draw, learned latents, and the draws themselves."""
+"""What a chain has recorded: statistics of every draw, learned latents, and the draws."""
 
 from __future__ import annotations
 

@@ -10,11 +10,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_aeb.adaptation import SSGLLatents, StochasticApproximation
+from pyro_aeb.adaptation import StochasticApproximation
 from pyro_aeb.chain import Chain
 from pyro_aeb.errors import CollapseWarning, NonFiniteError
 from pyro_aeb.links import HandLinks
@@ -23,6 +22,7 @@ from pyro_aeb.minibatches import Minibatches, Order, check_order
 from pyro_aeb.model import inspect_model
 from pyro_aeb.posterior import Posterior
 from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.ssgl_rule import SSGLLatents
 from pyro_aeb.start import chain_number, find_start, first_values, generator_of, names_to_save
 from pyro_aeb.transitions import StepNumbers, Transition
 
@@ -223,31 +223,23 @@ class AEBKernel(MCMCKernel):
         structure = inspect_model(
             self.model, args, kwargs, adapt=self.adaptation is not None, links=self.links
         )
-        saved = names_to_save(structure, self.save if self._save_params is None else self._save_params)
-        posterior = Posterior(self.model, args, kwargs, structure)
+        wanted = self.save if self._save_params is None else self._save_params
+        saved = names_to_save(structure, wanted)
         generator = generator_of(self.seed, chain_number(self._chains_started), structure.device)
+        minibatches = Minibatches(structure.plates, self.minibatches, structure.device, generator)
+        posterior = Posterior(self.model, args, kwargs, structure)
         given, self._initial_params = self._initial_params, None
-        first_batch = {n: torch.arange(b, device=structure.device) for n, (_, b) in structure.plates.items()}
-
-        def latents_of(values: Mapping[str, Tensor]) -> SSGLLatents | None:
-            if posterior.rule is None or self.adaptation is None:
-                return None
-            return posterior.rule.init(values, self.adaptation)
-
         position, latents = find_start(
-            structure,
+            posterior,
+            self.adaptation,
             lambda: first_values(
                 self.model, args, kwargs, structure, self.init_strategy, given, generator
             ),
-            latents_of,
-            lambda position, latents: posterior.gradient(position, latents, first_batch).log_density,
         )
         self._chain = Chain(
             structure=structure,
             posterior=posterior,
-            minibatches=Minibatches(
-                structure.plates, self.minibatches, structure.device, generator
-            ),
+            minibatches=minibatches,
             generator=generator,
             state=self.transition.init(position),
             latents=latents,

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The model at a flat position: log density of the data and its gradient, one forward and one backward.
+The model at a flat position: log density of the data and its gradient, by one forward and one
+backward pass.
 
 No trace is built. One handler gives latent sites their values, subsampled plates their indices, and
 adds up the log densities of the observed sites (and of those latents whose prior has no
@@ -27,7 +28,7 @@ from pyro_aeb.structure import Residuals, Structure
 class Gradient(NamedTuple):
     """
     :param Tensor log_density: of the whole data set, estimated from the batch, plus the log priors
-        that have no closed-form gradient; shape ().
+        that have no closed-form gradient, without terms that the weights do not enter; shape ().
     :param Tensor gradient: of it with respect to the position, shape (D,).
     :param dict residuals: of the observed Normal sites whose scale is learned, by name.
     """
@@ -104,7 +105,7 @@ class _Scorer(Messenger):
         self._general = {block.name: block.transform for block in structure.general}
         self._shapes = {b.name: b.shape for b in (*structure.sparse, *structure.normal)}
         self._sigma_of = {
-            name: sigma.site for sigma in structure.sigmas for name in sigma.likelihoods
+            name: s.site for s in structure.sigmas if s.site for name in s.likelihoods
         }
         self._zero = torch.zeros((), dtype=structure.dtype, device=structure.device)
 
@@ -121,7 +122,7 @@ class _Scorer(Messenger):
         self.residuals: dict[str, Residuals] = {}
 
     def log_density(self) -> Tensor:
-        return sum(self._terms, start=self._zero)
+        return sum(self._terms[1:], start=self._terms[0]) if self._terms else self._zero
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -167,15 +168,17 @@ class _Scorer(Messenger):
         self._terms.append(total if msg["scale"] == 1.0 else total * msg["scale"])
 
     def _score_residuals(self, msg: Any, name: str) -> None:
-        """Normal(loc, c sigma): log density up to a constant, and (6)'s I, from one residual."""
+        """Normal(loc, c sigma): its log density, where it depends on the weights, and (6)'s I."""
         fn, scale, mask = base(msg["fn"]), msg["scale"], msg["mask"]
         z = (msg["value"] - fn.loc) / fn.scale
-        square, log_scale, count = z * z, fn.scale.log(), z.numel() * scale
+        data = z.numel() * scale
         if mask is not None:
             mask = torch.as_tensor(mask).expand(z.shape)
-            square, log_scale = torch.where(mask, square, 0.0), torch.where(mask, log_scale, 0.0)
-            count = mask.sum() * scale
-        total = square.sum() * scale
-        self._terms.append(-0.5 * total - log_scale.sum() * scale)
+            z, data = torch.where(mask, z, 0.0), mask.sum() * scale
+        total = torch.dot(z, z) if z.dim() == 1 else z.square().sum()
+        self._terms.append(total * (-0.5 * scale))
+        if fn.scale.requires_grad:  # c depends on the weights
+            log_scale = fn.scale.log() if mask is None else torch.where(mask, fn.scale.log(), 0.0)
+            self._terms.append(-log_scale.sum() * scale)
         sigma2 = self._values[self._sigma_of[name]]
-        self.residuals[name] = Residuals(total.detach() * sigma2, count)
+        self.residuals[name] = Residuals(total.detach() * sigma2 * scale, data)

@@ -93,9 +93,7 @@ def _check_hand_links(latent: Mapping[str, Site], sparse: list[str], by_hand: Ha
             raise ModelError(f"links: {name!r} is not an SSGL site; SSGL sites are {sparse}")
         for parameter, site in parameters.items():
             if parameter not in PRIORS:
-                raise ModelError(
-                    f"links: {parameter!r} of site {name!r} is not 'delta' or 'sigma'"
-                )
+                raise ModelError(f"links: {parameter!r} of site {name!r} is not 'delta' or 'sigma'")
             if site not in latent:
                 raise ModelError(
                     f"links: {parameter!r} of site {name!r} names {site!r}, which is no latent "
@@ -148,7 +146,9 @@ def check_links(
     """
     values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
     learned = sorted(set(links.values()))
-    _check_not_lost(sites, sparse, links, look_at(_moved(sites, values, set(values) - set(learned))))
+    _check_not_lost(
+        sites, sparse, links, look_at(_moved(sites, values, set(values) - set(learned)))
+    )
     values |= _moved(sites, values, set(learned))
     moved = look_at(values)
     for (name, parameter), site in links.items():
@@ -225,9 +225,9 @@ def _scaled_by(
                 return name
     kind = "observed" if site["is_observed"] else "latent"
     raise ModelError(
-        f"{kind} site {site['name']!r} ~ {type(old).__name__} depends on {learned}, of which one is "
-        "learned for the SSGL prior, in a way that has no closed-form update: only an observed "
-        "Normal may, with scale = c * sigma2.sqrt(); give it a site of its own, or use "
+        f"{kind} site {site['name']!r} ~ {type(old).__name__} depends on one of {learned}, "
+        "which are learned for the SSGL prior, in a way that has no closed-form update: only an "
+        "observed Normal may, with scale = c * sigma2.sqrt(); give it a site of its own, or use "
         "adaptation=None"
     )
 

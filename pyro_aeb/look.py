@@ -110,7 +110,7 @@ def look(
     ):
         pyro.set_rng_seed(0)
         trace = poutine.trace(model).get_trace(*args, **kwargs)
-    sites = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
+    sites: dict[str, Site] = {n: {**s} for n, s in trace.nodes.items() if s["type"] == "sample"}
     for site in sites.values():
         site["value"] = detach_provenance(site["value"])
     return sites
@@ -148,8 +148,5 @@ def initial_values(
     """
     with unchanged_buffers(), torch.no_grad(), InitMessenger(strategy):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
-    return {
-        name: detach_provenance(node["value"]).detach().clone()
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not node["is_observed"]
-    }
+    latent = {n: s for n, s in trace.iter_stochastic_nodes()}
+    return {name: torch.as_tensor(site["value"]).clone() for name, site in latent.items()}

@@ -12,7 +12,6 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.ops.provenance import detach_provenance, get_provenance
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
@@ -42,9 +41,9 @@ def inspect_model(
     """
     _check_arguments(model, args, kwargs)
     sites = look(model, args, kwargs, {})
-    plates = {n: _plate(s) for n, s in sites.items() if site_is_subsample(s)}
-    given = {n: sites[n]["fn"].subsample_size is None and b < size for n, (size, b) in plates.items()}
-    sites = {n: s for n, s in sites.items() if not site_is_subsample(s) and not _deterministic(s)}
+    subsamples = {n: s for n, s in sites.items() if _is_subsample(s)}
+    plates = {n: _plate(s) for n, s in subsamples.items()}
+    sites = {n: s for n, s in sites.items() if n not in plates and not _deterministic(s)}
     latent = {n: s for n, s in sites.items() if not s["is_observed"]}
     observed = {n: s for n, s in sites.items() if s["is_observed"]}
     _check_latent(latent)
@@ -66,7 +65,7 @@ def inspect_model(
         sigmas=tuple(groups.sigmas),
         deltas=tuple(groups.deltas),
         observed=tuple(observed),
-        plates={n: plates[n] for n in plates if not given[n]},
+        plates={n: plates[n] for n, s in subsamples.items() if not _is_given(s)},
         dims={n: _dims(s) for n, s in sites.items()},
         observations={n: s["value"] for n, s in observed.items() if _whole(s)},
         dtype=dtype,
@@ -92,6 +91,15 @@ def _check_arguments(
 
 def _deterministic(site: Site) -> bool:
     return bool(site["infer"].get("_deterministic", False))
+
+
+def _is_subsample(site: Site) -> bool:
+    return type(site["fn"]).__name__ == "_Subsample"
+
+
+def _is_given(site: Site) -> bool:
+    """Whether the model gives a plate its indices itself, ``plate(..., subsample=indices)``."""
+    return site["fn"].subsample_size is None and len(site["value"]) < site["fn"].size
 
 
 def _plate(site: Site) -> tuple[int, int]:
@@ -185,8 +193,8 @@ class _Groups:
         return SparseBlock(
             name,
             shape,
-            v0=_number_or_tensor(fn.v0, shape),
-            v1=_number_or_tensor(fn.v1, shape),
+            v0=_number_or_tensor(fn.given["v0"], shape),
+            v1=_number_or_tensor(fn.given["v1"], shape),
             sigma=self.sigmas.index(sigma),
             delta=self.deltas.index(delta),
         )
@@ -220,7 +228,7 @@ def _number_or_tensor(value: Any, shape: torch.Size) -> float | Tensor:
 
 
 def _fixed(site: Site, parameter: str) -> float:
-    value = _number_or_tensor(getattr(base(site["fn"]), parameter), site["value"].shape)
+    value = _number_or_tensor(base(site["fn"]).given[parameter], site["value"].shape)
     if isinstance(value, Tensor):
         raise ModelError(
             f"SSGL site {site['name']!r}: {parameter} is a tensor of different numbers, expected "

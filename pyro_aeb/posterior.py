@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_aeb.adaptation import SSGLLatents, SSGLRule
 from pyro_aeb.dense import NormalPrior
 from pyro_aeb.likelihood import Gradient, Likelihood
+from pyro_aeb.ssgl_rule import SSGLLatents, SSGLRule
 from pyro_aeb.structure import Structure
 
 
@@ -33,6 +33,7 @@ class Posterior:
         kwargs: Mapping[str, Any],
         structure: Structure,
     ) -> None:
+        self.structure = structure
         self.likelihood = Likelihood(model, args, kwargs, structure)
         self.rule = SSGLRule(structure) if structure.sparse else None
         normal = NormalPrior(structure)
@@ -57,16 +58,16 @@ class Posterior:
         result = self.likelihood.gradient(position, self.site_values(latents), indices)
         if self.rule is not None and latents is not None:
             here = self._sparse_range
-            result.gradient[..., here] += self.rule.gradient(latents, position[..., here])
+            result.gradient[..., here].add_(self.rule.gradient(latents, position[..., here]))
         if self._normal is not None:
             here = self._normal_range
-            result.gradient[..., here] += self._normal.gradient(position[..., here])
+            result.gradient[..., here].add_(self._normal.gradient(position[..., here]))
         return result
 
     def potential(
         self, log_density: Tensor, position: Tensor, latents: SSGLLatents | None
     ) -> Tensor:
-        """-Q up to a constant, from the log density that came with the gradient."""
+        """-Q without the terms that the weights do not enter, from the gradient's log density."""
         potential = -log_density
         if self.rule is not None and latents is not None:
             potential = potential + self.rule.potential(latents, self.sparse(position))

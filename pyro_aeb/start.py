@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_aeb.adaptation import SSGLLatents
+from pyro_aeb.adaptation import StochasticApproximation
 from pyro_aeb.errors import ModelError, SaveSizeWarning
 from pyro_aeb.look import initial_values
+from pyro_aeb.posterior import Posterior
+from pyro_aeb.ssgl_rule import SSGLLatents
 from pyro_aeb.structure import Structure
 
 INITIAL_TRIES = 100
@@ -109,24 +111,30 @@ def flatten(structure: Structure, values: Mapping[str, Tensor]) -> Tensor:
 
 
 def find_start(
-    structure: Structure,
-    draw: Callable[[], dict[str, Tensor]],
-    latents_of: Callable[[Mapping[str, Tensor]], SSGLLatents | None],
-    density: Callable[[Tensor, SSGLLatents | None], Tensor],
+    posterior: Posterior,
+    adaptation: StochasticApproximation | None,
+    draw: Callable[[], Mapping[str, Tensor]],
 ) -> tuple[Tensor, SSGLLatents | None]:
     """
-    A starting point with a finite potential.
+    A starting point with a finite potential, at the first data of every plate.
 
-    :param draw: draws first values.
-    :param latents_of: the latents at those values.
-    :param density: the log density at a position and latents.
+    :param Posterior posterior: Q.
+    :param StochasticApproximation adaptation: the first latents, None to learn none.
+    :param draw: draws first values, in constrained space.
     :returns: position and latents.
     :raises ModelError: if none is found.
     """
+    structure = posterior.structure
+    batch = {
+        name: torch.arange(size, device=structure.device)
+        for name, (_, size) in structure.plates.items()
+    }
     for _ in range(INITIAL_TRIES):
         values = draw()
-        position, latents = flatten(structure, values), latents_of(values)
-        if bool(torch.isfinite(density(position, latents))):
+        position, latents = flatten(structure, values), None
+        if posterior.rule is not None and adaptation is not None:
+            latents = posterior.rule.init(values, adaptation)
+        if bool(torch.isfinite(posterior.gradient(position, latents, batch).log_density)):
             return position, latents
     raise ModelError(
         f"no starting point with a finite potential in {INITIAL_TRIES} tries; give one with "

@@ -152,7 +152,7 @@ class Structure:
     @property
     def latent_sites(self) -> tuple[str, ...]:
         """Names of the sites that adaptation learns."""
-        found = [group.site for group in (*self.sigmas, *self.deltas)]
+        found = [sigma.site for sigma in self.sigmas] + [delta.site for delta in self.deltas]
         return tuple(site for site in found if site is not None)
 
     def unflatten(self, position: Tensor) -> dict[str, Tensor]:
@@ -174,8 +174,8 @@ class Residuals(NamedTuple):
     What the forward pass knows of an observed Normal site whose scale is a multiple of sigma.
 
     :param Tensor square: :math:`I = (N/n) \sum ((y - loc)/c)^2`, with scale = c sigma.
-    :param count: N, the number of data.
+    :param data: N, the number of data.
     """
 
     square: Tensor
-    count: float | Tensor
+    data: float | Tensor

@@ -21,7 +21,7 @@ from pyro_aeb.schedules import Schedule
 
 
 class HasPosition(Protocol):
-    """A state: a ``NamedTuple`` of tensors with the flat weights, shape (..., D), as ``position``."""
+    """A ``NamedTuple`` of tensors with the flat weights, shape (..., D), as ``position``."""
 
     @property
     def position(self) -> Tensor: ...

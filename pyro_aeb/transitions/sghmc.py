@@ -86,5 +86,6 @@ class SGHMC:
         eta, tau = numbers
         momentum = torch.mul(state.momentum, 1.0 - self.friction)
         momentum.add_(gradient, alpha=eta)
-        momentum.add_(noise, alpha=math.sqrt(2.0 * eta * (self.friction - self.gradient_noise) / tau))
+        variance = 2.0 * eta * (self.friction - self.gradient_noise) / tau
+        momentum.add_(noise, alpha=math.sqrt(variance))
         return SGHMCState(state.position + momentum, momentum)

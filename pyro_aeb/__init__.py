@@ -1,0 +1,37 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Sparse Bayesian networks for Pyro by adaptive empirical Bayes.
+
+See :class:`AEBKernel` for the sampler and :class:`SSGL` for the prior.
+"""
+
+import pyro_aeb.backend  # noqa: F401  (registers pyro.distributions.SSGL and the pyroapi backend)
+from pyro_aeb._version import __version__
+from pyro_aeb.adaptation import StochasticApproximation
+from pyro_aeb.distributions import SSGL
+from pyro_aeb.errors import CollapseWarning, ModelError, NonFiniteError, SaveSizeWarning
+from pyro_aeb.inference_data import to_arviz
+from pyro_aeb.kernel import AEBKernel
+from pyro_aeb.schedules import Constant, Cyclical, Geometric, Piecewise, Polynomial
+from pyro_aeb.transitions import SGHMC, SGLD
+
+__all__ = [
+    "SGHMC",
+    "SGLD",
+    "SSGL",
+    "AEBKernel",
+    "CollapseWarning",
+    "Constant",
+    "Cyclical",
+    "Geometric",
+    "ModelError",
+    "NonFiniteError",
+    "Piecewise",
+    "Polynomial",
+    "SaveSizeWarning",
+    "StochasticApproximation",
+    "__version__",
+    "to_arviz",
+]

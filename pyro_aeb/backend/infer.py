@@ -1,0 +1,16 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""``infer`` of the pyroapi backend ``"aeb"``: :mod:`pyro.infer` and AEBKernel."""
+
+from typing import Any
+
+import pyro.infer
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AEBKernel":
+        from pyro_aeb.kernel import AEBKernel
+
+        return AEBKernel
+    return getattr(pyro.infer, name)

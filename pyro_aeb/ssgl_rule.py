@@ -1,0 +1,265 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The latents of a model's SSGL sites: their state, and one sweep of equations (4)-(8) over it.
+
+kappa0 and kappa1 are one array in disguise. With ``slab`` the running average of rho, kappa1 is
+``slab / v1`` and kappa0 is ``(1 + excess - slab) / v0``; the number ``excess`` carries what is left
+of their first values and decays by (1 - omega) a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.adaptation import (
+    StochasticApproximation,
+    penalties,
+    prior_gradient,
+    scale_update,
+    sparsity_update,
+    stochastic_approximation,
+)
+from pyro_aeb.distributions import inclusion_logit
+from pyro_aeb.errors import ModelError
+from pyro_aeb.structure import Delta, Residuals, Sigma, Structure
+
+
+class SSGLLatents(NamedTuple):
+    """
+    The latents' values. P sparse weights, S sigmas, L deltas; a leading axis of chains is kept.
+
+    :param Tensor rho: inclusion probabilities, shape (..., P).
+    :param Tensor slab: running average of rho, which stands for kappa0 and kappa1, shape (..., P).
+    :param excess: what is left of the first kappas; see the module's docstring.
+    :param Tensor sigma: scales, shape (..., S).
+    :param Tensor delta: prior inclusion probabilities, shape (..., L).
+    """
+
+    rho: Tensor
+    slab: Tensor
+    excess: float | Tensor
+    sigma: Tensor
+    delta: Tensor
+
+
+@dataclass(frozen=True)
+class Groups:
+    """
+    Which consecutive runs of the sparse slab share a parameter.
+
+    :param tuple sizes: the length of each run; they add up to P.
+    :param tuple index: the group of each run.
+    :param int count: how many groups there are.
+    """
+
+    sizes: tuple[int, ...]
+    index: tuple[int, ...]
+    count: int
+
+    def spread(self, values: Tensor) -> Tensor:
+        """One value a group, shape (..., count), to a shape that broadcasts with (..., P)."""
+        if self.count == 1:
+            return values
+        runs = [values[..., g, None].expand(*values.shape[:-1], n) for g, n in self._runs()]
+        return torch.cat(runs, dim=-1)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over each group, shape (..., P) to (..., count)."""
+        if self.count == 1:
+            return values.sum(-1, keepdim=True)
+        totals = [values.new_zeros(values.shape[:-1]) for _ in range(self.count)]
+        for group, part in zip(self.index, values.split(self.sizes, dim=-1), strict=True):
+            totals[group] = totals[group] + part.sum(-1)
+        return torch.stack(totals, dim=-1)
+
+    def lengths(self) -> list[int]:
+        """The number of weights of each group."""
+        lengths = [0] * self.count
+        for group, size in self._runs():
+            lengths[group] += size
+        return lengths
+
+    def _runs(self) -> list[tuple[int, int]]:
+        return list(zip(self.index, self.sizes, strict=True))
+
+
+class SSGLRule:
+    """
+    The latents' arithmetic for one model's SSGL sites.
+
+    :param Structure structure: the model's structure.
+    :raises ModelError: if the prior leaves (7) without a value.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        tensor = partial(torch.tensor, dtype=structure.dtype, device=structure.device)
+        self._tensor = tensor
+        blocks = structure.sparse
+        sizes = tuple(block.size for block in blocks)
+        self.size = sum(sizes)
+        self.v0 = _common([block.v0 for block in blocks], sizes, tensor(0.0))
+        self.v1 = _common([block.v1 for block in blocks], sizes, tensor(0.0))
+        self.sigmas: tuple[Sigma, ...] = structure.sigmas
+        self.deltas: tuple[Delta, ...] = structure.deltas
+        self.sigma_groups = Groups(sizes, tuple(b.sigma for b in blocks), len(self.sigmas))
+        self.delta_groups = Groups(sizes, tuple(b.delta for b in blocks), len(self.deltas))
+        self._nu = tensor([s.nu for s in self.sigmas])
+        self._nu_lambda = tensor([s.nu_lambda for s in self.sigmas])
+        self._a = tensor([d.a for d in self.deltas])
+        self._b = tensor([d.b for d in self.deltas])
+        self._sigma_sizes = tensor(self.sigma_groups.lengths())
+        self._delta_sizes = tensor(self.delta_groups.lengths())
+        self._sigma_learned = [s.site is not None for s in self.sigmas]
+        self._delta_learned = [d.site is not None for d in self.deltas]
+        self._likelihoods = [
+            (site, torch.eye(len(self.sigmas)).to(self._nu)[index])
+            for index, sigma in enumerate(self.sigmas)
+            for site in sorted(sigma.likelihoods)
+        ]
+        for delta, size in zip(self.deltas, self.delta_groups.lengths(), strict=True):
+            if delta.site is not None and delta.a + delta.b + size - 2.0 <= 0.0:
+                raise ModelError(
+                    f"site {delta.site!r} ~ Beta({delta.a}, {delta.b}) with {size} weights has no "
+                    "mode for equation (7); use parameters of at least 1"
+                )
+
+    def init(self, initial: Mapping[str, Tensor], request: StochasticApproximation) -> SSGLLatents:
+        """
+        The latents before the first step.
+
+        :param initial: first values of the learned sites (sigma squared and delta), by name.
+        :param StochasticApproximation request: the first rho and kappa.
+        """
+        sigma = [self._first(s, initial) for s in self.sigmas]
+        sigma = [v.sqrt() if s.site else v for v, s in zip(sigma, self.sigmas, strict=True)]
+        delta = [self._first(d, initial) for d in self.deltas]
+        rho = self._tensor(request.initial_inclusion).repeat(self.size)
+        slab, excess = rho, 0.0 * self.v0
+        if request.initial_penalty is not None:
+            kappa = request.initial_penalty
+            slab = torch.zeros_like(rho) + kappa * self.v1
+            excess = kappa * self.v0 + kappa * self.v1 - 1.0
+        return SSGLLatents(rho, slab, excess, torch.stack(sigma), torch.stack(delta))
+
+    def _first(self, group: Sigma | Delta, initial: Mapping[str, Tensor]) -> Tensor:
+        if group.site is not None:
+            return initial[group.site].detach().reshape(()).to(self._nu)
+        return self._tensor(group.fixed)
+
+    def update(
+        self,
+        latents: SSGLLatents,
+        beta: Tensor,
+        residuals: Mapping[str, Residuals],
+        weight: float,
+    ) -> SSGLLatents:
+        """
+        One sweep of (8) over rho, kappa, sigma and delta, in the order of Algorithm 1.
+
+        :param SSGLLatents latents: the latents before it.
+        :param Tensor beta: the sparse slab after the step, shape (..., P).
+        :param residuals: of the likelihoods with a learned sigma, before the step, by site.
+        :param float weight: omega at this step.
+        """
+        rho, slab, excess, sigma, delta = latents
+        spread_sigma = self.sigma_groups.spread(sigma)
+        logit = inclusion_logit(
+            beta, self.v0, self.v1, self.delta_groups.spread(delta), spread_sigma
+        )
+        rho = stochastic_approximation(rho, torch.sigmoid(logit), weight)
+        slab = stochastic_approximation(slab, rho, weight)
+        excess = (1.0 - weight) * excess
+        if any(self._sigma_learned):
+            new = _where(self._sigma_learned, self._scale(beta, slab, excess, residuals), sigma)
+            sigma = stochastic_approximation(sigma, new, weight)
+        if any(self._delta_learned):
+            total = self.delta_groups.sum(rho)
+            new = sparsity_update(total, self._delta_sizes, self._a, self._b)
+            delta = stochastic_approximation(delta, _where(self._delta_learned, new, delta), weight)
+        return SSGLLatents(rho, slab, excess, sigma, delta)
+
+    def _scale(
+        self,
+        beta: Tensor,
+        slab: Tensor,
+        excess: float | Tensor,
+        residuals: Mapping[str, Residuals],
+    ) -> Tensor:
+        """sigma tilde of equation (6), shape (..., S)."""
+        kappa0, kappa1 = penalties(slab, excess, self.v0, self.v1)
+        absolute = self.sigma_groups.sum(kappa0 * beta.abs())
+        square = self.sigma_groups.sum(kappa1 * beta * beta)
+        count = self._sigma_sizes
+        for site, own in self._likelihoods:
+            square = square + residuals[site].square.unsqueeze(-1) * own
+            count = count + residuals[site].data * own
+        return scale_update(absolute, square, count, self._nu, self._nu_lambda)
+
+    def gradient(self, latents: SSGLLatents, beta: Tensor) -> Tensor:
+        """The prior's part of the gradient (2) at the sparse slab, shape (..., P)."""
+        kappa0, kappa1 = penalties(latents.slab, latents.excess, self.v0, self.v1)
+        return prior_gradient(beta, kappa0, kappa1, self.sigma_groups.spread(latents.sigma))
+
+    def potential(self, latents: SSGLLatents, beta: Tensor) -> Tensor:
+        r"""
+        The prior's part of -Q, :math:`\sum \kappa_0 |\beta| / \sigma + \kappa_1 \beta^2 /
+        2 \sigma^2`, shape (...).
+        """
+        kappa0, kappa1 = penalties(latents.slab, latents.excess, self.v0, self.v1)
+        scaled = beta / self.sigma_groups.spread(latents.sigma)
+        return (kappa0 * scaled.abs() + 0.5 * kappa1 * scaled * scaled).sum(-1)
+
+    def site_values(self, latents: SSGLLatents) -> dict[str, Tensor]:
+        """The learned sites' values, sigma squared and delta, each of shape (...)."""
+        values = {
+            s.site: latents.sigma[..., i].square() for i, s in enumerate(self.sigmas) if s.site
+        }
+        values |= {d.site: latents.delta[..., i] for i, d in enumerate(self.deltas) if d.site}
+        return values
+
+    def sparsity(self, latents: SSGLLatents) -> Tensor:
+        """
+        The fraction of sparse weights that rather belong to the spike, the narrower of the two
+        components: rho below 1/2 where it is the Laplace, above where it is the Gaussian.
+        """
+        laplace_is_spike = torch.as_tensor(2.0 * self.v0 * self.v0 < self.v1)
+        spike = torch.where(
+            laplace_is_spike.to(latents.rho.device), latents.rho < 0.5, latents.rho > 0.5
+        )
+        return spike.to(latents.rho.dtype).mean(-1)
+
+    def collapsed(self, latents: SSGLLatents) -> list[str]:
+        """Learned delta sites that have run into 0 or 1: under 1/1000 weight expected on a side."""
+        expected = latents.delta * self._delta_sizes
+        rest = self._delta_sizes - expected
+        low = torch.minimum(expected, rest).reshape(-1, len(self.deltas)).amin(0) < 1e-3
+        return [d.site for d, bad in zip(self.deltas, low.tolist(), strict=True) if d.site and bad]
+
+
+def _where(learned: list[bool], new: Tensor, old: Tensor) -> Tensor:
+    """The new values of learned groups and the old ones of fixed groups."""
+    if all(learned):
+        return new
+    return torch.where(torch.tensor(learned, device=new.device), new, old)
+
+
+def _common(values: list[float | Tensor], sizes: tuple[int, ...], like: Tensor) -> float | Tensor:
+    """One number where all blocks share it, else a tensor of shape (P,)."""
+    first = values[0]
+    if isinstance(first, float) and all(
+        isinstance(value, float) and value == first for value in values
+    ):
+        return first
+    parts = [
+        torch.as_tensor(value).to(like).reshape(-1).expand(size)
+        for value, size in zip(values, sizes, strict=True)
+    ]
+    return torch.cat(parts)
