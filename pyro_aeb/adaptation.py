@@ -51,7 +51,11 @@ def prior_gradient(beta: Tensor, kappa0: Tensor, kappa1: Tensor, sigma: Tensor) 
 
 
 def scale_update(
-    absolute: Tensor, square: Tensor, count: float | Tensor, nu: Tensor, nu_lambda: Tensor
+    absolute: Tensor,
+    square: Tensor,
+    count: float | Tensor,
+    nu: float | Tensor,
+    nu_lambda: float | Tensor,
 ) -> Tensor:
     r"""
     Equation (6), the maximiser of Q over sigma, :math:`(B + \sqrt{B^2 + 4 A C}) / (2 A)` with
@@ -63,25 +67,27 @@ def scale_update(
         of a likelihood, plus :math:`I`, the sum over the whole data set of squared errors.
     :param count: p, the number of those weights; where sigma is also the scale of a likelihood,
         plus N, the number of data.
-    :param Tensor nu: prior degrees of freedom.
-    :param Tensor nu_lambda: nu times lambda.
+    :param nu: prior degrees of freedom.
+    :param nu_lambda: nu times lambda.
     """
     a = count + nu + 2.0
     c = square + nu_lambda
     return (absolute + torch.sqrt(absolute * absolute + 4.0 * a * c)) / (2.0 * a)
 
 
-def sparsity_update(total: Tensor, size: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def sparsity_update(
+    total: Tensor, size: float | Tensor, a: float | Tensor, b: float | Tensor
+) -> Tensor:
     r"""
     Equation (7), :math:`(\sum_j \rho_j + a - 1) / (a + b + p - 2)`, kept inside (0, 1).
 
     :param Tensor total: :math:`\sum_j \rho_j` over the weights of this delta.
-    :param Tensor size: p, their number.
-    :param Tensor a: first parameter of the Beta prior.
-    :param Tensor b: second parameter of the Beta prior.
+    :param size: p, their number.
+    :param a: first parameter of the Beta prior.
+    :param b: second parameter of the Beta prior.
     """
     limits = torch.finfo(total.dtype)
-    return ((total + a - 1.0) / (a + b + size - 2.0)).clamp(limits.tiny, 1.0 - limits.eps)
+    return ((total + (a - 1.0)) / (a + b + size - 2.0)).clamp(limits.tiny, 1.0 - limits.eps)
 
 
 def stochastic_approximation(old: Tensor, new: Tensor, weight: float) -> Tensor:

@@ -45,15 +45,15 @@ def inclusion_logit(
     delta: Tensor | float,
     sigma: Tensor | float,
 ) -> Tensor:
-    r"""
+    """
     The logit of equation (4), the probability that a weight belongs to the Gaussian component::
 
         logit P(gamma = 1 | value) = logit(delta) + log N(value; 0, sigma**2 v1)
                                                   - log Laplace(value; 0, sigma v0)
             = logit(delta) + log(2 v0) - log(2 pi v1) / 2 + u / v0 - u**2 / (2 v1)
 
-    with ``u = abs(value) / sigma``. It is never NaN: ``delta`` 0 and 1 give minus and plus
-    infinity for any value.
+    with ``u = abs(value) / sigma``. It is NaN only where an argument is: ``delta`` 0 and 1 give
+    minus and plus infinity for any value.
 
     :param Tensor value: weights. All arguments broadcast.
     :param v0: scale of the Laplace component, in units of ``sigma``.
@@ -69,7 +69,7 @@ def inclusion_logit(
 
 
 class SSGL(TorchDistribution):
-    r"""
+    """
     Spike-and-slab Gaussian-Laplace distribution: equation (1) with ``gamma`` summed out::
 
         gamma         ~ Bernoulli(delta)
@@ -275,7 +275,7 @@ class SSGL(TorchDistribution):
     def _cdf(self, value: Tensor) -> Tensor:
         v0, v1, delta, sigma = self.given.values()
         u = value / sigma
-        # Not abs, whose derivative at 0 is 0, and not torch.special.ndtr, whose lower tail is 0.
+        # Not abs, whose derivative at 0 is 0, and not torch.special.ndtr: its lower tail is 0.
         tail = 0.5 * (torch.where(u < 0, u, -u) / v0).exp()
         laplace = torch.where(u < 0, tail, 1 - tail)
         gaussian = 0.5 * torch.erfc(u / -math.sqrt(2) / v1**0.5)
@@ -303,7 +303,7 @@ class SSGL(TorchDistribution):
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
 
     def entropy(self) -> Tensor:
-        r"""
+        """
         The differential entropy in nats, by quadrature: there is no closed form.
 
         The absolute error is below 1e-9 in float64, and rounding error, about 1e-5, in float32,

@@ -180,8 +180,7 @@ class AEBKernel(MCMCKernel):
         if not chain.health.settle():
             self._blown_up(chain, k, chain.state.position)
         stats = {**chain.statistics(), **self._numbers(k)._asdict()}
-        if chain.latents is not None:
-            stats["sa_weight"] = self._weight(chain, k)
+        stats["sa_weight"] = self._weight(chain, k)
         self._warn_of_collapse(chain)
         return chain.record(stats)
 

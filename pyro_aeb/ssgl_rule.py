@@ -11,7 +11,7 @@ of their first values and decays by (1 - omega) a step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -80,9 +80,9 @@ class Groups:
             totals[group] = totals[group] + part.sum(-1)
         return torch.stack(totals, dim=-1)
 
-    def lengths(self) -> list[int]:
+    def lengths(self) -> list[float]:
         """The number of weights of each group."""
-        lengths = [0] * self.count
+        lengths = [0.0] * self.count
         for group, size in self._runs():
             lengths[group] += size
         return lengths
@@ -111,17 +111,17 @@ class SSGLRule:
         self.deltas: tuple[Delta, ...] = structure.deltas
         self.sigma_groups = Groups(sizes, tuple(b.sigma for b in blocks), len(self.sigmas))
         self.delta_groups = Groups(sizes, tuple(b.delta for b in blocks), len(self.deltas))
-        self._nu = tensor([s.nu for s in self.sigmas])
-        self._nu_lambda = tensor([s.nu_lambda for s in self.sigmas])
-        self._a = tensor([d.a for d in self.deltas])
-        self._b = tensor([d.b for d in self.deltas])
-        self._sigma_sizes = tensor(self.sigma_groups.lengths())
-        self._delta_sizes = tensor(self.delta_groups.lengths())
+        self._nu = _per_group([s.nu for s in self.sigmas], tensor)
+        self._nu_lambda = _per_group([s.nu_lambda for s in self.sigmas], tensor)
+        self._a = _per_group([d.a for d in self.deltas], tensor)
+        self._b = _per_group([d.b for d in self.deltas], tensor)
+        self._sigma_sizes = _per_group(self.sigma_groups.lengths(), tensor)
+        self._delta_sizes = _per_group(self.delta_groups.lengths(), tensor)
         self._sigma_learned = [s.site is not None for s in self.sigmas]
         self._delta_learned = [d.site is not None for d in self.deltas]
         self._likelihoods = [
-            (site, torch.eye(len(self.sigmas)).to(self._nu)[index])
-            for index, sigma in enumerate(self.sigmas)
+            (site, _per_group([float(other is sigma) for other in self.sigmas], tensor))
+            for sigma in self.sigmas
             for site in sorted(sigma.likelihoods)
         ]
         for delta, size in zip(self.deltas, self.delta_groups.lengths(), strict=True):
@@ -151,7 +151,7 @@ class SSGLRule:
 
     def _first(self, group: Sigma | Delta, initial: Mapping[str, Tensor]) -> Tensor:
         if group.site is not None:
-            return initial[group.site].detach().reshape(()).to(self._nu)
+            return initial[group.site].detach().reshape(()).to(self._tensor(0.0))
         return self._tensor(group.fixed)
 
     def update(
@@ -242,6 +242,11 @@ class SSGLRule:
         rest = self._delta_sizes - expected
         low = torch.minimum(expected, rest).reshape(-1, len(self.deltas)).amin(0) < 1e-3
         return [d.site for d, bad in zip(self.deltas, low.tolist(), strict=True) if d.site and bad]
+
+
+def _per_group(values: list[float], tensor: Callable[[list[float]], Tensor]) -> float | Tensor:
+    """One value a group: a plain number where there is one group, which spares tiny operations."""
+    return values[0] if len(values) == 1 else tensor(values)
 
 
 def _where(learned: list[bool], new: Tensor, old: Tensor) -> Tensor:
