@@ -220,7 +220,10 @@ class _Groups:
 
 
 def _number_or_tensor(value: Any, shape: torch.Size) -> float | Tensor:
-    value = torch.as_tensor(detach_provenance(value))
+    """A parameter as one number where it is one, else as a tensor of the site's shape."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    value = detach_provenance(value)
     first = value.reshape(-1)[0]
     if bool((value == first).all()):
         return float(first)

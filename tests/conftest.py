@@ -1,0 +1,32 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What every test starts from: one thread, a known seed, an empty parameter store."""
+
+from __future__ import annotations
+
+import os
+
+# One thread, here and in the processes that tests start: sums then have one order, so that a seed
+# gives the same digits on any machine, and two chains do not compete for two cores. Whatever
+# measures time sets its own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+from collections.abc import Iterator  # noqa: E402
+
+import pyro  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state() -> Iterator[None]:
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(1)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
