@@ -19,6 +19,7 @@ towards the value that closes its equation. Here are the equations, each once, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +104,8 @@ class StochasticApproximation:
     :param weight: :math:`\omega_k` in [0, 1], a number or a schedule. ``Polynomial(10, 1000, 0.7)``
         is the paper's; 1 is the "-EM" variant, in which the latents follow the last draw of the
         weights; 0 freezes them at their first values.
-    :param float initial_inclusion: the first value of every rho, in [0, 1].
+    :param initial_inclusion: the first value of every rho, in [0, 1]: one number, or a tensor for
+        each SSGL site, by name (to go on from an earlier run, with other settings).
     :param float initial_penalty: the first value of every kappa0 and kappa1, positive. By default
         they start from equation (5) at the first rho.
 
@@ -112,20 +114,22 @@ class StochasticApproximation:
     """
 
     weight: Schedule
-    initial_inclusion: float = 0.5
+    initial_inclusion: float | Mapping[str, Tensor] = 0.5
     initial_penalty: float | None = None
 
     def __init__(
         self,
         weight: Schedule | float,
-        initial_inclusion: float = 0.5,
+        initial_inclusion: float | Mapping[str, Tensor] = 0.5,
         initial_penalty: float | None = None,
     ) -> None:
         object.__setattr__(self, "weight", as_schedule(weight, "weight"))
-        object.__setattr__(self, "initial_inclusion", float(initial_inclusion))
+        object.__setattr__(self, "initial_inclusion", initial_inclusion)
         object.__setattr__(self, "initial_penalty", initial_penalty)
-        if not 0.0 <= self.initial_inclusion <= 1.0:
-            raise ValueError(f"{self!r}: expected initial_inclusion in [0, 1]")
+        given = initial_inclusion.values() if isinstance(initial_inclusion, Mapping) else ()
+        for values in given or (torch.as_tensor(initial_inclusion),):
+            if not bool(((values >= 0.0) & (values <= 1.0)).all()):
+                raise ValueError(f"{self!r}: expected initial_inclusion in [0, 1]")
         if initial_penalty is not None and not initial_penalty > 0.0:
             raise ValueError(f"{self!r}: expected initial_penalty > 0, or None for equation (5)")
         if isinstance(self.weight, Constant):

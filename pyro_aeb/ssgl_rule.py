@@ -102,7 +102,7 @@ class SSGLRule:
     def __init__(self, structure: Structure) -> None:
         tensor = partial(torch.tensor, dtype=structure.dtype, device=structure.device)
         self._tensor = tensor
-        blocks = structure.sparse
+        self._blocks = blocks = structure.sparse
         sizes = tuple(block.size for block in blocks)
         self.size = sum(sizes)
         self.v0 = _common([block.v0 for block in blocks], sizes, tensor(0.0))
@@ -141,13 +141,25 @@ class SSGLRule:
         sigma = [self._first(s, initial) for s in self.sigmas]
         sigma = [v.sqrt() if s.site else v for v, s in zip(sigma, self.sigmas, strict=True)]
         delta = [self._first(d, initial) for d in self.deltas]
-        rho = self._tensor(request.initial_inclusion).repeat(self.size)
+        rho = self._first_rho(request.initial_inclusion)
         slab, excess = rho, 0.0 * self.v0
         if request.initial_penalty is not None:
             kappa = request.initial_penalty
             slab = torch.zeros_like(rho) + kappa * self.v1
             excess = kappa * self.v0 + kappa * self.v1 - 1.0
         return SSGLLatents(rho, slab, excess, torch.stack(sigma), torch.stack(delta))
+
+    def _first_rho(self, given: float | Mapping[str, Tensor]) -> Tensor:
+        if not isinstance(given, Mapping):
+            return self._tensor(given).repeat(self.size)
+        expected = {block.name: tuple(block.shape) for block in self._blocks}
+        found = {name: tuple(rho.shape) for name, rho in given.items()}
+        if found != expected:
+            raise ModelError(
+                f"initial_inclusion has tensors of shapes {found}, expected one for every SSGL "
+                f"site, of its shape: {expected}"
+            )
+        return torch.cat([given[name].reshape(-1) for name in expected]).to(self._tensor(0.0))
 
     def _first(self, group: Sigma | Delta, initial: Mapping[str, Tensor]) -> Tensor:
         if group.site is not None:

@@ -49,6 +49,7 @@ class SGHMC:
 
     [1] Tianqi Chen, Emily Fox, Carlos Guestrin (2014), "Stochastic gradient Hamiltonian Monte
         Carlo", ICML, equation (15).
+
     [2] Yunus Saatci, Andrew Gordon Wilson (2017), "Bayesian GAN", NeurIPS, algorithm 1.
     """
 

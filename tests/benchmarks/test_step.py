@@ -4,7 +4,7 @@
 """
 What a step costs, as a multiple of forward + backward alone.
 
-    python -m pytest tests/benchmarks --benchmark-only
+    python -m pytest tests/benchmarks --benchmark-enable -s
 
 The two are timed in turn, a few steps each, and the ratio is taken turn by turn, so that it holds
 when the machine's speed drifts; its median and quartiles are printed. Time a quiet machine.
@@ -63,7 +63,7 @@ def test_a_step_costs_a_small_multiple_of_forward_and_backward(case, benchmark):
     workload = make()
     benchmark(workload.step)
     if benchmark.disabled:
-        pytest.skip("a ratio is measured only where benchmarks are, with --benchmark-only")
+        pytest.skip("a ratio is measured only where benchmarks are, with --benchmark-enable")
     low, median, high = statistics.quantiles(paired_ratios(workload, repeats), n=4)
     benchmark.extra_info["ratio"] = round(median, 2)
     print(f"\n{case}: step / (forward + backward) = {median:.2f} [{low:.2f}, {high:.2f}]")
