@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .methods import METHODS, Protocol, run_one, settings_of
+from .methods import ALL, Protocol, run_one, settings_of
 
 Row = dict[str, str]
 Task = tuple[int, str]
@@ -65,7 +65,7 @@ class Replicates:
         :raises SettingsChanged: if a row of a method was made with other settings than now.
         """
         for row in self.rows:
-            wanted = settings_of(row["method"], protocol) if row["method"] in METHODS else None
+            wanted = settings_of(row["method"], protocol) if row["method"] in ALL else None
             if wanted is not None and row["settings"] != wanted:
                 raise SettingsChanged(
                     f"{self.path} holds {row['method']!r} made with\n    {row['settings']}\n"

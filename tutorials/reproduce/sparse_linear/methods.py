@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,6 +108,12 @@ def _share(protocol: Protocol) -> float:
     return min(protocol.steps / recommended.STEPS, 1.0)
 
 
+CHANGES: dict[str, dict[str, Any]] = {
+    "sigma": {"nu": 1e6, "lam": None},  # held at its estimate from the training rows
+    "v0": {"v0": recommended.CHOOSE.v0},
+    "tau": {"inverse_temperature": recommended.CHOOSE.tau},
+}
+
 METHODS: dict[str, Method] = {
     "oracle": Method(
         "least squares on the true three (oracle)",
@@ -143,16 +151,28 @@ METHODS: dict[str, Method] = {
 }
 
 
+#: The paper's settings with one, two or three of the recommended changes; not run by default.
+ABLATION: dict[str, Method] = {
+    f"paper{''.join(f' +{change}' for change in changes)}": _sparse(
+        " + ".join(["SGLD-SA, paper's settings", *changes]),
+        replace(sampling.PAPER, **{k: v for c in changes for k, v in CHANGES[c].items()}),
+    )
+    for size in range(1, len(CHANGES) + 1)
+    for changes in itertools.combinations(CHANGES, size)
+}
+ALL = METHODS | ABLATION
+
+
 def settings_of(name: str, protocol: Protocol) -> str:
     """The text that tells the rows of one set of settings from those of another."""
-    return "; ".join(filter(None, [str(protocol.size), METHODS[name].settings(protocol)]))
+    return "; ".join(filter(None, [str(protocol.size), ALL[name].settings(protocol)]))
 
 
 def run_one(name: str, seed: int, protocol: Protocol) -> dict[str, float]:
     """
     Simulates a replicate, fits one method to it on one thread, and scores it.
 
-    :param str name: a key of :data:`METHODS`.
+    :param str name: a key of :data:`ALL`.
     :param int seed: the replicate.
     :param Protocol protocol: sizes and lengths.
     :returns: the figures of :func:`metrics.score`, the method's notes, and ``seconds`` of
@@ -164,7 +184,7 @@ def run_one(name: str, seed: int, protocol: Protocol) -> dict[str, float]:
         classical.mcp(simulate(0, Size(train=20, test=1, features=5)), 0)
     with threadpool_limits(1):
         started = time.process_time()
-        fit = METHODS[name].fit(problem, seed, protocol)
+        fit = ALL[name].fit(problem, seed, protocol)
         seconds = time.process_time() - started
     if not np.all(np.isfinite(fit.coefficients)):
         raise FloatingPointError(f"{name} on seed {seed} gave an estimate that is not finite")

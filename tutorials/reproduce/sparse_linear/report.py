@@ -15,7 +15,7 @@ import pandas as pd
 import pyro_aeb
 
 from .harness import FIGURES, Row
-from .methods import METHODS, Protocol, settings_of
+from .methods import ALL, METHODS, Protocol, settings_of
 
 #: The row that the paired differences are taken against.
 REFERENCE = "mcp"
@@ -82,7 +82,7 @@ def summarise(rows: list[Row]) -> pd.DataFrame:
         {f"{name}_{part}": frame[name] for name in figures for part, frame in parts.items()}, axis=1
     )
     summary.insert(0, "replicates", table.groupby("method").size())
-    known = [name for name in METHODS if name in summary.index]
+    known = [name for name in ALL if name in summary.index]
     return summary.loc[known]
 
 
@@ -103,7 +103,7 @@ def _markdown_table(summary: pd.DataFrame, columns: dict[str, str]) -> str:
         cells = [_cell(row[f"{key}_mean"], row[f"{key}_se"]) for key in columns]
         if all(cell == "–" for cell in cells):
             continue
-        lines.append([METHODS[name].label, str(int(row["replicates"])), *cells])
+        lines.append([ALL[name].label, str(int(row["replicates"])), *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -153,14 +153,14 @@ def draw_errors(rows: list[Row], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    names = [name for name in METHODS if any(row["method"] == name for row in rows)]
+    names = [name for name in ALL if any(row["method"] == name for row in rows)]
     errors = [[float(row["mse"]) for row in rows if row["method"] == name] for name in names]
     figure = Figure(figsize=(8, 1.2 + 0.42 * len(names)), layout="constrained")
     axes = figure.subplots()
     axes.boxplot(
         errors,
         orientation="horizontal",
-        tick_labels=[METHODS[name].label for name in names],
+        tick_labels=[ALL[name].label for name in names],
         showfliers=False,
         medianprops={"color": "black"},
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ import pyro_aeb as aeb
 from .classical import RIDGE_PRIOR_VARIANCE
 from .data import NOISE_VARIANCE, Array, Problem
 from .metrics import INTERVAL, Fit, excludes_zero
+from .recommended import residual_scale
 
 STEPS_PER_DRAW = 100
 WARMUP_SHARE = 0.2
@@ -45,7 +46,8 @@ class SparseSettings:
     :param float a: first parameter of delta's Beta prior.
     :param b: its second parameter; None for p.
     :param float nu: degrees of freedom of sigma squared's prior, InverseGamma(nu/2, nu lambda/2).
-    :param float lam: lambda, the prior's guess of sigma squared.
+    :param lam: lambda, the prior's guess of sigma squared; None for the square of
+        :func:`~recommended.residual_scale`, where the chain then starts too.
     :param inverse_temperature: tau, a number or a schedule. Above 1 the draws are narrower than the
         posterior: the posterior mean is sharper, the intervals are too short.
     :param int batch_size: rows in a minibatch; None for all rows at every step.
@@ -63,7 +65,7 @@ class SparseSettings:
     a: float = 1.0
     b: float | None = None
     nu: float = 1.0
-    lam: float = 1.0
+    lam: float | None = 1.0
     inverse_temperature: Schedule | float = 1.0
     batch_size: int | None = 50
     friction: float | None = None
@@ -176,7 +178,7 @@ def sparse_kernel(settings: SparseSettings, features: int, seed: int) -> aeb.AEB
     )
 
 
-def prior_numbers(settings: SparseSettings, features: int) -> dict[str, float]:
+def prior_numbers(settings: SparseSettings, features: int) -> dict[str, float | None]:
     """The keyword arguments of :func:`sparse_model`."""
     b = float(features) if settings.b is None else settings.b
     return {
@@ -210,6 +212,9 @@ def run_sparse(
     """
     X, y = tensors(problem)
     p = X.shape[1]
+    if settings.lam is None:
+        sigma = residual_scale(X, y)
+        settings = replace(settings, lam=sigma**2, first_sigma=sigma)
     batch = settings.batch_size and min(settings.batch_size, len(y))
     mcmc = MCMC(
         sparse_kernel(settings, p, seed), **chain_lengths(steps), disable_progbar=not progress
