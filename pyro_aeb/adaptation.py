@@ -19,8 +19,10 @@ towards the value that closes its equation. Here are the equations, each once, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -126,11 +128,16 @@ class StochasticApproximation:
         object.__setattr__(self, "weight", as_schedule(weight, "weight"))
         object.__setattr__(self, "initial_inclusion", initial_inclusion)
         object.__setattr__(self, "initial_penalty", initial_penalty)
-        given = initial_inclusion.values() if isinstance(initial_inclusion, Mapping) else ()
-        for values in given or (torch.as_tensor(initial_inclusion),):
+        given = initial_inclusion
+        if not isinstance(given, (Real, Mapping)):
+            raise TypeError(
+                f"initial_inclusion is {given!r}, expected a number or a tensor for each SSGL site"
+            )
+        for values in given.values() if isinstance(given, Mapping) else (given,):
+            values = torch.as_tensor(values)
             if not bool(((values >= 0.0) & (values <= 1.0)).all()):
                 raise ValueError(f"{self!r}: expected initial_inclusion in [0, 1]")
-        if initial_penalty is not None and not initial_penalty > 0.0:
+        if initial_penalty is not None and not 0.0 < initial_penalty < math.inf:
             raise ValueError(f"{self!r}: expected initial_penalty > 0, or None for equation (5)")
         if isinstance(self.weight, Constant):
             self.weight_at(1)

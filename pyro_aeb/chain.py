@@ -53,14 +53,13 @@ class Chain:
     def __post_init__(self) -> None:
         structure = self.structure
         self.health = Health(structure.device, structure.dtype)
-        self.log_density = torch.full((), torch.nan)
+        self._potential = torch.full((), torch.nan)
         self._noise = torch.empty_like(self.state.position)
         self._collapsed: set[str] = set()
         self._started = time.perf_counter()
         self._stats: Mapping[str, Any] = {}
-        sites = self._values()
-        self.saved_sites = tuple(name for name in sites if name in self.saved)
-        self.last_draw = self._draw(sites)
+        self.saved_sites = tuple(name for name in self._values() if name in self.saved)
+        self.last_draw = self.draw()
 
     # -- during a step
 
@@ -79,24 +78,31 @@ class Chain:
         beta = self.posterior.sparse(self.state.position)
         self.latents = self.posterior.rule.update(self.latents, beta, residuals, weight)
 
-    def first_non_finite(self, vector: Tensor) -> str | None:
-        """The first site at which a vector of shape (D,) is not finite."""
-        for name, part in self.structure.unflatten(vector).items():
-            if not bool(torch.isfinite(part).all()):
-                return name
-        return None
+    @staticmethod
+    def first_non_finite(values: Mapping[str, Tensor]) -> str | None:
+        """The first site whose values are not all finite; waits for them once if there is none."""
+        finite = {name: torch.isfinite(value).all() for name, value in values.items()}
+        if not finite or bool(torch.stack(list(finite.values())).all()):
+            return None
+        return next(name for name, good in finite.items() if not bool(good))
 
     def move_to(self, params: Mapping[str, Tensor]) -> None:
         """Moves the weights to other constrained values; learned latents and other sites stay."""
         values = {**self._values(), **params}
         self.state = self.state._replace(position=flatten(self.structure, values))
 
+    def measure_potential(self, log_density: Tensor) -> None:
+        """Takes down -Q before the step under way, from its batch's log density."""
+        self._potential = self.posterior.potential(log_density, self.state.position, self.latents)
+
     # -- at a draw
 
     def statistics(self) -> dict[str, Tensor | float | bool]:
         """The statistics of a draw that the chain itself knows."""
-        potential = self.posterior.potential(self.log_density, self.state.position, self.latents)
-        stats: dict[str, Tensor | float | bool] = {"diverging": False, "potential": potential}
+        stats: dict[str, Tensor | float | bool] = {
+            "diverging": False,
+            "potential": self._potential,
+        }
         if self.posterior.rule is not None and self.latents is not None:
             stats["sparsity"] = self.posterior.rule.sparsity(self.latents)
         return stats
@@ -109,9 +115,16 @@ class Chain:
         self._collapsed |= found
         return sorted(found)
 
-    def record(self, stats: Mapping[str, Tensor | float | bool]) -> dict[str, Tensor]:
+    def draw(self) -> dict[str, Tensor]:
+        """The saved sites as they stand, in constrained space."""
+        values = self._values()
+        return {name: values[name].clone() for name in self.saved_sites}
+
+    def record(
+        self, draw: dict[str, Tensor], stats: Mapping[str, Tensor | float | bool]
+    ) -> dict[str, Tensor]:
         """Counts a draw, takes it down unless warming up, and returns it."""
-        self.last_draw = self._draw(self._values())
+        self.last_draw = draw
         if not self.warming_up:
             self.history.add(self.last_draw, stats, self._summaries())
         self._stats = stats
@@ -141,9 +154,6 @@ class Chain:
         sites = self.structure.unflatten(self.state.position)
         values = self.posterior.likelihood.constrain(sites)
         return {**values, **self.posterior.site_values(self.latents)}
-
-    def _draw(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: values[name].clone() for name in self.saved_sites}
 
     def _summaries(self) -> dict[str, Tensor]:
         """The inclusion probabilities to save, by name."""

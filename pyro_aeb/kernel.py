@@ -8,7 +8,8 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from numbers import Integral
+from typing import Any, NoReturn
 
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
@@ -97,19 +98,20 @@ class AEBKernel(MCMCKernel):
         minibatches: Order = "permutation",
         seed: int | None = None,
     ) -> None:
-        _check_options(model, transition, adaptation, steps_per_draw, save)
+        _check_options(model, transition, adaptation, init_strategy)
+        _check_numbers(steps_per_draw, save, seed)
         check_order(minibatches)
         self.model = model
         self.transition = transition
         self.adaptation = adaptation
         self.inverse_temperature = as_schedule(inverse_temperature, "inverse_temperature")
-        self.steps_per_draw = steps_per_draw
+        self.steps_per_draw = int(steps_per_draw)
         self.init_strategy = init_strategy
         self.save = None if save is None else tuple(save)
         self.links = links
         self.freeze_after_warmup = freeze_after_warmup
         self.minibatches = minibatches
-        self.seed = seed
+        self.seed = None if seed is None else int(seed)
         self.transforms: dict[str, Any] = {}  # draws are in constrained space already
         self._save_params: tuple[str, ...] | None = None
         self._initial_params: Mapping[str, Tensor] | None = None
@@ -141,11 +143,11 @@ class AEBKernel(MCMCKernel):
         chain = self.chain
         if params is not chain.last_draw:
             chain.move_to(params)
-        for _ in range(self.steps_per_draw):
-            self._step(chain)
+        for left in reversed(range(self.steps_per_draw)):
+            self._step(chain, measure=left == 0)
         return self._draw(chain)
 
-    def _step(self, chain: Chain) -> None:
+    def _step(self, chain: Chain, measure: bool = False) -> None:
         """One iteration of Algorithm 1: batch, gradient, weights, latents."""
         k = chain.step + 1
         numbers = self._numbers(k)
@@ -155,18 +157,24 @@ class AEBKernel(MCMCKernel):
             chain.state.position, chain.latents, batch
         )
         if not chain.health.watch(log_density, gradient):
-            self._blown_up(chain, k, gradient)
+            site = chain.first_non_finite(chain.structure.unflatten(gradient))
+            self._blown_up(k, site, f"the gradient of site {site!r}" if site else "the potential")
+        if measure:
+            chain.measure_potential(log_density)
         chain.state = self.transition.step(chain.state, gradient, chain.noise(), numbers)
         if weight > 0.0:
             chain.update_latents(residuals, weight)
-        chain.log_density = log_density
         chain.step = k
 
     def _numbers(self, k: int) -> StepNumbers:
         numbers = StepNumbers(self.transition.step_size(k), self.inverse_temperature(k))
         for name, value in numbers._asdict().items():
             if not 0.0 < value < float("inf"):
-                raise ValueError(f"{name} is {value} at step {k}, expected a finite number > 0")
+                schedule = getattr(self.transition, name, None) or getattr(self, name)
+                raise ValueError(
+                    f"{name} is {value} at step {k}, expected a finite number > 0; it comes from "
+                    f"{schedule!r}"
+                )
         return numbers
 
     def _weight(self, chain: Chain, k: int) -> float:
@@ -177,12 +185,14 @@ class AEBKernel(MCMCKernel):
 
     def _draw(self, chain: Chain) -> dict[str, Tensor]:
         k = chain.step
-        if not chain.health.settle():
-            self._blown_up(chain, k, chain.state.position)
+        draw = chain.draw()
+        site = chain.first_non_finite(draw)
+        if site or not chain.health.settle():
+            self._blown_up(k, site, f"site {site!r}" if site else "the potential")
         stats = {**chain.statistics(), **self._numbers(k)._asdict()}
         stats["sa_weight"] = self._weight(chain, k)
         self._warn_of_collapse(chain)
-        return chain.record(stats)
+        return chain.record(draw, stats)
 
     def _warn_of_collapse(self, chain: Chain) -> None:
         for site in chain.newly_collapsed():
@@ -196,9 +206,7 @@ class AEBKernel(MCMCKernel):
                 stacklevel=4,
             )
 
-    def _blown_up(self, chain: Chain, k: int, gradient: Tensor) -> None:
-        site = chain.first_non_finite(gradient)
-        what = "the potential" if site is None else f"the gradient of site {site!r}"
+    def _blown_up(self, k: int, site: str | None, what: str) -> NoReturn:
         size = self.transition.step_size(k)
         raise NonFiniteError(
             f"step {k}: {what} is not finite, so the run stops here. The usual cause is a step "
@@ -327,12 +335,10 @@ class AEBKernel(MCMCKernel):
             self._chain.history.forget_draws()
 
 
-def _check_options(
-    model: Any, transition: Any, adaptation: Any, steps_per_draw: Any, save: Any
-) -> None:
+def _check_options(model: Any, transition: Any, adaptation: Any, init_strategy: Any) -> None:
     if not callable(model):
         raise TypeError(f"model is {model!r}, expected a Pyro model (a callable)")
-    if not callable(getattr(transition, "step", None)):
+    if isinstance(transition, type) or not callable(getattr(transition, "step", None)):
         raise TypeError(
             f"transition is {transition!r}, expected a transition such as SGLD(step_size=1e-5)"
         )
@@ -340,7 +346,16 @@ def _check_options(
         raise TypeError(
             f"adaptation is {adaptation!r}, expected StochasticApproximation(weight) or None"
         )
-    if not isinstance(steps_per_draw, int) or steps_per_draw < 1:
+    if not callable(init_strategy):
+        raise TypeError(
+            f"init_strategy is {init_strategy!r}, expected one of Pyro's init_to_* functions"
+        )
+
+
+def _check_numbers(steps_per_draw: Any, save: Any, seed: Any) -> None:
+    if not isinstance(steps_per_draw, Integral) or steps_per_draw < 1:
         raise ValueError(f"steps_per_draw is {steps_per_draw!r}, expected an integer of at least 1")
     if isinstance(save, str):
         raise TypeError(f"save is {save!r}, expected a list of names, e.g. [{save!r}]")
+    if not (seed is None or isinstance(seed, Integral)):
+        raise TypeError(f"seed is {seed!r}, expected an integer or None")

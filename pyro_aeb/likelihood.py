@@ -21,7 +21,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.links import base
+from pyro_aeb.probes import base
 from pyro_aeb.structure import Residuals, Structure
 
 
@@ -84,10 +84,12 @@ class Likelihood:
             with scorer:
                 self._model(*self._args, **self._kwargs)
             log_density = scorer.log_density()
-        if not log_density.requires_grad:  # nothing observed depends on the weights
-            return Gradient(log_density, torch.zeros_like(position), scorer.residuals)
-        (gradient,) = torch.autograd.grad(log_density, position)
-        return Gradient(log_density.detach(), gradient, scorer.residuals)
+        gradient = None
+        if log_density.requires_grad:
+            (gradient,) = torch.autograd.grad(log_density, position, allow_unused=True)
+        if gradient is None:  # nothing observed depends on the weights
+            gradient = torch.zeros_like(position)
+        return Gradient(log_density.detach(), gradient.contiguous(), scorer.residuals)
 
     def constrain(self, unconstrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sites' values in constrained space."""
@@ -103,7 +105,11 @@ class _Scorer(Messenger):
     def __init__(self, structure: Structure) -> None:
         super().__init__()
         self._general = {block.name: block.transform for block in structure.general}
-        self._shapes = {b.name: b.shape for b in (*structure.sparse, *structure.normal)}
+        self._shapes = {
+            b.name: b.shape if b.transform is None else b.transform.forward_shape(b.shape)
+            for b in structure.blocks
+        }
+        self._plates = structure.plates
         self._sigma_of = {
             name: s.site for s in structure.sigmas if s.site for name in s.likelihoods
         }
@@ -119,9 +125,16 @@ class _Scorer(Messenger):
         self._unconstrained = unconstrained
         self._indices = indices
         self._terms: list[Tensor] = []
+        self._given = 0
         self.residuals: dict[str, Residuals] = {}
 
     def log_density(self) -> Tensor:
+        if self._given != len(self._values):
+            raise ModelError(
+                f"of the sites {sorted(self._values)} only {self._given} were there in this step, "
+                "expected the same sites at every step; a site under a condition that changes "
+                "cannot be sampled"
+            )
         return sum(self._terms[1:], start=self._terms[0]) if self._terms else self._zero
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -130,8 +143,7 @@ class _Scorer(Messenger):
         if value is not None:
             self._give(msg, name, value)
         elif site_is_subsample(msg):
-            if msg["value"] is None:
-                msg["value"] = self._indices[name]
+            self._give_indices(msg, name)
         elif not msg["is_observed"]:
             raise ModelError(
                 f"latent site {name!r} was not there when the model was looked over, expected the "
@@ -147,18 +159,37 @@ class _Scorer(Messenger):
         msg["value"] = value
         msg["done"] = True
         msg["stop"] = True
-        if name in self._general:
-            self._score(msg, value)
-            transform = self._general[name]
-            if transform is not None:
-                jacobian = transform.log_abs_det_jacobian(self._unconstrained[name], value)
-                self._terms.append(jacobian.sum() * msg["scale"])
-        elif name in self._shapes and msg["fn"].shape() != self._shapes[name]:
+        self._given += 1
+        if name in self._shapes and msg["fn"].shape() != self._shapes[name]:
             raise ModelError(
                 f"site {name!r} has shape {tuple(msg['fn'].shape())}, expected "
                 f"{tuple(self._shapes[name])}, its shape when the model was looked over; a site "
                 "must keep its shape from step to step"
             )
+        if name in self._general:
+            self._score(msg, value)
+            transform = self._general[name]
+            if transform is not None:
+                jacobian = transform.log_abs_det_jacobian(self._unconstrained[name], value)
+                self._terms.append(jacobian.sum())
+
+    def _give_indices(self, msg: Any, name: str) -> None:
+        if msg["value"] is not None:  # indices of the model's own
+            return
+        fn = msg["fn"]
+        found = (fn.size, fn.size if fn.subsample_size is None else fn.subsample_size)
+        if name not in self._plates:
+            raise ModelError(
+                f"plate {name!r} was not there when the model was looked over, expected the same "
+                f"plates at every step: {sorted(self._plates)}"
+            )
+        if found != self._plates[name]:
+            raise ModelError(
+                f"plate {name!r} takes {found[1]} of {found[0]} data, expected "
+                f"{self._plates[name][1]} of {self._plates[name][0]} as when the model was looked "
+                "over; a batch must keep its size from step to step"
+            )
+        msg["value"] = self._indices[name]
 
     def _score(self, msg: Any, value: Tensor) -> None:
         log_prob = msg["fn"].log_prob(value, *msg["args"], **msg["kwargs"])
@@ -173,7 +204,8 @@ class _Scorer(Messenger):
         z = (msg["value"] - fn.loc) / fn.scale
         data = z.numel() * scale
         if mask is not None:
-            mask = torch.as_tensor(mask).expand(z.shape)
+            mask = torch.as_tensor(mask)
+            mask = mask.reshape(mask.shape + (1,) * msg["fn"].event_dim).expand(z.shape)
             z, data = torch.where(mask, z, 0.0), mask.sum() * scale
         total = torch.dot(z, z) if z.dim() == 1 else z.square().sum()
         self._terms.append(total * (-0.5 * scale))

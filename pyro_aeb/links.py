@@ -5,7 +5,7 @@
 Which latent site an SSGL parameter comes from, and whether (6) and (7) hold for it.
 
 Provenance proposes: an SSGL site's ``delta`` is linked to the Beta site it was computed from, its
-``sigma`` to the InverseGamma site. Two more looks at the model, with values moved, then decide:
+``sigma`` to the InverseGamma site. Two looks at the model, with values moved, then decide:
 ``delta`` must be the Beta site's value, ``sigma`` the square root of the InverseGamma site's, the
 scale of an observed Normal site a multiple of a sigma or untouched, and nothing else may depend on
 them. A link that provenance lost (``float(x)``, ``x.item()``) and a form without a closed-form
@@ -14,25 +14,23 @@ update are errors, never a silent wrong answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.ops.provenance import detach_provenance, get_provenance
+from pyro.ops.provenance import get_provenance
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyro_aeb.distributions import SSGL
 from pyro_aeb.errors import ModelError
 from pyro_aeb.look import Site
-
-Looker = Callable[[Mapping[str, Tensor]], dict[str, Site]]
-"""Latent values by name, in constrained space, to the sites of a look with those values."""
+from pyro_aeb.probes import Looker, base, moved_values, same, same_density
 
 HandLinks = Mapping[str, Mapping[str, str]]
 """SSGL site to ``{"delta": Beta site, "sigma": InverseGamma site}``, either or both."""
 
+PARAMETERS = ("v0", "v1", "delta", "sigma")
 PRIORS = {"delta": dist.Beta, "sigma": dist.InverseGamma}
 CURES = {
     "delta": "delta may be a number or the value of a pyro.sample site with a Beta prior",
@@ -41,20 +39,14 @@ CURES = {
 }
 
 
-def base(fn: Any) -> Any:
-    """The distribution inside ``to_event``."""
-    while isinstance(fn, dist.Independent):
-        fn = fn.base_dist
-    return fn
-
-
 def find_links(
-    latent: Mapping[str, Site], sparse: list[str], by_hand: HandLinks
+    latent: Mapping[str, Site], tracked: Mapping[str, Site], sparse: list[str], by_hand: HandLinks
 ) -> dict[tuple[str, str], str]:
     """
     The latent site of every SSGL parameter that has one, by provenance or by hand.
 
     :param latent: the latent sites of a look.
+    :param tracked: the same sites of a look for provenance; empty where there could be none.
     :param sparse: names of the SSGL sites.
     :param by_hand: links that go before provenance.
     :returns: (SSGL site, ``"delta"`` or ``"sigma"``) to latent site.
@@ -63,7 +55,9 @@ def find_links(
     _check_hand_links(latent, sparse, by_hand)
     links = {}
     for name in sparse:
-        provenance = base(latent[name]["fn"]).parameter_provenance
+        provenance: dict[str, frozenset] = dict.fromkeys(PARAMETERS, frozenset())
+        if name in tracked:
+            provenance = base(tracked[name]["fn"]).parameter_provenance
         for parameter in ("v0", "v1"):
             if found := provenance[parameter] & latent.keys():
                 raise ModelError(
@@ -74,7 +68,7 @@ def find_links(
         for parameter in PRIORS:
             found = provenance[parameter] & latent.keys()
             if parameter in by_hand.get(name, {}):
-                found = {by_hand[name][parameter]}
+                found = frozenset({by_hand[name][parameter]})
             if len(found) > 1:
                 raise ModelError(
                     f"SSGL site {name!r}: {parameter} depends on the latent sites "
@@ -82,12 +76,19 @@ def find_links(
                     f"links={{{name!r}: {{{parameter!r}: ...}}}}"
                 )
             for site in found:
-                _check_prior(name, parameter, latent[site], latent.keys())
+                _check_prior(name, parameter, latent[site], tracked.get(site), latent.keys())
                 links[name, parameter] = site
     return links
 
 
 def _check_hand_links(latent: Mapping[str, Site], sparse: list[str], by_hand: HandLinks) -> None:
+    if not isinstance(by_hand, Mapping) or not all(
+        isinstance(parameters, Mapping) for parameters in by_hand.values()
+    ):
+        raise ModelError(
+            f"links is {by_hand!r}, expected SSGL site to parameter to latent site, "
+            "{'beta': {'delta': 'delta', 'sigma': 'sigma2'}}"
+        )
     for name, parameters in by_hand.items():
         if name not in sparse:
             raise ModelError(f"links: {name!r} is not an SSGL site; SSGL sites are {sparse}")
@@ -101,7 +102,9 @@ def _check_hand_links(latent: Mapping[str, Site], sparse: list[str], by_hand: Ha
                 )
 
 
-def _check_prior(name: str, parameter: str, site: Site, latent: Any) -> None:
+def _check_prior(
+    name: str, parameter: str, site: Site, tracked: Site | None, latent: Collection[str]
+) -> None:
     """Checks that a linked site has the conjugate prior, with fixed parameters, and is scalar."""
     fn = base(site["fn"])
     where = f"SSGL site {name!r}: {parameter} comes from site {site['name']!r}"
@@ -110,16 +113,21 @@ def _check_prior(name: str, parameter: str, site: Site, latent: Any) -> None:
             f"{where} ~ {type(fn).__name__}, which has no closed-form update; {CURES[parameter]}; "
             "or use adaptation=None, which samples it"
         )
-    if found := _prior_provenance(fn) & latent:
-        raise ModelError(
-            f"{where}, whose own prior depends on {sorted(found)}, expected fixed numbers: the "
-            "closed-form update knows one level; or use adaptation=None, which samples all"
-        )
+    if tracked is not None and (found := _prior_provenance(base(tracked["fn"])) & set(latent)):
+        raise ModelError(_hyperprior(name, parameter, site["name"], str(sorted(found))))
     if site["value"].numel() != 1:
         raise ModelError(
             f"{where}, which has shape {tuple(site['value'].shape)}, expected a single number; "
             "give every SSGL site a site of its own instead"
         )
+
+
+def _hyperprior(name: str, parameter: str, site: str, found: str) -> str:
+    return (
+        f"SSGL site {name!r}: {parameter} comes from site {site!r}, whose own prior depends on "
+        f"{found}, expected fixed numbers: the closed-form update knows one level; use "
+        "adaptation=None, which samples all"
+    )
 
 
 def _prior_provenance(fn: Any) -> frozenset[str]:
@@ -130,69 +138,55 @@ def _prior_provenance(fn: Any) -> frozenset[str]:
 
 def check_links(
     sites: Mapping[str, Site],
-    sparse: list[str],
+    sparse: Collection[str],
     links: Mapping[tuple[str, str], str],
     look_at: Looker,
 ) -> dict[str, frozenset[str]]:
     """
     Checks the links by moving values, and finds the likelihoods whose scale is a multiple of sigma.
 
-    :param sites: all sites of a look.
+    :param sites: all sites of a look at feasible values.
     :param sparse: names of the SSGL sites.
     :param links: from :func:`find_links`.
     :param look_at: looks at the model with other values.
     :returns: InverseGamma site to the names of those observed sites.
     :raises ModelError: if something depends on the linked sites that should not.
     """
-    values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
-    learned = sorted(set(links.values()))
-    _check_not_lost(
-        sites, sparse, links, look_at(_moved(sites, values, set(values) - set(learned)))
-    )
-    values |= _moved(sites, values, set(learned))
-    moved = look_at(values)
-    for (name, parameter), site in links.items():
-        found = _parameter(moved[name], parameter)
-        expected = values[site] if parameter == "delta" else values[site].sqrt()
-        if not _same(found, expected.reshape(()).expand_as(found)):
-            what = "the value" if parameter == "delta" else "the square root of the value"
-            raise ModelError(
-                f"SSGL site {name!r}: {parameter} depends on site {site!r} but is not {what} of "
-                f"it, so it has no closed-form update; {CURES[parameter]}; or use adaptation=None"
-            )
-    scales = {site: values[site].sqrt() for (_, p), site in links.items() if p == "sigma"}
-    before = {site: sites[site]["value"].sqrt() for site in scales}
-    likelihoods: dict[str, set[str]] = {site: set() for site in scales}
-    for name in sites.keys() - set(learned) - set(sparse):
-        if not _same_density(sites[name], moved[name]):
-            likelihoods[_scaled_by(sites[name], moved[name], before, scales, learned)].add(name)
+    learned = set(links.values())
+    feasible = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
+    values = moved_values(sites, feasible, feasible.keys() - learned)
+    before = look_at(values)
+    _check_not_lost(sites, before, sparse, links)
+    values = moved_values(sites, values, learned)
+    after = look_at(values)
+    _check_form(after, links, values)
+    sigmas = {
+        site: values[site].sqrt() / feasible[site].sqrt()
+        for (_, parameter), site in links.items()
+        if parameter == "sigma"
+    }
+    likelihoods: dict[str, set[str]] = {site: set() for site in sigmas}
+    for name in before.keys() - learned - set(sparse):
+        if not same_density(before[name], after[name]):
+            likelihoods[_scaled_by(before[name], after[name], sigmas, sorted(learned))].add(name)
     return {site: frozenset(names) for site, names in likelihoods.items()}
-
-
-def _moved(
-    sites: Mapping[str, Site], values: Mapping[str, Tensor], which: set[str]
-) -> dict[str, Tensor]:
-    """Moves each of these sites by its own amount in unconstrained space."""
-    moved = dict(values)
-    for index, name in enumerate(sorted(which)):
-        transform = biject_to(sites[name]["fn"].support)
-        shift = 0.3 + 0.2 * (index + 1) / len(which)
-        moved[name] = transform(transform.inv(values[name]) + shift)
-    return moved
 
 
 def _check_not_lost(
     sites: Mapping[str, Site],
-    sparse: list[str],
-    links: Mapping[tuple[str, str], str],
     moved: Mapping[str, Site],
+    sparse: Collection[str],
+    links: Mapping[tuple[str, str], str],
 ) -> None:
-    """Checks that no SSGL parameter follows a site it is not linked to."""
+    """Checks that nothing learned, and no unlinked SSGL parameter, follows the other sites."""
+    for (name, parameter), site in links.items():
+        if not same_density(sites[site], moved[site]):
+            raise ModelError(_hyperprior(name, parameter, site, "another latent site"))
     for name in sparse:
-        for parameter in ("v0", "v1", "delta", "sigma"):
+        for parameter in PARAMETERS:
             if (name, parameter) in links:
                 continue
-            if _same(_parameter(sites[name], parameter), _parameter(moved[name], parameter)):
+            if same(_parameter(sites[name], parameter), _parameter(moved[name], parameter)):
                 continue
             if parameter not in PRIORS:
                 raise ModelError(
@@ -208,41 +202,43 @@ def _check_not_lost(
             )
 
 
+def _check_form(
+    moved: Mapping[str, Site],
+    links: Mapping[tuple[str, str], str],
+    values: Mapping[str, Tensor],
+) -> None:
+    """Checks that delta is its site's value and sigma the square root of its site's value."""
+    for (name, parameter), site in links.items():
+        found = _parameter(moved[name], parameter)
+        expected = values[site] if parameter == "delta" else values[site].sqrt()
+        if not same(found, expected.reshape(()).expand_as(found)):
+            what = "the value" if parameter == "delta" else "the square root of the value"
+            raise ModelError(
+                f"SSGL site {name!r}: {parameter} depends on site {site!r} but is not {what} of "
+                f"it, so it has no closed-form update; {CURES[parameter]}; or use adaptation=None"
+            )
+
+
 def _scaled_by(
-    site: Site,
-    moved: Site,
-    before: Mapping[str, Tensor],
-    after: Mapping[str, Tensor],
-    learned: list[str],
+    before: Site, after: Site, sigmas: Mapping[str, Tensor], learned: Collection[str]
 ) -> str:
     """The InverseGamma site whose square root the scale of an observed Normal site follows."""
-    old, new = base(site["fn"]), base(moved["fn"])
-    if site["is_observed"] and isinstance(old, dist.Normal):
-        loc = [detach_provenance(fn.loc) for fn in (old, new)]
-        scale = [detach_provenance(fn.scale) for fn in (old, new)]
-        for name in after:
-            if _same(*loc) and _same(scale[1], scale[0] * (after[name] / before[name])):
+    old, new = base(before["fn"]), base(after["fn"])
+    if before["is_observed"] and type(old) is type(new) is dist.Normal:
+        for name, factor in sigmas.items():
+            if same(old.loc, new.loc) and same(new.scale, old.scale * factor):
                 return name
-    kind = "observed" if site["is_observed"] else "latent"
+    kind = "observed" if before["is_observed"] else "latent"
     raise ModelError(
-        f"{kind} site {site['name']!r} ~ {type(old).__name__} depends on one of {learned}, "
+        f"{kind} site {before['name']!r} ~ {type(old).__name__} depends on one of {learned}, "
         "which are learned for the SSGL prior, in a way that has no closed-form update: only an "
         "observed Normal may, with scale = c * sigma2.sqrt(); give it a site of its own, or use "
-        "adaptation=None"
+        "adaptation=None" + ("" if before["is_observed"] else "; if it is data, pass obs=")
     )
 
 
 def _parameter(site: Site, parameter: str) -> Tensor:
-    return torch.as_tensor(detach_provenance(getattr(base(site["fn"]), parameter)))
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=0.0, equal_nan=True)
-
-
-def _same_density(a: Site, b: Site) -> bool:
-    densities = [detach_provenance(site["fn"].log_prob(a["value"])) for site in (a, b)]
-    return _same(*densities)
+    return torch.as_tensor(getattr(base(site["fn"]), parameter))
 
 
 def is_sparse(site: Site) -> bool:

@@ -23,8 +23,9 @@ from pyro.infer.autoguide.initialization import (
     init_to_uniform,
 )
 from pyro.infer.inspect import TrackProvenance
-from pyro.ops.provenance import detach_provenance
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import biject_to
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_aeb.distributions import SSGL
@@ -35,23 +36,22 @@ Site = dict[str, Any]
 
 @contextmanager
 def unchanged_buffers() -> Iterator[None]:
-    """Puts back the buffers of every module that runs inside."""
-    saved: dict[nn.Module, dict[str, Tensor]] = {}
+    """Lets every module that runs inside run on copies of its buffers."""
+    own: dict[nn.Module, dict[str, Tensor | None]] = {}
 
-    def save(module: nn.Module, _: Any) -> None:
-        if module not in saved:
-            buffers = module.named_buffers(recurse=False)
-            saved[module] = {name: buffer.clone() for name, buffer in buffers}
+    def lend_copies(module: nn.Module, _: Any) -> None:
+        if module not in own:
+            own[module] = dict(module._buffers)
+            for name, buffer in own[module].items():
+                module._buffers[name] = None if buffer is None else buffer.clone()
 
-    handle = register_module_forward_pre_hook(save)
+    handle = register_module_forward_pre_hook(lend_copies)
     try:
         yield
     finally:
         handle.remove()
-        with torch.no_grad():
-            for module, buffers in saved.items():
-                for name, value in buffers.items():
-                    module.get_buffer(name).copy_(value)
+        for module, buffers in own.items():
+            module._buffers.update(buffers)
 
 
 @contextmanager
@@ -79,7 +79,30 @@ def check_continuous(site: Site) -> None:
 
 def _feasible(site: Site) -> Tensor:
     check_continuous(site)
-    return init_to_feasible(site)
+    try:
+        biject_to(site["fn"].support)
+        return init_to_feasible(site)
+    except NotImplementedError as error:
+        raise ModelError(
+            f"site {site['name']!r} ~ {type(site['fn']).__name__} has a support that no map from "
+            f"unconstrained space is known for ({error}); write it with another distribution"
+        ) from error
+
+
+class _PlateCheck(Messenger):
+    """Refuses a plate without data, and a batch that its data cannot fill."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if type(msg["fn"]).__name__ != "_Subsample":
+            return
+        size, batch = msg["fn"].size, msg["fn"].subsample_size
+        if size < 1:
+            raise ModelError(f"plate {msg['name']!r} has size {size}, expected at least 1 datum")
+        if batch is not None and not 1 <= batch <= size:
+            raise ModelError(
+                f"plate {msg['name']!r} has subsample_size {batch}, expected a number from 1 to "
+                f"its size, {size}"
+            )
 
 
 def look(
@@ -87,33 +110,51 @@ def look(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     values: Mapping[str, Tensor],
+    *,
+    validate: bool = False,
+    grad: bool = False,
 ) -> dict[str, Site]:
     """
     Runs the model once and returns its sites by name, in order.
 
     Latent sites take the given values, or else a feasible value that is the same in every look.
-    What distributions were computed from shows in their parameters' provenance; the sites' own
-    values come back without. Random numbers, subsamples among them, are the same in every look.
+    Random numbers, subsamples among them, are the same in every look too.
 
     :param values: latent site name to constrained value.
+    :param bool validate: whether distributions check their parameters.
+    :param bool grad: whether gradients with respect to the values are recorded.
     """
 
     def value_of(site: Site) -> Tensor:
-        return values[site["name"]] if site["name"] in values else _feasible(site)
+        feasible = _feasible(site)  # even where it is not used, for the random numbers it takes
+        return values.get(site["name"], feasible)
 
     with (
         unchanged_buffers(),
         unchanged_random_numbers(),
-        torch.no_grad(),
-        TrackProvenance(),
+        torch.set_grad_enabled(grad),
+        pyro.validation_enabled(validate),
         InitMessenger(value_of),
+        _PlateCheck(),
     ):
         pyro.set_rng_seed(0)
         trace = poutine.trace(model).get_trace(*args, **kwargs)
-    sites: dict[str, Site] = {n: {**s} for n, s in trace.nodes.items() if s["type"] == "sample"}
-    for site in sites.values():
-        site["value"] = detach_provenance(site["value"])
-    return sites
+    return {name: {**site} for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def look_for_provenance(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Site]:
+    """
+    A look whose distributions' parameters carry the names of the sites they were computed from; see
+    :mod:`pyro.ops.provenance`. Shapes are not to be trusted: of a number with provenance, PyTorch
+    makes batch shape (0,). Where a model cannot run on such values, no site comes back.
+    """
+    try:
+        with TrackProvenance():
+            return look(model, args, kwargs, {})
+    except Exception:  # what the model runs on has no support for tensor subclasses
+        return {}
 
 
 def init_to_default(site: Site | None = None) -> Any:

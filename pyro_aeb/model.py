@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.ops.provenance import detach_provenance, get_provenance
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.links import HandLinks, base, check_links, find_links, is_sparse
-from pyro_aeb.look import Site, check_continuous, look
+from pyro_aeb.links import HandLinks, check_links, find_links, is_sparse
+from pyro_aeb.look import Site, check_continuous, look, look_for_provenance
+from pyro_aeb.probes import base, check_gradient_sees, gradient_reaches
 from pyro_aeb.structure import Block, Delta, NormalBlock, Sigma, SparseBlock, Structure
 
 
@@ -39,8 +41,10 @@ def inspect_model(
     :param links: by hand, SSGL site to ``{"delta": site, "sigma": site}``.
     :raises ModelError: if the model or the data cannot be sampled as they stand.
     """
-    _check_arguments(model, args, kwargs)
-    sites = look(model, args, kwargs, {})
+    named = _named_tensors(model, args, kwargs)
+    _check_finite(named)
+    with _explained(named):
+        sites = look(model, args, kwargs, {}, validate=True)
     subsamples = {n: s for n, s in sites.items() if _is_subsample(s)}
     plates = {n: _plate(s) for n, s in subsamples.items()}
     sites = {n: s for n, s in sites.items() if n not in plates and not _deterministic(s)}
@@ -49,15 +53,20 @@ def inspect_model(
     _check_latent(latent)
     _check_observed(observed, plates)
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
-    found = find_links(latent, sparse, links or {})
-    likelihoods = check_links(
-        sites, sparse, found, lambda values: look(model, args, kwargs, values)
-    )
+    tracked = look_for_provenance(model, args, kwargs)
+    found = find_links(latent, tracked, sparse, links or {})
+    look_at = partial(look, model, args, kwargs)
+    likelihoods = check_links(sites, sparse, found, look_at)
     groups = _Groups(latent, found, likelihoods)
     blocks = {n: groups.sparse_block(latent[n]) for n in sparse}
     rest = {n: s for n, s in latent.items() if n not in sparse and n not in found.values()}
-    normal = [n for n, s in rest.items() if _fixed_normal(s, latent.keys())]
-    dtype, device = _common_kind({n: latent[n]["value"] for n in (*sparse, *rest)})
+    leaves = {n: s["value"].clone().requires_grad_() for n, s in latent.items()}
+    reached = gradient_reaches(
+        {n: s for n, s in look_at(leaves, grad=True).items() if n in sites}, leaves
+    )
+    check_gradient_sees(sites, reached, [*sparse, *rest], look_at)
+    normal = [n for n, s in rest.items() if _fixed_normal(s, reached[n])]
+    dtype, device = _common_kind(observed, {n: latent[n]["value"] for n in (*sparse, *rest)})
     return Structure(
         sparse=tuple(blocks.values()),
         normal=tuple(_normal_block(rest[n]) for n in normal),
@@ -73,20 +82,53 @@ def inspect_model(
     )
 
 
-def _check_arguments(
+def _named_tensors(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> None:
+) -> dict[str, Tensor]:
+    """The tensors among the model's arguments, by name."""
     try:
         named = inspect.signature(model).bind(*args, **kwargs).arguments
     except (TypeError, ValueError):  # no signature, or arguments that the model will refuse itself
-        named = {f"argument {i}": value for i, value in enumerate(args)} | dict(kwargs)
+        named = {}
+    named |= {**kwargs, **{f"argument {i}": value for i, value in enumerate(args)}}
+    found: dict[str, Tensor] = {}
     for name, value in named.items():
-        if isinstance(value, Tensor) and value.is_floating_point():
+        if isinstance(value, Tensor) and not any(value is other for other in found.values()):
+            found[name] = value
+    return found
+
+
+def _check_finite(named: Mapping[str, Tensor]) -> None:
+    for name, value in named.items():
+        if value.is_floating_point() and not value.is_meta:
             if bad := int((~torch.isfinite(value)).sum()):
                 raise ModelError(
                     f"{name!r} has {bad} non-finite of {value.numel()} numbers; "
                     "remove or impute them before sampling"
                 )
+
+
+@contextmanager
+def _explained(named: Mapping[str, Tensor]) -> Iterator[None]:
+    """Where a model fails on tensors of another dtype or device than torch's default, says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        usual = torch.zeros(())
+        odd = {
+            name: value
+            for name, value in named.items()
+            if (value.dtype, value.device.type) != (usual.dtype, usual.device.type)
+        }
+        if not odd:
+            raise
+        found = ", ".join(f"{n!r} is {v.dtype} on {v.device}" for n, v in odd.items())
+        raise ModelError(
+            f"the model fails on its data: {found}, where priors of plain numbers are "
+            f"{usual.dtype} on {usual.device}; convert the data, or use torch.set_default_dtype "
+            "and torch.set_default_device, or give priors of the data's kind. The failure was: "
+            f"{error}"
+        ) from error
 
 
 def _deterministic(site: Site) -> bool:
@@ -114,7 +156,8 @@ def _check_latent(latent: Mapping[str, Site]) -> None:
                 raise ModelError(
                     f"latent site {name!r} is inside plate {frame.name!r}, which is subsampled "
                     f"({frame.size} of {frame.full_size}): a latent variable of every datum is not "
-                    "supported; move it out of the plate or sum it out"
+                    "supported; if it is data, observe it with obs=, else move it out of the plate "
+                    "or sum it out"
                 )
         if is_sparse(site) and (site["mask"] is not None or site["scale"] != 1.0):
             raise ModelError(
@@ -130,12 +173,21 @@ def _check_observed(observed: Mapping[str, Site], plates: Mapping[str, tuple[int
         seen |= {frame.name for frame in frames}
         expected = 1.0
         for frame in frames:
-            expected *= (frame.full_size or frame.size) / frame.size
-        if abs(float(site["scale"]) / expected - 1.0) > 1e-6:
+            full = frame.full_size or frame.size
+            expected *= full / frame.size
+            if frame.size < full and frame.name not in plates:
+                raise ModelError(
+                    f"plate {frame.name!r} is subsampled ({frame.size} of {full}) but was made "
+                    "before the model ran, so every step would see the same batch; make it inside "
+                    "the model"
+                )
+        scale = torch.as_tensor(site["scale"])
+        if bool(((scale / expected - 1.0).abs() > 1e-6).any()):
+            found = f"{scale.item():g}" if scale.numel() == 1 else "numbers of its own"
             raise ModelError(
-                f"observed site {name!r} is scaled by {float(site['scale']):g}, expected N/n = "
-                f"{expected:g} from its plates; take poutine.scale off the model (tempering is "
-                "AEBKernel's inverse_temperature)"
+                f"observed site {name!r} is scaled by {found}, expected N/n = {expected:g} from "
+                "its plates; take poutine.scale off the model (tempering is AEBKernel's "
+                "inverse_temperature)"
             )
         _check_value(name, site)
     for name, (size, batch) in plates.items():
@@ -151,18 +203,22 @@ def _check_value(name: str, site: Site) -> None:
     value, fn = site["value"], site["fn"]
     if not isinstance(value, Tensor):
         return
-    if value.is_floating_point() and site["mask"] is None:
+    if value.is_floating_point():
         if bad := int((~torch.isfinite(value)).sum()):
             raise ModelError(
                 f"observed site {name!r} has {bad} non-finite of {value.numel()} values; remove "
-                "them, or leave them out with poutine.mask"
+                "them, or fill them with any finite number and leave them out with poutine.mask"
             )
-    expected = tuple(fn.batch_shape + fn.event_shape)
-    if site["cond_indep_stack"] and expected and tuple(value.shape) != expected:
+    expected = fn.batch_shape + fn.event_shape
+    try:
+        fits = torch.broadcast_shapes(value.shape, expected) == value.shape
+    except RuntimeError:
+        fits = False
+    if not fits or (site["cond_indep_stack"] and expected and value.shape != expected):
         raise ModelError(
-            f"observed site {name!r} has values of shape {tuple(value.shape)}, expected {expected} "
-            "from its plates; index the data with the plate's indices, "
-            "`with pyro.plate(..., subsample_size=n) as i: ... obs=y[i]`"
+            f"observed site {name!r} has values of shape {tuple(value.shape)}, expected "
+            f"{tuple(expected)} from its distribution and plates; index the data with the plate's "
+            "indices, `with pyro.plate(..., subsample_size=n) as i: ... obs=y[i]`"
         )
 
 
@@ -204,7 +260,7 @@ class _Groups:
         if link is None:
             return Sigma(None, fixed=_fixed(site, "sigma"))
         prior = base(self._latent[link]["fn"])
-        shape, rate = (float(detach_provenance(x)) for x in (prior.concentration, prior.rate))
+        shape, rate = (float(x) for x in (prior.concentration, prior.rate))
         # sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2)
         return Sigma(
             link, nu=2.0 * shape, nu_lambda=2.0 * rate, likelihoods=self._likelihoods[link]
@@ -215,7 +271,7 @@ class _Groups:
         if link is None:
             return Delta(None, fixed=_fixed(site, "delta"))
         prior = base(self._latent[link]["fn"])
-        a, b = (float(detach_provenance(x)) for x in (prior.concentration1, prior.concentration0))
+        a, b = (float(x) for x in (prior.concentration1, prior.concentration0))
         return Delta(link, a=a, b=b)
 
 
@@ -223,7 +279,7 @@ def _number_or_tensor(value: Any, shape: torch.Size) -> float | Tensor:
     """A parameter as one number where it is one, else as a tensor of the site's shape."""
     if not isinstance(value, Tensor):
         return float(value)
-    value = detach_provenance(value)
+    value = value.detach()
     first = value.reshape(-1)[0]
     if bool((value == first).all()):
         return float(first)
@@ -240,21 +296,16 @@ def _fixed(site: Site, parameter: str) -> float:
     return value
 
 
-def _fixed_normal(site: Site, latent: Any) -> bool:
+def _fixed_normal(site: Site, reached: frozenset[str]) -> bool:
     """Whether a site has a normal prior that depends on nothing sampled."""
-    fn = base(site["fn"])
-    return (
-        type(fn) is dist.Normal
-        and not get_provenance([fn.loc, fn.scale]) & latent
-        and site["mask"] is None
-        and site["scale"] == 1.0
-    )
+    plain = site["mask"] is None and site["scale"] == 1.0
+    return type(base(site["fn"])) is dist.Normal and not reached and plain
 
 
 def _normal_block(site: Site) -> NormalBlock:
     shape = site["value"].shape
     fn = base(site["fn"])
-    loc, scale = (detach_provenance(x).expand(shape).clone() for x in (fn.loc, fn.scale))
+    loc, scale = (x.detach().expand(shape).clone() for x in (fn.loc, fn.scale))
     return NormalBlock(site["name"], shape, loc=loc, scale=scale)
 
 
@@ -282,12 +333,15 @@ def _dims(site: Site) -> tuple[str | None, ...]:
 
 
 def _whole(site: Site) -> bool:
-    """Whether a site's value is a tensor of all the data, not a subsample."""
-    frames = site["cond_indep_stack"]
-    return isinstance(site["value"], Tensor) and all(f.size == f.full_size for f in frames)
+    """Whether a site's value is a tensor of all the data, not a subsample and not a factor."""
+    value, frames = site["value"], site["cond_indep_stack"]
+    whole = all(frame.size == frame.full_size for frame in frames)
+    return isinstance(value, Tensor) and value.numel() > 0 and whole
 
 
-def _common_kind(values: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.device]:
+def _common_kind(
+    observed: Mapping[str, Site], values: Mapping[str, Tensor]
+) -> tuple[torch.dtype, torch.device]:
     kinds = {(value.dtype, value.device) for value in values.values()}
     if not kinds:
         raise ModelError("the model has no continuous latent site to sample; see pyro.sample")
@@ -297,4 +351,12 @@ def _common_kind(values: Mapping[str, Tensor]) -> tuple[torch.dtype, torch.devic
             f"the latent sites have different dtypes or devices ({found}), expected the same for "
             "all; give the priors' parameters as tensors of one dtype on one device"
         )
-    return kinds.pop()
+    dtype, device = kinds.pop()
+    for name, site in observed.items():
+        value = site["value"]
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:
+            raise ModelError(
+                f"observed site {name!r} has values of {value.dtype}, expected {dtype}, as the "
+                "latent sites have; convert the data, or use torch.set_default_dtype"
+            )
+    return dtype, device

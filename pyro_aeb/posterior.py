@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_aeb.dense import NormalPrior
@@ -45,6 +46,7 @@ class Posterior:
         """The sparse slab of a position, shape (..., P)."""
         return position[..., self._sparse_range]
 
+    @torch.no_grad()
     def gradient(
         self, position: Tensor, latents: SSGLLatents | None, indices: Mapping[str, Tensor]
     ) -> Gradient:

@@ -113,14 +113,16 @@ class Geometric:
         _require(self.every >= 1, self, "every >= 1")
 
     def __call__(self, k: int) -> float:
-        exponent = (k - 1) // self.every
         try:
-            return self.initial * self.rate**exponent
+            value = self.initial * self.rate ** ((k - 1) // self.every)
         except OverflowError:
+            value = math.inf
+        if math.isinf(value):
             raise ValueError(
                 f"{self!r} exceeds the range of a float at step {k}; "
                 "use a rate closer to 1 or a larger `every`"
-            ) from None
+            )
+        return value
 
 
 @dataclass(frozen=True)

@@ -127,8 +127,8 @@ class SSGLRule:
         for delta, size in zip(self.deltas, self.delta_groups.lengths(), strict=True):
             if delta.site is not None and delta.a + delta.b + size - 2.0 <= 0.0:
                 raise ModelError(
-                    f"site {delta.site!r} ~ Beta({delta.a}, {delta.b}) with {size} weights has no "
-                    "mode for equation (7); use parameters of at least 1"
+                    f"site {delta.site!r} ~ Beta({delta.a}, {delta.b}) with {size:.0f} weights has "
+                    "no mode for equation (7); use parameters of at least 1"
                 )
 
     def init(self, initial: Mapping[str, Tensor], request: StochasticApproximation) -> SSGLLatents:
@@ -276,7 +276,7 @@ def _common(values: list[float | Tensor], sizes: tuple[int, ...], like: Tensor) 
     ):
         return first
     parts = [
-        torch.as_tensor(value).to(like).reshape(-1).expand(size)
+        torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1).expand(size)
         for value, size in zip(values, sizes, strict=True)
     ]
     return torch.cat(parts)

@@ -17,7 +17,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_aeb.adaptation import StochasticApproximation
 from pyro_aeb.errors import ModelError, SaveSizeWarning
-from pyro_aeb.look import initial_values
+from pyro_aeb.look import initial_values, unchanged_buffers
 from pyro_aeb.posterior import Posterior
 from pyro_aeb.ssgl_rule import SSGLLatents
 from pyro_aeb.structure import Structure
@@ -77,7 +77,8 @@ def _constrained(structure: Structure, given: Mapping[str, Tensor]) -> dict[str,
     transforms = {block.name: block.transform for block in structure.blocks}
     transforms |= {s.site: biject_to(constraints.positive) for s in structure.sigmas if s.site}
     transforms |= {d.site: biject_to(constraints.unit_interval) for d in structure.deltas if d.site}
-    shapes = {block.name: block.shape for block in structure.blocks}
+    shapes = {name: torch.Size() for name in structure.latent_sites}
+    shapes |= {block.name: block.shape for block in structure.blocks}
     values = {}
     for name, value in given.items():
         if name not in transforms:
@@ -85,7 +86,7 @@ def _constrained(structure: Structure, given: Mapping[str, Tensor]) -> dict[str,
                 f"initial_params names {name!r}, which is no latent site; latent sites are "
                 f"{sorted(transforms)}"
             )
-        if name in shapes and value.shape != shapes[name]:
+        if value.shape != shapes[name]:
             raise ModelError(
                 f"initial_params[{name!r}] has shape {tuple(value.shape)}, expected "
                 f"{tuple(shapes[name])}, the shape of the site in unconstrained space"
@@ -100,12 +101,19 @@ def flatten(structure: Structure, values: Mapping[str, Tensor]) -> Tensor:
     The position of constrained values, shape (D,).
 
     :param values: site name to constrained value.
+    :raises ModelError: if a value is not of its site's shape.
     """
     parts = []
     for block in structure.blocks:
-        value = values[block.name]
-        if block.transform is not None:
-            value = block.transform.inv(value)
+        value, transform = values[block.name], block.transform
+        expected = block.shape if transform is None else transform.forward_shape(block.shape)
+        if value.shape != expected:
+            raise ModelError(
+                f"site {block.name!r} has a value of shape {tuple(value.shape)}, expected "
+                f"{tuple(expected)}; look at init_strategy"
+            )
+        if transform is not None:
+            value = transform.inv(value)
         parts.append(value.detach().reshape(-1))
     return torch.cat(parts).to(structure.dtype)
 
@@ -134,7 +142,11 @@ def find_start(
         position, latents = flatten(structure, values), None
         if posterior.rule is not None and adaptation is not None:
             latents = posterior.rule.init(values, adaptation)
-        if bool(torch.isfinite(posterior.gradient(position, latents, batch).log_density)):
+        with unchanged_buffers():
+            log_density = posterior.gradient(position, latents, batch).log_density
+        finite = [log_density, position.sum()]
+        finite += [latents.sigma.sum(), latents.delta.sum()] if latents is not None else []
+        if all(bool(torch.isfinite(number)) for number in finite):
             return position, latents
     raise ModelError(
         f"no starting point with a finite potential in {INITIAL_TRIES} tries; give one with "

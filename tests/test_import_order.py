@@ -29,8 +29,9 @@ LAYERS: tuple[set[str], ...] = (
     {"schedules", "distributions", "structure"},
     # What a step is made of, and what runs the model.
     {"transitions", "adaptation", "pruning", "dense", "minibatches", "health", "history", "look"},
-    {"ssgl_rule", "links"},
-    {"model", "likelihood"},
+    {"ssgl_rule", "probes"},
+    {"links", "likelihood"},
+    {"model"},
     # Q, where a chain starts, and a chain.
     {"posterior"},
     {"start"},

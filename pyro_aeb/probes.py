@@ -1,0 +1,129 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What depends on what, found out by moving values and looking again.
+
+Provenance sees the tensors that a value went through. It does not see ``float(x)``; neither does
+the gradient, which would be silently wrong. Moving a value sees everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_aeb.errors import ModelError
+from pyro_aeb.look import Site
+
+Looker = Callable[[Mapping[str, Tensor]], dict[str, Site]]
+"""Latent values by name, in constrained space, to the sites of a look with those values."""
+
+
+def base(fn: Any) -> Any:
+    """The distribution inside ``to_event``."""
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    return fn
+
+
+def moved_values(
+    sites: Mapping[str, Site], values: Mapping[str, Tensor], which: Collection[str]
+) -> dict[str, Tensor]:
+    """
+    Moves every number of some sites by an amount of its own, in unconstrained space: up or down, by
+    about the square root of 2 over the fan-in, so that a deep network's outputs stay in range.
+
+    :param sites: of a look.
+    :param values: latent site name to constrained value.
+    :param which: the sites to move.
+    """
+    generator = torch.Generator().manual_seed(0)
+    moved = dict(values)
+    for name in sorted(which):
+        transform = biject_to(sites[name]["fn"].support)
+        free = transform.inv(values[name])
+        fan_in = free.numel() / (free.shape[0] if free.dim() > 1 else 1)
+        sign = 1.0 - 2.0 * torch.randint(2, free.shape, generator=generator)
+        size = 0.75 + 0.5 * torch.rand(free.shape, generator=generator)
+        moved[name] = transform(free + (sign * size * (2.0 / fan_in) ** 0.5).to(free))
+    return moved
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, up to rounding."""
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=0.0, equal_nan=True)
+
+
+def same_density(a: Site, b: Site) -> bool:
+    """Whether two looks give the first one's value of a site the same density."""
+    return same(a["fn"].log_prob(a["value"]), b["fn"].log_prob(a["value"]))
+
+
+def gradient_reaches(
+    sites: Mapping[str, Site], leaves: Mapping[str, Tensor]
+) -> dict[str, frozenset[str]]:
+    """
+    The latent sites that a gradient of each site's log density reaches, itself left out.
+
+    :param sites: of a look with gradients.
+    :param leaves: the latent values of that look.
+    """
+    reached = {}
+    for name, site in sites.items():
+        density = site["fn"].log_prob(site["value"]).sum()
+        gradients: tuple[Tensor | None, ...] = (None,) * len(leaves)
+        if density.requires_grad:
+            gradients = torch.autograd.grad(
+                density, list(leaves.values()), retain_graph=True, allow_unused=True
+            )
+        pairs = zip(leaves, gradients, strict=True)
+        reached[name] = frozenset(n for n, g in pairs if g is not None and n != name)
+    return reached
+
+
+def check_gradient_sees(
+    sites: Mapping[str, Site],
+    reached: Mapping[str, frozenset[str]],
+    sampled: Collection[str],
+    look_at: Looker,
+) -> None:
+    """
+    Checks that no distribution follows a sampled site in a way that a gradient cannot see.
+
+    :param sites: of a look at feasible values.
+    :param reached: from :func:`gradient_reaches`.
+    :param sampled: names of the sites that are sampled by gradient.
+    :param look_at: looks at the model with other values.
+    :raises ModelError: if a link is lost, or a support moves.
+    """
+    values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
+    unseen = {name: frozenset(sampled) - reached[name] - {name} for name in sites}
+    moved = look_at(moved_values(sites, values, sampled))
+    for name in values.keys() & moved.keys():
+        _check_support(sites[name], moved[name])
+    for hidden in set(unseen.values()) - {frozenset()}:
+        moved = look_at(moved_values(sites, values, hidden))
+        for name in (n for n in unseen if unseen[n] == hidden and n in moved):
+            if not same_density(sites[name], moved[name]):
+                raise ModelError(
+                    f"the distribution of site {name!r} follows one of the sites {sorted(hidden)} "
+                    "in a way that no gradient sees, as after float(x), x.item() or x.detach(); "
+                    "pass the tensor itself"
+                )
+
+
+def _check_support(site: Site, moved: Site) -> None:
+    transforms = [biject_to(s["fn"].support) for s in (site, moved)]
+    free = transforms[0].inv(site["value"])
+    if not same(transforms[0](free), transforms[1](free)):
+        raise ModelError(
+            f"site {site['name']!r} ~ {type(base(site['fn'])).__name__} has a support that moves "
+            "with another site, expected a fixed one; sample a number of fixed support and "
+            "scale it in the model"
+        )

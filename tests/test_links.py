@@ -1,0 +1,609 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Which latent site an SSGL parameter comes from: found through whatever Pyro offers to write a model
+with, and refused, with a message that says what to do, where no closed form holds.
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import P, SparseNetwork, linear_data, sparse_layers, sparse_regression
+from pyro import poutine
+
+from pyro_aeb import SSGL, ModelError
+from pyro_aeb.model import inspect_model
+
+# Models here lose links on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+
+X, Y = linear_data()
+N = len(X)
+
+
+def structure(model, *args, links=None, adapt=True):
+    return inspect_model(model, args, {}, adapt=adapt, links=links)
+
+
+def refusal(model, *args, **options) -> str:
+    """The message of the error that a model gets."""
+    with pytest.raises(ModelError) as info:
+        structure(model, *args, **options)
+    return str(info.value)
+
+
+def latents():
+    """An InverseGamma(1.5, 2) and a Beta(2, 3) site."""
+    return (
+        pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0)),
+        pyro.sample("delta", dist.Beta(2.0, 3.0)),
+    )
+
+
+def prior(delta, sigma):
+    return SSGL(v0=0.1, v1=10.0, delta=delta, sigma=sigma)
+
+
+def observe(mean, scale, name="y"):
+    with pyro.plate(f"data_{name}", N):
+        pyro.sample(name, dist.Normal(mean, scale), obs=Y)
+
+
+# Found
+
+
+def in_a_plate():
+    sigma2, delta = latents()
+    with pyro.plate("features", P):
+        return pyro.sample("beta", prior(delta, sigma2.sqrt()))
+
+
+def expanded():
+    sigma2, delta = latents()
+    return pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+
+
+def of_the_shape_of_a_tensor():
+    sigma2, delta = latents()
+    v0 = torch.full([P], 0.1)
+    return pyro.sample("beta", SSGL(v0, 10.0, delta, sigma2**0.5).to_event(1))
+
+
+def plate_and_event():
+    sigma2, delta = latents()
+    with pyro.plate("layers", 2), pyro.plate("features", P, dim=-2):
+        weights = pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([4]).to_event(1))
+    return weights.sum((-1, -2))
+
+
+def nested_plates():
+    sigma2, delta = latents()
+    with pyro.plate("features", P), pyro.plate("layers", 2):
+        return pyro.sample("beta", prior(delta, sigma2.sqrt())).sum(0)
+
+
+def by_functions_of_torch():
+    sigma2, delta = latents()
+    sigma = torch.exp(0.5 * torch.log(sigma2))
+    with pyro.plate("features", P):
+        return pyro.sample("beta", prior(1.0 - (1.0 - delta), sigma))
+
+
+def through_a_deterministic_site():
+    sigma2, delta = latents()
+    sigma = pyro.deterministic("sigma", sigma2.sqrt())
+    with pyro.plate("features", P):
+        return pyro.sample("beta", prior(delta, sigma))
+
+
+def in_a_scope():
+    """Sites of a plate of length 1 that are taken out of it again."""
+    sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0).expand([1]).to_event(1)).squeeze(0)
+    delta = pyro.sample("delta", dist.Beta(2.0, 3.0).expand([1]).to_event(1))[0]
+    with pyro.plate("features", P):
+        return pyro.sample("beta", prior(delta, sigma2.sqrt()))
+
+
+WAYS = [
+    in_a_plate,
+    expanded,
+    of_the_shape_of_a_tensor,
+    plate_and_event,
+    nested_plates,
+    by_functions_of_torch,
+    through_a_deterministic_site,
+    in_a_scope,
+]
+
+
+@pytest.mark.parametrize("weights", WAYS, ids=lambda way: way.__name__)
+def test_links_are_found(weights):
+    def model():
+        observe(X @ weights(), 1.0)
+
+    found = structure(model)
+    (sigma,), (delta,) = found.sigmas, found.deltas
+    assert (sigma.site, delta.site) == ("sigma2", "delta")
+    # sigma2 ~ InverseGamma(nu / 2, nu lambda / 2) = InverseGamma(1.5, 2); delta ~ Beta(a, b)
+    assert (sigma.nu, sigma.nu_lambda, delta.a, delta.b) == (3.0, 4.0, 2.0, 3.0)
+    assert found.latent_sites == ("sigma2", "delta")
+    assert [block.name for block in found.blocks] == ["beta"]
+
+
+def test_links_are_found_in_a_module():
+    found = structure(SparseNetwork(), X, Y)
+    assert found.latent_sites == ("sigma2", "delta")
+    assert [block.name for block in found.sparse] == ["beta"]
+    assert found.sigmas[0].likelihoods == {"y"}
+
+
+def test_every_layer_has_its_own_delta_and_all_share_one_sigma():
+    found = structure(sparse_layers, X, Y)
+    assert [block.name for block in found.sparse] == ["w0", "w1"]
+    assert [found.sigmas[block.sigma].site for block in found.sparse] == ["sigma2", "sigma2"]
+    assert [found.deltas[block.delta].site for block in found.sparse] == ["delta0", "delta1"]
+    assert [(delta.a, delta.b) for delta in found.deltas] == [(2.0, 3.0), (3.0, 3.0)]
+
+
+def test_layers_may_share_delta_and_have_their_own_sigma():
+    def model():
+        delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
+        for layer in range(2):
+            sigma2 = pyro.sample(f"sigma2_{layer}", dist.InverseGamma(1.0 + layer, 1.0))
+            pyro.sample(f"w{layer}", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+
+    found = structure(model)
+    assert len(found.deltas) == 1
+    sites = [found.sigmas[block.sigma] for block in found.sparse]
+    assert [(sigma.site, sigma.nu) for sigma in sites] == [("sigma2_0", 2.0), ("sigma2_1", 4.0)]
+
+
+@pytest.mark.parametrize("delta", [0.25, torch.tensor(0.25), torch.full([P], 0.25)], ids=str)
+@pytest.mark.parametrize("sigma", [2.0, 2, torch.tensor(2.0)], ids=str)
+def test_numbers_fix_latents(delta, sigma):
+    def model():
+        beta = pyro.sample("beta", prior(delta, sigma).expand([P]).to_event(1))
+        observe(X @ beta, 1.0)
+
+    found = structure(model)
+    assert found.latent_sites == ()
+    (fixed_sigma,), (fixed_delta,) = found.sigmas, found.deltas
+    assert (fixed_sigma.site, fixed_sigma.fixed) == (None, 2.0)
+    assert (fixed_delta.site, fixed_delta.fixed) == (None, 0.25)
+
+
+def test_one_latent_may_be_fixed_and_the_other_learned():
+    def model():
+        delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
+        pyro.sample("beta", prior(delta, 0.5).expand([P]).to_event(1))
+
+    found = structure(model)
+    assert found.latent_sites == ("delta",)
+    assert found.sigmas[0].fixed == 0.5
+
+
+def test_an_observed_latent_is_a_number():
+    data = {"sigma2": torch.tensor(4.0), "delta": torch.tensor(0.25)}
+    found = structure(poutine.condition(sparse_regression, data=data), X, Y)
+    assert found.latent_sites == ()
+    assert (found.sigmas[0].fixed, found.deltas[0].fixed) == (2.0, 0.25)
+
+
+def test_sites_that_feed_no_ssgl_are_sampled():
+    def model():
+        _, delta = latents()
+        pyro.sample("rate", dist.Beta(2.0, 2.0))
+        observe(X @ pyro.sample("beta", prior(delta, 1.0).expand([P]).to_event(1)), 1.0)
+
+    found = structure(model)
+    assert found.latent_sites == ("delta",)
+    assert [block.name for block in found.general] == ["sigma2", "rate"]
+
+
+def test_without_adaptation_all_sites_are_sampled():
+    found = structure(sparse_regression, X, Y, adapt=False)
+    assert found.latent_sites == () and not found.sparse
+    assert {block.name for block in found.general} == {"sigma2", "delta", "beta"}
+
+
+# Likelihoods whose scale is a multiple of sigma
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda sigma2: sigma2.sqrt(),
+        lambda sigma2: 2.0 * sigma2.sqrt(),
+        lambda sigma2: (sigma2 / 9.0) ** 0.5,
+        lambda sigma2: sigma2.sqrt() * (1.0 + X[:, 0].abs()),
+        lambda sigma2: torch.sqrt(sigma2 * torch.linspace(1.0, 2.0, N)),
+    ],
+    ids=["sigma", "2 sigma", "sigma / 3", "sigma c(x)", "sqrt(sigma2 c)"],
+)
+def test_a_likelihood_may_have_a_multiple_of_sigma_as_its_scale(scale):
+    def model():
+        sigma2, delta = latents()
+        beta = pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+        observe(X @ beta, scale(sigma2))
+
+    assert structure(model).sigmas[0].likelihoods == {"y"}
+
+
+def test_the_multiple_may_depend_on_weights():
+    def model():
+        sigma2, delta = latents()
+        beta = pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([P]).to_event(1))
+        observe(X @ beta, sigma2.sqrt() * torch.exp(X @ w))
+
+    assert structure(model).sigmas[0].likelihoods == {"y"}
+
+
+def test_a_likelihood_with_another_scale_has_nothing_to_do_with_sigma():
+    def model():
+        sigma2, delta = latents()
+        noise = pyro.sample("noise", dist.HalfNormal(1.0))
+        beta = pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+        observe(X @ beta, noise)
+        observe(X @ beta, 0.3, name="z")
+
+    assert structure(model).sigmas[0].likelihoods == frozenset()
+
+
+def test_several_likelihoods_and_several_sigmas():
+    def model():
+        delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
+        for name in "ab":
+            sigma2 = pyro.sample(f"sigma2_{name}", dist.InverseGamma(1.0, 1.0))
+            beta = pyro.sample(name, prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+            observe(X @ beta, sigma2.sqrt(), name=f"y_{name}")
+            observe(X @ beta, 3.0 * sigma2.sqrt(), name=f"z_{name}")
+
+    found = {sigma.site: sigma.likelihoods for sigma in structure(model).sigmas}
+    assert found == {"sigma2_a": {"y_a", "z_a"}, "sigma2_b": {"y_b", "z_b"}}
+
+
+def test_a_likelihood_of_vectors():
+    def model():
+        sigma2, delta = latents()
+        W = pyro.sample("W", prior(delta, sigma2.sqrt()).expand([P, 2]).to_event(2))
+        with pyro.plate("data", N):
+            pyro.sample("y", dist.Normal(X @ W, sigma2.sqrt()).to_event(1), obs=torch.ones(N, 2))
+
+    assert structure(model).sigmas[0].likelihoods == {"y"}
+
+
+# Lost links, and links by hand
+
+
+def lost(lose):
+    def model():
+        sigma2, delta = latents()
+        delta, sigma = lose(sigma2, delta)
+        with pyro.plate("features", P):
+            beta = pyro.sample("beta", prior(delta, sigma))
+        observe(X @ beta, sigma2.sqrt())
+
+    return model
+
+
+LOST = {
+    "float": ("delta", lambda sigma2, delta: (float(delta), sigma2.sqrt())),
+    "item": ("delta", lambda sigma2, delta: (delta.item(), sigma2.sqrt())),
+    "new tensor": ("delta", lambda sigma2, delta: (torch.tensor(float(delta)), sigma2.sqrt())),
+    "sigma": ("sigma", lambda sigma2, delta: (delta, float(sigma2) ** 0.5)),
+}
+
+
+@pytest.mark.parametrize("parameter, lose", LOST.values(), ids=LOST)
+def test_a_lost_link_is_an_error_that_names_links(parameter, lose):
+    site = {"delta": "delta", "sigma": "sigma2"}[parameter]
+    message = refusal(lost(lose))
+    assert f"SSGL site 'beta': {parameter}" in message
+    assert "float(x)" in message and ".item()" in message
+    assert f"links={{'beta': {{'{parameter}': '{site}'}}}}" in message
+
+
+@pytest.mark.parametrize("parameter, lose", LOST.values(), ids=LOST)
+def test_links_by_hand_stand_in_for_a_lost_link(parameter, lose):
+    site = {"delta": "delta", "sigma": "sigma2"}[parameter]
+    found = structure(lost(lose), links={"beta": {parameter: site}})
+    assert set(found.latent_sites) == {"sigma2", "delta"}
+    assert (found.sigmas[0].site, found.deltas[0].site) == ("sigma2", "delta")
+
+
+def broadcast_together():
+    sigma2, delta = latents()
+    delta, sigma = torch.broadcast_tensors(delta, sigma2.sqrt().expand(P))
+    beta = pyro.sample("beta", prior(delta, sigma).to_event(1))
+    observe(X @ beta, sigma2.sqrt())
+
+
+def test_an_ambiguous_link_is_an_error_that_names_links():
+    message = refusal(broadcast_together)
+    assert "depends on the latent sites ['delta', 'sigma2'], expected one" in message
+    assert "links={'beta': {'delta': ...}}" in message
+
+
+def test_links_by_hand_settle_an_ambiguous_link():
+    by_hand = {"beta": {"delta": "delta", "sigma": "sigma2"}}
+    assert structure(broadcast_together, links=by_hand).latent_sites == ("sigma2", "delta")
+
+
+@pytest.mark.parametrize(
+    "links, message",
+    [
+        ({"gamma": {"delta": "delta"}}, r"'gamma' is not an SSGL site; SSGL sites are \['beta'\]"),
+        ({"beta": {"rho": "delta"}}, "'rho' of site 'beta' is not 'delta' or 'sigma'"),
+        ({"beta": {"delta": "d"}}, r"names 'd', .* latent sites are \['beta', 'delta', 'sigma2'\]"),
+        ({"beta": {"delta": "sigma2"}}, "comes from site 'sigma2' ~ InverseGamma, which has no"),
+        ({"beta": {"sigma": "delta"}}, "comes from site 'delta' ~ Beta, which has no"),
+    ],
+    ids=["no SSGL site", "no parameter", "no latent site", "delta", "sigma"],
+)
+def test_wrong_links_by_hand_are_errors(links, message):
+    with pytest.raises(ModelError, match=message):
+        structure(sparse_regression, X, Y, links=links)
+
+
+def test_links_by_hand_to_a_site_that_the_parameter_does_not_follow():
+    def model():
+        sigma2, delta = latents()
+        pyro.sample("other", dist.Beta(1.0, 1.0))
+        observe(X @ pyro.sample("beta", prior(delta, 1.0).expand([P]).to_event(1)), 1.0)
+
+    message = refusal(model, links={"beta": {"delta": "other"}})
+    assert "SSGL site 'beta'" in message and "'other'" in message
+
+
+@pytest.mark.parametrize("links", [["beta"], {"beta": ["delta"]}, {"beta": "delta"}], ids=str)
+def test_links_of_another_form_are_errors_that_show_the_form(links):
+    with pytest.raises((ModelError, TypeError), match=r"links.*'beta'.*expected"):
+        structure(sparse_regression, X, Y, links=links)
+
+
+# No closed form
+
+
+def with_weights(make):
+    """A model that makes its SSGL prior of sigma2 and delta by ``make``."""
+
+    def model():
+        beta = pyro.sample("beta", make(*latents()).expand([P]).to_event(1))
+        observe(X @ beta, 1.0)
+
+    return model
+
+
+@pytest.mark.parametrize(
+    "make, parameter, expected",
+    [
+        (lambda s, d: prior(d, s), "sigma", "the square root of the value"),
+        (lambda s, d: prior(d, 2.0 * s.sqrt()), "sigma", "the square root of the value"),
+        (lambda s, d: prior(d, 1.0 + s.sqrt()), "sigma", "the square root of the value"),
+        (lambda s, d: prior(0.5 * d, s.sqrt()), "delta", "the value"),
+        (lambda s, d: prior(1.0 - d, s.sqrt()), "delta", "the value"),
+        (lambda s, d: prior(d.clamp(max=0.5), s.sqrt()), "delta", "the value"),
+    ],
+    ids=["sigma2", "2 sigma", "1 + sigma", "delta / 2", "1 - delta", "clamped"],
+)
+def test_a_function_of_a_latent_is_an_error(make, parameter, expected):
+    message = refusal(with_weights(make))
+    assert f"SSGL site 'beta': {parameter} depends on site" in message
+    assert f"is not {expected} of it, so it has no closed-form update" in message
+    assert "adaptation=None" in message
+
+
+@pytest.mark.parametrize(
+    "site, fn",
+    [
+        ("delta", dist.Uniform(0.0, 1.0)),
+        ("delta", dist.Kumaraswamy(2.0, 2.0)),
+        ("sigma2", dist.HalfCauchy(1.0)),
+        ("sigma2", dist.Gamma(1.0, 1.0)),
+    ],
+    ids=lambda x: type(x).__name__ if not isinstance(x, str) else x,
+)
+def test_a_prior_without_a_closed_form_is_an_error(site, fn):
+    def model():
+        fns = {"sigma2": dist.InverseGamma(1.5, 2.0), "delta": dist.Beta(2.0, 3.0), site: fn}
+        sigma2, delta = (pyro.sample(name, fns[name]) for name in ("sigma2", "delta"))
+        pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+
+    message = refusal(model)
+    assert f"site {site!r} ~ {type(fn).__name__}, which has no closed-form update" in message
+    assert {"delta": "Beta prior", "sigma2": "InverseGamma prior"}[site] in message
+    assert "adaptation=None" in message
+
+
+@pytest.mark.parametrize("lose", [lambda b: b, float], ids=["tensor", "float"])
+@pytest.mark.parametrize("site", ["delta", "sigma2"])
+def test_a_hyperprior_is_an_error(site, lose):
+    def model():
+        b = lose(pyro.sample("b", dist.Gamma(2.0, 1.0)))
+        sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, b if site == "sigma2" else 2.0))
+        delta = pyro.sample("delta", dist.Beta(2.0, b if site == "delta" else 3.0))
+        pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+
+    message = refusal(model)
+    assert f"site {site!r}" in message
+    assert "whose own prior" in message and "expected fixed numbers" in message
+
+
+def test_a_vector_of_deltas_is_an_error():
+    def model():
+        with pyro.plate("layers", P):
+            delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
+        pyro.sample("beta", prior(delta, 1.0).to_event(1))
+
+    message = refusal(model)
+    assert "site 'delta', which has shape (3,), expected a single number" in message
+    assert "a site of its own" in message
+
+
+@pytest.mark.parametrize("parameter", ["delta", "sigma"])
+def test_fixed_latents_of_several_values_are_an_error(parameter):
+    values = {"delta": 0.5, "sigma": 1.0, parameter: torch.tensor([0.25, 0.5, 0.75])}
+    message = refusal(with_weights(lambda s, d: prior(**values)))
+    assert f"SSGL site 'beta': {parameter} is a tensor of different numbers" in message
+    assert "expected one number" in message and "split the site" in message
+
+
+@pytest.mark.parametrize("lose", [lambda x: x, float], ids=["tensor", "float"])
+@pytest.mark.parametrize("parameter", ["v0", "v1"])
+def test_v0_and_v1_are_not_learned(parameter, lose):
+    def model():
+        scale = lose(pyro.sample("scale", dist.HalfNormal(1.0)))
+        values = {"v0": 0.1, "v1": 10.0, parameter: scale}
+        pyro.sample("beta", SSGL(**values, delta=0.5).expand([P]).to_event(1))
+
+    message = refusal(model)
+    assert f"SSGL site 'beta': {parameter}" in message and "expected a number" in message
+
+
+# Something else that depends on a learned latent
+
+
+def depending(use):
+    """A model in which ``use(sigma2, delta, beta)`` makes a site depend on a learned latent."""
+
+    def model():
+        sigma2, delta = latents()
+        beta = pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+        use(sigma2, delta, beta)
+
+    return model
+
+
+def a_t_likelihood(sigma2, delta, beta):
+    with pyro.plate("data", N):
+        pyro.sample("y", dist.StudentT(4.0, X @ beta, sigma2.sqrt()), obs=Y)
+
+
+def a_variance_for_a_scale(sigma2, delta, beta):
+    observe(X @ beta, sigma2)
+
+
+def a_sum_of_scales(sigma2, delta, beta):
+    observe(X @ beta, 0.5 + sigma2.sqrt())
+
+
+def a_mean(sigma2, delta, beta):
+    observe(X @ beta + delta, sigma2.sqrt())
+
+
+def a_masked_distribution(sigma2, delta, beta):
+    with pyro.plate("data", N):
+        pyro.sample("y", dist.LogNormal(X @ beta, sigma2.sqrt()), obs=Y.exp())
+
+
+def another_latent(sigma2, delta, beta):
+    pyro.sample("w", dist.Normal(0.0, sigma2.sqrt()))
+
+
+def another_latent_with_its_own_scale(sigma2, delta, beta):
+    pyro.sample("w", dist.HalfCauchy(delta))
+
+
+def a_factor(sigma2, delta, beta):
+    pyro.factor("penalty", -sigma2)
+
+
+@pytest.mark.parametrize(
+    "use, site",
+    [
+        (a_t_likelihood, "observed site 'y' ~ StudentT"),
+        (a_variance_for_a_scale, "observed site 'y' ~ Normal"),
+        (a_sum_of_scales, "observed site 'y' ~ Normal"),
+        (a_mean, "observed site 'y' ~ Normal"),
+        (a_masked_distribution, "observed site 'y' ~ LogNormal"),
+        (another_latent, "latent site 'w' ~ Normal"),
+        (another_latent_with_its_own_scale, "latent site 'w' ~ HalfCauchy"),
+        (a_factor, "site 'penalty'"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_nothing_else_may_depend_on_a_learned_latent(use, site):
+    message = refusal(depending(use))
+    assert site in message and "no closed-form update" in message
+    assert "Normal" in message and "c * sigma2.sqrt()" in message
+    assert "a site of its own" in message and "adaptation=None" in message
+
+
+def a_mean_at_zero(sigma2, delta, beta):
+    """Does not depend on sigma2 where beta = 0."""
+    observe(X @ (beta * sigma2.sqrt()), sigma2.sqrt())
+
+
+def logits_at_zero(sigma2, delta, beta):
+    with pyro.plate("data", N):
+        pyro.sample("y", dist.Bernoulli(logits=X @ (delta * beta)), obs=(Y > 0).float())
+
+
+def a_scale_at_zero(sigma2, delta, beta):
+    """Is sigma where beta = 0."""
+    observe(X @ beta, sigma2.sqrt() + (X @ beta) ** 2)
+
+
+def logits_with_equal_weights(sigma2, delta, beta):
+    """Do not depend on sigma2 where all weights are the same: softmax ignores a common shift."""
+    W = pyro.sample("W", dist.Normal(0.0, 1.0).expand([P, 4]).to_event(2))
+    with pyro.plate("data", N):
+        labels = torch.arange(N) % 4
+        pyro.sample("y", dist.Categorical(logits=X @ W * sigma2.sqrt()), obs=labels)
+
+
+def a_contrast_of_weights(sigma2, delta, beta):
+    """Does not depend on delta where all weights are the same."""
+    observe(delta * (beta[0] - beta[1]) * X[:, 0], 1.0)
+
+
+def a_deep_network(sigma2, delta, beta):
+    """Its outputs overflow, or vanish, where its weights are moved without regard to its depth."""
+    observe(deep_mean() * sigma2.sqrt(), 1.0)
+
+
+def deep_mean(depth=30, width=32):
+    h = X
+    for layer in range(depth):
+        prior = dist.Normal(0.0, 1.0).expand([h.shape[-1], width]).to_event(2)
+        h = torch.relu(h @ pyro.sample(f"w{layer}", prior))
+    return h.sum(-1)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        a_mean_at_zero,
+        logits_at_zero,
+        a_scale_at_zero,
+        logits_with_equal_weights,
+        a_contrast_of_weights,
+        a_deep_network,
+    ],
+    ids=lambda use: use.__name__,
+)
+def test_a_dependence_is_seen_wherever_it_hides(use):
+    message = refusal(depending(use))
+    assert "observed site 'y'" in message and "no closed-form update" in message
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_a_deep_network_without_such_a_dependence_is_fine(validate):
+    def model():
+        sigma2, delta = latents()
+        beta = pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+        observe(X @ beta + deep_mean(), sigma2.sqrt())
+
+    with pyro.validation_enabled(validate):
+        assert structure(model).sigmas[0].likelihoods == {"y"}
+
+
+def test_without_adaptation_anything_may_depend_on_anything():
+    for use in (a_t_likelihood, another_latent, a_factor, a_mean_at_zero):
+        found = structure(depending(use), adapt=False)
+        assert {"sigma2", "delta", "beta"} <= {block.name for block in found.general}
