@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -28,8 +31,17 @@ class NonFiniteError(ArithmeticError):
         self.site = site
         self.draws = draws
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (str(self), self.step, self.site, self.draws)
+    def __reduce__(self) -> tuple[object, ...]:
+        # A tensor that is pickled between processes dies with the process that sent it.
+        arrays = {name: draw.cpu().numpy() for name, draw in self.draws.items()}
+        return _again, (type(self), str(self), self.step, self.site, arrays)
+
+
+def _again(
+    kind: type[NonFiniteError], message: str, step: int, site: str | None, arrays: dict[str, Any]
+) -> NonFiniteError:
+    draws = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return kind(message, step, site, draws)
 
 
 class CollapseWarning(UserWarning):

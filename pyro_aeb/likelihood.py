@@ -212,5 +212,5 @@ class _Scorer(Messenger):
         if fn.scale.requires_grad:  # c depends on the weights
             log_scale = fn.scale.log() if mask is None else torch.where(mask, fn.scale.log(), 0.0)
             self._terms.append(-log_scale.sum() * scale)
-        sigma2 = self._values[self._sigma_of[name]]
+        sigma2 = self._values[self._sigma_of[name]].reshape(())
         self.residuals[name] = Residuals(total.detach() * sigma2 * scale, data)

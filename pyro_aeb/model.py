@@ -263,7 +263,11 @@ class _Groups:
         shape, rate = (float(x) for x in (prior.concentration, prior.rate))
         # sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2)
         return Sigma(
-            link, nu=2.0 * shape, nu_lambda=2.0 * rate, likelihoods=self._likelihoods[link]
+            link,
+            nu=2.0 * shape,
+            nu_lambda=2.0 * rate,
+            likelihoods=self._likelihoods[link],
+            shape=self._latent[link]["value"].shape,
         )
 
     def _delta(self, site: Site) -> Delta:
@@ -272,7 +276,7 @@ class _Groups:
             return Delta(None, fixed=_fixed(site, "delta"))
         prior = base(self._latent[link]["fn"])
         a, b = (float(x) for x in (prior.concentration1, prior.concentration0))
-        return Delta(link, a=a, b=b)
+        return Delta(link, a=a, b=b, shape=self._latent[link]["value"].shape)
 
 
 def _number_or_tensor(value: Any, shape: torch.Size) -> float | Tensor:

@@ -230,11 +230,16 @@ class SSGLRule:
         return (kappa0 * scaled.abs() + 0.5 * kappa1 * scaled * scaled).sum(-1)
 
     def site_values(self, latents: SSGLLatents) -> dict[str, Tensor]:
-        """The learned sites' values, sigma squared and delta, each of shape (...)."""
-        values = {
-            s.site: latents.sigma[..., i].square() for i, s in enumerate(self.sigmas) if s.site
-        }
-        values |= {d.site: latents.delta[..., i] for i, d in enumerate(self.deltas) if d.site}
+        """The learned sites' values, sigma squared and delta, each of its site's shape."""
+        values = {}
+        for i, s in enumerate(self.sigmas):
+            if s.site is not None:
+                square = latents.sigma[..., i].square()
+                values[s.site] = square.reshape(square.shape + s.shape)
+        for i, d in enumerate(self.deltas):
+            if d.site is not None:
+                delta = latents.delta[..., i]
+                values[d.site] = delta.reshape(delta.shape + d.shape)
         return values
 
     def sparsity(self, latents: SSGLLatents) -> Tensor:

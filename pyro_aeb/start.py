@@ -67,7 +67,8 @@ def first_values(
     """
     with torch.random.fork_rng() if generator is not None else nullcontext():
         if generator is not None:
-            torch.manual_seed(int(torch.empty((), dtype=torch.int64).random_(generator=generator)))
+            number = torch.empty((), dtype=torch.int64, device=generator.device)
+            torch.manual_seed(int(number.random_(generator=generator)))
         values = initial_values(model, args, kwargs, strategy)
     return {**values, **_constrained(structure, given or {})}
 
@@ -77,7 +78,8 @@ def _constrained(structure: Structure, given: Mapping[str, Tensor]) -> dict[str,
     transforms = {block.name: block.transform for block in structure.blocks}
     transforms |= {s.site: biject_to(constraints.positive) for s in structure.sigmas if s.site}
     transforms |= {d.site: biject_to(constraints.unit_interval) for d in structure.deltas if d.site}
-    shapes = {name: torch.Size() for name in structure.latent_sites}
+    shapes = {s.site: s.shape for s in structure.sigmas if s.site}
+    shapes |= {d.site: d.shape for d in structure.deltas if d.site}
     shapes |= {block.name: block.shape for block in structure.blocks}
     values = {}
     for name, value in given.items():

@@ -80,6 +80,7 @@ class Sigma:
     :param float nu: prior degrees of freedom; sigma squared ~ InverseGamma(nu/2, nu lambda/2).
     :param float nu_lambda: nu times lambda.
     :param frozenset likelihoods: observed Normal sites whose scale is a multiple of this sigma.
+    :param torch.Size shape: of the site's value, one number.
     """
 
     site: str | None
@@ -87,6 +88,7 @@ class Sigma:
     nu: float = 0.0
     nu_lambda: float = 0.0
     likelihoods: frozenset[str] = frozenset()
+    shape: torch.Size = torch.Size()
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,14 @@ class Delta:
     :param float fixed: that number, None where delta is learned.
     :param float a: the first parameter of Beta(a, b).
     :param float b: the second.
+    :param torch.Size shape: of the site's value, one number.
     """
 
     site: str | None
     fixed: float | None = None
     a: float = 1.0
     b: float = 1.0
+    shape: torch.Size = torch.Size()
 
 
 @dataclass(frozen=True)
