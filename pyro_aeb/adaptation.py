@@ -98,7 +98,7 @@ def stochastic_approximation(old: Tensor, new: Tensor, weight: float) -> Tensor:
     return torch.lerp(old, new, weight)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StochasticApproximation:
     r"""
     Learn the latents by stochastic approximation, Algorithm 1 of [1].
@@ -133,14 +133,26 @@ class StochasticApproximation:
             raise TypeError(
                 f"initial_inclusion is {given!r}, expected a number or a tensor for each SSGL site"
             )
-        for values in given.values() if isinstance(given, Mapping) else (given,):
-            values = torch.as_tensor(values)
+        for values in given.values() if isinstance(given, Mapping) else (torch.tensor(given),):
+            if not isinstance(values, Tensor):
+                raise TypeError(
+                    f"initial_inclusion holds {values!r}, expected a tensor for each SSGL site"
+                )
             if not bool(((values >= 0.0) & (values <= 1.0)).all()):
                 raise ValueError(f"{self!r}: expected initial_inclusion in [0, 1]")
         if initial_penalty is not None and not 0.0 < initial_penalty < math.inf:
             raise ValueError(f"{self!r}: expected initial_penalty > 0, or None for equation (5)")
         if isinstance(self.weight, Constant):
             self.weight_at(1)
+
+    def __repr__(self) -> str:
+        first: object = self.initial_inclusion
+        if isinstance(self.initial_inclusion, Mapping):  # thousands of numbers help nobody
+            first = {name: tuple(rho.shape) for name, rho in self.initial_inclusion.items()}
+        return (
+            f"StochasticApproximation(weight={self.weight!r}, initial_inclusion={first!r}, "
+            f"initial_penalty={self.initial_penalty!r})"
+        )
 
     def weight_at(self, k: int) -> float:
         """

@@ -20,7 +20,7 @@ from pyro_aeb.minibatches import Minibatches
 from pyro_aeb.posterior import Posterior
 from pyro_aeb.ssgl_rule import SSGLLatents
 from pyro_aeb.start import flatten
-from pyro_aeb.structure import Residuals, Structure
+from pyro_aeb.structure import Residuals, Structure, rho_name
 
 
 @dataclass
@@ -165,8 +165,3 @@ class Chain:
             for block, part in zip(self.structure.sparse, parts, strict=True)
         }
         return {name: rho.clone() for name, rho in named.items() if name in self.saved}
-
-
-def rho_name(site: str) -> str:
-    """The name of an SSGL site's inclusion probabilities in a draw."""
-    return f"{site}_rho"

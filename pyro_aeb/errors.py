@@ -20,7 +20,8 @@ class NonFiniteError(ArithmeticError):
     The potential or its gradient became infinite or NaN; the run stopped at that step.
 
     :param str message: what was found and what to do.
-    :param int step: the step, counted from 1 at the start of the run.
+    :param int step: the step at which it was seen, counted from 1 at the start of the run; on an
+        accelerator that may be some steps late.
     :param str site: the first site with a non-finite gradient, or None where all were finite.
     :param dict draws: the draws finished before, site name to tensor of shape (draws, ...).
     """

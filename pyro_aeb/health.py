@@ -13,7 +13,8 @@ from torch import Tensor
 
 class Health:
     """
-    Watches one number a step that is finite exactly as long as the potential and gradient are.
+    Watches one number a step, which is not finite where the potential or the gradient is not (and
+    may overflow where they are merely enormous).
 
     On the CPU the number is read where it was written, so a blow-up is seen at its own step, before
     the weights move. On an accelerator it is copied to the host without waiting and may be seen

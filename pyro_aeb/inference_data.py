@@ -47,7 +47,10 @@ def to_arviz(
     again. The groups are:
 
     - ``posterior``: all that ``mcmc.get_samples()`` holds;
-    - ``sample_stats``: one number a draw: ``diverging``, ``potential``, ``step_size`` and so on;
+    - ``sample_stats``: one number a draw: ``diverging`` (always False: a run that blows up stops),
+      ``potential`` (-Q by the last step's batch, at the weights before that step, without terms
+      that the weights do not enter), ``step_size``, ``inverse_temperature``, ``sa_weight``, and
+      ``sparsity``, the share of sparse weights that rather belong to the narrower component;
     - ``adaptation``: what the stochastic approximation kept for every weight, such as ``beta_rho``,
       the inclusion probabilities of the site ``beta``;
     - ``observed_data``: the data, where the kernel hands them over.

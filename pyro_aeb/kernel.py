@@ -72,8 +72,9 @@ class AEBKernel(MCMCKernel):
     :param str minibatches: ``"permutation"``, every datum at most once an epoch, or
         ``"replacement"``, independent draws. The N mod n data left over by a permutation wait for
         the next one.
-    :param int seed: for first values, minibatches and noise; chain i uses seed + i. By default they
-        come from torch's global generator.
+    :param int seed: for first values, minibatches and noise; chain i uses seed + i, counted over
+        all sequential runs of this kernel object (a second run goes on with the next seed). Chains
+        in processes count from 0 in every run. By default torch's global generator serves.
     :raises ModelError: at the start of a run, if the model or the data cannot be sampled.
     :raises NonFiniteError: during a run, if it blows up; it carries the draws finished before.
 
@@ -137,7 +138,8 @@ class AEBKernel(MCMCKernel):
         """
         The next draw, ``steps_per_draw`` steps after ``params``.
 
-        :param dict params: the last draw, or other values of its sites to go on from; constrained.
+        :param dict params: the last draw, or other constrained values to go on from; those of
+            learned sites (delta, sigma squared) are not read, and the momentum is kept.
         :returns: site name to constrained value.
         """
         chain = self.chain
@@ -230,6 +232,12 @@ class AEBKernel(MCMCKernel):
         structure = inspect_model(
             self.model, args, kwargs, adapt=self.adaptation is not None, links=self.links
         )
+        if self.adaptation is not None and not structure.sparse:
+            warnings.warn(
+                "adaptation is given but the model has no SSGL site, so nothing is learned; give "
+                "weights an SSGL prior, or use adaptation=None",
+                stacklevel=2,
+            )
         wanted = self.save if self._save_params is None else self._save_params
         saved = names_to_save(structure, wanted)
         generator = generator_of(self.seed, chain_number(self._chains_started), structure.device)

@@ -21,7 +21,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.probes import base
+from pyro_aeb.look import base
 from pyro_aeb.structure import Residuals, Structure
 
 

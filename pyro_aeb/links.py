@@ -24,8 +24,8 @@ from torch import Tensor
 
 from pyro_aeb.distributions import SSGL
 from pyro_aeb.errors import ModelError
-from pyro_aeb.look import Site
-from pyro_aeb.probes import Looker, base, moved_values, same, same_density
+from pyro_aeb.look import Site, base
+from pyro_aeb.probes import Looker, moved_values, same, same_density
 
 HandLinks = Mapping[str, Mapping[str, str]]
 """SSGL site to ``{"delta": Beta site, "sigma": InverseGamma site}``, either or both."""
@@ -197,7 +197,8 @@ def _check_not_lost(
             hint = repr(candidates[0]) if len(candidates) == 1 else "..."
             raise ModelError(
                 f"SSGL site {name!r}: {parameter} changes with a latent site, but which one is "
-                "lost, as float(x) and x.item() do; pass the tensor itself, or say which with "
+                "lost: float(x) and x.item() lose it, and so does a model that cannot run on "
+                "tensors with provenance; pass the tensor itself, or say which with "
                 f"links={{{name!r}: {{{parameter!r}: {hint}}}}}"
             )
 

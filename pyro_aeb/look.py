@@ -24,6 +24,7 @@ from pyro.infer.autoguide.initialization import (
 )
 from pyro.infer.inspect import TrackProvenance
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -32,6 +33,13 @@ from pyro_aeb.distributions import SSGL
 from pyro_aeb.errors import ModelError
 
 Site = dict[str, Any]
+
+
+def base(fn: Any) -> Any:
+    """The distribution inside ``to_event``."""
+    while isinstance(fn, pyro.distributions.Independent):
+        fn = fn.base_dist
+    return fn
 
 
 @contextmanager
@@ -79,6 +87,8 @@ def check_continuous(site: Site) -> None:
 
 def _feasible(site: Site) -> Tensor:
     check_continuous(site)
+    if isinstance(base(site["fn"]), SSGL):  # what follows would draw a sample for its shape
+        return torch.zeros_like(site["fn"].mean)
     try:
         biject_to(site["fn"].support)
         return init_to_feasible(site)
@@ -93,7 +103,7 @@ class _PlateCheck(Messenger):
     """Refuses a plate without data, and a batch that its data cannot fill."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if type(msg["fn"]).__name__ != "_Subsample":
+        if not site_is_subsample(msg):
             return
         size, batch = msg["fn"].size, msg["fn"].subsample_size
         if size < 1:
@@ -165,11 +175,9 @@ def init_to_default(site: Site | None = None) -> Any:
     """
     if site is None:
         return init_to_default
-    fn = site["fn"]
-    while isinstance(fn, pyro.distributions.Independent):
-        fn = fn.base_dist
+    fn = base(site["fn"])
     if isinstance(fn, SSGL):
-        return 0.1 * torch.randn_like(site["fn"].sample())
+        return 0.1 * torch.randn_like(site["fn"].mean)
     if isinstance(fn, (pyro.distributions.InverseGamma, pyro.distributions.Beta)):
         return init_to_feasible(site)
     return init_to_uniform(site)

@@ -81,6 +81,6 @@ def check_order(order: str) -> None:
     """
     if order not in ("permutation", "replacement"):
         raise ValueError(
-            f"minibatches is {order!r}, expected 'permutation' (every datum once an epoch) or "
-            "'replacement' (independent draws)"
+            f"minibatches is {order!r}, expected 'permutation' (every datum at most once an epoch) "
+            "or 'replacement' (independent draws)"
         )

@@ -9,17 +9,18 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.links import HandLinks, check_links, find_links, is_sparse
-from pyro_aeb.look import Site, check_continuous, look, look_for_provenance
-from pyro_aeb.probes import base, check_gradient_sees, gradient_reaches
+from pyro_aeb.look import Site, base, check_continuous, look, look_for_provenance
+from pyro_aeb.probes import check_gradient_sees, gradient_reaches
 from pyro_aeb.structure import Block, Delta, NormalBlock, Sigma, SparseBlock, Structure
 
 
@@ -45,7 +46,7 @@ def inspect_model(
     _check_finite(named)
     with _explained(named):
         sites = look(model, args, kwargs, {}, validate=True)
-    subsamples = {n: s for n, s in sites.items() if _is_subsample(s)}
+    subsamples = {n: s for n, s in sites.items() if site_is_subsample(cast(Any, s))}
     plates = {n: _plate(s) for n, s in subsamples.items()}
     sites = {n: s for n, s in sites.items() if n not in plates and not _deterministic(s)}
     latent = {n: s for n, s in sites.items() if not s["is_observed"]}
@@ -133,10 +134,6 @@ def _explained(named: Mapping[str, Tensor]) -> Iterator[None]:
 
 def _deterministic(site: Site) -> bool:
     return bool(site["infer"].get("_deterministic", False))
-
-
-def _is_subsample(site: Site) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
 
 
 def _is_given(site: Site) -> bool:

@@ -11,25 +11,16 @@ the gradient, which would be silently wrong. Moving a value sees everything.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.look import Site
+from pyro_aeb.look import Site, base
 
 Looker = Callable[[Mapping[str, Tensor]], dict[str, Site]]
 """Latent values by name, in constrained space, to the sites of a look with those values."""
-
-
-def base(fn: Any) -> Any:
-    """The distribution inside ``to_event``."""
-    while isinstance(fn, dist.Independent):
-        fn = fn.base_dist
-    return fn
 
 
 def moved_values(
@@ -103,12 +94,12 @@ def check_gradient_sees(
     :raises ModelError: if a link is lost, or a support moves.
     """
     values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
-    unseen = {name: frozenset(sampled) - reached[name] - {name} for name in sites}
-    moved = look_at(moved_values(sites, values, sampled))
-    for name in values.keys() & moved.keys():
-        _check_support(sites[name], moved[name])
-    for hidden in set(unseen.values()) - {frozenset()}:
+    unseen = {name: frozenset(sampled) - reached[name] for name in sites}
+    for hidden in {*unseen.values(), frozenset(sampled)} - {frozenset()}:
         moved = look_at(moved_values(sites, values, hidden))
+        if hidden == frozenset(sampled):
+            for name in values.keys() & moved.keys():
+                _check_support(sites[name], moved[name])
         for name in (n for n in unseen if unseen[n] == hidden and n in moved):
             if not same_density(sites[name], moved[name]):
                 raise ModelError(

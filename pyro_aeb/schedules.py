@@ -96,7 +96,8 @@ class Polynomial:
 class Geometric:
     r"""
     Geometric growth or decay, :math:`\mathrm{initial} \cdot \mathrm{rate}^{\lfloor (k-1) /
-    \mathrm{every} \rfloor}`: the annealing of the "A-" variants is ``Geometric(tau0, 1.003)``.
+    \mathrm{every} \rfloor}`: the annealing of the "A-" variants is
+    ``Geometric(tau0, rate, every=steps_per_epoch)``; without ``every`` the factor is per step.
 
     :param float initial: the value at the first step, positive.
     :param float rate: the factor, positive; above 1 grows.

@@ -254,11 +254,18 @@ class SSGLRule:
         return spike.to(latents.rho.dtype).mean(-1)
 
     def collapsed(self, latents: SSGLLatents) -> list[str]:
-        """Learned delta sites that have run into 0 or 1: under 1/1000 weight expected on a side."""
+        """
+        Learned delta sites that have run into 0 or 1, under 1/1000 weight expected on a side that
+        their prior does not hold open (a = 1 or b = 1).
+        """
         expected = latents.delta * self._delta_sizes
-        rest = self._delta_sizes - expected
-        low = torch.minimum(expected, rest).reshape(-1, len(self.deltas)).amin(0) < 1e-3
-        return [d.site for d, bad in zip(self.deltas, low.tolist(), strict=True) if d.site and bad]
+        counts = torch.stack([expected, self._delta_sizes - expected], dim=-1)
+        low = counts.reshape(-1, len(self.deltas), 2).amin(0).tolist()
+        return [
+            delta.site
+            for delta, (slab, rest) in zip(self.deltas, low, strict=True)
+            if delta.site and (slab < 1e-3 and delta.a <= 1.0 or rest < 1e-3 and delta.b <= 1.0)
+        ]
 
 
 def _per_group(values: list[float], tensor: Callable[[list[float]], Tensor]) -> float | Tensor:

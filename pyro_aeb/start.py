@@ -20,7 +20,7 @@ from pyro_aeb.errors import ModelError, SaveSizeWarning
 from pyro_aeb.look import initial_values, unchanged_buffers
 from pyro_aeb.posterior import Posterior
 from pyro_aeb.ssgl_rule import SSGLLatents
-from pyro_aeb.structure import Structure
+from pyro_aeb.structure import Structure, rho_name
 
 INITIAL_TRIES = 100
 """How often a starting point is drawn before giving up, as Pyro's own kernels do."""
@@ -167,7 +167,7 @@ def names_to_save(structure: Structure, wanted: Sequence[str] | None) -> tuple[s
     """
     width = torch.finfo(structure.dtype).bits // 8
     sizes = {block.name: block.size * width for block in structure.blocks}
-    sizes |= {f"{block.name}_rho": block.size * width for block in structure.sparse}
+    sizes |= {rho_name(block.name): block.size * width for block in structure.sparse}
     sizes |= {name: width for name in structure.latent_sites}
     saved = tuple(sizes) if wanted is None else tuple(wanted)
     if unknown := [name for name in saved if name not in sizes]:
@@ -180,8 +180,9 @@ def names_to_save(structure: Structure, wanted: Sequence[str] | None) -> tuple[s
         largest = sorted(saved, key=lambda name: -sizes[name])[:3]
         parts = ", ".join(f"{name} {sizes[name]:,}" for name in largest)
         warnings.warn(
-            f"a draw holds {total:,} bytes ({parts}): 1000 draws hold {total * 1000:,}, and MCMC "
-            "needs about three times that at its peak; choose what a draw holds with save=[...]",
+            f"a draw holds {total:,} bytes ({parts}): 1000 draws hold {total * 1000:,}, and two to "
+            "three times that at the end of the run, while MCMC and the kernel stack them; choose "
+            "what a draw holds with save=[...]",
             SaveSizeWarning,
             stacklevel=4,
         )

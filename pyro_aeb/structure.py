@@ -4,7 +4,7 @@
 """
 What a model is made of, as plain data.
 
-:mod:`pyro_aeb.model` finds it, :mod:`pyro_aeb.likelihood`, :mod:`pyro_aeb.adaptation` and
+:mod:`pyro_aeb.model` finds it, :mod:`pyro_aeb.likelihood`, :mod:`pyro_aeb.ssgl_rule` and
 :mod:`pyro_aeb.kernel` read it. The weights live in one flat vector of D numbers, the *position*:
 first the sparse slab (all SSGL sites, P numbers), then the sites with a fixed normal prior, then
 all others in unconstrained space. Sites are views into it.
@@ -182,3 +182,8 @@ class Residuals(NamedTuple):
 
     square: Tensor
     data: float | Tensor
+
+
+def rho_name(site: str) -> str:
+    """The name of an SSGL site's inclusion probabilities in a draw."""
+    return f"{site}_rho"
