@@ -18,7 +18,8 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build"]
+# The tables that scripts write are included in the pages of results.
+exclude_patterns = ["_build", "results/*/*.md"]
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
