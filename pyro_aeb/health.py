@@ -34,10 +34,10 @@ class Health:
         """
         Takes a step's figures; False where a step is known to have had a non-finite one.
 
-        :param Tensor log_density: shape (...).
-        :param Tensor gradient: shape (..., D).
+        :param Tensor log_density: shape ().
+        :param Tensor gradient: shape (D,).
         """
-        self._host.copy_(log_density.sum() + gradient.sum(), non_blocking=True)
+        self._host.copy_(gradient.sum().add_(log_density), non_blocking=True)
         return math.isfinite(self._number)
 
     def settle(self) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -170,14 +171,15 @@ class AEBKernel(MCMCKernel):
 
     def _numbers(self, k: int) -> StepNumbers:
         numbers = StepNumbers(self.transition.step_size(k), self.inverse_temperature(k))
-        for name, value in numbers._asdict().items():
-            if not 0.0 < value < float("inf"):
-                schedule = getattr(self.transition, name, None) or getattr(self, name)
-                raise ValueError(
-                    f"{name} is {value} at step {k}, expected a finite number > 0; it comes from "
-                    f"{schedule!r}"
-                )
-        return numbers
+        if 0.0 < numbers.step_size < math.inf and 0.0 < numbers.inverse_temperature < math.inf:
+            return numbers
+        bad = {n: v for n, v in numbers._asdict().items() if not 0.0 < v < math.inf}
+        name, value = bad.popitem()
+        schedule = getattr(self.transition, name, None) or getattr(self, name)
+        raise ValueError(
+            f"{name} is {value} at step {k}, expected a finite number > 0; it comes from "
+            f"{schedule!r}"
+        )
 
     def _weight(self, chain: Chain, k: int) -> float:
         frozen = self.freeze_after_warmup and not chain.warming_up

@@ -235,11 +235,11 @@ class SSGLRule:
         for i, s in enumerate(self.sigmas):
             if s.site is not None:
                 square = latents.sigma[..., i].square()
-                values[s.site] = square.reshape(square.shape + s.shape)
+                values[s.site] = square.reshape(square.shape + s.shape) if s.shape else square
         for i, d in enumerate(self.deltas):
             if d.site is not None:
                 delta = latents.delta[..., i]
-                values[d.site] = delta.reshape(delta.shape + d.shape)
+                values[d.site] = delta.reshape(delta.shape + d.shape) if d.shape else delta
         return values
 
     def sparsity(self, latents: SSGLLatents) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -138,7 +139,7 @@ class Structure:
     dtype: torch.dtype
     device: torch.device
 
-    @property
+    @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """All blocks, in the order of the position."""
         return self.sparse + self.normal + self.general
@@ -153,7 +154,7 @@ class Structure:
         """D, the length of the position."""
         return sum(block.size for block in self.blocks)
 
-    @property
+    @cached_property
     def latent_sites(self) -> tuple[str, ...]:
         """Names of the sites that adaptation learns."""
         found = [sigma.site for sigma in self.sigmas] + [delta.site for delta in self.deltas]
