@@ -25,6 +25,7 @@ from models import (
     sparse_layers,
     sparse_regression,
 )
+from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_value
 
 from pyro_aeb import (
@@ -559,3 +560,22 @@ def test_a_collapse_is_warned_of_once_by_site_and_step():
     assert messages[0].startswith("step ") and "delta site 'delta0' has collapsed" in messages[0]
     for cure in ("Beta prior with a > 1", "smaller stochastic-approximation weight", "larger v0"):
         assert cure in messages[0]
+
+
+# The hot path
+
+
+def test_a_step_waits_for_no_number_and_builds_no_trace(monkeypatch):
+    """``.item()`` makes an accelerator wait; a trace costs more than a small model."""
+    kernel = started(kwargs={"batch_size": 3})
+    draws(kernel, 1)
+
+    def refuse(self, *args, **kwargs):
+        raise AssertionError("a step built a trace")
+
+    monkeypatch.setattr(poutine.Trace, "__init__", refuse)
+    with pyro.validation_enabled(False), torch.profiler.profile() as profile:
+        kernel._step(kernel.chain)
+    operations = {event.key for event in profile.key_averages()}
+    assert "aten::sigmoid" in operations  # the profiler has seen the step
+    assert not operations & {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero"}
