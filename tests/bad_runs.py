@@ -1,0 +1,50 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Runs on bad input, and the messages expected of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyro
+import pyro.distributions as dist
+import pytest
+from models import P, linear_data
+from pyro.infer import MCMC
+
+from pyro_aeb import SGLD, AEBKernel, ModelError, StochasticApproximation
+
+X, Y = linear_data()
+ADAPTATION = StochasticApproximation(0.3)
+
+
+@contextmanager
+def says(*parts: str, error: type[Exception] = ModelError) -> Iterator[None]:
+    """Expects an error whose message has all these parts, in this order."""
+    with pytest.raises(error) as info:
+        yield
+    rest = str(info.value)
+    for part in parts:
+        assert part in rest, f"{part!r} is missing (or too late) in: {info.value}"
+        rest = rest[rest.index(part) + len(part) :]
+
+
+def run(model, *args, transition=None, draws=3, kwargs=None, **options) -> MCMC:
+    """A short run of MCMC as it is by default, with validation off."""
+    options = {"adaptation": ADAPTATION, "seed": 0, **options}
+    mcmc = MCMC(
+        AEBKernel(model, transition or SGLD(1e-3), **options), draws, 0, disable_progbar=True
+    )
+    mcmc.run(*args, **(kwargs or {}))
+    return mcmc
+
+
+def dense(observe, **options):
+    """Runs a model of P dense weights and ``observe(w)``."""
+
+    def model():
+        observe(pyro.sample("w", dist.Normal(0.0, 1.0).expand([P]).to_event(1)))
+
+    return run(model, **options)

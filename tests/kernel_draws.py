@@ -1,0 +1,35 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A kernel that has started, and its draws, without MCMC around it."""
+
+from __future__ import annotations
+
+import torch
+from models import linear_data, sparse_regression
+
+from pyro_aeb import SGLD, AEBKernel, StochasticApproximation
+
+X, Y = linear_data()
+N = len(X)
+
+
+def started(model=sparse_regression, *args, warmup=0, kwargs=None, transition=None, **options):
+    """A kernel after its setup."""
+    options = {"adaptation": StochasticApproximation(0.3), "seed": 5, **options}
+    kernel = AEBKernel(model, transition or SGLD(1e-3), **options)
+    kernel.setup(warmup, *(args or (X, Y)), **(kwargs or {}))
+    return kernel
+
+
+def draws(kernel, number: int) -> list[dict]:
+    """So many draws, one after another as MCMC makes them."""
+    params, found = kernel.initial_params, []
+    for _ in range(number):
+        params = kernel.sample(params)
+        found.append(params)
+    return found
+
+
+def stacked(found: list[dict], name: str) -> torch.Tensor:
+    return torch.stack([draw[name] for draw in found])
