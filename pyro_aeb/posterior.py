@@ -43,10 +43,11 @@ class Posterior:
         self._normal_range = slice(structure.sparse_size, structure.sparse_size + normal.size)
 
     def sparse(self, position: Tensor) -> Tensor:
-        """The sparse slab of a position, shape (..., P)."""
+        """The sparse slab of a vector of shape (..., D): a view, shape (..., P)."""
+        if self.structure.size == self.structure.sparse_size:
+            return position
         return position[..., self._sparse_range]
 
-    @torch.no_grad()
     def gradient(
         self, position: Tensor, latents: SSGLLatents | None, indices: Mapping[str, Tensor]
     ) -> Gradient:
@@ -58,12 +59,14 @@ class Posterior:
         :param indices: of the subsampled plates, by name.
         """
         result = self.likelihood.gradient(position, self.site_values(latents), indices)
-        if self.rule is not None and latents is not None:
-            here = self._sparse_range
-            result.gradient[..., here].add_(self.rule.gradient(latents, position[..., here]))
-        if self._normal is not None:
-            here = self._normal_range
-            result.gradient[..., here].add_(self._normal.gradient(position[..., here]))
+        with torch.no_grad():
+            if self.rule is not None and latents is not None:
+                prior = self.rule.gradient(latents, self.sparse(position))
+                self.sparse(result.gradient).add_(prior)
+            if self._normal is not None:
+                here = self._normal_range
+                prior = self._normal.gradient(position[..., here])
+                result.gradient[..., here].add_(prior)
         return result
 
     def potential(

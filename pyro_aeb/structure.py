@@ -144,12 +144,12 @@ class Structure:
         """All blocks, in the order of the position."""
         return self.sparse + self.normal + self.general
 
-    @property
+    @cached_property
     def sparse_size(self) -> int:
         """P, the number of sparse weights."""
         return sum(block.size for block in self.sparse)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """D, the length of the position."""
         return sum(block.size for block in self.blocks)
