@@ -17,8 +17,8 @@ What differs from the paper's SGLD-SA, each for a reason that needs no test data
   feeds its own inclusion probability, and the third effect is lost. The second run starts where
   the first ended and samples at tau = 1, so that intervals have the width of a posterior.
 * SGHMC in place of SGLD and all rows at every step, for fewer steps. The step size of the first run
-  is a search's: its spikes chatter about four times as wide as their target. That of the second is
-  below (sigma v0)^2; its spikes are about 1.4 times too wide, on a scale of 0.01.
+  is a search's, far above (sigma v0)^2 / tau: it does not sample its target, and its spikes are
+  wider than it. That of the second is below (sigma v0)^2, though not far below.
 
 The rest is the paper's: v1 = 10, delta ~ Beta(1, p), the schedule omega, the first values.
 """
