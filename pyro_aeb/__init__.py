@@ -8,13 +8,22 @@ See :class:`AEBKernel` for the sampler and :class:`SSGL` for the prior.
 """
 
 import pyro_aeb.backend  # noqa: F401  (registers pyro.distributions.SSGL and the pyroapi backend)
+from pyro_aeb import nn
 from pyro_aeb._version import __version__
 from pyro_aeb.adaptation import StochasticApproximation
 from pyro_aeb.distributions import SSGL
 from pyro_aeb.errors import CollapseWarning, ModelError, NonFiniteError, SaveSizeWarning
 from pyro_aeb.inference_data import to_arviz
 from pyro_aeb.kernel import AEBKernel
-from pyro_aeb.schedules import Constant, Cyclical, Geometric, Piecewise, Polynomial
+from pyro_aeb.pruning import MagnitudePruning, ProbabilityPruning, UnitPruning
+from pyro_aeb.schedules import (
+    Constant,
+    Cyclical,
+    Geometric,
+    Piecewise,
+    Polynomial,
+    PruningSchedule,
+)
 from pyro_aeb.transitions import SGHMC, SGLD
 
 __all__ = [
@@ -26,12 +35,17 @@ __all__ = [
     "Constant",
     "Cyclical",
     "Geometric",
+    "MagnitudePruning",
     "ModelError",
     "NonFiniteError",
     "Piecewise",
     "Polynomial",
+    "ProbabilityPruning",
+    "PruningSchedule",
     "SaveSizeWarning",
     "StochasticApproximation",
+    "UnitPruning",
     "__version__",
+    "nn",
     "to_arviz",
 ]

@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_aeb.arguments import Batch, Source
 from pyro_aeb.health import Health
 from pyro_aeb.history import History
 from pyro_aeb.minibatches import Minibatches
 from pyro_aeb.posterior import Posterior
+from pyro_aeb.pruning import Pruner
 from pyro_aeb.ssgl_rule import SSGLLatents
 from pyro_aeb.start import flatten
-from pyro_aeb.structure import Residuals, Structure, rho_name
+from pyro_aeb.storage import Moments
+from pyro_aeb.structure import Residuals, Structure, norm_name, rho_name
 
 
 @dataclass
@@ -30,25 +33,31 @@ class Chain:
 
     :param Structure structure: of the model.
     :param Posterior posterior: Q.
-    :param Minibatches minibatches: which data the next step sees.
+    :param Source source: what the model is called with.
+    :param Minibatches minibatches: which data of a plate the next step sees.
     :param generator: source of the noise, None for torch's own.
     :param state: the transition's state.
     :param latents: the learned latents, None where nothing is learned.
     :param int warmup: draws of warm-up, which are not recorded.
-    :param saved: names of the sites and summaries that a draw holds.
+    :param saved: names of the sites and summaries that a draw holds; of all others it holds norms,
+        and the chain running moments.
+    :param Pruner pruner: sets weights to zero after every step, None for no pruning.
     """
 
     structure: Structure
     posterior: Posterior
+    source: Source
     minibatches: Minibatches
     generator: torch.Generator | None
     state: Any
     latents: SSGLLatents | None
     warmup: int
     saved: tuple[str, ...]
+    pruner: Pruner | None = None
     step: int = 0
     draws: int = 0
     history: History = field(default_factory=History)
+    moments: Moments = field(default_factory=Moments)
 
     def __post_init__(self) -> None:
         structure = self.structure
@@ -58,7 +67,7 @@ class Chain:
         self._collapsed: set[str] = set()
         self._started = time.perf_counter()
         self._stats: Mapping[str, Any] = {}
-        self.saved_sites = tuple(name for name in self._values() if name in self.saved)
+        self.saved_sites = tuple(name for name in self.values() if name in self.saved)
         self.last_draw = self.draw()
 
     # -- during a step
@@ -67,6 +76,11 @@ class Chain:
     def warming_up(self) -> bool:
         """Whether the next draw is one of warm-up."""
         return self.draws < self.warmup
+
+    def next_batch(self) -> Batch:
+        """The data of the next step."""
+        args, kwargs = self.source.next()
+        return Batch(args, kwargs, self.minibatches.next())
 
     def noise(self) -> Tensor:
         """Standard normal numbers of the position's shape, in a buffer that every step reuses."""
@@ -78,6 +92,15 @@ class Chain:
         beta = self.posterior.sparse(self.state.position)
         self.latents = self.posterior.rule.update(self.latents, beta, residuals, weight)
 
+    def prune(self, k: int) -> None:
+        """Sets to zero the weights that are pruned at step k."""
+        if self.pruner is not None:
+            self.state = self.pruner.prune(self.state, k, self._wide_probability)
+
+    def _wide_probability(self) -> Tensor:
+        assert self.posterior.rule is not None and self.latents is not None
+        return self.posterior.rule.wide_probability(self.latents)
+
     @staticmethod
     def first_non_finite(values: Mapping[str, Tensor]) -> str | None:
         """The first site whose values are not all finite; waits for them once if there is none."""
@@ -88,7 +111,7 @@ class Chain:
 
     def move_to(self, params: Mapping[str, Tensor]) -> None:
         """Moves the weights to other constrained values; learned latents and other sites stay."""
-        values = {**self._values(), **params}
+        values = {**self.values(), **params}
         self.state = self.state._replace(position=flatten(self.structure, values))
 
     def measure_potential(self, log_density: Tensor) -> None:
@@ -103,7 +126,9 @@ class Chain:
             "diverging": False,
             "potential": self._potential,
         }
-        if self.posterior.rule is not None and self.latents is not None:
+        if self.pruner is not None:
+            stats["sparsity"] = self.pruner.zeros()
+        elif self.posterior.rule is not None and self.latents is not None:
             stats["sparsity"] = self.posterior.rule.sparsity(self.latents)
         return stats
 
@@ -117,7 +142,7 @@ class Chain:
 
     def draw(self) -> dict[str, Tensor]:
         """The saved sites as they stand, in constrained space."""
-        values = self._values()
+        values = self.values()
         return {name: values[name].clone() for name in self.saved_sites}
 
     def record(
@@ -126,7 +151,12 @@ class Chain:
         """Counts a draw, takes it down unless warming up, and returns it."""
         self.last_draw = draw
         if not self.warming_up:
-            self.history.add(self.last_draw, stats, self._summaries())
+            rho = self.rho()
+            left_out = {n: v for n, v in {**self.values(), **rho}.items() if n not in self.saved}
+            norms = {norm_name(n): v.norm() for n, v in left_out.items() if n not in rho}
+            kept = {name: value.clone() for name, value in rho.items() if name in self.saved}
+            self.history.add(self.last_draw, {**stats, **norms}, kept)
+            self.moments.add(left_out)
         self._stats = stats
         self.draws += 1
         return self.last_draw
@@ -149,19 +179,18 @@ class Chain:
         figures["steps/s"] = f"{self.step / elapsed:.0f}"
         return figures
 
-    def _values(self) -> dict[str, Tensor]:
-        """All latent sites' constrained values."""
+    def values(self) -> dict[str, Tensor]:
+        """All latent sites' constrained values as they stand, by name: views where they can be."""
         sites = self.structure.unflatten(self.state.position)
         values = self.posterior.likelihood.constrain(sites)
         return {**values, **self.posterior.site_values(self.latents)}
 
-    def _summaries(self) -> dict[str, Tensor]:
-        """The inclusion probabilities to save, by name."""
+    def rho(self) -> dict[str, Tensor]:
+        """The inclusion probabilities as they stand: views, by the names of :func:`rho_name`."""
         if self.latents is None:
             return {}
         parts = self.latents.rho.split([block.size for block in self.structure.sparse], dim=-1)
-        named = {
+        return {
             rho_name(block.name): part.reshape(block.shape)
             for block, part in zip(self.structure.sparse, parts, strict=True)
         }
-        return {name: rho.clone() for name, rho in named.items() if name in self.saved}

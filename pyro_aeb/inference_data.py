@@ -50,12 +50,16 @@ def to_arviz(
     - ``sample_stats``: one number a draw: ``diverging`` (always False: a run that blows up stops),
       ``potential`` (-Q by the last step's batch, at the weights before that step, without terms
       that the weights do not enter), ``step_size``, ``inverse_temperature``, ``sa_weight``, and
-      ``sparsity``, the share of sparse weights that rather belong to the narrower component;
+      ``sparsity``: with pruning the share of all weights that are zero, without it the share of
+      sparse weights that rather belong to the narrower component;
     - ``adaptation``: what the stochastic approximation kept for every weight, such as ``beta_rho``,
       the inclusion probabilities of the site ``beta``;
+    - ``moments``: of sites and inclusion probabilities that are not kept draw by draw, the mean and
+      standard deviation over the draws, ``<name>_mean`` and ``<name>_sd``, without the dimension
+      ``draw``; their Euclidean norms, one a draw, are ``<site>_norm`` in ``sample_stats``;
     - ``observed_data``: the data, where the kernel hands them over.
 
-    All but the data have the leading dimensions ``(chain, draw)``. The other dimensions are named
+    All but moments and data have the leading dimensions ``(chain, draw)``. The other dimensions are named
     after the model's plates, or ``beta_dim_0`` and so on where there is none. An axis under a plate
     of which another variable has a different length, as in a subsample, gets such a name as well.
 
@@ -136,7 +140,7 @@ class _Variable(NamedTuple):
     :ivar source: The site or statistic that it holds.
     :ivar values: Array of shape ``(chain, draw) + shape``; ``shape`` alone for data.
     :ivar kind: What the values are; None where there is nothing to tell apart.
-    :ivar sample_dims: ``("chain", "draw")``; none for data.
+    :ivar sample_dims: ``("chain", "draw")``; ``("chain",)`` for moments, none for data.
     """
 
     source: str
@@ -166,12 +170,23 @@ def _gather(mcmc: MCMC, chains: list[dict[str, Any]]) -> _Groups:
     draws, roles = mcmc.get_samples(group_by_chain=True), first["roles"]
     stats, adaptation = first["sample_stats"], first.get("adaptation", {})
     observed = first.get("observed_data", {})
+    moments = [
+        _Variable(
+            f"{name}_{moment}",
+            np.stack([_array(chain["moments"][moment][name]) for chain in chains]),
+            None,
+            ("chain",),
+        )
+        for moment, values in first.get("moments", {}).items()
+        for name in values
+    ]
     groups = {
         "posterior": [_Variable(k, _array(v), roles.get(k, "draw")) for k, v in draws.items()],
         "sample_stats": [_Variable(k, stack("sample_stats", k), None) for k in stats],
         "adaptation": [
             _Variable(k, stack("adaptation", k), "stochastic approximation") for k in adaptation
         ],
+        "moments": moments,
         "observed_data": [_Variable(k, _array(v), "observed", ()) for k, v in observed.items()],
     }
     return {
@@ -341,5 +356,6 @@ def _attributes(
         },
         "sample_stats": sampled,
         "adaptation": sampled,
+        "moments": common,
         "observed_data": common,
     }

@@ -12,20 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, NoReturn
 
+import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_aeb.adaptation import StochasticApproximation
+from pyro_aeb.arguments import Batch, Source, open_arguments
 from pyro_aeb.chain import Chain
 from pyro_aeb.errors import CollapseWarning, NonFiniteError
 from pyro_aeb.links import HandLinks
-from pyro_aeb.look import init_to_default
+from pyro_aeb.look import device_of_latents, init_to_default
 from pyro_aeb.minibatches import Minibatches, Order, check_order
 from pyro_aeb.model import inspect_model
 from pyro_aeb.posterior import Posterior
+from pyro_aeb.pruning import Pruner, Pruning
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.ssgl_rule import SSGLLatents
-from pyro_aeb.start import chain_number, find_start, first_values, generator_of, names_to_save
+from pyro_aeb.start import chain_number, find_start, first_values, generator_of
+from pyro_aeb.storage import names_to_save
 from pyro_aeb.transitions import StepNumbers, Transition
 
 
@@ -52,7 +56,13 @@ class AEBKernel(MCMCKernel):
     of a site fixes it. Random number generators and module buffers are unchanged by the look at
     the model.
 
-    :param model: a Pyro model. Data may be subsampled with ``pyro.plate(..., subsample_size=n)``.
+    The data are the model's arguments, of which a plate may take a subsample,
+    ``mcmc.run(X, y, batch_size=50)``; or a :class:`torch.utils.data.DataLoader`, alone, whose next
+    batch every step gets, ``mcmc.run(loader)``, epoch after epoch. The model then scales the batch
+    by ``pyro.plate("data", N, subsample=x)``.
+
+    :param model: a Pyro model. Data may be subsampled with ``pyro.plate(..., subsample_size=n)``,
+        or come from a DataLoader.
     :param transition: how the weights move: :class:`~pyro_aeb.transitions.sgld.SGLD`,
         :class:`~pyro_aeb.transitions.sghmc.SGHMC`.
     :param StochasticApproximation adaptation: how the latents are learned; its weight 1 is the
@@ -64,8 +74,12 @@ class AEBKernel(MCMCKernel):
         draws too.
     :param init_strategy: where a chain starts, one of Pyro's ``init_to_*``; by default
         :func:`~pyro_aeb.look.init_to_default`.
+    :param pruning: sets weights to zero after every step, by
+        :class:`~pyro_aeb.pruning.MagnitudePruning` or another of :mod:`pyro_aeb.pruning`.
     :param save: names of the sites and summaries that a draw holds, by default all: every latent
-        site, and ``"<site>_rho"``, the inclusion probabilities of every SSGL site.
+        site, and ``"<site>_rho"``, the inclusion probabilities of every SSGL site. If that takes
+        over 1 MiB a draw, large sites are left out by default, with a warning. Of what is left out
+        the run keeps norms and running moments.
     :param links: by hand, SSGL site to ``{"delta": Beta site, "sigma": InverseGamma site}``, where
         the model itself does not tell (``float(x)`` loses the link).
     :param bool freeze_after_warmup: whether the latents stay fixed once warm-up ends. False, as in
@@ -93,6 +107,7 @@ class AEBKernel(MCMCKernel):
         inverse_temperature: Schedule | float = 1.0,
         steps_per_draw: int = 1,
         *,
+        pruning: Pruning | None = None,
         init_strategy: Callable[..., Any] = init_to_default,
         save: Sequence[str] | None = None,
         links: HandLinks | None = None,
@@ -100,7 +115,7 @@ class AEBKernel(MCMCKernel):
         minibatches: Order = "permutation",
         seed: int | None = None,
     ) -> None:
-        _check_options(model, transition, adaptation, init_strategy)
+        _check_options(model, transition, adaptation, init_strategy, pruning)
         _check_numbers(steps_per_draw, save, seed)
         check_order(minibatches)
         self.model = model
@@ -108,6 +123,7 @@ class AEBKernel(MCMCKernel):
         self.adaptation = adaptation
         self.inverse_temperature = as_schedule(inverse_temperature, "inverse_temperature")
         self.steps_per_draw = int(steps_per_draw)
+        self.pruning = pruning
         self.init_strategy = init_strategy
         self.save = None if save is None else tuple(save)
         self.links = links
@@ -146,20 +162,25 @@ class AEBKernel(MCMCKernel):
         chain = self.chain
         if params is not chain.last_draw:
             chain.move_to(params)
-        for left in reversed(range(self.steps_per_draw)):
-            self._step(chain, measure=left == 0)
-        return self._draw(chain)
+        try:
+            for left in reversed(range(self.steps_per_draw)):
+                self._step(chain, measure=left == 0)
+            return self._draw(chain)
+        except BaseException:  # MCMC calls no cleanup() then
+            chain.source.close()
+            raise
 
     def _step(self, chain: Chain, measure: bool = False) -> None:
-        """One iteration of Algorithm 1: batch, gradient, weights, latents."""
+        """One iteration of Algorithm 1: batch, gradient, weights, latents, pruning."""
         k = chain.step + 1
         numbers = self._numbers(k)
         weight = self._weight(chain, k)
-        batch = chain.minibatches.next()
+        batch = chain.next_batch()
         log_density, gradient, residuals = chain.posterior.gradient(
             chain.state.position, chain.latents, batch
         )
         if not chain.health.watch(log_density, gradient):
+            self._check_batch(k, batch)
             site = chain.first_non_finite(chain.structure.unflatten(gradient))
             self._blown_up(k, site, f"the gradient of site {site!r}" if site else "the potential")
         if measure:
@@ -167,6 +188,7 @@ class AEBKernel(MCMCKernel):
         chain.state = self.transition.step(chain.state, gradient, chain.noise(), numbers)
         if weight > 0.0:
             chain.update_latents(residuals, weight)
+        chain.prune(k)
         chain.step = k
 
     def _numbers(self, k: int) -> StepNumbers:
@@ -222,6 +244,21 @@ class AEBKernel(MCMCKernel):
             draws=self.recover(),
         )
 
+    def _check_batch(self, k: int, batch: Batch) -> None:
+        """Where the gradient is not finite because the data are not, says so."""
+        for name, value in (*enumerate(batch.args), *batch.kwargs.items()):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                if bad := int((~torch.isfinite(value)).sum()):
+                    raise NonFiniteError(
+                        f"step {k}: argument {name!r} of this batch has {bad} non-finite of "
+                        f"{value.numel()} numbers, so the run stops here; remove or impute them in "
+                        "the data set. The draws finished before are in this error's `draws` and "
+                        "in kernel.recover()",
+                        step=k,
+                        site=None,
+                        draws=self.recover(),
+                    )
+
     # -- the contract of pyro.infer.MCMC -------------------------------------------------------
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
@@ -231,39 +268,60 @@ class AEBKernel(MCMCKernel):
         :param int warmup_steps: draws of warm-up.
         """
         self._chain = None
+        chain = chain_number(self._chains_started)
+        source = open_arguments(args, kwargs, None if self.seed is None else self.seed + chain)
+        try:
+            self._chain = self._start(source, chain, warmup_steps)
+        except BaseException:
+            source.close()
+            raise
+        self._chains_started += 1
+
+    def _start(self, source: Source, chain: int, warmup: int) -> Chain:
+        """Looks at the model and starts a chain; see :meth:`setup`."""
+        if source.from_loader and (device := device_of_latents(self.model, *source.peek())):
+            source.move_to(device)
+        args, kwargs = source.peek()
         structure = inspect_model(
-            self.model, args, kwargs, adapt=self.adaptation is not None, links=self.links
+            self.model,
+            args,
+            kwargs,
+            adapt=self.adaptation is not None,
+            links=self.links,
+            loader_sizes=source.sizes if source.from_loader else None,
         )
         if self.adaptation is not None and not structure.sparse:
             warnings.warn(
                 "adaptation is given but the model has no SSGL site, so nothing is learned; give "
                 "weights an SSGL prior, or use adaptation=None",
-                stacklevel=2,
+                stacklevel=3,
             )
         wanted = self.save if self._save_params is None else self._save_params
         saved = names_to_save(structure, wanted)
-        generator = generator_of(self.seed, chain_number(self._chains_started), structure.device)
+        generator = generator_of(self.seed, chain, structure.device)
         minibatches = Minibatches(structure.plates, self.minibatches, structure.device, generator)
-        posterior = Posterior(self.model, args, kwargs, structure)
+        posterior = Posterior(self.model, structure)
         given, self._initial_params = self._initial_params, None
         position, latents = find_start(
             posterior,
             self.adaptation,
+            Batch(args, kwargs, minibatches.first()),
             lambda: first_values(
                 self.model, args, kwargs, structure, self.init_strategy, given, generator
             ),
         )
-        self._chain = Chain(
+        return Chain(
             structure=structure,
             posterior=posterior,
+            source=source,
             minibatches=minibatches,
             generator=generator,
             state=self.transition.init(position),
             latents=latents,
-            warmup=warmup_steps,
+            warmup=warmup,
             saved=saved,
+            pruner=None if self.pruning is None else Pruner(self.pruning, structure),
         )
-        self._chains_started += 1
 
     @property
     def chain(self) -> Chain:
@@ -319,6 +377,7 @@ class AEBKernel(MCMCKernel):
             "divergences": [],
             "sample_stats": chain.history.stats(),
             "adaptation": chain.history.latents(),
+            "moments": {"mean": chain.moments.mean(), "sd": chain.moments.sd()},
             "dims": {name: list(dims) for name, dims in chain.dims().items()},
             "roles": roles,
             "observed_data": dict(structure.observations),
@@ -326,6 +385,7 @@ class AEBKernel(MCMCKernel):
                 "transition": repr(self.transition),
                 "adaptation": repr(self.adaptation),
                 "inverse_temperature": repr(self.inverse_temperature),
+                "pruning": repr(self.pruning),
                 "steps_per_draw": str(self.steps_per_draw),
                 "minibatches": self.minibatches,
                 "seed": str(self.seed),
@@ -340,12 +400,15 @@ class AEBKernel(MCMCKernel):
         return {} if self._chain is None else self._chain.history.draws()
 
     def cleanup(self) -> None:
-        """Lets go of the draws, which MCMC holds now."""
+        """Lets go of the draws, which MCMC holds now, and of a DataLoader's workers."""
         if self._chain is not None:
             self._chain.history.forget_draws()
+            self._chain.source.close()
 
 
-def _check_options(model: Any, transition: Any, adaptation: Any, init_strategy: Any) -> None:
+def _check_options(
+    model: Any, transition: Any, adaptation: Any, init_strategy: Any, pruning: Any
+) -> None:
     if not callable(model):
         raise TypeError(f"model is {model!r}, expected a Pyro model (a callable)")
     if isinstance(transition, type) or not callable(getattr(transition, "step", None)):
@@ -355,6 +418,11 @@ def _check_options(model: Any, transition: Any, adaptation: Any, init_strategy: 
     if not (adaptation is None or isinstance(adaptation, StochasticApproximation)):
         raise TypeError(
             f"adaptation is {adaptation!r}, expected StochasticApproximation(weight) or None"
+        )
+    if not (pruning is None or isinstance(pruning, Pruning)):
+        raise TypeError(
+            f"pruning is {pruning!r}, expected MagnitudePruning(sparsity=...) or another of "
+            "pyro_aeb.pruning, or None"
         )
     if not callable(init_strategy):
         raise TypeError(

@@ -20,6 +20,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_aeb.arguments import Batch
 from pyro_aeb.errors import ModelError
 from pyro_aeb.look import base
 from pyro_aeb.structure import Residuals, Structure
@@ -43,46 +44,32 @@ class Likelihood:
     The log density of the data as a function of the flat position.
 
     :param model: a Pyro model.
-    :param args: its arguments.
-    :param kwargs: its keyword arguments.
     :param Structure structure: from :func:`~pyro_aeb.model.inspect_model`.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        structure: Structure,
-    ) -> None:
+    def __init__(self, model: Callable[..., Any], structure: Structure) -> None:
         self._model = model
-        self._args = args
-        self._kwargs = kwargs
         self._structure = structure
         self._transforms = {b.name: b.transform for b in structure.general if b.transform}
         self._scorer = _Scorer(structure)
 
-    def gradient(
-        self,
-        position: Tensor,
-        latents: Mapping[str, Tensor],
-        indices: Mapping[str, Tensor],
-    ) -> Gradient:
+    def gradient(self, position: Tensor, latents: Mapping[str, Tensor], batch: Batch) -> Gradient:
         r"""
         The likelihood's part of equation (2), :math:`(N/n) \sum_{i \in \mathrm{batch}} \nabla_\beta
         \log \pi(d_i \mid \beta)`; the factor N/n is the scale that the model's plates give.
 
         :param Tensor position: shape (D,).
         :param latents: values of the learned sites, by name.
-        :param indices: of the subsampled plates, by name.
+        :param Batch batch: the model's arguments and its subsampled plates' indices.
         """
         scorer = self._scorer
         position = position.detach().requires_grad_()
         with torch.enable_grad():
             unconstrained = self._structure.unflatten(position)
-            scorer.start({**self.constrain(unconstrained), **latents}, unconstrained, indices)
+            values = {**self.constrain(unconstrained), **latents}
+            scorer.start(values, unconstrained, batch.indices)
             with scorer:
-                self._model(*self._args, **self._kwargs)
+                self._model(*batch.args, **batch.kwargs)
             log_density = scorer.log_density()
         gradient = None
         if log_density.requires_grad:

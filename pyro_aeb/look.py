@@ -167,14 +167,49 @@ def look_for_provenance(
         return {}
 
 
+class _Found(Exception):
+    """Ends a look early."""
+
+
+class _FirstLatent(Messenger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.device: torch.device | None = None
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            self.device = msg["value"].device
+            raise _Found
+
+
+def device_of_latents(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> torch.device | None:
+    """
+    The device of a model's first latent site, from a run that ends there. None where the model
+    cannot run that far, as when it mixes its data with something on another device before.
+    """
+    first = _FirstLatent()
+    with unchanged_buffers(), unchanged_random_numbers(), torch.no_grad():
+        try:
+            with InitMessenger(_feasible), first:
+                model(*args, **kwargs)
+        except (_Found, RuntimeError):
+            pass
+    return first.device
+
+
 def init_to_default(site: Site | None = None) -> Any:
     """
-    The kernel's own starting point: SSGL weights ~ Normal(0, 0.1^2); sites with an InverseGamma or
-    Beta prior at the middle of their unconstrained space (1 and 1/2); all others by Pyro's
+    The kernel's own starting point: sites sampled with ``infer={"init_value": tensor}`` at that
+    value; other SSGL weights ~ Normal(0, 0.1^2); sites with an InverseGamma or Beta prior at the
+    middle of their unconstrained space (1 and 1/2); all others by Pyro's
     :func:`~pyro.infer.autoguide.initialization.init_to_uniform`.
     """
     if site is None:
         return init_to_default
+    if "init_value" in site["infer"]:
+        return site["infer"]["init_value"].detach().clone()
     fn = base(site["fn"])
     if isinstance(fn, SSGL):
         return 0.1 * torch.randn_like(site["fn"].mean)

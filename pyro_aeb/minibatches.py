@@ -53,6 +53,16 @@ class Minibatches:
             if batch >= size
         }
 
+    def first(self) -> dict[str, Tensor]:
+        """The first data of every plate, to try the model on; draws no random number."""
+        return {
+            **self._indices,
+            **{
+                n: torch.arange(batch, device=self._device)
+                for n, (_, batch) in self._plates.items()
+            },
+        }
+
     def next(self) -> dict[str, Tensor]:
         """The indices of the next step, plate name to tensor of shape (n,)."""
         for name, (size, batch) in self._plates.items():

@@ -30,6 +30,7 @@ def inspect_model(
     kwargs: Mapping[str, Any],
     adapt: bool,
     links: HandLinks | None = None,
+    loader_sizes: frozenset[int] | None = None,
 ) -> Structure:
     """
     Looks a model over. Random number generators and module buffers stay as they were.
@@ -40,6 +41,8 @@ def inspect_model(
     :param bool adapt: whether the latents of SSGL sites are to be learned. If not, all continuous
         latents, SSGL sites among them, are sampled under the model's own prior.
     :param links: by hand, SSGL site to ``{"delta": site, "sigma": site}``.
+    :param loader_sizes: where the arguments are a batch of a DataLoader, the numbers that its data
+        may be counted as (empty if unknown); None where they are the same at every step.
     :raises ModelError: if the model or the data cannot be sampled as they stand.
     """
     named = _named_tensors(model, args, kwargs)
@@ -53,6 +56,8 @@ def inspect_model(
     observed = {n: s for n, s in sites.items() if s["is_observed"]}
     _check_latent(latent)
     _check_observed(observed, plates)
+    if loader_sizes is not None:
+        _check_loader_plates(observed, subsamples, loader_sizes)
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
     tracked = look_for_provenance(model, args, kwargs)
     found = find_links(latent, tracked, sparse, links or {})
@@ -193,6 +198,33 @@ def _check_observed(observed: Mapping[str, Site], plates: Mapping[str, tuple[int
                 f"plate {name!r} is subsampled ({batch} of {size}) but no observed site is inside "
                 "it, so nothing is scaled by N/n; put the observed pyro.sample inside the plate"
             )
+
+
+def _check_loader_plates(
+    observed: Mapping[str, Site], subsamples: Mapping[str, Site], sizes: frozenset[int]
+) -> None:
+    """Checks that a plate scales a loader's batches to the loader's data."""
+    for name, site in observed.items():
+        if isinstance(site["fn"], dist.Unit):  # pyro.factor
+            continue
+        found = {f.name: f.full_size or f.size for f in site["cond_indep_stack"]}
+        if sizes and not sizes & set(found.values()):
+            plates = ", ".join(f"{n!r} of size {size}" for n, size in found.items())
+            raise ModelError(
+                f"observed site {name!r} is inside {plates or 'no plate'}, but the DataLoader has "
+                f"{' or '.join(map(str, sorted(sizes)))} data, so its batches are not scaled by "
+                f'N/n; write `with pyro.plate("data", {max(sizes)}, subsample=x):` around it, '
+                "where x is the batch"
+            )
+        for plate, size in found.items():
+            drawn = plate in subsamples and subsamples[plate]["fn"].subsample_size is not None
+            if drawn and len(subsamples[plate]["value"]) < size and (size in sizes or not sizes):
+                raise ModelError(
+                    f"plate {plate!r} draws its own {len(subsamples[plate]['value'])} of {size} "
+                    "indices, but the batch comes from a DataLoader, whose last batch may be "
+                    f"shorter; write `pyro.plate({plate!r}, {size}, subsample=x)`, where x is the "
+                    "batch"
+                )
 
 
 def _check_value(name: str, site: Site) -> None:

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_aeb.arguments import Batch
 from pyro_aeb.dense import NormalPrior
 from pyro_aeb.likelihood import Gradient, Likelihood
 from pyro_aeb.ssgl_rule import SSGLLatents, SSGLRule
@@ -22,20 +23,12 @@ class Posterior:
     Q and its gradient at a flat position.
 
     :param model: a Pyro model.
-    :param args: its arguments.
-    :param kwargs: its keyword arguments.
     :param Structure structure: from :func:`~pyro_aeb.model.inspect_model`.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        structure: Structure,
-    ) -> None:
+    def __init__(self, model: Callable[..., Any], structure: Structure) -> None:
         self.structure = structure
-        self.likelihood = Likelihood(model, args, kwargs, structure)
+        self.likelihood = Likelihood(model, structure)
         self.rule = SSGLRule(structure) if structure.sparse else None
         normal = NormalPrior(structure)
         self._normal = normal if normal.size else None
@@ -48,17 +41,15 @@ class Posterior:
             return position
         return position[..., self._sparse_range]
 
-    def gradient(
-        self, position: Tensor, latents: SSGLLatents | None, indices: Mapping[str, Tensor]
-    ) -> Gradient:
+    def gradient(self, position: Tensor, latents: SSGLLatents | None, batch: Batch) -> Gradient:
         """
         Equation (2), estimated from one batch.
 
         :param Tensor position: shape (D,).
         :param SSGLLatents latents: None for a model without adaptation.
-        :param indices: of the subsampled plates, by name.
+        :param Batch batch: the model's arguments and its subsampled plates' indices.
         """
-        result = self.likelihood.gradient(position, self.site_values(latents), indices)
+        result = self.likelihood.gradient(position, self.site_values(latents), batch)
         with torch.no_grad():
             if self.rule is not None and latents is not None:
                 prior = self.rule.gradient(latents, self.sparse(position))

@@ -179,3 +179,29 @@ class Cyclical:
     def __call__(self, k: int) -> float:
         phase = ((k - 1) % self.period) / self.period
         return 0.5 * self.initial * (1.0 + math.cos(math.pi * phase))
+
+
+@dataclass(frozen=True)
+class PruningSchedule:
+    r"""
+    A sparsity that rises to a target and levels off, equation (9):
+    :math:`s_k = S (1 - D^{k/U})`.
+
+    :param float target: S, the share of weights that are zero in the end, in [0, 1].
+    :param float damping: D in [0, 1); the share still missing shrinks by this factor a period.
+        With 0 the target holds from the first step on.
+    :param float period: U, steps in a period, positive.
+    """
+
+    target: float
+    damping: float = 0.99
+    period: float = 50
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.target <= 1, self, "a target share in [0, 1]; 90 % is 0.9")
+        _require(0 <= self.damping < 1, self, "a damping in [0, 1)")
+        _require(0 < self.period < math.inf, self, "a finite period > 0")
+
+    def __call__(self, k: int) -> float:
+        """Equation (9)."""
+        return self.target * (1.0 - self.damping ** (k / self.period))

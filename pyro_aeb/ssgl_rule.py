@@ -247,11 +247,16 @@ class SSGLRule:
         The fraction of sparse weights that rather belong to the spike, the narrower of the two
         components: rho below 1/2 where it is the Laplace, above where it is the Gaussian.
         """
-        laplace_is_spike = torch.as_tensor(2.0 * self.v0 * self.v0 < self.v1)
-        spike = torch.where(
-            laplace_is_spike.to(latents.rho.device), latents.rho < 0.5, latents.rho > 0.5
-        )
-        return spike.to(latents.rho.dtype).mean(-1)
+        return (self.wide_probability(latents) < 0.5).to(latents.rho.dtype).mean(-1)
+
+    def wide_probability(self, latents: SSGLLatents) -> Tensor:
+        """
+        The probability that a weight belongs to the wider of the two components, shape (..., P):
+        rho where that is the Gaussian, 1 - rho where it is the Laplace.
+        """
+        rho = latents.rho
+        laplace_is_spike = torch.as_tensor(2.0 * self.v0 * self.v0 < self.v1).to(rho.device)
+        return torch.where(laplace_is_spike, rho, 1.0 - rho)
 
     def collapsed(self, latents: SSGLLatents) -> list[str]:
         """

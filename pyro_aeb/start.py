@@ -1,13 +1,12 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""How a chain starts: its random numbers, its first values, and what it will keep."""
+"""How a chain starts: its random numbers and its first values."""
 
 from __future__ import annotations
 
 import multiprocessing
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,17 +15,15 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_aeb.adaptation import StochasticApproximation
-from pyro_aeb.errors import ModelError, SaveSizeWarning
+from pyro_aeb.arguments import Batch
+from pyro_aeb.errors import ModelError
 from pyro_aeb.look import initial_values, unchanged_buffers
 from pyro_aeb.posterior import Posterior
 from pyro_aeb.ssgl_rule import SSGLLatents
-from pyro_aeb.structure import Structure, rho_name
+from pyro_aeb.structure import Structure
 
 INITIAL_TRIES = 100
 """How often a starting point is drawn before giving up, as Pyro's own kernels do."""
-
-SAVE_WARNING_BYTES = 2**20
-"""Bytes a draw above which a warning is given: 1000 such draws are 1 GiB."""
 
 
 def chain_number(started_here: int) -> int:
@@ -123,22 +120,20 @@ def flatten(structure: Structure, values: Mapping[str, Tensor]) -> Tensor:
 def find_start(
     posterior: Posterior,
     adaptation: StochasticApproximation | None,
+    batch: Batch,
     draw: Callable[[], Mapping[str, Tensor]],
 ) -> tuple[Tensor, SSGLLatents | None]:
     """
-    A starting point with a finite potential, at the first data of every plate.
+    A starting point with a finite potential.
 
     :param Posterior posterior: Q.
     :param StochasticApproximation adaptation: the first latents, None to learn none.
+    :param Batch batch: the data to try it on.
     :param draw: draws first values, in constrained space.
     :returns: position and latents.
     :raises ModelError: if none is found.
     """
     structure = posterior.structure
-    batch = {
-        name: torch.arange(size, device=structure.device)
-        for name, (_, size) in structure.plates.items()
-    }
     for _ in range(INITIAL_TRIES):
         values = draw()
         position, latents = flatten(structure, values), None
@@ -155,35 +150,3 @@ def find_start(
         "init_strategy=init_to_value(values=...), and look for data outside the support of the "
         "likelihood"
     )
-
-
-def names_to_save(structure: Structure, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """
-    Names of the sites and summaries that a draw holds.
-
-    :param wanted: names, or None for all.
-    :raises ModelError: if a name is none of theirs.
-    :warns SaveSizeWarning: if a draw takes more than :data:`SAVE_WARNING_BYTES`.
-    """
-    width = torch.finfo(structure.dtype).bits // 8
-    sizes = {block.name: block.size * width for block in structure.blocks}
-    sizes |= {rho_name(block.name): block.size * width for block in structure.sparse}
-    sizes |= {name: width for name in structure.latent_sites}
-    saved = tuple(sizes) if wanted is None else tuple(wanted)
-    if unknown := [name for name in saved if name not in sizes]:
-        raise ModelError(
-            f"save names {unknown}, which are no latent sites or summaries; there are "
-            f"{sorted(sizes)}"
-        )
-    total = sum(sizes[name] for name in saved)
-    if total > SAVE_WARNING_BYTES and wanted is None:
-        largest = sorted(saved, key=lambda name: -sizes[name])[:3]
-        parts = ", ".join(f"{name} {sizes[name]:,}" for name in largest)
-        warnings.warn(
-            f"a draw holds {total:,} bytes ({parts}): 1000 draws hold {total * 1000:,}, and two to "
-            "three times that at the end of the run, while MCMC and the kernel stack them; choose "
-            "what a draw holds with save=[...]",
-            SaveSizeWarning,
-            stacklevel=4,
-        )
-    return saved

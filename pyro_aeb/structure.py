@@ -185,6 +185,11 @@ class Residuals(NamedTuple):
     data: float | Tensor
 
 
+def norm_name(site: str) -> str:
+    """The name of the Euclidean norm that stands for a site which is left out of the draws."""
+    return f"{site}_norm"
+
+
 def rho_name(site: str) -> str:
     """The name of an SSGL site's inclusion probabilities in a draw."""
     return f"{site}_rho"

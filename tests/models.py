@@ -43,6 +43,13 @@ def sparse_regression(X, y=None, batch_size=None):
         return pyro.sample("y", dist.Normal(mean, sigma2.sqrt()), obs=None if y is None else y[i])
 
 
+def loader_regression(x, y=None, size=N):
+    """Sparse regression on the batches of a DataLoader of ``size`` data."""
+    sigma2, _, beta = sparse_prior(x.shape[1])
+    with pyro.plate("data", size, subsample=x):
+        return pyro.sample("y", dist.Normal(x @ beta, sigma2.sqrt()), obs=y)
+
+
 def double_regression(X, y=None):
     """Sparse regression that is of X's dtype throughout, whatever the default."""
     one = torch.ones((), dtype=X.dtype)

@@ -32,6 +32,7 @@ from pyro.infer.mcmc.util import initialize_model
 from torch.autograd import grad
 
 from pyro_aeb import SSGL
+from pyro_aeb.arguments import Batch
 from pyro_aeb.likelihood import Likelihood
 from pyro_aeb.model import inspect_model
 from pyro_aeb.posterior import Posterior
@@ -44,9 +45,10 @@ def double() -> None:
     torch.set_default_dtype(torch.float64)
 
 
-def whole_batch(structure):
-    """Indices of plates that are not subsampled."""
-    return {name: torch.arange(size) for name, (size, _) in structure.plates.items()}
+def whole_batch(structure, args=()):
+    """A batch with the indices of plates that are not subsampled."""
+    indices = {name: torch.arange(size) for name, (size, _) in structure.plates.items()}
+    return Batch(args, {}, indices)
 
 
 # Everything sampled: Pyro's potential function
@@ -154,11 +156,11 @@ MODELS = {
 def test_potential_and_gradient_are_those_of_pyros_hmc(model, args):
     first, potential_fn, _, _ = initialize_model(model, model_args=args)
     structure = inspect_model(model, args, {}, adapt=False)
-    posterior = Posterior(model, args, {}, structure)
+    posterior = Posterior(model, structure)
 
     def ours(unconstrained):
         position = torch.cat([unconstrained[b.name].reshape(-1) for b in structure.blocks])
-        result = posterior.gradient(position, None, whole_batch(structure))
+        result = posterior.gradient(position, None, whole_batch(structure, args))
         potential = posterior.potential(result.log_density, position, None)
         return potential, structure.unflatten(-result.gradient)
 
@@ -187,9 +189,9 @@ def test_potential_and_gradient_are_those_of_pyros_hmc(model, args):
 def test_a_network_has_the_gradient_of_its_log_joint():
     network = DenseNetwork().double().eval()
     structure = inspect_model(network, (X, Y), {}, adapt=False)
-    posterior = Posterior(network, (X, Y), {}, structure)
+    posterior = Posterior(network, structure)
     position = torch.randn(structure.size)
-    gradient = posterior.gradient(position, None, whole_batch(structure)).gradient
+    gradient = posterior.gradient(position, None, whole_batch(structure, (X, Y))).gradient
 
     at = position.clone().requires_grad_()
     values = structure.unflatten(at)
@@ -246,8 +248,8 @@ def test_gradient_and_residuals_of_a_likelihood_with_a_learned_sigma(scale, c, m
     structure = inspect_model(model, (), {}, adapt=True)
     assert structure.sigmas[0].likelihoods == {"y"}
     sigma2, position = torch.tensor(1.7), torch.randn(2 * P)
-    result = Likelihood(model, (), {}, structure).gradient(
-        position, {"sigma2": sigma2}, {"data": BATCH}
+    result = Likelihood(model, structure).gradient(
+        position, {"sigma2": sigma2}, Batch((), {}, {"data": BATCH})
     )
 
     at = position.clone().requires_grad_()
@@ -279,7 +281,7 @@ def test_residuals_of_vectors_with_a_mask_for_rows():
 
     structure = inspect_model(model, (), {}, adapt=True)
     position, sigma2 = torch.randn(2 * P), torch.tensor(0.6)
-    likelihood = Likelihood(model, (), {}, structure)
+    likelihood = Likelihood(model, structure)
     result = likelihood.gradient(position, {"sigma2": sigma2}, whole_batch(structure))
     at = position.clone().requires_grad_()
     data = {"W": at.reshape(P, 2), "sigma2": sigma2}
@@ -299,8 +301,8 @@ def test_gradient_with_learned_latents_is_that_of_the_likelihood_alone(make):
     structure = inspect_model(model, (X, Y), {}, adapt=True)
     position = torch.randn(P)
     latents = {"sigma2": torch.tensor(0.7), "delta": torch.tensor(0.2)}
-    likelihood = Likelihood(model, (X, Y), {}, structure)
-    result = likelihood.gradient(position, latents, whole_batch(structure))
+    likelihood = Likelihood(model, structure)
+    result = likelihood.gradient(position, latents, whole_batch(structure, (X, Y)))
     at = position.clone().requires_grad_()
     expected = observed_log_prob(model, {**latents, "beta": at}, (X, Y))
     torch.testing.assert_close(result.gradient, grad(expected, at)[0])
@@ -308,11 +310,12 @@ def test_gradient_with_learned_latents_is_that_of_the_likelihood_alone(make):
 
 def test_log_density_leaves_out_only_what_weights_do_not_enter():
     structure = inspect_model(sparse_regression, (X, Y), {}, adapt=True)
-    likelihood = Likelihood(sparse_regression, (X, Y), {}, structure)
+    likelihood = Likelihood(sparse_regression, structure)
     latents = {"sigma2": torch.tensor(0.7), "delta": torch.tensor(0.2)}
     positions = torch.randn(2, P)
     ours = [
-        likelihood.gradient(at, latents, whole_batch(structure)).log_density for at in positions
+        likelihood.gradient(at, latents, whole_batch(structure, (X, Y))).log_density
+        for at in positions
     ]
     pyros = [
         observed_log_prob(sparse_regression, {**latents, "beta": at}, (X, Y)) for at in positions
@@ -325,9 +328,9 @@ def test_log_density_leaves_out_only_what_weights_do_not_enter():
 
 def test_a_batch_counts_n_times_over_its_size():
     structure = inspect_model(dense_regression, (X, Y), {"batch_size": 8}, adapt=False)
-    likelihood = Likelihood(dense_regression, (X, Y), {"batch_size": 8}, structure)
+    likelihood = Likelihood(dense_regression, structure)
     w = torch.randn(P)
-    result = likelihood.gradient(w, {}, {"data": BATCH})
+    result = likelihood.gradient(w, {}, Batch((X, Y), {"batch_size": 8}, {"data": BATCH}))
     # d/dw log N(y; x w, 1/4) = (y - x w) x / (1/4), N / n times
     expected = N / 8 * ((Y[BATCH] - X[BATCH] @ w) @ X[BATCH]) / 0.25
     torch.testing.assert_close(result.gradient, expected)
@@ -344,7 +347,7 @@ def test_nested_subsampled_plates_multiply():
 
     structure = inspect_model(model, (), {}, adapt=False)
     indices = {"rows": torch.tensor([3, 1]), "columns": torch.tensor([2])}
-    result = Likelihood(model, (), {}, structure).gradient(torch.tensor([0.5]), {}, indices)
+    result = Likelihood(model, structure).gradient(torch.tensor([0.5]), {}, Batch((), {}, indices))
     # d/dmu log N(y; mu, 1) = y - mu, (4 / 2) (5 / 1) times
     expected = 10.0 * (data[3, 2] + data[1, 2] - 2 * 0.5)
     torch.testing.assert_close(result.gradient, expected.reshape(1))
@@ -357,16 +360,16 @@ def test_sequential_subsampled_plates():
             pyro.sample(f"y{i}", dist.Normal(mu, 1.0), obs=Y[i])
 
     structure = inspect_model(model, (), {}, adapt=False)
-    likelihood = Likelihood(model, (), {}, structure)
+    likelihood = Likelihood(model, structure)
     indices = torch.tensor([19, 0, 7, 2])
-    result = likelihood.gradient(torch.tensor([0.5]), {}, {"data": indices})
+    result = likelihood.gradient(torch.tensor([0.5]), {}, Batch((), {}, {"data": indices}))
     torch.testing.assert_close(result.gradient[0], N / 4 * (Y[indices] - 0.5).sum())
 
 
 def test_a_subsample_of_the_models_own_is_left_alone():
     chosen = torch.tensor([7, 2, 11, 3])
     structure = inspect_model(given_subsample, (), {}, adapt=False)
-    result = Likelihood(given_subsample, (), {}, structure).gradient(torch.zeros(P), {}, {})
+    result = Likelihood(given_subsample, structure).gradient(torch.zeros(P), {}, Batch((), {}, {}))
     torch.testing.assert_close(result.gradient, N / 4 * Y[chosen] @ X[chosen] / 0.25)
 
 
@@ -389,7 +392,7 @@ def test_a_pass_runs_the_model_once_and_no_prior():
 
     structure = inspect_model(model, (), {}, adapt=True)
     calls.clear(), scored.clear()
-    Likelihood(model, (), {}, structure).gradient(torch.zeros(P), {}, whole_batch(structure))
+    Likelihood(model, structure).gradient(torch.zeros(P), {}, whole_batch(structure))
     assert len(calls) == 1 and len(scored) == 1 and scored[0] is not None
     assert torch.equal(scored[0], Y)
 
@@ -402,7 +405,7 @@ def test_gradients_of_learnable_parameters_are_left_alone():
         pyro.sample("y", dist.Normal(mu + offset, 1.0), obs=Y[0])
 
     structure = inspect_model(model, (), {}, adapt=False)
-    result = Likelihood(model, (), {}, structure).gradient(torch.zeros(1), {}, {})
+    result = Likelihood(model, structure).gradient(torch.zeros(1), {}, Batch((), {}, {}))
     torch.testing.assert_close(result.gradient, Y[:1])
     assert offset.grad is None
     assert not result.gradient.requires_grad and not result.log_density.requires_grad
@@ -416,5 +419,5 @@ def test_a_gradient_with_respect_to_weights_that_no_datum_depends_on_is_zero():
         pyro.sample("y", dist.Normal(0.0, scale), obs=Y[0])
 
     structure = inspect_model(model, (), {}, adapt=False)
-    result = Likelihood(model, (), {}, structure).gradient(torch.ones(1), {}, {})
+    result = Likelihood(model, structure).gradient(torch.ones(1), {}, Batch((), {}, {}))
     assert result.gradient == 0.0

@@ -1,19 +1,18 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""How a chain starts: its random numbers, its first values, and what it will keep."""
+"""How a chain starts: its random numbers and its first values."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from models import P, dense_regression, linear_data, sparse_layers, sparse_regression
+from models import N, P, linear_data, sparse_regression
 from pyro.infer.autoguide.initialization import (
     init_to_feasible,
     init_to_generated,
@@ -24,17 +23,11 @@ from pyro.infer.autoguide.initialization import (
     init_to_value,
 )
 
-from pyro_aeb import SSGL, ModelError, SaveSizeWarning, StochasticApproximation
+from pyro_aeb import SSGL, ModelError, StochasticApproximation
+from pyro_aeb.arguments import Batch
 from pyro_aeb.model import inspect_model
 from pyro_aeb.posterior import Posterior
-from pyro_aeb.start import (
-    chain_number,
-    find_start,
-    first_values,
-    flatten,
-    generator_of,
-    names_to_save,
-)
+from pyro_aeb.start import chain_number, find_start, first_values, flatten, generator_of
 
 X, Y = linear_data()
 ADAPTATION = StochasticApproximation(0.1, initial_inclusion=0.25)
@@ -164,9 +157,10 @@ def test_the_position_of_constrained_values():
 
 
 def start(draw, model=sparse_regression, adaptation=ADAPTATION):
-    posterior = Posterior(model, (X, Y), {}, structure(model, adapt=adaptation is not None))
+    posterior = Posterior(model, structure(model, adapt=adaptation is not None))
+    batch = Batch((X, Y), {}, {"features": torch.arange(P), "data": torch.arange(N)})
     with pyro.validation_enabled(False):  # as in MCMC
-        return find_start(posterior, adaptation, draw)
+        return find_start(posterior, adaptation, batch, draw)
 
 
 def good():
@@ -249,49 +243,3 @@ def test_no_finite_start_is_an_error_that_says_what_to_do():
 def test_all_strategies_of_pyros(strategy):
     found = values(strategy)
     assert found["beta"].shape == (P,) and found["sigma2"] > 0 and 0 < found["delta"] < 1
-
-
-# What a draw holds
-
-
-def test_a_draw_holds_all_sites_and_summaries_unless_told_otherwise():
-    found = structure(sparse_layers)
-    everything = {"sigma2", "delta0", "delta1", "w0", "w1", "w0_rho", "w1_rho"}
-    assert set(names_to_save(found, None)) == everything
-    assert names_to_save(found, ["w1", "delta0"]) == ("w1", "delta0")
-    assert names_to_save(found, ["w0_rho"]) == ("w0_rho",)
-    assert names_to_save(found, []) == ()
-
-
-def test_no_summary_without_adaptation():
-    assert set(names_to_save(structure(adapt=False), None)) == {"sigma2", "delta", "beta"}
-
-
-@pytest.mark.parametrize("name", ["gamma", "y", "features", "sigma2_rho"])
-def test_saving_what_is_no_site_is_an_error_that_lists_the_sites(name):
-    with pytest.raises(ModelError) as info:
-        names_to_save(structure(), ["beta", name])
-    message = str(info.value)
-    assert f"save names ['{name}']" in message and "no latent sites or summaries" in message
-    assert "['beta', 'beta_rho', 'delta', 'sigma2']" in message
-
-
-def wide(X, y):
-    pyro.sample("w", dist.Normal(0.0, 1.0).expand([2**18 + 1]).to_event(1))
-
-
-def test_big_draws_are_warned_of_in_bytes():
-    found = structure(wide)
-    size = 4 * (2**18 + 1)  # float32
-    with pytest.warns(SaveSizeWarning) as record:
-        names_to_save(found, None)
-    message = str(record[0].message)
-    assert f"{size:,} bytes" in message and f"{1000 * size:,}" in message
-    assert "w " in message and "save=[...]" in message
-
-
-def test_no_warning_of_what_was_asked_for_or_is_small():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        names_to_save(structure(wide), ["w"])
-        names_to_save(structure(dense_regression), None)

@@ -26,6 +26,7 @@ import pytest
 import torch
 
 from pyro_aeb import SSGL, StochasticApproximation
+from pyro_aeb.arguments import Batch
 from pyro_aeb.model import inspect_model
 from pyro_aeb.posterior import Posterior
 
@@ -165,14 +166,14 @@ def sweep(request):
     case = request.param
     data = case.data()
     structure = inspect_model(case.model, data, {}, adapt=True)
-    posterior = Posterior(case.model, data, {}, structure)
+    posterior = Posterior(case.model, structure)
     old = {name: 0.3 + torch.rand(()) for name in case.sigmas}
     old |= {name: 0.2 + 0.6 * torch.rand(()) for name in case.deltas}
     first = {n: v**2 if n in case.sigmas else v for n, v in old.items()}
     latents = posterior.rule.init(first, StochasticApproximation(1.0, initial_penalty=0.7))
     position = torch.randn(structure.size)
     batch = torch.randperm(N)[:BATCH]
-    _, _, residuals = posterior.gradient(position, latents, {"data": batch})
+    _, _, residuals = posterior.gradient(position, latents, Batch(data, {}, {"data": batch}))
     after = posterior.rule.update(latents, position, residuals, 1.0)
     sizes = [layer.size for layer in case.layers]
     values = posterior.rule.site_values(after)
@@ -230,10 +231,10 @@ def test_the_penalties_give_the_gradient_of_q(sweep):
     # Equations (2) and (5): with kappa from rho, the prior's part of dQ/d beta.
     (case, data, batch, betas), rhos, old, new, after, _ = sweep
     structure = inspect_model(case.model, data, {}, adapt=True)
-    posterior = Posterior(case.model, data, {}, structure)
+    posterior = Posterior(case.model, structure)
     betas = [beta.clone().requires_grad_() for beta in betas]
     case.q(data, batch, betas, rhos, new).backward()
     expected = torch.cat([beta.grad for beta in betas])
     position = torch.cat([beta.detach() for beta in betas])
-    found = posterior.gradient(position, after, {"data": batch}).gradient
+    found = posterior.gradient(position, after, Batch(data, {}, {"data": batch})).gradient
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

@@ -21,6 +21,7 @@ from scipy.stats import chi2
 from torch.nn.functional import logsigmoid
 
 from pyro_aeb.adaptation import StochasticApproximation
+from pyro_aeb.arguments import Batch
 from pyro_aeb.distributions import SSGL
 from pyro_aeb.minibatches import Minibatches
 from pyro_aeb.model import inspect_model
@@ -123,13 +124,17 @@ def evaluate(case, batches):
     data = case.data()
     size = len(batches[0]) if len(batches) > 1 else None
     structure = inspect_model(case.model, (*data, size), {}, adapt=True)
-    posterior = Posterior(case.model, (*data, size), {}, structure)
+    posterior = Posterior(case.model, structure)
     values = {"sigma2": torch.tensor(SIGMA2), "delta": torch.tensor(0.4)}
     latents = posterior.rule.init(values, StochasticApproximation(0.5, initial_inclusion=RHO))
     position = torch.randn(structure.size)
     whole = {name: torch.arange(n) for name, (n, _) in structure.plates.items()}
     seen = [
-        posterior.gradient(position, latents, {**whole, "data": torch.tensor(batch)})
+        posterior.gradient(
+            position,
+            latents,
+            Batch((*data, size), {}, {**whole, "data": torch.tensor(batch)}),
+        )
         for batch in batches
     ]
     return position, data, seen
@@ -171,14 +176,14 @@ def test_two_data_sets_have_each_its_own_scale():
         with pyro.plate("second", 4, subsample_size=3) as i:
             pyro.sample("z", dist.Normal(mean, 0.5), obs=z[i])
 
-    posterior = Posterior(model, (), {}, inspect_model(model, (), {}, adapt=False))
+    posterior = Posterior(model, inspect_model(model, (), {}, adapt=False))
     at = torch.tensor([0.8])
     pairs = itertools.product(
         itertools.combinations(range(6), 2), itertools.combinations(range(4), 3)
     )
     indices = [{"first": torch.tensor(a), "second": torch.tensor(b)} for a, b in pairs]
     assert len(indices) == 60
-    gradients = [posterior.gradient(at, None, here).gradient for here in indices]
+    gradients = [posterior.gradient(at, None, Batch((), {}, here)).gradient for here in indices]
     expected = (y - at).sum() + (z - at).sum() / 0.5**2 - at / 3.0**2
     torch.testing.assert_close(torch.stack(gradients).mean(0), expected, rtol=1e-12, atol=1e-12)
 

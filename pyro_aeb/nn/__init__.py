@@ -1,0 +1,19 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Networks: from a torch module to a sparse Bayesian one and back."""
+
+from pyro_aeb.nn.bayesian_module import BayesianModule, bayesianize
+from pyro_aeb.nn.export import LayerCount, ParameterCounts, masks, parameter_counts, sparse_module
+from pyro_aeb.nn.predictive import PosteriorPredictive
+
+__all__ = [
+    "BayesianModule",
+    "LayerCount",
+    "ParameterCounts",
+    "PosteriorPredictive",
+    "bayesianize",
+    "masks",
+    "parameter_counts",
+    "sparse_module",
+]

@@ -1,0 +1,107 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Data to go over once, batch by batch: a DataLoader's, or one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from pyro_aeb.arguments import Arguments
+
+_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+class Batches:
+    """
+    The model's arguments, batch by batch. Of a DataLoader's batches, a tuple or list becomes the
+    positional arguments, a mapping keyword arguments, anything else the only argument.
+
+    :param args: one DataLoader, or the positional arguments of the only batch.
+    :param kwargs: keyword arguments of every batch.
+    :param str name: what the caller calls the data, for errors.
+    :raises TypeError: if a DataLoader is one of several arguments.
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> None:
+        self._args = args
+        self._kwargs = dict(kwargs)
+        self._name = name
+        self._loader = args[0] if len(args) == 1 and isinstance(args[0], DataLoader) else None
+        given = (*args, *kwargs.values())
+        if self._loader is None and any(isinstance(value, DataLoader) for value in given):
+            raise TypeError(
+                f"{name} has a DataLoader among {len(given)} arguments, expected it to be the only "
+                "positional one: the model gets the loader's batches, not the loader"
+            )
+
+    def __len__(self) -> int:
+        """How many batches there are, 0 where the loader does not know."""
+        if self._loader is None:
+            return 1
+        try:
+            return len(self._loader)
+        except TypeError:  # an iterable dataset without a length
+            return 0
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether the order is random, as far as the loader's sampler tells."""
+        return self._loader is not None and isinstance(self._loader.sampler, _RANDOM)
+
+    def on(self, device: torch.device, limit: int | None = None) -> Iterator[Arguments]:
+        """
+        The batches, on a device.
+
+        :param int limit: how many at most, None for all.
+        :raises ValueError: if there is none.
+        """
+        if self._loader is None:
+            yield _moved(Arguments(self._args, self._kwargs), device)
+            return
+        empty = True
+        for batch in islice(self._loader, limit):
+            empty = False
+            yield _moved(self._arguments(batch), device)
+        if empty:
+            raise ValueError(
+                f"{self._name} is a DataLoader that gave no batch, expected at least one; its "
+                "dataset is empty, smaller than one batch with drop_last=True, or read to its end"
+            )
+
+    def _arguments(self, batch: Any) -> Arguments:
+        if isinstance(batch, Mapping):
+            return Arguments((), {**batch, **self._kwargs})
+        args = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        return Arguments(args, self._kwargs)
+
+
+def given(data: Any, name: str) -> Batches:
+    """
+    :param data: a DataLoader, the model's arguments as a tuple, list or mapping, or the only one.
+    :param str name: what the caller calls it, for errors.
+    """
+    if isinstance(data, Mapping):
+        return Batches((), data, name)
+    return Batches(tuple(data) if isinstance(data, (tuple, list)) else (data,), {}, name)
+
+
+def _moved(arguments: Arguments, device: torch.device) -> Arguments:
+    def move(value: Any) -> Any:
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+    return Arguments(
+        tuple(move(value) for value in arguments.args),
+        {name: move(value) for name, value in arguments.kwargs.items()},
+    )

@@ -1,0 +1,274 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+From a torch module to a Bayesian one.
+
+:func:`bayesianize` has the module's layers read (:mod:`pyro_aeb.nn.layers`) and the priors checked
+(:mod:`pyro_aeb.nn.priors`). What it returns, a :class:`BayesianModule`, samples every parameter by
+``pyro.sample`` and calls a copy of the module with the values.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from pyro.ops.provenance import (
+    ProvenanceTensor,
+    detach_provenance,
+    get_provenance,
+    track_provenance,
+)
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from pyro_aeb.distributions import SSGL
+from pyro_aeb.errors import ModelError
+from pyro_aeb.nn.layers import Sparse, Weight, check_module, find_weights, layer_of, table
+from pyro_aeb.nn.priors import (
+    Kind,
+    Priors,
+    beta,
+    delta_prior,
+    inverse_gamma,
+    normal,
+    number,
+    positive,
+    sigma2_prior,
+)
+
+SIGMA2 = "sigma2"
+"""The site of sigma squared."""
+
+
+def bayesianize(
+    module: nn.Module,
+    sparse: Sparse | None = None,
+    *,
+    v0: float = 0.1,
+    v1: float = 10.0,
+    delta: float | dist.Beta,
+    sigma2: float | dist.InverseGamma,
+    dense_scale: float = 1.0,
+) -> BayesianModule:
+    r"""
+    Gives every parameter of a module a prior: SSGL in the sparse layers, Normal elsewhere::
+
+        net = bayesianize(
+            resnet20(),
+            sparse="*.conv*",
+            delta=dist.Beta(1.0, 1.0),
+            sigma2=dist.InverseGamma(1.0, 1.0),
+        )
+
+        def model(x, y=None):
+            logits = net(x)
+            with pyro.plate("data", 50_000, subsample=x):
+                return pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    A *layer* is a submodule that owns parameters itself, such as ``layer1.0.conv1``; parameters of
+    the module itself belong to a layer with the empty name. In a sparse layer the parameters of
+    two dimensions or more have the prior ``SSGL(v0, v1, delta=<the layer's>,
+    sigma=sigma2.sqrt())``. All other parameters have the prior ``Normal(0, dense_scale)``.
+    Parameters that do not require a gradient are no sites: they stay as they are.
+
+    The module given is not touched. Chains start at its weights.
+
+    :param torch.nn.Module module: any module. A parameter that has several names in it is one site
+        under the first, and sparse if any of the layers that own it is.
+    :param sparse: which layers are sparse: a pattern of :mod:`fnmatch` for their names, a list of
+        names and patterns, or a function of a layer's name and module that returns a bool. Each
+        must find a layer with a parameter of two dimensions or more; what it finds beside, such as
+        a batch norm, stays dense. By default all layers with such a parameter are sparse (that
+        includes embeddings and position codes); with an empty list none is.
+    :param float v0: scale of the Laplace component in units of sigma, positive.
+    :param float v1: variance of the Gaussian component in units of sigma squared, positive.
+    :param delta: probability of the Gaussian component, one in every sparse layer: their Beta
+        prior, or a number in [0, 1] that fixes them.
+    :param sigma2: sigma squared, one for all sparse layers: its InverseGamma prior, or a positive
+        number that fixes it.
+    :param float dense_scale: standard deviation of the Normal priors, positive.
+    :raises TypeError: if an argument is of the wrong kind.
+    :raises ValueError: if a number is out of its range.
+    :raises ModelError: if the module cannot be sampled, ``sparse`` finds nothing, or a parameter
+        has the name of another site.
+    """
+    check_module(module)
+    weights = find_weights(module, sparse)
+    priors = Priors(
+        v0=positive("v0", v0),
+        v1=positive("v1", v1),
+        delta=delta_prior(delta),
+        sigma2=sigma2_prior(sigma2),
+        dense_scale=positive("dense_scale", dense_scale),
+    )
+    return BayesianModule(copy.deepcopy(module), weights, priors)
+
+
+class BayesianModule(nn.Module):
+    """
+    A module whose parameters are sites; :func:`bayesianize` makes it.
+
+    A call samples every parameter under its name in the module, ``layer1.0.conv1.weight``, and
+    before a layer's first sparse one the layer's delta, ``layer1.0.conv1.delta``; before all sparse
+    ones, ``sigma2``. What is fixed is no site. Then it calls :attr:`module` with these values. The
+    call belongs outside of plates: the weights are no data. Buffers, such as a batch norm's running
+    averages, move as they do in any call of the module.
+
+    ``to()``, ``train()``, ``eval()`` and ``state_dict()`` reach :attr:`module`; a change of its
+    weights changes where chains start.
+
+    :param torch.nn.Module module: holds the weights to start from.
+    :param weights: the parameters that are sampled, in order.
+    :param Priors priors: their priors.
+    """
+
+    module: nn.Module
+    """The plain module: the first values, the fixed parameters and the buffers."""
+    sparse_sites: tuple[str, ...]
+    """The sites with an SSGL prior."""
+    dense_sites: tuple[str, ...]
+    """The sites with a Normal prior."""
+    latent_sites: tuple[str, ...]
+    """``sigma2`` and the layers' deltas, where they are sites."""
+
+    def __init__(self, module: nn.Module, weights: Sequence[Weight], priors: Priors) -> None:
+        super().__init__()
+        self.module = module
+        self.training = module.training
+        self._weights = tuple(weights)
+        self._priors = priors
+        self._slots: list[tuple[Weight, nn.Module, str]] = []
+        self.sparse_sites = tuple(w.name for w in weights if w.sparse)
+        self.dense_sites = tuple(w.name for w in weights if not w.sparse)
+        self.latent_sites = _latent_sites(self.sparse_sites, priors)
+        _check_names(self)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Samples the sites and calls the module with them.
+
+        :raises ModelError: if a value is not of its parameter's shape.
+        """
+        values = self._sample()
+        if any(type(value) is ProvenanceTensor for value in values.values()):
+            return self._call_tracked(values, args, kwargs)
+        return self._call(values, args, kwargs)
+
+    def _call_tracked(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """Takes provenance around the module: not all of torch runs on tensors that have it."""
+        inputs = (values, args, kwargs)
+        found = [x for x in tree_flatten(inputs)[0] if isinstance(x, ProvenanceTensor)]
+        values, args, kwargs = tree_map_only(ProvenanceTensor, detach_provenance, inputs)
+        track = partial(track_provenance, provenance=get_provenance(found))
+        return tree_map_only(Tensor, track, self._call(values, args, kwargs))
+
+    def _call(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        for weight in self._weights:
+            value = values[weight.name]
+            if value.shape != weight.shape:
+                raise ModelError(
+                    f"site {weight.name!r} has a value of shape {tuple(value.shape)}, expected "
+                    f"{tuple(weight.shape)}: call the network outside of plates, and on one draw "
+                    "at a time (Predictive(..., parallel=False))"
+                )
+            for other in weight.names[1:]:
+                values[other] = value
+        # Tied parameters have got their value, so torch need not look for them.
+        return functional_call(self.module, values, args, kwargs, tie_weights=False)
+
+    def _sample(self) -> dict[str, Tensor]:
+        """
+        The value of every site of a weight. A step of a chain comes through here: what does not
+        depend on the values sampled is made once (:mod:`pyro_aeb.nn.priors`).
+        """
+        if not self._slots:
+            self._slots = [(w, *_owner(self.module, w.name)) for w in self._weights]
+        values: dict[str, Tensor] = {}
+        sigma: Tensor | None = None
+        layers: dict[str, SSGL] = {}
+        for weight, owner, attribute in self._slots:
+            start = owner._parameters[attribute]
+            assert start is not None
+            kind = (start.dtype, start.device)
+            prior: Any
+            if weight.sparse:
+                layer = weight.layer
+                if sigma is None:
+                    sigma = self._sample_sigma(kind)
+                if layer not in layers:
+                    layers[layer] = self._sample_ssgl(layer, sigma, kind)
+                prior = layers[layer].expand(weight.shape).to_event(len(weight.shape))
+            else:
+                prior = normal(self._priors.dense_scale, weight.shape, *kind)
+            infer: Any = {"init_value": start}
+            values[weight.name] = pyro.sample(weight.name, prior, infer=infer)
+        return values
+
+    def _sample_sigma(self, kind: Kind) -> Tensor:
+        sigma2 = self._priors.sigma2
+        if isinstance(sigma2, tuple):
+            return pyro.sample(SIGMA2, inverse_gamma(*sigma2, *kind)).sqrt()
+        return number(math.sqrt(sigma2), *kind)
+
+    def _sample_ssgl(self, layer: str, sigma: Tensor, kind: Kind) -> SSGL:
+        """The prior of a layer's sparse weights, each."""
+        priors, delta = self._priors, self._priors.delta
+        value: Tensor | float
+        if isinstance(delta, tuple):
+            value = pyro.sample(_delta_site(layer), beta(*delta, *kind))
+        else:
+            value = delta
+        # v0 and v1 were checked once, delta and sigma come from priors with the right support.
+        return SSGL(priors.v0, priors.v1, delta=value, sigma=sigma, validate_args=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_slots": []}
+
+    def __repr__(self) -> str:
+        sizes: dict[str, list[int]] = {}
+        sampled = {weight.name: weight for weight in self._weights}
+        for name, parameter in self.module.named_parameters():
+            weight = sampled.get(name)
+            column = 2 if weight is None else 1 - int(weight.sparse)
+            sizes.setdefault(layer_of(name), [0, 0, 0])[column] += parameter.numel()
+        totals = [sum(column) for column in zip(*sizes.values(), strict=True)]
+        rows = [(name, *(f"{n:,}" for n in row)) for name, row in {**sizes, "all": totals}.items()]
+        lines = table(("layer", "sparse", "dense", "fixed"), rows).splitlines()
+        head = f"BayesianModule({type(self.module).__name__}, {self._priors})"
+        return "\n  ".join([head, *lines])
+
+
+def _owner(module: nn.Module, parameter: str) -> tuple[nn.Module, str]:
+    """The submodule that owns a parameter, and its name there."""
+    path, _, attribute = parameter.rpartition(".")
+    return module.get_submodule(path), attribute
+
+
+def _delta_site(layer: str) -> str:
+    return f"{layer}.delta" if layer else "delta"
+
+
+def _latent_sites(sparse_sites: Sequence[str], priors: Priors) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    if sparse_sites and isinstance(priors.sigma2, tuple):
+        found[SIGMA2] = None
+    if isinstance(priors.delta, tuple):
+        found.update(dict.fromkeys(_delta_site(layer_of(name)) for name in sparse_sites))
+    return tuple(found)
+
+
+def _check_names(net: BayesianModule) -> None:
+    if clash := {*net.sparse_sites, *net.dense_sites} & {*net.latent_sites}:
+        raise ModelError(
+            f"the module has parameters named {sorted(clash)}, expected no parameter called like "
+            f"the sites of sigma squared or of a layer's delta, {list(net.latent_sites)}; rename "
+            "the parameter, or fix the latent with a number"
+        )

@@ -1,0 +1,187 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+A module's layers and parameters, read once: which parameters are to be sampled, under which names,
+and which of them are sparse.
+
+A *layer* is a submodule that owns parameters itself. A *wide* parameter has two dimensions or more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from pyro.nn.module import PyroModule
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from pyro_aeb.errors import ModelError
+
+Sparse = str | Sequence[str] | Callable[[str, nn.Module], bool]
+"""Which layers are sparse: a pattern, several, or a function of a layer's name and module."""
+
+SHOWN = 12
+"""At most so many layers are named in an error."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """
+    One parameter that is sampled.
+
+    :param names: its names in the module, of which the first is its site's; several if tied.
+    :param torch.Size shape: its shape.
+    :param bool sparse: whether its prior is SSGL.
+    """
+
+    names: tuple[str, ...]
+    shape: torch.Size
+    sparse: bool
+
+    @property
+    def name(self) -> str:
+        """The site."""
+        return self.names[0]
+
+    @property
+    def layer(self) -> str:
+        """The layer that owns it; the empty name is the module itself."""
+        return layer_of(self.name)
+
+
+def layer_of(parameter: str) -> str:
+    """The layer that owns a parameter, by its name."""
+    return parameter.rpartition(".")[0]
+
+
+def check_module(module: object) -> None:
+    """
+    Checks that a module's parameters can be sampled.
+
+    :raises TypeError: if it is no module.
+    :raises ModelError: if it is Bayesian already, uninitialised, or has nothing to sample.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is {module!r}, expected a torch.nn.Module")
+    for name, part in module.named_modules():
+        if isinstance(part, PyroModule) and part._pyro_samples:
+            raise ModelError(
+                f"{_part(name)} ~ {type(part).__name__} has PyroSample attributes "
+                f"{sorted(part._pyro_samples)}, expected a module with plain parameters; a module "
+                "that is Bayesian already goes into the model as it is"
+            )
+    parameters = dict(module.named_parameters())
+    tensors = {**parameters, **dict(module.named_buffers())}
+    if lazy := [name for name, tensor in tensors.items() if is_lazy(tensor)]:
+        raise ModelError(
+            f"{lazy[0]!r} of {type(module).__name__} has no shape yet, expected a module whose "
+            "lazy layers are initialised; call the module on one batch first"
+        )
+    free = {name: p for name, p in parameters.items() if p.requires_grad}
+    if not free:
+        raise ModelError(
+            f"{type(module).__name__} has {len(parameters)} parameters and none of them requires a "
+            "gradient, expected at least one that does; there is nothing to sample (for fixed "
+            "parameters call requires_grad_() first)"
+        )
+    for name, parameter in free.items():
+        if not parameter.is_floating_point():
+            raise ModelError(
+                f"parameter {name!r} has dtype {parameter.dtype}, expected a real floating point "
+                "type; write it as two real parameters, or fix it with requires_grad_(False)"
+            )
+
+
+def find_weights(module: nn.Module, sparse: Sparse | None) -> tuple[Weight, ...]:
+    """
+    The parameters to sample, in the module's order.
+
+    :param sparse: as :func:`~pyro_aeb.nn.bayesianize` takes it.
+    :raises TypeError: if ``sparse`` is of the wrong kind.
+    :raises ModelError: if ``sparse`` finds no layer with a wide parameter.
+    """
+    chosen = _chosen_layers(module, sparse)
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            names.setdefault(parameter, []).append(name)
+    return tuple(
+        Weight(
+            tuple(own),
+            parameter.shape,
+            sparse=parameter.dim() >= 2 and any(layer_of(name) in chosen for name in own),
+        )
+        for parameter, own in names.items()
+    )
+
+
+def _chosen_layers(module: nn.Module, sparse: Sparse | None) -> set[str]:
+    # A shared submodule counts under each of its names.
+    layers = dict(module.named_modules(remove_duplicate=False))
+    layers = {name: layer for name, layer in layers.items() if _own(layer)}
+    wide = {name for name, layer in layers.items() if any(p.dim() >= 2 for p in _own(layer))}
+    if sparse is None:
+        return wide
+    if isinstance(sparse, type) or not (callable(sparse) or _is_names(sparse)):
+        raise TypeError(
+            f"sparse is {sparse!r}, expected a pattern such as '*.conv*', a list of names and "
+            "patterns, or a function of a layer's name and module: "
+            "lambda name, layer: isinstance(layer, torch.nn.Linear)"
+        )
+    if callable(sparse):
+        found = {name for name, layer in layers.items() if sparse(name, layer)}
+        return _checked(found, wide, "sparse, a function,")
+    chosen: set[str] = set()
+    for pattern in [sparse] if isinstance(sparse, str) else sparse:
+        found = {name for name in layers if fnmatchcase(name, pattern)}
+        chosen |= _checked(found, wide, f"sparse pattern {pattern!r}")
+    return chosen
+
+
+def _own(layer: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a layer owns and that are sampled."""
+    return [p for p in layer.parameters(recurse=False) if p.requires_grad]
+
+
+def _is_names(sparse: object) -> bool:
+    return isinstance(sparse, str) or (
+        isinstance(sparse, Iterable) and all(isinstance(name, str) for name in sparse)
+    )
+
+
+def _checked(found: set[str], wide: set[str], what: str) -> set[str]:
+    """The layers found that have a wide parameter; an error if there are none."""
+    if found & wide:
+        return found & wide
+    others = f"only {_listed(found)}, without one" if found else "none"
+    raise ModelError(
+        f"{what} finds {others}, expected a layer with a parameter of two dimensions or more that "
+        f"requires a gradient; there are {_listed(wide)}; with sparse=[] no layer is sparse"
+    )
+
+
+def _listed(layers: Iterable[str]) -> str:
+    names = sorted(layers)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{names[:SHOWN]}{more}"
+
+
+def _part(name: str) -> str:
+    return f"submodule {name!r}" if name else "the module"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lines of text: the first column left, the others right."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    first, *rest = widths
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(first), *(c.rjust(w) for c, w in zip(line[1:], rest, strict=True))]
+        )
+        for line in lines
+    )

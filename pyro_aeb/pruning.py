@@ -1,0 +1,383 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Pruning: which weights are set to zero, and when.
+
+A user gives the kernel a :class:`Pruning`, a frozen dataclass that says how many weights shall be
+zero and by what score they go. For a run it becomes a :class:`Pruner`, which knows the model's
+:class:`~pyro_aeb.structure.Structure`, sets the target of equation (9), shares it out among the
+layers by (10) and changes the position in place; the counting and choosing is
+:mod:`pyro_aeb.selection`'s. A new score is one subclass with :meth:`Pruning.keys`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from numbers import Integral, Real
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.errors import ModelError
+from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.selection import all_but_enough, all_but_lowest, apportion
+from pyro_aeb.structure import Block, Structure
+
+Scope = Literal["layer", "global"]
+
+
+@dataclass(frozen=True)
+class Pruning(ABC):
+    """
+    What all prunings share. The layers are sites; what is pruned are numbers of weights, exact to
+    one weight (for :class:`UnitPruning` to one unit a layer), and weights that are zero already
+    count.
+
+    Without ``freeze`` there is no mask. Pruned weights go on moving like all others, so they may
+    grow back: the next pruning step chooses anew. With ``every`` above 1 the steps between leave
+    them free, and draws taken there have no zeros; take draws at multiples of ``every``.
+
+    :param sparsity: the share of *all* the model's sampled weights that shall be zero, a number in
+        [0, 1] or a schedule such as :class:`~pyro_aeb.schedules.PruningSchedule`. Weights that may
+        not be pruned (biases, BatchNorm) count as well, so the prunable ones give more.
+    :param str scope: ``"layer"``, the same share of every layer, or ``"global"``, the lowest scores
+        of all layers together.
+    :param bool freeze: whether a pruned weight stays zero. It is then held at zero after every
+        step, its momentum too, and the mask only grows, even where the schedule falls.
+    :param int every: prune at steps that are multiples of this number.
+    :param sites: names of the sites that may be pruned, or patterns of :mod:`fnmatch`, by default
+        the SSGL sites. They must be unconstrained.
+    :raises ValueError: if an option makes no sense.
+    """
+
+    sparsity: Schedule
+    scope: Scope = "layer"
+    freeze: bool = False
+    every: int = 1
+    sites: tuple[str, ...] | None = None
+
+    by_unit: ClassVar[bool] = False
+    needs_probability: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        sparsity: Schedule | float,
+        scope: Scope = "layer",
+        freeze: bool = False,
+        every: int = 1,
+        sites: str | Sequence[str] | None = None,
+    ) -> None:
+        kind = type(self).__name__
+        if isinstance(sparsity, Real) and not 0.0 <= float(sparsity) <= 1.0:
+            raise ValueError(
+                f"{kind}: sparsity is {sparsity}, expected a share in [0, 1]; 90 % is 0.9"
+            )
+        if scope not in get_args(Scope):
+            raise ValueError(f"{kind}: scope is {scope!r}, expected 'layer' or 'global'")
+        if not isinstance(every, Integral) or int(every) < 1:
+            raise ValueError(f"{kind}: every is {every!r}, expected a whole number of steps >= 1")
+        names = (sites,) if isinstance(sites, str) else sites
+        object.__setattr__(self, "sparsity", as_schedule(sparsity, "sparsity"))
+        object.__setattr__(self, "scope", scope)
+        object.__setattr__(self, "freeze", bool(freeze))
+        object.__setattr__(self, "every", int(every))
+        object.__setattr__(self, "sites", None if names is None else tuple(names))
+
+    @abstractmethod
+    def keys(self, weights: Tensor, probability: Tensor | None) -> tuple[Tensor, ...]:
+        """
+        What decides: the lowest first key goes first, the next key breaks ties.
+
+        :param Tensor weights: shape (..., n); (..., units, weights of a unit) if ``by_unit``.
+        :param probability: of the wide component, shaped as the weights, where the class sets
+            ``needs_probability``; else None.
+        :returns: tensors of shape (..., n), or (..., units) if ``by_unit``. Weights that are zero
+            must come first.
+        """
+
+
+@dataclass(frozen=True, init=False)
+class MagnitudePruning(Pruning):
+    """
+    Sets the smallest weights to zero. For the options see :class:`Pruning`::
+
+        MagnitudePruning(PruningSchedule(target=0.9, damping=0.99, period=50))
+    """
+
+    def keys(self, weights: Tensor, probability: Tensor | None) -> tuple[Tensor, ...]:
+        """The magnitude."""
+        return (weights.abs(),)
+
+
+@dataclass(frozen=True, init=False)
+class ProbabilityPruning(Pruning):
+    """
+    Sets the weights to zero that least likely belong to the wide component of their SSGL prior.
+    These probabilities run into 0 and 1, so the magnitude breaks ties. Needs latents that are
+    learned (``adaptation=``). For the options see :class:`Pruning`.
+    """
+
+    needs_probability: ClassVar[bool] = True
+
+    def keys(self, weights: Tensor, probability: Tensor | None) -> tuple[Tensor, ...]:
+        """The probability of the wide component, 0 for a weight at zero; then the magnitude."""
+        assert probability is not None
+        return probability * weights.sign().abs(), weights.abs()
+
+
+@dataclass(frozen=True, init=False)
+class UnitPruning(Pruning):
+    """
+    Sets whole units to zero: rows of a matrix, filters of a convolution, the slices of a site along
+    its first axis. Those with the smallest root mean square go. The share is met to one unit a
+    layer; with ``scope="global"`` the fewest units go whose weights reach it.
+
+    A layer of few units, such as the output, may lose all of them: leave it out by ``sites``. For
+    the options see :class:`Pruning`.
+    """
+
+    by_unit: ClassVar[bool] = True
+
+    def keys(self, weights: Tensor, probability: Tensor | None) -> tuple[Tensor, ...]:
+        """The root mean square of every unit."""
+        return (torch.linalg.vector_norm(weights, dim=-1) / math.sqrt(weights.shape[-1]),)
+
+
+class Layer(NamedTuple):
+    """
+    A prunable site.
+
+    :param int start: where it starts, counted from the start of the first prunable site.
+    :param int stop: where it ends.
+    :param int units: how many units it has; single weights are units of one.
+    :param int unit: weights of a unit.
+    """
+
+    start: int
+    stop: int
+    units: int
+    unit: int
+
+
+class Pruner:
+    """
+    Prunes one chain of one model.
+
+    All it does is elementwise or along the last axis. On a CPU one call costs, for the sparse
+    layers of a ResNet20 (267,000 weights at 90 %), about a millisecond; on an accelerator it waits
+    for nothing.
+
+    :param Pruning pruning: what to prune.
+    :param Structure structure: of the model.
+    :raises ModelError: if there is nothing to prune, or more is asked for than there is.
+    """
+
+    def __init__(self, pruning: Pruning, structure: Structure) -> None:
+        self.pruning = pruning
+        self._size = structure.size
+        places = _prunable(pruning, structure)
+        self._start, self._stop = places[0][0], places[-1][0] + places[-1][1].size
+        self._layers = tuple(_layer(at - self._start, b, pruning.by_unit) for at, b in places)
+        self._sizes = [layer.stop - layer.start for layer in self._layers]
+        self._units = [layer.unit for layer in self._layers]
+        self._prunable = sum(self._sizes)
+        self._unit_sizes = torch.tensor(
+            [layer.unit for layer in self._layers for _ in range(layer.units)]
+            if pruning.by_unit
+            else [],
+            dtype=torch.int64,
+            device=structure.device,
+        )
+        self._total = 0
+        self._counts: tuple[int, ...] = (0,) * len(self._layers)
+        self._keep: Tensor | None = None
+        self._position: Tensor | None = None
+        sparsity = pruning.sparsity
+        known = getattr(sparsity, "target", getattr(sparsity, "value", None))
+        if isinstance(known, Real):
+            self._weights_of(float(known), "")
+
+    def target(self, k: int) -> float:
+        """
+        The share of all weights that shall be zero after step k, equation (9).
+
+        :raises ValueError: if the schedule leaves [0, 1].
+        """
+        share = float(self.pruning.sparsity(k))
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(
+                f"sparsity is {share} at step {k}, expected a share in [0, 1]; it comes from "
+                f"{self.pruning.sparsity!r}"
+            )
+        return share
+
+    def prune(self, state: Any, k: int, wide: Callable[[], Tensor]) -> Any:
+        """
+        Prunes after step k.
+
+        :param state: the transition's ``NamedTuple``; its tensors ``position``, shape (..., D), and
+            ``momentum``, if it has one, are changed in place.
+        :param int k: the step, counted from 1.
+        :param wide: gives the probability of the wide component for all sparse weights, shape
+            (..., P); called only if the pruning needs it.
+        :returns: the state.
+        :raises ModelError: if the schedule asks for more weights than can be pruned.
+        """
+        self._position = state.position
+        weights = state.position[..., self._start : self._stop]
+        if self._keep is not None:
+            self._hold(state, self._keep)
+        if k % self.pruning.every == 0:
+            self._set_counts(k)
+            keep = self._choose(weights, wide)
+            if self.pruning.freeze:
+                self._keep = keep if self._keep is None else self._keep.mul_(keep)
+                self._hold(state, self._keep)
+            else:
+                _zero(weights, keep)
+        return state
+
+    def zeros(self) -> Tensor:
+        """
+        The share of all D weights that are zero, shape (...), as of the last call of
+        :meth:`prune`; NaN before the first.
+        """
+        if self._position is None:
+            return torch.full((), torch.nan)
+        position = self._position
+        left = position.count_nonzero(dim=-1).to(position.dtype)
+        return (self._size - left) / self._size
+
+    @property
+    def mask(self) -> Tensor | None:
+        """
+        True where a weight is left, False where it is held at zero, shape (..., D); None without
+        ``freeze`` and before the first pruning step.
+        """
+        if self._keep is None:
+            return None
+        mask = self._keep.new_ones((*self._keep.shape[:-1], self._size), dtype=torch.bool)
+        mask[..., self._start : self._stop] = self._keep.bool()
+        return mask
+
+    def _hold(self, state: Any, keep: Tensor) -> None:
+        for vector in (state.position, getattr(state, "momentum", None)):
+            if vector is not None:
+                _zero(vector[..., self._start : self._stop], keep)
+
+    def _set_counts(self, k: int) -> None:
+        """How many weights go in all, and how many units of each layer."""
+        freeze = self.pruning.freeze
+        total = self._weights_of(self.target(k), f"at step {k} ")
+        total = max(total, self._total) if freeze else total
+        if total != self._total:
+            kept = self._counts if freeze else (0,) * len(self._layers)
+            self._counts = apportion(total, self._sizes, self._units, kept)
+            self._total = total
+
+    def _weights_of(self, share: float, when: str) -> int:
+        total = round(share * self._size)
+        if total <= self._prunable:
+            return total
+        most = math.floor(1e4 * self._prunable / self._size) / 1e4
+        raise ModelError(
+            f"{self.pruning!r} {when}asks for {share:.4g} of the model's {self._size} weights to "
+            f"be zero, {total} weights, but its {len(self._layers)} prunable sites have only "
+            f"{self._prunable}, {most:.4g} of all. Make more layers sparse (an SSGL prior, or "
+            f"`sites`), or lower the sparsity to at most {most:.4g}"
+        )
+
+    def _choose(self, weights: Tensor, wide: Callable[[], Tensor]) -> Tensor:
+        """1 for weights that stay and 0 for those that go, shape (..., n)."""
+        pruning = self.pruning
+        probability: Sequence[Tensor | None]
+        if pruning.needs_probability:
+            probability = self._by_layer(wide()[..., self._start : self._stop])
+        else:
+            probability = [None for _ in self._layers]
+        keys = [
+            pruning.keys(own, rho)
+            for own, rho in zip(self._by_layer(weights), probability, strict=True)
+        ]
+        if pruning.scope == "layer":
+            stay = [all_but_lowest(own, n) for own, n in zip(keys, self._counts, strict=True)]
+        else:
+            stay = self._choose_globally([torch.cat(parts, -1) for parts in zip(*keys, strict=True)])
+        # A mask of the weights' type: multiplying by booleans takes ten times as long. It is
+        # filled from bytes, for torch converts booleans six times as slowly.
+        keep = torch.ones_like(weights)
+        for part, stays in zip(self._by_layer(keep), stay, strict=True):
+            stays = stays.view(torch.uint8)
+            part.copy_(stays.unsqueeze(-1) if pruning.by_unit else stays)
+        return keep
+
+    def _choose_globally(self, keys: list[Tensor]) -> list[Tensor]:
+        if self.pruning.by_unit:
+            stays = all_but_enough(keys[0], self._unit_sizes, self._total)
+        else:
+            stays = all_but_lowest(keys, self._total)
+        return list(stays.split([layer.units for layer in self._layers], dim=-1))
+
+    def _by_layer(self, values: Tensor) -> list[Tensor]:
+        """Views of shape (..., n), or (..., units, weights of a unit)."""
+        parts = [values[..., layer.start : layer.stop] for layer in self._layers]
+        if not self.pruning.by_unit:
+            return parts
+        units = [(layer.units, layer.unit) for layer in self._layers]
+        return [part.unflatten(-1, shape) for part, shape in zip(parts, units, strict=True)]
+
+
+def _layer(start: int, block: Block, by_unit: bool) -> Layer:
+    units = block.size
+    if by_unit:
+        units = block.shape[0] if block.shape else 1
+    return Layer(start, start + block.size, units, block.size // units)
+
+
+def _prunable(pruning: Pruning, structure: Structure) -> list[tuple[int, Block]]:
+    """The sites that may be pruned, in the order of the position, with their places in it."""
+    kind, at = type(pruning).__name__, 0
+    places = []
+    for block in structure.blocks:
+        if block.transform is None and block.size:
+            places.append((at, block))
+        at += block.size
+    sparse = [block.name for block in structure.sparse]
+    if pruning.sites is None:
+        patterns: tuple[str, ...] = tuple(sparse)
+        if not sparse:
+            raise ModelError(
+                f"{kind} has nothing to prune: the model has no SSGL site whose latents are "
+                "learned. Give weights an SSGL prior and the kernel an adaptation, or name the "
+                f"sites to prune in `sites`, such as {[b.name for _, b in places][:5]}"
+            )
+    else:
+        patterns = pruning.sites
+    allowed = [(at, b) for at, b in places if not pruning.needs_probability or b.name in sparse]
+    names = [block.name for _, block in allowed]
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            what = "SSGL" if pruning.needs_probability else "unconstrained"
+            raise ModelError(
+                f"{kind}: {pattern!r} in `sites` matches no site that can be pruned; the model's "
+                f"{what} sites are {names}"
+            )
+    chosen = [(at, b) for at, b in allowed if any(_matches(b.name, p) for p in patterns)]
+    if not chosen:
+        raise ModelError(f"{kind} has nothing to prune: `sites` is empty; name some of {names}")
+    return chosen
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def _zero(vector: Tensor, keep: Tensor) -> None:
+    """Multiplies by the mask in place; adding 0 turns -0 to 0. Infinities become NaN, not 0."""
+    vector.mul_(keep).add_(0.0)

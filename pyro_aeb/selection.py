@@ -1,0 +1,143 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+How many of each layer, and which: the arithmetic of pruning, on plain numbers and tensors.
+
+:func:`apportion` says how many weights of each layer go, :func:`all_but_lowest` and
+:func:`all_but_enough` which. Counts are exact, whatever the ties; nothing is sorted in full, and on
+an accelerator nothing is waited for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SAMPLED = 2**14
+"""From this length on, :func:`_kth_lowest` looks at a sample first."""
+
+SAMPLE = 2**12
+
+
+def apportion(
+    total: int, sizes: Sequence[int], units: Sequence[int], at_least: Sequence[int]
+) -> tuple[int, ...]:
+    r"""
+    How many units of each layer make up ``total`` weights, equation (10): a layer of
+    :math:`p_l` weights gives its share :math:`\mathrm{total} \cdot p_l / \sum_l p_l`, rounded down
+    or up to whole units.
+
+    The layers that are rounded up are those whose share is the first to fill the next unit as the
+    total grows, as many as bring the sum nearest to the total. Where all units are single weights
+    the sum is the total itself, and counts that are handed back as ``at_least`` for a larger total
+    never exceed it: a mask can grow with the total and stay exact.
+
+    :param int total: weights asked for, at most the sum of ``sizes``.
+    :param sizes: weights of each layer.
+    :param units: weights of a unit of each layer, which divide its size; 1 for single weights.
+    :param at_least: units of each layer that are in any case taken.
+    """
+    whole = sum(sizes)
+    counts = [
+        max(total * size // (whole * unit), least)
+        for size, unit, least in zip(sizes, units, at_least, strict=True)
+    ]
+    taken = sum(count * unit for count, unit in zip(counts, units, strict=True))
+    # In integers: layer i's share is above its count.
+    short = [i for i, n in enumerate(counts) if n * units[i] * whole < total * sizes[i]]
+    for i in sorted(short, key=lambda i: (counts[i] + 1) * units[i] / sizes[i]):
+        if 2 * (total - taken) >= units[i]:
+            counts[i] += 1
+            taken += units[i]
+    return tuple(counts)
+
+
+def all_but_lowest(keys: Sequence[Tensor], count: int) -> Tensor:
+    """
+    True for all but exactly ``count`` entries: those with the lowest first key; among entries that
+    tie there, with the lowest second key, and so on; among the last ties, any.
+
+    :param keys: scores, each of shape (..., n), lowest first to go. NaN counts as highest.
+    :param int count: how many entries go, from 0 to n.
+    :returns: booleans of shape (..., n).
+    """
+    first = keys[0]
+    if count == 0:
+        return torch.ones_like(first, dtype=torch.bool)
+    if count == first.shape[-1]:
+        return torch.zeros_like(first, dtype=torch.bool)
+    numpy_does = first.dtype in (torch.float32, torch.float64) and first.dim() == 1
+    if first.device.type == "cpu" and numpy_does:  # five times faster there than torch
+        return torch.from_numpy(~_lowest([key.numpy() for key in keys], count))
+    return _all_but_lowest_on_device(keys, count)
+
+
+def all_but_enough(scores: Tensor, sizes: Tensor, total: int) -> Tensor:
+    """
+    True for all but the fewest entries that, taken from the lowest score up, have ``total`` weights
+    between them.
+
+    :param Tensor scores: shape (..., n).
+    :param Tensor sizes: weights of each entry, shape (n,).
+    :param int total: weights asked for.
+    :returns: booleans of shape (..., n).
+    """
+    order = scores.argsort(dim=-1)
+    own = sizes[order]
+    before = own.cumsum(-1) - own
+    return torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, before >= total)
+
+
+def _lowest(keys: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """True for exactly the ``count`` lowest entries, 0 < count <= n."""
+    first, rest = keys[0], keys[1:]
+    bound = _kth_lowest(first, count)
+    marked = first <= bound
+    surplus = int(np.count_nonzero(marked)) - count
+    if surplus > 0:
+        ties = np.flatnonzero(first == bound)
+        wanted = len(ties) - surplus
+        marked[ties] = (
+            _lowest([key[ties] for key in rest], wanted) if rest else np.arange(len(ties)) < wanted
+        )
+    return marked
+
+
+def _kth_lowest(values: np.ndarray, count: int) -> np.floating:
+    """
+    The ``count``-th lowest value, by the method of Floyd and Rivest ("Expected time bounds for
+    selection", 1975): the quantiles of a sample bracket it, and only what lies between them is
+    partitioned. 2 to 3 times as fast as partitioning all of 160,000 values or more.
+    """
+    if len(values) >= SAMPLED:
+        sample = values[:: len(values) // SAMPLE | 1]
+        rank, spread = count * len(sample) // len(values), 2 * math.isqrt(len(sample))
+        low, high = max(rank - spread, 0), min(rank + spread, len(sample) - 1)
+        sample = np.partition(sample, (low, high))
+        floor = sample[low] if low else -np.inf
+        ceiling = sample[high] if high < len(sample) - 1 else np.inf
+        between = values[(values >= floor) & (values <= ceiling)]
+        below = int(np.count_nonzero(values < floor))
+        if below < count <= below + len(between):
+            values, count = between, count - below
+    # Two ranks at once: numpy finds a single one by a vectorized method that takes 50 times as long
+    # where many values are equal, such as weights held at zero.
+    ranks = (count - 1, min(count, len(values) - 1))
+    return np.partition(values, ranks)[count - 1]
+
+
+def _all_but_lowest_on_device(keys: Sequence[Tensor], count: int) -> Tensor:
+    """:func:`all_but_lowest` for 0 < count < n without waiting for a device."""
+    score = keys[0]
+    for key in keys[1:]:
+        # What is below the bound goes, what is above stays, and the next key settles the ties.
+        bound = score.kthvalue(count, dim=-1, keepdim=True).values
+        key = key.masked_fill(score < bound, -math.inf)
+        score = key.masked_fill(score > bound, math.inf)
+    index = score.topk(count, dim=-1, largest=False, sorted=False).indices
+    return torch.ones_like(score, dtype=torch.bool).scatter_(-1, index, False)

@@ -1,0 +1,94 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What a draw keeps. All sites and summaries, where that is small or the user says so; for a large
+model the small sites, and of the large ones figures in place of their values: a norm a draw, and
+running moments over the draws.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.errors import ModelError, SaveSizeWarning
+from pyro_aeb.structure import Structure, rho_name
+
+LARGE_DRAW = 2**20
+"""Bytes above which a draw is large: 1000 such draws are 1 GiB."""
+
+SMALL_SITE = 1024
+"""The most numbers that a site may have to be kept in a large draw."""
+
+
+def names_to_save(structure: Structure, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """
+    Names of the sites and summaries that a draw holds.
+
+    :param wanted: names, or None for all of them where a draw takes at most :data:`LARGE_DRAW`
+        bytes, and otherwise for the learned sites and those of at most :data:`SMALL_SITE` numbers.
+    :raises ModelError: if a name is none of theirs.
+    :warns SaveSizeWarning: if sites are left out.
+    """
+    width = torch.finfo(structure.dtype).bits // 8
+    sizes = {block.name: block.size for block in structure.blocks}
+    sizes |= {rho_name(block.name): block.size for block in structure.sparse}
+    sizes |= {name: 1 for name in structure.latent_sites}
+    if wanted is not None:
+        if unknown := [name for name in wanted if name not in sizes]:
+            raise ModelError(
+                f"save names {unknown}, which are no latent sites or summaries; there are "
+                f"{sorted(sizes)}"
+            )
+        return tuple(wanted)
+    total = width * sum(sizes.values())
+    if total <= LARGE_DRAW:
+        return tuple(sizes)
+    kept = tuple(name for name, size in sizes.items() if size <= SMALL_SITE)
+    left_out = sorted(sizes.keys() - set(kept), key=lambda name: -sizes[name])
+    parts = ", ".join(f"{name} {width * sizes[name]:,}" for name in left_out[:3])
+    more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    warnings.warn(
+        f"all weights and summaries take {total:,} bytes a draw: 1000 draws {total * 1000:,}, and "
+        f"two to three times that while MCMC stacks them. Left out of the draws: {parts}{more}. "
+        "Of these only norms and running moments are kept; choose with save=[...], or use them as "
+        "they come by hook_fn, as aeb.nn.PosteriorPredictive does",
+        SaveSizeWarning,
+        stacklevel=4,
+    )
+    return kept
+
+
+class Moments:
+    """Running means and variances of tensors over the draws, by Welford's recursion."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean: dict[str, Tensor] = {}
+        self._square: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Takes in a draw."""
+        self.count += 1
+        for name, value in values.items():
+            if name not in self._mean:
+                self._mean[name] = torch.zeros_like(value)
+                self._square[name] = torch.zeros_like(value)
+            mean = self._mean[name]
+            difference = value - mean
+            mean.add_(difference, alpha=1.0 / self.count)
+            self._square[name].addcmul_(difference, value - mean)
+
+    def mean(self) -> dict[str, Tensor]:
+        """The means, by name."""
+        return {name: mean.clone() for name, mean in self._mean.items()}
+
+    def sd(self) -> dict[str, Tensor]:
+        """The standard deviations over the draws (divisor count - 1, 0 for one draw), by name."""
+        return {
+            name: (square / max(self.count - 1, 1)).sqrt() for name, square in self._square.items()
+        }

@@ -1,0 +1,158 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a draw keeps: everything of a small model, small sites and figures of a large one."""
+
+from __future__ import annotations
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import dense_regression, linear_data, sparse_layers, sparse_regression
+from pyro.infer import MCMC
+
+import pyro_aeb as aeb
+from pyro_aeb import SSGL, ModelError, SaveSizeWarning
+from pyro_aeb.model import inspect_model
+from pyro_aeb.storage import LARGE_DRAW, SMALL_SITE, Moments, names_to_save
+
+X, Y = linear_data()
+
+
+def structure(model=sparse_regression, adapt=True):
+    return inspect_model(model, (X, Y), {}, adapt=adapt)
+
+
+def test_a_draw_holds_all_sites_and_summaries_unless_told_otherwise():
+    found = structure(sparse_layers)
+    everything = {"sigma2", "delta0", "delta1", "w0", "w1", "w0_rho", "w1_rho"}
+    assert set(names_to_save(found, None)) == everything
+    assert names_to_save(found, ["w1", "delta0"]) == ("w1", "delta0")
+    assert names_to_save(found, ["w0_rho"]) == ("w0_rho",)
+    assert names_to_save(found, []) == ()
+
+
+def test_no_summary_without_adaptation():
+    assert set(names_to_save(structure(adapt=False), None)) == {"sigma2", "delta", "beta"}
+
+
+@pytest.mark.parametrize("name", ["gamma", "y", "features", "sigma2_rho"])
+def test_saving_what_is_no_site_is_an_error_that_lists_the_sites(name):
+    with pytest.raises(ModelError) as info:
+        names_to_save(structure(), ["beta", name])
+    message = str(info.value)
+    assert f"save names ['{name}']" in message and "no latent sites or summaries" in message
+    assert "['beta', 'beta_rho', 'delta', 'sigma2']" in message
+
+
+WIDTH = 2**17 + 1
+"""Two tensors of this many float32, weights and their inclusion probabilities, exceed 1 MiB."""
+
+
+def wide(X, y):
+    """A large SSGL site, a small one at the limit, and one above it."""
+    delta = pyro.sample("delta", dist.Beta(2.0, 2.0))
+    w = pyro.sample("w", SSGL(0.1, 10.0, delta).expand([WIDTH]).to_event(1))
+    b = pyro.sample("b", dist.Normal(0.0, 1.0).expand([SMALL_SITE]).to_event(1))
+    pyro.sample("c", dist.Normal(0.0, 1.0).expand([SMALL_SITE + 1]).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(X[:, 0] * w[0] + b[0], 1.0), obs=y)
+
+
+def test_a_large_draw_keeps_learned_and_small_sites_and_says_so_in_bytes():
+    found = structure(wide)
+    total = 4 * (2 * WIDTH + 2 * SMALL_SITE + 1 + 1)
+    assert total > LARGE_DRAW
+    with pytest.warns(SaveSizeWarning) as record:
+        assert set(names_to_save(found, None)) == {"delta", "b"}
+    message = str(record[0].message)
+    assert f"{total:,} bytes a draw" in message and f"1000 draws {1000 * total:,}" in message
+    assert f"Left out of the draws: w {4 * WIDTH:,}, w_rho {4 * WIDTH:,}, c 4,100" in message
+    assert "save=[...]" in message and "PosteriorPredictive" in message
+
+
+def test_no_warning_of_what_was_asked_for_or_is_small():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert names_to_save(structure(wide), ["w"]) == ("w",)
+        names_to_save(structure(dense_regression), None)
+
+
+def run(model=sparse_layers, draws=5, **options):
+    pyro.set_rng_seed(0)
+    adaptation = aeb.StochasticApproximation(0.1)
+    kernel = aeb.AEBKernel(model, aeb.SGLD(1e-4), adaptation, **options)
+    mcmc = MCMC(kernel, num_samples=draws, warmup_steps=2, disable_progbar=True)
+    mcmc.run(X, Y)
+    return mcmc, kernel
+
+
+def test_norms_and_moments_stand_for_what_is_left_out():
+    whole, _ = run()
+    part, kernel = run(save=["w1", "sigma2"])
+    assert set(part.get_samples()) == {"w1", "sigma2"}
+    assert torch.equal(part.get_samples()["w1"], whole.get_samples()["w1"])  # the same chain
+    weights = whole.get_samples()["w0"]
+    kept = kernel.diagnostics()
+    norms = weights.flatten(1).norm(dim=1)
+    torch.testing.assert_close(kept["sample_stats"]["w0_norm"], norms)
+    torch.testing.assert_close(kept["moments"]["mean"]["w0"], weights.mean(0))
+    torch.testing.assert_close(kept["moments"]["sd"]["w0"], weights.std(0))
+    assert "w1" not in kept["moments"]["mean"] and "w1_norm" not in kept["sample_stats"]
+    rho = aeb.to_arviz(whole).adaptation["w0_rho"].values[0]
+    torch.testing.assert_close(kept["moments"]["mean"]["w0_rho"], torch.tensor(rho).mean(0))
+
+
+def test_arviz_gets_the_norms_and_the_moments():
+    mcmc, kernel = run(save=["w1", "sigma2"])
+    idata = aeb.to_arviz(mcmc)
+    assert idata.sample_stats["w0_norm"].dims == ("chain", "draw")
+    expected = kernel.diagnostics()["moments"]["sd"]["w0"]
+    found = idata.moments["w0_sd"]
+    assert found.dims[0] == "chain" and "draw" not in found.dims
+    assert torch.equal(torch.tensor(found.values[0]), expected)
+
+
+def test_nothing_saved_still_runs():
+    mcmc, kernel = run(save=[])
+    assert mcmc.get_samples() == {}
+    assert kernel.diagnostics()["moments"]["mean"].keys() >= {"w0", "w1", "delta0", "w0_rho"}
+
+
+def test_running_moments_are_those_of_all_draws():
+    torch.manual_seed(0)
+    draws = 1e3 + torch.randn(50, 3, 2, dtype=torch.float64)
+    moments = Moments()
+    for draw in draws:
+        moments.add({"w": draw})
+    torch.testing.assert_close(moments.mean()["w"], draws.mean(0))
+    torch.testing.assert_close(moments.sd()["w"], draws.std(0))
+
+
+def test_the_moments_of_one_draw():
+    moments = Moments()
+    moments.add({"w": torch.tensor([2.0])})
+    assert moments.mean()["w"] == 2.0 and moments.sd()["w"] == 0.0
+
+
+def test_a_model_larger_than_its_draws_could_be_kept_runs_in_bounded_memory():
+    """300 draws of 8 MB of weights and inclusion probabilities would take 2.4 GB."""
+    size, draws, resource = 2**20, 300, pytest.importorskip("resource")
+
+    def large(X, y):
+        delta = pyro.sample("delta", dist.Beta(2.0, 2.0))
+        w = pyro.sample("w", SSGL(0.1, 10.0, delta).expand([size]).to_event(1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(X[:, 0] * w[0], 1.0), obs=y)
+
+    with pytest.warns(SaveSizeWarning):
+        run(large, draws=2)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.warns(SaveSizeWarning):
+        mcmc, _ = run(large, draws=draws)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak  # in KiB on Linux
+    assert mcmc.get_samples()["delta"].shape == (draws,)
+    assert grown < 200 * 2**10
