@@ -160,11 +160,14 @@ class LoaderArguments:
     def move_to(self, device: torch.device) -> None:
         self._device = device
         if self._waiting is not None:
-            self._waiting = self._moved(self._waiting)
+            self._waiting = moved(self._waiting, device)
 
     def peek(self) -> Arguments:
         if self._waiting is None:
-            self._waiting = self._moved(self._arguments(self._fetch()))
+            batch = self._fetch()
+            self._check_names(batch)
+            arguments = unpacked(batch, self._kwargs)
+            self._waiting = arguments if self._device is None else moved(arguments, self._device)
         return self._waiting
 
     def next(self) -> Arguments:
@@ -209,24 +212,32 @@ class LoaderArguments:
             "drop_last=True"
         )
 
-    def _arguments(self, batch: Any) -> Arguments:
-        if isinstance(batch, Mapping):
-            self._check_names(batch)
-            return Arguments((), {**batch, **self._kwargs})
-        args = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-        return Arguments(args, self._kwargs)
-
-    def _check_names(self, batch: Mapping[str, Any]) -> None:
-        if twice := sorted(batch.keys() & self._kwargs.keys()):
+    def _check_names(self, batch: Any) -> None:
+        names = batch.keys() if isinstance(batch, Mapping) else set()
+        if twice := sorted(names & self._kwargs.keys()):
             raise ModelError(
                 f"the DataLoader's batches and mcmc.run(...) both give the arguments {twice}, "
                 "expected each from one of them"
             )
 
-    def _moved(self, arguments: Arguments) -> Arguments:
-        if self._device is None:
-            return arguments
-        return Arguments(_to(arguments.args, self._device), _to(arguments.kwargs, self._device))
+
+def unpacked(batch: Any, kwargs: Mapping[str, Any]) -> Arguments:
+    """
+    A DataLoader's batch as arguments: a tuple or list positional ones, a mapping keyword arguments,
+    anything else the only one.
+
+    :param batch: what the loader gave.
+    :param kwargs: further keyword arguments.
+    """
+    if isinstance(batch, Mapping):
+        return Arguments((), {**batch, **kwargs})
+    args = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    return Arguments(args, kwargs)
+
+
+def moved(arguments: Arguments, device: torch.device) -> Arguments:
+    """The arguments with all tensors in them on a device, moved without waiting."""
+    return Arguments(_to(arguments.args, device), _to(arguments.kwargs, device))
 
 
 def _to(value: Any, device: torch.device) -> Any:

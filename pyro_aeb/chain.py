@@ -153,7 +153,8 @@ class Chain:
         if not self.warming_up:
             rho = self.rho()
             left_out = {n: v for n, v in {**self.values(), **rho}.items() if n not in self.saved}
-            norms = {norm_name(n): v.norm() for n, v in left_out.items() if n not in rho}
+            weights = [b.name for b in self.structure.blocks if b.name in left_out]
+            norms = {norm_name(name): left_out[name].norm() for name in weights}
             kept = {name: value.clone() for name, value in rho.items() if name in self.saved}
             self.history.add(self.last_draw, {**stats, **norms}, kept)
             self.moments.add(left_out)

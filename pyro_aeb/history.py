@@ -1,7 +1,14 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a chain has recorded: statistics of every draw, learned latents, and the draws."""
+"""
+What a chain has recorded: statistics of every draw, learned latents, and the draws.
+
+Nothing small and lasting is allocated at a draw: statistics are Python's numbers, and draws go into
+blocks of rows. A small tensor that stays, made among the large ones that a step makes and frees,
+keeps the C library's allocator from joining the memory around it, and a large model's process would
+grow by several times its weights at every draw.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +21,9 @@ from torch import Tensor
 RECOVERY_BYTES = 256 * 2**20
 """How much of the latest draws a kernel keeps, to hand out if a run is cut short."""
 
+BLOCK_BYTES = 2**20
+"""About how large a block of draws is."""
+
 
 class History:
     """
@@ -23,10 +33,10 @@ class History:
     """
 
     def __init__(self) -> None:
-        self._stats: dict[str, list[Tensor]] = {}
+        self._stats: dict[str, list[float]] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
         self._latents: dict[str, list[Tensor]] = {}
-        self._draws: deque[dict[str, Tensor]] = deque()
-        self._bytes = 0
+        self._draws = _LatestDraws()
 
     def add(
         self,
@@ -36,33 +46,60 @@ class History:
     ) -> None:
         """Records a draw, its statistics (numbers) and its learned latents."""
         for name, value in stats.items():
-            self._stats.setdefault(name, []).append(torch.as_tensor(value))
+            tensor = torch.as_tensor(value)
+            self._dtypes.setdefault(name, tensor.dtype)
+            self._stats.setdefault(name, []).append(tensor.item())
         for name, value in latents.items():
             self._latents.setdefault(name, []).append(value)
-        self._draws.append(dict(draw))
-        self._bytes += _bytes(draw)
-        while self._bytes > RECOVERY_BYTES and len(self._draws) > 1:
-            self._bytes -= _bytes(self._draws.popleft())
+        self._draws.add(draw)
 
     def forget_draws(self) -> None:
         """Lets go of the draws, once someone else holds them."""
-        self._draws.clear()
-        self._bytes = 0
+        self._draws = _LatestDraws()
 
     def draws(self) -> dict[str, Tensor]:
         """The draws kept, site name to tensor of shape (draws, ...)."""
-        if not self._draws:
-            return {}
-        return {name: torch.stack([d[name] for d in self._draws]) for name in self._draws[0]}
+        return self._draws.stacked()
 
     def stats(self) -> dict[str, Tensor]:
         """Statistics of every draw, name to tensor of shape (draws,)."""
-        return {name: torch.stack(values) for name, values in self._stats.items()}
+        return {n: torch.tensor(values, dtype=self._dtypes[n]) for n, values in self._stats.items()}
 
     def latents(self) -> dict[str, Tensor]:
         """Learned latents at every draw, name to tensor of shape (draws, ...)."""
         return {name: torch.stack(values) for name, values in self._latents.items()}
 
 
-def _bytes(draw: Mapping[str, Tensor]) -> int:
-    return sum(value.nbytes for value in draw.values())
+class _LatestDraws:
+    """The latest draws that fit into :data:`RECOVERY_BYTES`, at least one, in blocks of rows."""
+
+    def __init__(self) -> None:
+        self._blocks: deque[dict[str, Tensor]] = deque()
+        self._rows = 0  # of a block
+        self._room = 0  # draws that may be kept
+        self._first = 0  # the oldest draw that is kept, counted in rows of the first block
+        self._count = 0
+
+    def add(self, draw: Mapping[str, Tensor]) -> None:
+        if not self._blocks:
+            size = max(sum(value.nbytes for value in draw.values()), 1)
+            self._room = max(RECOVERY_BYTES // size, 1)
+            self._rows = min(max(BLOCK_BYTES // size, 1), 1024)
+        row = (self._first + self._count) % self._rows
+        if row == 0:
+            self._blocks.append({n: v.new_empty((self._rows, *v.shape)) for n, v in draw.items()})
+        for name, value in draw.items():
+            self._blocks[-1][name][row] = value
+        if self._count < self._room:
+            self._count += 1
+            return
+        self._first += 1
+        if self._first == self._rows:
+            self._first = 0
+            self._blocks.popleft()
+
+    def stacked(self) -> dict[str, Tensor]:
+        if not self._blocks:
+            return {}
+        kept = slice(self._first, self._first + self._count)
+        return {n: torch.cat([block[n] for block in self._blocks])[kept] for n in self._blocks[0]}

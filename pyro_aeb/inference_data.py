@@ -59,9 +59,10 @@ def to_arviz(
       ``draw``; their Euclidean norms, one a draw, are ``<site>_norm`` in ``sample_stats``;
     - ``observed_data``: the data, where the kernel hands them over.
 
-    All but moments and data have the leading dimensions ``(chain, draw)``. The other dimensions are named
-    after the model's plates, or ``beta_dim_0`` and so on where there is none. An axis under a plate
-    of which another variable has a different length, as in a subsample, gets such a name as well.
+    All but moments and data have the leading dimensions ``(chain, draw)``. The other dimensions are
+    named after the model's plates, or ``beta_dim_0`` and so on where there is none. An axis under a
+    plate of which another variable has a different length, as in a subsample, gets such a name as
+    well.
 
     The attribute ``kind`` of every variable tells draws (``"draw"``) from paths of point estimates
     (``"stochastic approximation"``); attributes of the group ``posterior`` list both. Draws keep

@@ -9,7 +9,6 @@ import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any, NoReturn
 
 import torch
@@ -24,6 +23,7 @@ from pyro_aeb.links import HandLinks
 from pyro_aeb.look import device_of_latents, init_to_default
 from pyro_aeb.minibatches import Minibatches, Order, check_order
 from pyro_aeb.model import inspect_model
+from pyro_aeb.options import check_numbers, check_options
 from pyro_aeb.posterior import Posterior
 from pyro_aeb.pruning import Pruner, Pruning
 from pyro_aeb.schedules import Schedule, as_schedule
@@ -75,11 +75,11 @@ class AEBKernel(MCMCKernel):
     :param init_strategy: where a chain starts, one of Pyro's ``init_to_*``; by default
         :func:`~pyro_aeb.look.init_to_default`.
     :param pruning: sets weights to zero after every step, by
-        :class:`~pyro_aeb.pruning.MagnitudePruning` or another of :mod:`pyro_aeb.pruning`.
+        :class:`~pyro_aeb.pruning.base.MagnitudePruning` or another of :mod:`pyro_aeb.pruning`.
     :param save: names of the sites and summaries that a draw holds, by default all: every latent
         site, and ``"<site>_rho"``, the inclusion probabilities of every SSGL site. If that takes
-        over 1 MiB a draw, large sites are left out by default, with a warning. Of what is left out
-        the run keeps norms and running moments.
+        over 4 MiB a draw, sites of more than 1024 numbers are left out by default, with a warning;
+        of what is left out the run keeps norms and running moments.
     :param links: by hand, SSGL site to ``{"delta": Beta site, "sigma": InverseGamma site}``, where
         the model itself does not tell (``float(x)`` loses the link).
     :param bool freeze_after_warmup: whether the latents stay fixed once warm-up ends. False, as in
@@ -115,8 +115,8 @@ class AEBKernel(MCMCKernel):
         minibatches: Order = "permutation",
         seed: int | None = None,
     ) -> None:
-        _check_options(model, transition, adaptation, init_strategy, pruning)
-        _check_numbers(steps_per_draw, save, seed)
+        check_options(model, transition, adaptation, init_strategy, pruning)
+        check_numbers(steps_per_draw, save, seed)
         check_order(minibatches)
         self.model = model
         self.transition = transition
@@ -404,36 +404,3 @@ class AEBKernel(MCMCKernel):
         if self._chain is not None:
             self._chain.history.forget_draws()
             self._chain.source.close()
-
-
-def _check_options(
-    model: Any, transition: Any, adaptation: Any, init_strategy: Any, pruning: Any
-) -> None:
-    if not callable(model):
-        raise TypeError(f"model is {model!r}, expected a Pyro model (a callable)")
-    if isinstance(transition, type) or not callable(getattr(transition, "step", None)):
-        raise TypeError(
-            f"transition is {transition!r}, expected a transition such as SGLD(step_size=1e-5)"
-        )
-    if not (adaptation is None or isinstance(adaptation, StochasticApproximation)):
-        raise TypeError(
-            f"adaptation is {adaptation!r}, expected StochasticApproximation(weight) or None"
-        )
-    if not (pruning is None or isinstance(pruning, Pruning)):
-        raise TypeError(
-            f"pruning is {pruning!r}, expected MagnitudePruning(sparsity=...) or another of "
-            "pyro_aeb.pruning, or None"
-        )
-    if not callable(init_strategy):
-        raise TypeError(
-            f"init_strategy is {init_strategy!r}, expected one of Pyro's init_to_* functions"
-        )
-
-
-def _check_numbers(steps_per_draw: Any, save: Any, seed: Any) -> None:
-    if not isinstance(steps_per_draw, Integral) or steps_per_draw < 1:
-        raise ValueError(f"steps_per_draw is {steps_per_draw!r}, expected an integer of at least 1")
-    if isinstance(save, str):
-        raise TypeError(f"save is {save!r}, expected a list of names, e.g. [{save!r}]")
-    if not (seed is None or isinstance(seed, Integral)):
-        raise TypeError(f"seed is {seed!r}, expected an integer or None")

@@ -87,6 +87,8 @@ def check_continuous(site: Site) -> None:
 
 def _feasible(site: Site) -> Tensor:
     check_continuous(site)
+    if "init_value" in site["infer"]:
+        return site["infer"]["init_value"].detach().clone()
     if isinstance(base(site["fn"]), SSGL):  # what follows would draw a sample for its shape
         return torch.zeros_like(site["fn"].mean)
     try:

@@ -18,8 +18,11 @@ from torch import Tensor
 from pyro_aeb.errors import ModelError, SaveSizeWarning
 from pyro_aeb.structure import Structure, rho_name
 
-LARGE_DRAW = 2**20
-"""Bytes above which a draw is large: 1000 such draws are 1 GiB."""
+WARNING_BYTES = 2**20
+"""Bytes a draw above which a warning is given: 1000 such draws are 1 GiB."""
+
+LARGE_DRAW = 4 * 2**20
+"""Bytes above which a draw is large: 1000 such draws are 4 GiB, and three times that at the end."""
 
 SMALL_SITE = 1024
 """The most numbers that a site may have to be kept in a large draw."""
@@ -32,7 +35,7 @@ def names_to_save(structure: Structure, wanted: Sequence[str] | None) -> tuple[s
     :param wanted: names, or None for all of them where a draw takes at most :data:`LARGE_DRAW`
         bytes, and otherwise for the learned sites and those of at most :data:`SMALL_SITE` numbers.
     :raises ModelError: if a name is none of theirs.
-    :warns SaveSizeWarning: if sites are left out.
+    :warns SaveSizeWarning: if all of them take more than :data:`WARNING_BYTES`, or are left out.
     """
     width = torch.finfo(structure.dtype).bits // 8
     sizes = {block.name: block.size for block in structure.blocks}
@@ -46,21 +49,33 @@ def names_to_save(structure: Structure, wanted: Sequence[str] | None) -> tuple[s
             )
         return tuple(wanted)
     total = width * sum(sizes.values())
+    if total > WARNING_BYTES:
+        _warn(sizes, width, total)
     if total <= LARGE_DRAW:
         return tuple(sizes)
-    kept = tuple(name for name, size in sizes.items() if size <= SMALL_SITE)
-    left_out = sorted(sizes.keys() - set(kept), key=lambda name: -sizes[name])
-    parts = ", ".join(f"{name} {width * sizes[name]:,}" for name in left_out[:3])
-    more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    return tuple(name for name, size in sizes.items() if size <= SMALL_SITE)
+
+
+def _warn(sizes: Mapping[str, int], width: int, total: int) -> None:
+    largest = sorted(sizes, key=lambda name: -sizes[name])
+    if total > LARGE_DRAW:
+        largest = [name for name in largest if sizes[name] > SMALL_SITE]
+    parts = ", ".join(f"{name} {width * sizes[name]:,}" for name in largest[:3])
+    if total > LARGE_DRAW:
+        more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
+        what = (
+            f"so these are left out of the draws: {parts}{more}. Of them only norms and running "
+            "moments are kept; choose with save=[...], or use the weights as they come by "
+            "hook_fn, as aeb.nn.PosteriorPredictive does"
+        )
+    else:
+        what = f"the largest {parts}; choose what a draw holds with save=[...]"
     warnings.warn(
         f"all weights and summaries take {total:,} bytes a draw: 1000 draws {total * 1000:,}, and "
-        f"two to three times that while MCMC stacks them. Left out of the draws: {parts}{more}. "
-        "Of these only norms and running moments are kept; choose with save=[...], or use them as "
-        "they come by hook_fn, as aeb.nn.PosteriorPredictive does",
+        f"two to three times that at the end of the run, while MCMC stacks them; {what}",
         SaveSizeWarning,
-        stacklevel=4,
+        stacklevel=6,
     )
-    return kept
 
 
 class Moments:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "equations.md"
-NUMBERS = ["(1)", "(2)", "(3a)", "(3b)", "(4)", "(5)", "(6)", "(7)", "(8)"]
+NUMBERS = ["(1)", "(2)", "(3a)", "(3b)", "(4)", "(5)", "(6)", "(7)", "(8)", "(9)", "(10)"]
 
 
 def rows() -> Iterator[tuple[str, str, list[str]]]:

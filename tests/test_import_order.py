@@ -26,10 +26,10 @@ PACKAGE = ROOT / "pyro_aeb"
 # other.
 LAYERS: tuple[set[str], ...] = (
     {"_version", "errors"},
-    {"schedules", "distributions", "structure"},
+    {"schedules", "distributions", "structure", "arguments"},
     # What a step is made of, and what runs the model.
     {"transitions", "adaptation", "pruning", "dense", "minibatches", "health", "history", "look"},
-    {"ssgl_rule", "probes"},
+    {"ssgl_rule", "probes", "options", "storage"},
     {"links", "likelihood"},
     {"model"},
     # Q, where a chain starts, and a chain.

@@ -17,6 +17,7 @@ from pyro_aeb.schedules import (
     Geometric,
     Piecewise,
     Polynomial,
+    PruningSchedule,
     Schedule,
     as_schedule,
 )
@@ -27,6 +28,7 @@ ONE_OF_EACH = [
     Geometric(2.0, 1.5, every=3),
     Piecewise(2e-9, {35_000: 0.1, 45_000: 0.1}),
     Cyclical(1e-3, 50),
+    PruningSchedule(0.9, damping=0.99, period=50),
 ]
 ids = [type(schedule).__name__ for schedule in ONE_OF_EACH]
 
@@ -107,6 +109,19 @@ def test_cyclical_starts_every_cycle_at_the_initial_value():
     assert [Cyclical(0.8, 1)(k) for k in (1, 2)] == [0.8, 0.8]
 
 
+def test_pruning_closes_a_share_of_the_gap_to_its_target_a_period():
+    # 0.8 (1 - 0.25^{k/2}): half a period halves what is missing.
+    schedule = PruningSchedule(0.8, damping=0.25, period=2)
+    assert [schedule(k) for k in (1, 2, 3, 4)] == pytest.approx([0.4, 0.6, 0.7, 0.75], rel=1e-15)
+    # The published setting: 1 - 0.99^{1/50} = 1 - exp(ln(0.99) / 50) of the target at first.
+    first = -math.expm1(math.log(0.99) / 50)
+    assert PruningSchedule(0.9)(1) == pytest.approx(0.9 * first, rel=1e-10)
+    assert PruningSchedule(0.9)(50) == pytest.approx(0.9 * 0.01, rel=1e-13)
+    assert PruningSchedule(0.9)(10**7) == 0.9
+    assert [PruningSchedule(0.9, damping=0.0)(k) for k in (1, 2)] == [0.9, 0.9]
+    assert PruningSchedule(0.0)(5) == 0.0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -125,6 +140,13 @@ def test_cyclical_starts_every_cycle_at_the_initial_value():
         (lambda: Piecewise(1.0, {5: math.inf}), "expected finite factors > 0"),
         (lambda: Cyclical(0.0, 5), "expected a finite initial value > 0"),
         (lambda: Cyclical(1.0, 0), "expected period >= 1"),
+        (lambda: PruningSchedule(90), "expected a target share in [0, 1]; 90 % is 0.9"),
+        (lambda: PruningSchedule(-0.1), "expected a target share in [0, 1]"),
+        (lambda: PruningSchedule(math.nan), "expected a target share in [0, 1]"),
+        (lambda: PruningSchedule(0.9, damping=1.0), "expected a damping in [0, 1)"),
+        (lambda: PruningSchedule(0.9, damping=-0.5), "expected a damping in [0, 1)"),
+        (lambda: PruningSchedule(0.9, period=0), "expected a finite period > 0"),
+        (lambda: PruningSchedule(0.9, period=math.inf), "expected a finite period > 0"),
     ],
 )
 def test_impossible_numbers_are_refused(make, message):

@@ -123,7 +123,7 @@ def test_rows_of_other_settings_are_never_mixed(tmp_path: Path) -> None:
     with pytest.raises(
         harness.SettingsChanged, match=r"holds 'oracle' made with(.|\n)*another --out"
     ):
-        harness.Replicates(path).finished(methods.Protocol())
+        harness.run_all(TASKS, methods.Protocol(), harness.Replicates(path), jobs=1)
 
 
 def test_settings_that_matter_are_in_every_row() -> None:

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     RandomSampler,
@@ -18,15 +17,15 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from pyro_aeb.arguments import Arguments
+from pyro_aeb.arguments import Arguments, moved, unpacked
 
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 class Batches:
     """
-    The model's arguments, batch by batch. Of a DataLoader's batches, a tuple or list becomes the
-    positional arguments, a mapping keyword arguments, anything else the only argument.
+    The model's arguments, batch by batch. A DataLoader's batches are unpacked as in ``mcmc.run``,
+    by :func:`~pyro_aeb.arguments.unpacked`.
 
     :param args: one DataLoader, or the positional arguments of the only batch.
     :param kwargs: keyword arguments of every batch.
@@ -68,23 +67,17 @@ class Batches:
         :raises ValueError: if there is none.
         """
         if self._loader is None:
-            yield _moved(Arguments(self._args, self._kwargs), device)
+            yield moved(Arguments(self._args, self._kwargs), device)
             return
         empty = True
         for batch in islice(self._loader, limit):
             empty = False
-            yield _moved(self._arguments(batch), device)
+            yield moved(unpacked(batch, self._kwargs), device)
         if empty:
             raise ValueError(
                 f"{self._name} is a DataLoader that gave no batch, expected at least one; its "
                 "dataset is empty, smaller than one batch with drop_last=True, or read to its end"
             )
-
-    def _arguments(self, batch: Any) -> Arguments:
-        if isinstance(batch, Mapping):
-            return Arguments((), {**batch, **self._kwargs})
-        args = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-        return Arguments(args, self._kwargs)
 
 
 def given(data: Any, name: str) -> Batches:
@@ -95,13 +88,3 @@ def given(data: Any, name: str) -> Batches:
     if isinstance(data, Mapping):
         return Batches((), data, name)
     return Batches(tuple(data) if isinstance(data, (tuple, list)) else (data,), {}, name)
-
-
-def _moved(arguments: Arguments, device: torch.device) -> Arguments:
-    def move(value: Any) -> Any:
-        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-
-    return Arguments(
-        tuple(move(value) for value in arguments.args),
-        {name: move(value) for name, value in arguments.kwargs.items()},
-    )

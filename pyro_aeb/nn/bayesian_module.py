@@ -19,6 +19,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.ops.provenance import (
     ProvenanceTensor,
     detach_provenance,
@@ -64,7 +65,7 @@ def bayesianize(
         net = bayesianize(
             resnet20(),
             sparse="*.conv*",
-            delta=dist.Beta(1.0, 1.0),
+            delta=dist.Beta(2.0, 2.0),
             sigma2=dist.InverseGamma(1.0, 1.0),
         )
 
@@ -101,6 +102,11 @@ def bayesianize(
         has the name of another site.
     """
     check_module(module)
+    if any(isinstance(part, BayesianModule) for part in module.modules()):
+        raise ModelError(
+            f"{type(module).__name__} is or holds a BayesianModule, expected a module with plain "
+            "parameters; one that is Bayesian already goes into the model as it is"
+        )
     weights = find_weights(module, sparse)
     priors = Priors(
         v0=positive("v0", v0),
@@ -174,11 +180,7 @@ class BayesianModule(nn.Module):
         for weight in self._weights:
             value = values[weight.name]
             if value.shape != weight.shape:
-                raise ModelError(
-                    f"site {weight.name!r} has a value of shape {tuple(value.shape)}, expected "
-                    f"{tuple(weight.shape)}: call the network outside of plates, and on one draw "
-                    "at a time (Predictive(..., parallel=False))"
-                )
+                raise _misshapen(weight.name, value, weight.shape)
             for other in weight.names[1:]:
                 values[other] = value
         # Tied parameters have got their value, so torch need not look for them.
@@ -214,16 +216,16 @@ class BayesianModule(nn.Module):
 
     def _sample_sigma(self, kind: Kind) -> Tensor:
         sigma2 = self._priors.sigma2
-        if isinstance(sigma2, tuple):
-            return pyro.sample(SIGMA2, inverse_gamma(*sigma2, *kind)).sqrt()
-        return number(math.sqrt(sigma2), *kind)
+        if not isinstance(sigma2, tuple):
+            return number(math.sqrt(sigma2), *kind)
+        return _sample_number(SIGMA2, inverse_gamma(*sigma2, *kind)).sqrt()
 
     def _sample_ssgl(self, layer: str, sigma: Tensor, kind: Kind) -> SSGL:
         """The prior of a layer's sparse weights, each."""
         priors, delta = self._priors, self._priors.delta
         value: Tensor | float
         if isinstance(delta, tuple):
-            value = pyro.sample(_delta_site(layer), beta(*delta, *kind))
+            value = _sample_number(_delta_site(layer), beta(*delta, *kind))
         else:
             value = delta
         # v0 and v1 were checked once, delta and sigma come from priors with the right support.
@@ -244,6 +246,20 @@ class BayesianModule(nn.Module):
         lines = table(("layer", "sparse", "dense", "fixed"), rows).splitlines()
         head = f"BayesianModule({type(self.module).__name__}, {self._priors})"
         return "\n  ".join([head, *lines])
+
+
+def _sample_number(site: str, prior: Any) -> Tensor:
+    value = pyro.sample(site, prior)
+    if value.dim():
+        raise _misshapen(site, value, torch.Size())
+    return value
+
+
+def _misshapen(site: str, value: Tensor, expected: torch.Size) -> ModelError:
+    return ModelError(
+        f"site {site!r} has a value of shape {tuple(value.shape)}, expected {tuple(expected)}: "
+        "call the network outside of plates, and on one draw at a time (parallel=False)"
+    )
 
 
 def _owner(module: nn.Module, parameter: str) -> tuple[nn.Module, str]:

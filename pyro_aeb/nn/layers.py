@@ -33,7 +33,8 @@ class Weight:
     """
     One parameter that is sampled.
 
-    :param names: its names in the module, of which the first is its site's; several if tied.
+    :param names: its name in every submodule that owns it (several if tied); the first is its
+        site's.
     :param torch.Size shape: its shape.
     :param bool sparse: whether its prior is SSGL.
     """
@@ -105,18 +106,21 @@ def find_weights(module: nn.Module, sparse: Sparse | None) -> tuple[Weight, ...]
     :raises ModelError: if ``sparse`` finds no layer with a wide parameter.
     """
     chosen = _chosen_layers(module, sparse)
+    layers = dict(module.named_modules(remove_duplicate=False))
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
             names.setdefault(parameter, []).append(name)
-    return tuple(
-        Weight(
-            tuple(own),
-            parameter.shape,
-            sparse=parameter.dim() >= 2 and any(layer_of(name) in chosen for name in own),
+    weights = []
+    for parameter, own in names.items():
+        # A submodule that has two names itself owns the parameter once.
+        places = [(layers[layer_of(name)], name.rpartition(".")[2]) for name in own]
+        once = tuple(name for i, name in enumerate(own) if places[i] not in places[:i])
+        wide = parameter.dim() >= 2
+        weights.append(
+            Weight(once, parameter.shape, wide and any(layer_of(name) in chosen for name in own))
         )
-        for parameter, own in names.items()
-    )
+    return tuple(weights)
 
 
 def _chosen_layers(module: nn.Module, sparse: Sparse | None) -> set[str]:

@@ -25,12 +25,13 @@ from pyro.infer.mcmc.api import StreamingMCMC
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel import AEBKernel
 from pyro_aeb.look import unchanged_random_numbers
 from pyro_aeb.nn.batches import Batches, given
 from pyro_aeb.nn.evaluation import Evaluation, evaluated
 from pyro_aeb.nn.evaluation_mode import BatchNormStatistics, evaluation_mode
-from pyro_aeb.nn.likelihood_site import LikelihoodSite
+from pyro_aeb.nn.likelihood_site import REMEDY, LikelihoodSite
 from pyro_aeb.nn.mixture import Mixture, averaged, concatenated
 
 Draw = Mapping[str, Tensor]
@@ -88,7 +89,8 @@ class PosteriorPredictive:
         shuffle, or the model's arguments as a tuple.
     :raises TypeError: if an argument is of the wrong kind, or not exactly one of ``mcmc`` and
         ``data`` is given.
-    :raises RuntimeError: if ``mcmc`` holds no draws.
+    :raises RuntimeError: if ``mcmc`` has not been run.
+    :raises ModelError: if the draws of ``mcmc`` hold no sites at all.
     :raises ValueError: if ``data`` shuffles.
     """
 
@@ -268,10 +270,12 @@ def _draws(mcmc: Any) -> list[Draw]:
     if not isinstance(mcmc, MCMC):
         raise TypeError(f"mcmc is {mcmc!r}, expected a pyro.infer.MCMC object after its run()")
     samples: dict[str, Tensor] | None = mcmc._samples
-    if not samples or not mcmc.num_samples:
+    if samples is None or not mcmc.num_samples:
         raise RuntimeError(
             "this MCMC object holds no draws: call its run() first, with num_samples of at least 1"
         )
+    if not samples:
+        raise ModelError(f"the draws of this run hold no sites: {REMEDY}")
     chains, count = next(iter(samples.values())).shape[:2]
     return [
         {name: values[chain, draw] for name, values in samples.items()}

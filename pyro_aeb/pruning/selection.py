@@ -72,7 +72,7 @@ def all_but_lowest(keys: Sequence[Tensor], count: int) -> Tensor:
     if count == first.shape[-1]:
         return torch.zeros_like(first, dtype=torch.bool)
     numpy_does = first.dtype in (torch.float32, torch.float64) and first.dim() == 1
-    if first.device.type == "cpu" and numpy_does:  # five times faster there than torch
+    if first.device.type == "cpu" and numpy_does:  # takes a third of torch's time or less
         return torch.from_numpy(~_lowest([key.numpy() for key in keys], count))
     return _all_but_lowest_on_device(keys, count)
 
@@ -108,11 +108,11 @@ def _lowest(keys: Sequence[np.ndarray], count: int) -> np.ndarray:
     return marked
 
 
-def _kth_lowest(values: np.ndarray, count: int) -> np.floating:
+def _kth_lowest(values: np.ndarray, count: int) -> np.floating | float:
     """
     The ``count``-th lowest value, by the method of Floyd and Rivest ("Expected time bounds for
     selection", 1975): the quantiles of a sample bracket it, and only what lies between them is
-    partitioned. 2 to 3 times as fast as partitioning all of 160,000 values or more.
+    partitioned. For 200,000 values that takes a third of the time of partitioning them all.
     """
     if len(values) >= SAMPLED:
         sample = values[:: len(values) // SAMPLE | 1]
@@ -121,11 +121,15 @@ def _kth_lowest(values: np.ndarray, count: int) -> np.floating:
         sample = np.partition(sample, (low, high))
         floor = sample[low] if low else -np.inf
         ceiling = sample[high] if high < len(sample) - 1 else np.inf
-        between = values[(values >= floor) & (values <= ceiling)]
-        below = int(np.count_nonzero(values < floor))
-        if below < count <= below + len(between):
-            values, count = between, count - below
-    # Two ranks at once: numpy finds a single one by a vectorized method that takes 50 times as long
+        between = values[(values > floor) & (values < ceiling)]
+        up_to_floor = int(np.count_nonzero(values <= floor))
+        if up_to_floor < count <= up_to_floor + len(between):
+            values, count = between, count - up_to_floor
+        elif np.count_nonzero(values < floor) < count <= up_to_floor:
+            return floor
+        elif up_to_floor + len(between) < count <= np.count_nonzero(values <= ceiling):
+            return ceiling
+    # Two ranks at once: numpy finds a single one by a vectorized method that takes 40 times as long
     # where many values are equal, such as weights held at zero.
     ranks = (count - 1, min(count, len(values) - 1))
     return np.partition(values, ranks)[count - 1]

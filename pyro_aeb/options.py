@@ -1,0 +1,52 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The kernel's options, checked when it is made."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+from pyro_aeb.adaptation import StochasticApproximation
+from pyro_aeb.pruning import Pruning
+
+
+def check_options(
+    model: Any, transition: Any, adaptation: Any, init_strategy: Any, pruning: Any
+) -> None:
+    """
+    :raises TypeError: if an option is of the wrong kind.
+    """
+    if not callable(model):
+        raise TypeError(f"model is {model!r}, expected a Pyro model (a callable)")
+    if isinstance(transition, type) or not callable(getattr(transition, "step", None)):
+        raise TypeError(
+            f"transition is {transition!r}, expected a transition such as SGLD(step_size=1e-5)"
+        )
+    if not (adaptation is None or isinstance(adaptation, StochasticApproximation)):
+        raise TypeError(
+            f"adaptation is {adaptation!r}, expected StochasticApproximation(weight) or None"
+        )
+    if not (pruning is None or isinstance(pruning, Pruning)):
+        raise TypeError(
+            f"pruning is {pruning!r}, expected MagnitudePruning(sparsity=...) or another of "
+            "pyro_aeb.pruning, or None"
+        )
+    if not callable(init_strategy):
+        raise TypeError(
+            f"init_strategy is {init_strategy!r}, expected one of Pyro's init_to_* functions"
+        )
+
+
+def check_numbers(steps_per_draw: Any, save: Any, seed: Any) -> None:
+    """
+    :raises TypeError: if an option is of the wrong kind.
+    :raises ValueError: if ``steps_per_draw`` is no integer of at least 1.
+    """
+    if not isinstance(steps_per_draw, Integral) or steps_per_draw < 1:
+        raise ValueError(f"steps_per_draw is {steps_per_draw!r}, expected an integer of at least 1")
+    if isinstance(save, str):
+        raise TypeError(f"save is {save!r}, expected a list of names, e.g. [{save!r}]")
+    if not (seed is None or isinstance(seed, Integral)):
+        raise TypeError(f"seed is {seed!r}, expected an integer or None")

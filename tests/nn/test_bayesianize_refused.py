@@ -1,0 +1,96 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Modules and options that bayesianize refuses, and calls that a network refuses."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from modules import Convolutions, HandWritten, bayesian, perceptron
+from pyro import poutine
+from pyro.infer import Predictive
+from torch import nn
+
+from pyro_aeb import ModelError
+
+N = 6
+
+
+def complex_layer() -> nn.Module:
+    return nn.Linear(2, 2, dtype=torch.complex64)
+
+
+def named_like_a_latent(name: str) -> nn.Module:
+    module = nn.Linear(2, 2)
+    module.register_parameter(name, nn.Parameter(torch.zeros(2)))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (perceptron, {"sparse": "conv*"}, r"pattern 'conv\*' finds none.*\['0', '2'\]"),
+        (perceptron, {"sparse": ["0", "first"]}, "pattern 'first' finds none"),
+        (Convolutions, {"sparse": "norm"}, r"only \['norm'\], without one, expected a layer with"),
+        (perceptron, {"sparse": lambda name, layer: False}, "a function, finds none"),
+        (nn.Tanh, {}, "Tanh has 0 parameters.*nothing to sample"),
+        (lambda: perceptron().requires_grad_(False), {}, "4 parameters and none of them requires"),
+        (complex_layer, {}, "'weight' has dtype torch.complex64, expected a real"),
+        (lambda: named_like_a_latent("sigma2"), {}, r"parameters named \['sigma2'\]"),
+        (lambda: named_like_a_latent("delta"), {}, r"parameters named \['delta'\]"),
+        (lambda: nn.LazyLinear(3), {}, "'weight' of LazyLinear has no shape yet.*one batch"),
+        (HandWritten, {}, "submodule 'first' .*PyroSample attributes.*as it is"),
+        (lambda: bayesian(perceptron()), {}, "BayesianModule.*as it is"),
+    ],
+)
+def test_modules_that_cannot_be_sampled(make, options, message):
+    with pytest.raises(ModelError, match=message):
+        bayesian(make(), **options)
+
+
+@pytest.mark.parametrize(
+    ("error", "option", "message"),
+    [
+        (ValueError, {"v0": 0.0}, "v0 is 0.0, expected a finite number > 0"),
+        (ValueError, {"v1": -1.0}, "v1 is -1.0, expected"),
+        (ValueError, {"v1": float("inf")}, "v1 is inf, expected"),
+        (TypeError, {"v0": torch.ones(2)}, "v0 is tensor.*expected a number"),
+        (ValueError, {"dense_scale": 0.0}, "dense_scale is 0.0, expected"),
+        (ValueError, {"delta": 1.5}, r"delta is 1.5, expected a number in \[0, 1\]"),
+        (ValueError, {"delta": float("nan")}, "delta is nan, expected"),
+        (TypeError, {"delta": dist.Normal(0.0, 1.0)}, "expected a pyro.distributions.Beta"),
+        (ValueError, {"delta": dist.Beta(torch.ones(2), 1.0)}, r"shape \(2,\), expected one"),
+        (ValueError, {"sigma2": 0.0}, "sigma2 is 0.0, expected"),
+        (TypeError, {"sigma2": dist.Gamma(1.0, 1.0)}, "expected a pyro.distributions.InverseGamma"),
+        (TypeError, {"sparse": 3}, "sparse is 3, expected a pattern"),
+        (TypeError, {"sparse": nn.Linear}, r"lambda name, layer: isinstance"),
+        (TypeError, {"sparse": [nn.Linear]}, "expected a pattern"),
+    ],
+)
+def test_options_that_make_no_sense(error, option, message):
+    with pytest.raises(error, match=message):
+        bayesian(perceptron(), **option)
+
+
+def test_no_module():
+    with pytest.raises(TypeError, match="expected a torch.nn.Module"):
+        bayesian(torch.tanh)
+
+
+@pytest.mark.parametrize("sparse", [[], None])
+def test_a_call_inside_a_plate(sparse):
+    net, x = bayesian(perceptron(), sparse), torch.randn(N, 4)
+    with pytest.raises(ModelError, match="shape .*call the network outside of plates"):
+        with poutine.trace(), pyro.plate("data", N):
+            net(x)
+
+
+def test_a_call_on_several_draws_at_once():
+    net, x = bayesian(perceptron()), torch.randn(N, 4)
+    draws = {"sigma2": torch.ones(2), "0.delta": torch.ones(2)}
+    predictive = Predictive(net, draws, parallel=True)
+    with pytest.raises(ModelError, match=r"'sigma2' .*shape \(2,.*\(parallel=False\)"):
+        predictive(x)

@@ -1,0 +1,432 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The posterior average of a finished run, against averages computed by hand from chosen draws."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from mcmc_runs import X, Y, kernel, mcmc
+from models import sparse_regression
+from pyro.infer.mcmc.api import StreamingMCMC
+from replayed_runs import replayed
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyro_aeb import ModelError
+from pyro_aeb.nn import PosteriorPredictive
+
+INPUTS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, -1.0], [0.5, 3.0]])
+LABELS = torch.tensor([0, 2, 1, 0, 2])
+WEIGHTS = torch.tensor(
+    [
+        [[4.0, 0.0, -1.0], [0.0, 1.0, 3.0]],
+        [[-1.0, 2.0, 0.0], [0.5, 0.0, 1.0]],
+        [[1.0, 1.0, -2.0], [-3.0, 0.0, 2.0]],
+    ]
+)
+"""Three draws, two features, three classes."""
+
+ROW = torch.arange(len(LABELS))
+
+
+def classifier(x, y=None):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+    with pyro.plate("data", 1000, subsample=x):  # every datum counts 200 times in training
+        return pyro.sample("y", dist.Categorical(logits=x @ w), obs=y)
+
+
+def regression(x, y=None):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    sigma2 = pyro.sample("sigma2", dist.InverseGamma(2.0, 2.0))
+    with pyro.plate("data", len(x)):
+        return pyro.sample("y", dist.Normal(x @ w, sigma2.sqrt()), obs=y)
+
+
+def binary(x, y=None):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    with pyro.plate("data", len(x)):
+        return pyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
+
+
+def softmaxes() -> torch.Tensor:
+    """Every draw's probabilities, shape (3, 5, 3)."""
+    return (INPUTS @ WEIGHTS).softmax(-1)
+
+
+def loader(*tensors, batch_size=2) -> DataLoader:
+    return DataLoader(TensorDataset(*tensors), batch_size)
+
+
+# Classes
+
+
+def test_probabilities_are_averaged_and_not_logits():
+    probs = PosteriorPredictive(classifier, replayed(w=WEIGHTS))(INPUTS)
+    torch.testing.assert_close(probs, softmaxes().mean(0))
+    of_mean_logits = (INPUTS @ WEIGHTS).mean(0).softmax(-1)
+    assert (probs - of_mean_logits).abs().max() > 0.05
+
+
+def test_nll_is_that_of_the_average_and_not_the_average_of_the_nlls():
+    evaluation = PosteriorPredictive(classifier, replayed(w=WEIGHTS)).evaluate(INPUTS, LABELS)
+    of_data = softmaxes()[:, ROW, LABELS]
+    assert evaluation.average["nll"] == pytest.approx(float(-of_data.mean(0).log().mean()))
+    assert evaluation.average["nll"] < float(-of_data.log().mean()) - 0.05
+
+
+def test_scores_of_classes():
+    evaluation = PosteriorPredictive(classifier, replayed(w=WEIGHTS)).evaluate(INPUTS, LABELS)
+    assert evaluation.draws == 3
+    for found, probs in [
+        (evaluation.average, softmaxes().mean(0)),
+        (evaluation.last, softmaxes()[-1]),
+    ]:
+        assert found.keys() == {"accuracy", "nll", "brier", "ece", "entropy"}
+        right = probs.argmax(-1) == LABELS
+        confidence = probs.amax(-1)
+        bins = (confidence * 15).long()
+        gap = confidence - right.float()
+        by_bin = [gap[bins == i].sum().abs() for i in bins.unique()]
+        expected = {
+            "accuracy": right.float().mean(),
+            "nll": -probs[ROW, LABELS].log().mean(),
+            "brier": (probs - nn.functional.one_hot(LABELS)).square().sum(-1).mean(),
+            "ece": sum(by_bin) / len(LABELS),
+            "entropy": -(probs * probs.log()).sum(-1).mean(),
+        }
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(float(value), abs=1e-6), name
+
+
+def test_the_table_has_a_line_for_every_score():
+    evaluation = PosteriorPredictive(classifier, replayed(w=WEIGHTS)).evaluate(INPUTS, LABELS)
+    lines = str(evaluation).splitlines()
+    assert lines[0].split() == ["average", "of", "3", "last", "draw"]
+    assert [line.split()[0] for line in lines[1:]] == list(evaluation.average)
+    assert lines[1].split()[1:] == [
+        f"{evaluation.average['accuracy']:.4f}",
+        f"{evaluation.last['accuracy']:.4f}",
+    ]
+
+
+def test_a_one_hot_categorical_scores_as_a_categorical():
+    def one_hot(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.OneHotCategorical(logits=x @ w), obs=y)
+
+    run = replayed(w=WEIGHTS)
+    found = PosteriorPredictive(one_hot, run).evaluate(INPUTS, nn.functional.one_hot(LABELS) * 1.0)
+    assert found == PosteriorPredictive(classifier, run).evaluate(INPUTS, LABELS)
+
+
+def test_bernoulli_predicts_the_probability_of_1_and_scores_as_two_classes():
+    draws, labels = WEIGHTS[..., 0], (LABELS > 0).float()
+    of_one = torch.sigmoid(INPUTS @ draws.T).T.mean(0)
+    predict = PosteriorPredictive(binary, replayed(w=draws))
+    torch.testing.assert_close(predict(INPUTS), of_one)
+    average = predict.evaluate(INPUTS, labels).average
+    of_data = torch.where(labels == 1, of_one, 1 - of_one)
+    assert average["nll"] == pytest.approx(float(-of_data.log().mean()))
+    assert average["brier"] == pytest.approx(float(2 * (1 - of_data).square().mean()))
+    assert average["accuracy"] == pytest.approx(float((of_data > 0.5).float().mean()))
+
+
+# Numbers
+
+SLOPES = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+VARIANCES = torch.tensor([0.5, 2.0])
+VALUES = torch.tensor([2.0, 0.0, 3.0, 1.0, -1.0])
+
+
+def test_mean_and_sd_by_the_law_of_total_variance():
+    found = PosteriorPredictive(regression, replayed(w=SLOPES, sigma2=VARIANCES))(INPUTS)
+    means = torch.stack([INPUTS @ slope for slope in SLOPES])
+    spread = (means[0] - means[1]).square() / 4  # of two equally likely means
+    torch.testing.assert_close(found.mean, means.mean(0))
+    torch.testing.assert_close(found.sd, (VARIANCES.mean() + spread).sqrt())
+
+
+def test_rmse_is_of_the_mean_and_nll_of_the_mixture_with_every_draws_own_noise():
+    run = replayed(w=SLOPES, sigma2=VARIANCES)
+    found = PosteriorPredictive(regression, run).evaluate(INPUTS, VALUES)
+    means = torch.stack([INPUTS @ slope for slope in SLOPES])
+    variances = VARIANCES.unsqueeze(-1)
+    densities = (-0.5 * (VALUES - means).square() / variances).exp()
+    densities /= (2 * math.pi * variances).sqrt()
+    rmse = (means.mean(0) - VALUES).square().mean().sqrt()
+    assert found.average == pytest.approx(
+        {"rmse": float(rmse), "nll": float(-densities.mean(0).log().mean())}
+    )
+    assert found.last["nll"] == pytest.approx(float(-densities[1].log().mean()))
+
+
+def test_densities_that_underflow_are_averaged_in_the_log_domain():
+    far = VALUES + 1e3
+    run = replayed(w=SLOPES, sigma2=VARIANCES)
+    found = PosteriorPredictive(regression, run).evaluate(INPUTS, far).average["nll"]
+    means = torch.stack([INPUTS @ slope for slope in SLOPES]).double()
+    variances = VARIANCES.unsqueeze(-1).double()
+    logs = -0.5 * (far - means).square() / variances - 0.5 * (2 * math.pi * variances).log()
+    expected = -(logs.logsumexp(0) - math.log(2)).mean()
+    assert math.isfinite(found) and found == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_datum_of_several_numbers_counts_once_in_the_nll():
+    def rows(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(x * w, 1.0).to_event(1), obs=y)
+
+    found = PosteriorPredictive(rows, replayed(w=SLOPES[:1])).evaluate(INPUTS, INPUTS)
+    error = (INPUTS * SLOPES[0] - INPUTS).square().sum(-1)
+    assert found.average["nll"] == pytest.approx(
+        float((0.5 * error + math.log(2 * math.pi)).mean())
+    )
+    assert found.average["rmse"] == pytest.approx(float(error.sum() / INPUTS.numel()) ** 0.5)
+
+
+def test_other_distributions_with_moments_predict_too():
+    def counts(x, y=None):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Poisson(rate * x), obs=y)
+
+    x = torch.tensor([1.0, 2.0, 4.0])
+    found = PosteriorPredictive(counts, replayed(rate=torch.tensor([1.0, 3.0])))(x)
+    torch.testing.assert_close(found.mean, 2.0 * x)
+    torch.testing.assert_close(found.sd, (2.0 * x + x.square()).sqrt())
+
+
+# Data in batches, draws in chains
+
+
+def test_batches_of_a_loader_count_by_their_size():
+    predict = PosteriorPredictive(classifier, replayed(w=WEIGHTS))
+    whole = predict.evaluate(INPUTS, LABELS)
+    batches = predict.evaluate(loader(INPUTS, LABELS))  # 2, 2 and 1 data
+    assert batches.average == pytest.approx(whole.average)
+    assert batches.last == pytest.approx(whole.last)
+    torch.testing.assert_close(predict(loader(INPUTS)), predict(INPUTS))
+
+
+def test_batches_may_be_mappings_tensors_or_pairs_with_labels():
+    predict = PosteriorPredictive(classifier, replayed(w=WEIGHTS))
+    named = [{"x": x, "y": y} for x, y in zip(INPUTS, LABELS, strict=True)]
+    assert predict.evaluate(DataLoader(named, 2)) == predict.evaluate(loader(INPUTS, LABELS))
+    assert torch.equal(predict(DataLoader(INPUTS, 2)), predict(loader(INPUTS, LABELS)))
+
+
+def test_a_loader_is_passed_once_for_all_draws():
+    seen = []
+
+    class Watched(TensorDataset):
+        def __getitem__(self, index):
+            seen.append(index)
+            return super().__getitem__(index)
+
+    data = DataLoader(Watched(INPUTS, LABELS), 2)
+    PosteriorPredictive(classifier, replayed(w=WEIGHTS)).evaluate(data)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_keyword_arguments_go_to_every_run_of_the_model():
+    def tempered(x, y=None, temperature=1.0):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Categorical(logits=x @ w / temperature), obs=y)
+
+    predict = PosteriorPredictive(tempered, replayed(w=WEIGHTS))
+    expected = (INPUTS @ WEIGHTS / 2.0).softmax(-1).mean(0)
+    torch.testing.assert_close(predict(loader(INPUTS), temperature=2.0), expected)
+
+
+def test_all_draws_of_all_chains_are_averaged():
+    draws = torch.cat([WEIGHTS, WEIGHTS[:1] + 1.0])
+    evaluation = PosteriorPredictive(classifier, replayed(chains=2, w=draws)).evaluate(
+        INPUTS, LABELS
+    )
+    assert evaluation.draws == 4
+    probs = (INPUTS @ draws).softmax(-1)[:, ROW, LABELS]
+    assert evaluation.average["nll"] == pytest.approx(float(-probs.mean(0).log().mean()))
+    assert evaluation.last["nll"] == pytest.approx(float(-probs[-1].log().mean()))
+
+
+def test_a_run_of_the_kernel_predicts_with_what_it_learned():
+    run = mcmc(kernel())
+    run.run(X, Y, batch_size=5)
+    draws = run.get_samples()
+    found = PosteriorPredictive(sparse_regression, run)(X[:4])
+    means = draws["beta"] @ X[:4].T
+    torch.testing.assert_close(found.mean, means.mean(0))
+    variance = draws["sigma2"].mean() + means.var(0, correction=0)
+    torch.testing.assert_close(found.sd, variance.sqrt())
+
+
+# Modules and random numbers
+
+
+class DropoutNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(2, 3, bias=False)
+
+    def forward(self, x):
+        return self.head(self.drop(self.norm(x)))
+
+
+def network_model(network):
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3, 2]).to_event(2))
+        logits = torch.func.functional_call(network, {"head.weight": w}, (x,))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    return model
+
+
+def test_dropout_is_off_and_batch_norm_uses_its_averages():
+    network = DropoutNetwork()
+    network.norm.running_mean.copy_(torch.tensor([0.5, -1.0]))
+    network.norm.running_var.copy_(torch.tensor([4.0, 0.25]))
+    draws = WEIGHTS.transpose(1, 2)
+    probs = PosteriorPredictive(network_model(network), replayed(w=draws))(INPUTS)
+    x = (INPUTS - network.norm.running_mean) / (network.norm.running_var + 1e-5).sqrt()
+    torch.testing.assert_close(probs, (x @ WEIGHTS).softmax(-1).mean(0))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_flags_buffers_and_random_numbers_are_put_back(fails):
+    network = DropoutNetwork()
+    network.drop.eval()  # flags need not be alike
+    flags = [module.training for module in network.modules()]
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    predict = PosteriorPredictive(
+        network_model(network), replayed(w=WEIGHTS.transpose(1, 2)), recalibrate=(INPUTS,)
+    )
+    random = torch.get_rng_state()
+    if fails:
+        with pytest.raises(RuntimeError):  # labels that are none
+            predict.evaluate(INPUTS, LABELS + 7)
+    else:
+        predict.evaluate(loader(INPUTS, LABELS))
+        predict(INPUTS)  # draws labels
+    assert [module.training for module in network.modules()] == flags
+    assert all(torch.equal(b, buffers[name]) for name, b in network.named_buffers())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+# What does not fit
+
+
+def test_draws_without_the_weights_are_refused_with_two_ways_out():
+    run = mcmc(kernel(save=["sigma2", "delta"]))
+    run.run(X, Y)
+    predict = PosteriorPredictive(sparse_regression, run)
+    for ask in (lambda: predict(X), lambda: predict.evaluate(X, Y)):
+        with pytest.raises(ModelError, match=r"not the latent sites \['beta'\]") as error:
+            ask()
+        assert "save=[...]" in str(error.value) and "hook_fn=predict.hook" in str(error.value)
+    run = mcmc(kernel(save=[]))
+    run.run(X, Y)
+    with pytest.raises(ModelError, match="hold no sites.*hook_fn=predict.hook"):
+        PosteriorPredictive(sparse_regression, run)
+
+
+def test_draws_that_lack_sites_are_refused_where_the_likelihood_is_not_known_either():
+    with pytest.raises(ModelError, match=r"sites \['sigma2', 'y'\] have no values"):
+        PosteriorPredictive(regression, replayed(w=SLOPES))(INPUTS)
+    with pytest.raises(ModelError, match=r"not the latent sites \['sigma2'\]"):
+        PosteriorPredictive(regression, replayed(w=SLOPES), site="y")(INPUTS)
+
+
+def two_sites(x, y=None, label=None):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("label", dist.Bernoulli(logits=x @ w), obs=label)
+        pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+
+def test_of_several_observed_sites_one_must_be_chosen():
+    run, labels = replayed(w=SLOPES), (LABELS > 0).float()
+    with pytest.raises(ModelError, match=r"2 observed sites \['label', 'y'\].*site=name"):
+        PosteriorPredictive(two_sites, run).evaluate(INPUTS, VALUES, labels)
+    chosen = PosteriorPredictive(two_sites, run, site="y").evaluate(INPUTS, VALUES, labels)
+    assert chosen.average.keys() == {"rmse", "nll"}
+    with pytest.raises(ModelError, match=r"site 'z' is not one.*\['label', 'y'\]"):
+        PosteriorPredictive(two_sites, run, site="z").evaluate(INPUTS, VALUES, labels)
+
+
+def test_deterministic_sites_and_factors_are_no_likelihoods():
+    def with_terms(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        pyro.factor("penalty", -w.abs().sum())
+        mean = pyro.deterministic("mean", x @ w)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    found = PosteriorPredictive(with_terms, replayed(w=SLOPES)).evaluate(INPUTS, VALUES)
+    assert found.average.keys() == {"rmse", "nll"}
+
+
+def test_scores_need_the_data():
+    predict = PosteriorPredictive(classifier, replayed(w=WEIGHTS))
+    with pytest.raises(ValueError, match=r"observed no data.*evaluate\(x, y\)"):
+        predict.evaluate(INPUTS)
+
+
+def test_a_plate_that_takes_a_subsample_is_refused():
+    run = mcmc(kernel())
+    run.run(X, Y, batch_size=5)
+    with pytest.raises(ModelError, match="plate 'data' would take 5 of 20 data at random"):
+        PosteriorPredictive(sparse_regression, run).evaluate(X, Y, batch_size=5)
+
+
+def test_a_mask_is_refused():
+    def masked(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=x[:, 0] > 0):
+            return pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    with pytest.raises(ModelError, match="site 'y' has a mask.*not support"):
+        PosteriorPredictive(masked, replayed(w=SLOPES)).evaluate(INPUTS, VALUES)
+
+
+def test_a_likelihood_without_moments_is_refused():
+    def odd(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        noise = dist.TransformedDistribution(
+            dist.Normal(x @ w, 1.0), [dist.transforms.TanhTransform()]
+        )
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", noise, obs=y)
+
+    with pytest.raises(ModelError, match="TransformedDistribution, which knows no mean"):
+        PosteriorPredictive(odd, replayed(w=SLOPES))(INPUTS)
+
+
+def test_an_empty_loader_is_refused():
+    predict = PosteriorPredictive(classifier, replayed(w=WEIGHTS))
+    with pytest.raises(ValueError, match="gave no batch"):
+        predict.evaluate(DataLoader(TensorDataset(INPUTS, LABELS), 8, drop_last=True))
+    with pytest.raises(TypeError, match="a DataLoader among 2 arguments"):
+        predict.evaluate(loader(INPUTS), LABELS)
+
+
+def test_a_run_without_draws_is_refused():
+    with pytest.raises(TypeError, match="StreamingMCMC keeps no draws.*hook_fn=predict.hook"):
+        PosteriorPredictive(sparse_regression, StreamingMCMC(kernel(), 5))
+    with pytest.raises(RuntimeError, match="holds no draws: call its run"):
+        PosteriorPredictive(sparse_regression, mcmc())
+    with pytest.raises(TypeError, match="expected a pyro.infer.MCMC object"):
+        PosteriorPredictive(classifier, {"w": WEIGHTS})
+    with pytest.raises(TypeError, match="either a finished run.*or the data"):
+        PosteriorPredictive(classifier)

@@ -1,0 +1,89 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Layouts of weights to prune, and a run of a pruner without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions.transforms import ExpTransform
+
+from pyro_aeb.pruning import Pruner
+from pyro_aeb.structure import Block, NormalBlock, SparseBlock, Structure
+from pyro_aeb.transitions import SGHMCState, SGLDState
+
+Shape = Sequence[int]
+
+# ResNet20 for CIFAR10: all convolutions but the first are sparse; the first, BatchNorm, the
+# shortcuts' and the last layer's weights are not.
+RESNET20 = {
+    **{f"layer1.{i}.weight": (16, 16, 3, 3) for i in range(6)},
+    "layer2.0.weight": (32, 16, 3, 3),
+    **{f"layer2.{i}.weight": (32, 32, 3, 3) for i in range(1, 6)},
+    "layer3.0.weight": (64, 32, 3, 3),
+    **{f"layer3.{i}.weight": (64, 64, 3, 3) for i in range(1, 6)},
+}
+RESNET20_DENSE = {
+    "conv1.weight": (16, 3, 3, 3),
+    "bn": (1376,),
+    "fc.weight": (10, 64),
+    "fc.bias": (10,),
+}
+
+# Sizes that share no factor, and no share of which is a whole number.
+ODD = {"a.weight": (7, 11), "b.weight": (13, 3), "c.weight": (5,), "d.weight": (29, 17)}
+ODD_DENSE = {"a.bias": (7,), "b.bias": (13,)}
+
+
+def structure(
+    sparse: Mapping[str, Shape],
+    dense: Mapping[str, Shape] | None = None,
+    positive: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+) -> Structure:
+    """SSGL sites, sites with a normal prior, and positive numbers."""
+    return Structure(
+        sparse=tuple(SparseBlock(n, torch.Size(s)) for n, s in sparse.items()),
+        normal=tuple(NormalBlock(n, torch.Size(s)) for n, s in (dense or {}).items()),
+        general=tuple(Block(n, torch.Size(), ExpTransform()) for n in positive),
+        sigmas=(),
+        deltas=(),
+        observed=(),
+        plates={},
+        dims={},
+        observations={},
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+
+
+def no_probability() -> Tensor:
+    raise AssertionError("this pruning does not ask for probabilities")
+
+
+def pruned(pruner: Pruner, position: Tensor, k: int = 1, wide=no_probability) -> Tensor:
+    """A copy of a position after step k."""
+    return pruner.prune(SGLDState(position.clone()), k, wide).position
+
+
+def walk(
+    pruner: Pruner, layout: Structure, steps: int, seed: int = 0
+) -> Iterator[tuple[int, SGHMCState]]:
+    """The steps of a random walk with momentum that is pruned after every step."""
+    generator = torch.Generator().manual_seed(seed)
+    state = SGHMCState(*torch.zeros(2, layout.size, dtype=layout.dtype))
+    for k in range(1, steps + 1):
+        noise = torch.randn(layout.size, dtype=layout.dtype, generator=generator)
+        momentum = 0.9 * state.momentum + noise
+        state = SGHMCState(state.position + momentum, momentum)
+        state = pruner.prune(state, k, no_probability)
+        yield k, state
+
+
+def zeros(position: Tensor, layout: Structure) -> dict[str, int]:
+    """How many weights of each SSGL site are zero."""
+    values = layout.unflatten(position)
+    return {block.name: int((values[block.name] == 0).sum()) for block in layout.sparse}
