@@ -15,6 +15,8 @@ import pyro
 import pytest
 import torch
 
+import pyro_aeb as aeb
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -96,6 +98,31 @@ def test_prediction_follows_the_readme() -> None:
     names = run(data + smaller(analysis, sizes))
     pyro.set_rng_seed(1)
     assert eval(last, names).shape == (5, len(names["X_test"]))
+
+
+def test_network_program_at_reduced_size() -> None:
+    data, analysis = blocks("network-program")
+    sizes = {"num_samples": (100, 5), "warmup_steps": (100, 2), "steps_per_draw": (50, 3)}
+    names = run(data + smaller(analysis, sizes))
+    assert names["mcmc"].get_samples()["0.weight"].shape == (5, 50, 20)
+    assert names["predict"].evaluate(names["test"]).draws == 5
+    # The paper's schedule: 0.8 (1 - 0.99^(k / 10)) of all 1152 weights at step 21.
+    zeros = round(0.8 * (1 - 0.99**2.1) * 1152)
+    weights = [value for value in names["sparse"].state_dict().values()]
+    assert sum(int((value == 0).sum()) for value in weights) == zeros
+
+
+@pytest.mark.slow
+def test_network_program_finds_the_two_inputs_that_matter() -> None:
+    torch.manual_seed(0)
+    names = run("".join(blocks("network-program")))
+    mass = names["sparse"][0].weight.abs().sum(0)
+    assert mass[:2].min() > 3 * mass[2:].max()
+    scores = names["predict"].evaluate(names["test"])
+    # Guessing is right in half of the 1000 cases; the average errs less than its last draw.
+    assert scores.average["accuracy"] > 0.9
+    assert scores.average["nll"] < scores.last["nll"]
+    assert aeb.nn.parameter_counts(names["sparse"]).nonzero == 1152 - round(0.8 * 1152)
 
 
 @pytest.mark.parametrize("marker", ["tutorial-command", "test-command"])

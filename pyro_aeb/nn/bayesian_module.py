@@ -152,10 +152,31 @@ class BayesianModule(nn.Module):
         self._weights = tuple(weights)
         self._priors = priors
         self._slots: list[tuple[Weight, nn.Module, str]] = []
+        self._sigma2: Tensor | None = None
         self.sparse_sites = tuple(w.name for w in weights if w.sparse)
         self.dense_sites = tuple(w.name for w in weights if not w.sparse)
         self.latent_sites = _latent_sites(self.sparse_sites, priors)
         _check_names(self)
+
+    @property
+    def sigma2(self) -> Tensor:
+        """
+        Sigma squared in the latest call, shape (). In regression it may serve as the variance of
+        the noise as well, and is then learned from both::
+
+            mean = net(x).squeeze(-1)
+            ... dist.Normal(mean, net.sigma2.sqrt())
+
+        :raises RuntimeError: before the first call, and where no layer is sparse.
+        """
+        if self._sigma2 is None:
+            raise RuntimeError(
+                "sigma2 has no value yet, expected a call of the network before, in the same run "
+                "of the model: mean = net(x), then net.sigma2"
+                if self.sparse_sites
+                else "the network has no sparse layer, so no sigma2; give the noise its own site"
+            )
+        return self._sigma2
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """
@@ -217,8 +238,10 @@ class BayesianModule(nn.Module):
     def _sample_sigma(self, kind: Kind) -> Tensor:
         sigma2 = self._priors.sigma2
         if not isinstance(sigma2, tuple):
+            self._sigma2 = number(sigma2, *kind)
             return number(math.sqrt(sigma2), *kind)
-        return _sample_number(SIGMA2, inverse_gamma(*sigma2, *kind)).sqrt()
+        self._sigma2 = _sample_number(SIGMA2, inverse_gamma(*sigma2, *kind))
+        return self._sigma2.sqrt()
 
     def _sample_ssgl(self, layer: str, sigma: Tensor, kind: Kind) -> SSGL:
         """The prior of a layer's sparse weights, each."""
@@ -232,7 +255,7 @@ class BayesianModule(nn.Module):
         return SSGL(priors.v0, priors.v1, delta=value, sigma=sigma, validate_args=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_slots": []}
+        return {**self.__dict__, "_slots": [], "_sigma2": None}
 
     def __repr__(self) -> str:
         sizes: dict[str, list[int]] = {}
