@@ -197,6 +197,38 @@ def test_spawned_chains_equal_sequential_ones():
     assert_same(draws_of(shuffled(), 0, make=parallel), draws_of(shuffled(), 0, make=sequential))
 
 
+class Augmented(Dataset):
+    """Images under random transforms, one by one, as torchvision's data sets apply them."""
+
+    def __init__(self) -> None:
+        v2 = pytest.importorskip("torchvision.transforms.v2")
+        self.images = torch.arange(8 * 16.0).reshape(8, 1, 4, 4) / 100
+        self.transform = v2.Compose([v2.RandomCrop(4, padding=1), v2.RandomHorizontalFlip()])
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.transform(self.images[i]), i % 2
+
+
+def image_model(x, y):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([16]).to_event(1))
+    with pyro.plate("data", 8, subsample=x):
+        pyro.sample("y", dist.Bernoulli(logits=x.flatten(1) @ w), obs=y.float())
+
+
+def test_torchvisions_transforms_follow_the_seed():
+    loader = DataLoader(Augmented(), batch_size=3, shuffle=True)
+    first, second = (batches_of(loader, 5, seed=3) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.args[0], b.args[0])
+    assert not torch.equal(first[0].args[0], batches_of(loader, 1, seed=4)[0].args[0])
+    run = mcmc(kernel(image_model, adaptation=None))
+    run.run(loader)
+    assert run.get_samples()["w"].shape == (6, 16)
+
+
 # Workers
 
 
