@@ -12,12 +12,13 @@ data behind the batches where it is known; and ``close()``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sized
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from pyro_aeb.errors import ModelError
 
@@ -95,7 +96,9 @@ def open_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int |
             f"a DataLoader is {where}, expected it to be the only positional one: "
             "mcmc.run(loader, name=value). The model gets the loader's batches, not the loader"
         )
-    return LoaderArguments(args[0], kwargs, seed)
+    source = LoaderArguments(args[0], kwargs, seed)
+    source.warn_of_short_batches()
+    return source
 
 
 class FixedArguments:
@@ -151,11 +154,34 @@ class LoaderArguments:
 
     @property
     def sizes(self) -> frozenset[int]:
+        loader = self._loader
+        batch = loader.batch_size
+        if batch is None and loader.batch_sampler is None:
+            return frozenset()  # an item is a batch, of who knows how many data
+        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        args, kwargs = self.peek()
+        if batch is not None and max(leading_lengths(args, kwargs), default=0) > batch:
+            return frozenset()  # an item is several data
         return frozenset(
             len(part)
-            for part in (self._loader.dataset, self._loader.sampler)
+            for part in (loader.dataset, sampler)
             if isinstance(part, Sized) and _has_length(part)
         )
+
+    def warn_of_short_batches(self) -> None:
+        """
+        :warns UserWarning: if the same data are the short last batch of every epoch.
+        """
+        loader, batch = self._loader, self._loader.batch_size
+        if not isinstance(loader.sampler, SequentialSampler) or loader.drop_last or not batch:
+            return
+        if (last := len(loader.sampler) % batch) and len(loader.sampler) > batch:
+            warnings.warn(
+                f"the DataLoader does not shuffle, and the last {last} data are a short batch in "
+                f"every epoch, scaled by N/{last} where the others are by N/{batch}: these data "
+                "count for more than all others; use shuffle=True, or drop_last=True",
+                stacklevel=6,
+            )
 
     def move_to(self, device: torch.device) -> None:
         self._device = device
@@ -240,10 +266,37 @@ def moved(arguments: Arguments, device: torch.device) -> Arguments:
     return Arguments(_to(arguments.args, device), _to(arguments.kwargs, device))
 
 
+def tensors_of(batch: Arguments | Batch) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in a batch, with names that say where they are."""
+    for name, value in (*enumerate(batch.args), *batch.kwargs.items()):
+        yield from _tensors(repr(name), value)
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(f"{name}[{key!r}]", item)
+    elif isinstance(value, (tuple, list)):
+        for i, item in enumerate(value):
+            yield from _tensors(f"{name}[{i}]", item)
+
+
+def leading_lengths(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> set[int]:
+    """The lengths of the first axes of the tensors in a batch."""
+    return {len(t) for _, t in tensors_of(Batch(args, kwargs, {})) if t.dim()}
+
+
 def _to(value: Any, device: torch.device) -> Any:
-    """Tensors inside tuples, lists and mappings, moved without waiting."""
+    """
+    Tensors inside tuples, lists and mappings, and objects that can move themselves, moved without
+    waiting for tensors.
+    """
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
+    if callable(getattr(value, "to", None)):  # a PackedSequence, a batch of graphs
+        return value.to(device)
     if isinstance(value, Mapping):
         return {name: _to(item, device) for name, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):

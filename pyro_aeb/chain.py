@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,6 +67,8 @@ class Chain:
         self._noise = torch.empty_like(self.state.position)
         self._collapsed: set[str] = set()
         self._started = time.perf_counter()
+        self.finished = False
+        self.name = uuid.uuid4().hex  # by which a finished run knows the chain that it came from
         self._stats: Mapping[str, Any] = {}
         self.saved_sites = tuple(name for name in self.values() if name in self.saved)
         self.last_draw = self.draw()

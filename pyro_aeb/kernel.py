@@ -16,7 +16,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_aeb.adaptation import StochasticApproximation
-from pyro_aeb.arguments import Batch, Source, open_arguments
+from pyro_aeb.arguments import Batch, Source, open_arguments, tensors_of
 from pyro_aeb.chain import Chain
 from pyro_aeb.errors import CollapseWarning, NonFiniteError
 from pyro_aeb.links import HandLinks
@@ -28,7 +28,7 @@ from pyro_aeb.posterior import Posterior
 from pyro_aeb.pruning import Pruner, Pruning
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.ssgl_rule import SSGLLatents
-from pyro_aeb.start import chain_number, find_start, first_values, generator_of
+from pyro_aeb.start import chain_number, find_start, first_values, generator_of, loader_seed
 from pyro_aeb.storage import names_to_save
 from pyro_aeb.transitions import StepNumbers, Transition
 
@@ -141,7 +141,7 @@ class AEBKernel(MCMCKernel):
         model = getattr(self.model, "__name__", type(self.model).__name__)
         return (
             f"AEBKernel({model}, {self.transition!r}, adaptation={self.adaptation!r}, "
-            f"inverse_temperature={self.inverse_temperature!r}, "
+            f"inverse_temperature={self.inverse_temperature!r}, pruning={self.pruning!r}, "
             f"steps_per_draw={self.steps_per_draw})"
         )
 
@@ -212,7 +212,8 @@ class AEBKernel(MCMCKernel):
     def _draw(self, chain: Chain) -> dict[str, Tensor]:
         k = chain.step
         draw = chain.draw()
-        site = chain.first_non_finite(draw)
+        weights = chain.structure.unflatten(chain.state.position)  # all, not only those saved
+        site = chain.first_non_finite({**weights, **draw})
         if site or not chain.health.settle():
             self._blown_up(k, site, f"site {site!r}" if site else "the potential")
         stats = {**chain.statistics(), **self._numbers(k)._asdict()}
@@ -246,11 +247,11 @@ class AEBKernel(MCMCKernel):
 
     def _check_batch(self, k: int, batch: Batch) -> None:
         """Where the gradient is not finite because the data are not, says so."""
-        for name, value in (*enumerate(batch.args), *batch.kwargs.items()):
-            if isinstance(value, Tensor) and value.is_floating_point():
+        for name, value in tensors_of(batch):
+            if value.is_floating_point():
                 if bad := int((~torch.isfinite(value)).sum()):
                     raise NonFiniteError(
-                        f"step {k}: argument {name!r} of this batch has {bad} non-finite of "
+                        f"step {k}: argument {name} of this batch has {bad} non-finite of "
                         f"{value.numel()} numbers, so the run stops here; remove or impute them in "
                         "the data set. The draws finished before are in this error's `draws` and "
                         "in kernel.recover()",
@@ -268,8 +269,13 @@ class AEBKernel(MCMCKernel):
         :param int warmup_steps: draws of warm-up.
         """
         self._chain = None
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "mcmc.run was called inside torch.inference_mode(), in which no gradient is "
+                "computed; call it outside"
+            )
         chain = chain_number(self._chains_started)
-        source = open_arguments(args, kwargs, None if self.seed is None else self.seed + chain)
+        source = open_arguments(args, kwargs, loader_seed(self.seed, chain))
         try:
             self._chain = self._start(source, chain, warmup_steps)
         except BaseException:
@@ -375,6 +381,7 @@ class AEBKernel(MCMCKernel):
         roles |= {name: "stochastic approximation" for name in learned}
         return {
             "divergences": [],
+            "run": chain.name,
             "sample_stats": chain.history.stats(),
             "adaptation": chain.history.latents(),
             "moments": {"mean": chain.moments.mean(), "sd": chain.moments.sd()},
@@ -395,12 +402,17 @@ class AEBKernel(MCMCKernel):
     def recover(self) -> dict[str, Tensor]:
         """
         The draws of a run that was cut short (an error, Ctrl-C), site name to tensor of shape
-        (draws, ...); at most the latest 256 MiB. Empty once a run has ended well.
+        (draws, ...); at most the latest 256 MiB. Empty once a run has ended well. Closes a
+        DataLoader's workers, which an error outside of the kernel (in a ``hook_fn``) leaves open.
         """
-        return {} if self._chain is None else self._chain.history.draws()
+        if self._chain is None:
+            return {}
+        self._chain.source.close()
+        return self._chain.history.draws()
 
     def cleanup(self) -> None:
         """Lets go of the draws, which MCMC holds now, and of a DataLoader's workers."""
         if self._chain is not None:
             self._chain.history.forget_draws()
             self._chain.source.close()
+            self._chain.finished = True

@@ -10,8 +10,9 @@ running averages, say) are put back.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -44,14 +45,17 @@ def base(fn: Any) -> Any:
 
 @contextmanager
 def unchanged_buffers() -> Iterator[None]:
-    """Lets every module that runs inside run on copies of its buffers."""
+    """Lets every module that runs inside, and what is in it, run on copies of its buffers."""
     own: dict[nn.Module, dict[str, Tensor | None]] = {}
 
     def lend_copies(module: nn.Module, _: Any) -> None:
-        if module not in own:
-            own[module] = dict(module._buffers)
-            for name, buffer in own[module].items():
-                module._buffers[name] = None if buffer is None else buffer.clone()
+        if module in own:
+            return
+        for part in module.modules():
+            if part not in own:
+                own[part] = dict(part._buffers)
+                for name, buffer in own[part].items():
+                    part._buffers[name] = None if buffer is None else buffer.clone()
 
     handle = register_module_forward_pre_hook(lend_copies)
     try:
@@ -71,6 +75,13 @@ def unchanged_random_numbers() -> Iterator[None]:
             yield
         finally:
             pyro.util.set_rng_state(state)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Runs compiled modules as they were written; looks at them would only be recompiled for."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 def check_continuous(site: Site) -> None:
@@ -145,6 +156,7 @@ def look(
         unchanged_buffers(),
         unchanged_random_numbers(),
         torch.set_grad_enabled(grad),
+        _eager(),
         pyro.validation_enabled(validate),
         InitMessenger(value_of),
         _PlateCheck(),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -17,6 +17,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from pyro_aeb.arguments import leading_lengths
 from pyro_aeb.errors import ModelError
 from pyro_aeb.links import HandLinks, check_links, find_links, is_sparse
 from pyro_aeb.look import Site, base, check_continuous, look, look_for_provenance
@@ -57,7 +58,8 @@ def inspect_model(
     _check_latent(latent)
     _check_observed(observed, plates)
     if loader_sizes is not None:
-        _check_loader_plates(observed, subsamples, loader_sizes)
+        lengths = leading_lengths(args, kwargs)
+        _check_loader_plates(observed, subsamples, loader_sizes, lengths)
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
     tracked = look_for_provenance(model, args, kwargs)
     found = find_links(latent, tracked, sparse, links or {})
@@ -79,7 +81,7 @@ def inspect_model(
         general=tuple(_general_block(s) for n, s in rest.items() if n not in normal),
         sigmas=tuple(groups.sigmas),
         deltas=tuple(groups.deltas),
-        observed=tuple(observed),
+        observed=tuple(n for n, s in observed.items() if not isinstance(s["fn"], dist.Unit)),
         plates={n: plates[n] for n, s in subsamples.items() if not _is_given(s)},
         dims={n: _dims(s) for n, s in sites.items()},
         observations={n: s["value"] for n, s in observed.items() if _whole(s)},
@@ -124,7 +126,8 @@ def _explained(named: Mapping[str, Tensor]) -> Iterator[None]:
         odd = {
             name: value
             for name, value in named.items()
-            if (value.dtype, value.device.type) != (usual.dtype, usual.device.type)
+            if (value.is_floating_point() and value.dtype != usual.dtype)
+            or value.device.type != usual.device.type
         }
         if not odd:
             raise
@@ -201,20 +204,32 @@ def _check_observed(observed: Mapping[str, Site], plates: Mapping[str, tuple[int
 
 
 def _check_loader_plates(
-    observed: Mapping[str, Site], subsamples: Mapping[str, Site], sizes: frozenset[int]
+    observed: Mapping[str, Site],
+    subsamples: Mapping[str, Site],
+    sizes: frozenset[int],
+    lengths: Collection[int],
 ) -> None:
-    """Checks that a plate scales a loader's batches to the loader's data."""
+    """
+    Checks that plates scale a loader's batches to the loader's data.
+
+    :param sizes: numbers that the data may be counted as; empty where that is not known.
+    :param lengths: of the first axes of the batch's tensors.
+    """
+    scaled = [name for name, site in observed.items() if _is_scaled(site, sizes)]
     for name, site in observed.items():
-        if isinstance(site["fn"], dist.Unit):  # pyro.factor
-            continue
         found = {f.name: f.full_size or f.size for f in site["cond_indep_stack"]}
-        if sizes and not sizes & set(found.values()):
+        value = site["value"]
+        axes = set(value.shape) if isinstance(value, Tensor) else set()
+        if name not in scaled and (not scaled or axes & set(lengths)):
             plates = ", ".join(f"{n!r} of size {size}" for n, size in found.items())
+            count = (
+                " or ".join(map(str, sorted(sizes))) or "more data than a batch, how many only you"
+            )
             raise ModelError(
                 f"observed site {name!r} is inside {plates or 'no plate'}, but the DataLoader has "
-                f"{' or '.join(map(str, sorted(sizes)))} data, so its batches are not scaled by "
-                f'N/n; write `with pyro.plate("data", {max(sizes)}, subsample=x):` around it, '
-                "where x is the batch"
+                f"{count}{' data' if sizes else ' know'}, so its batches are not scaled by N/n; "
+                f'write `with pyro.plate("data", {max(sizes, default="N")}, subsample=x):` around '
+                "it, where x is the batch"
             )
         for plate, size in found.items():
             drawn = plate in subsamples and subsamples[plate]["fn"].subsample_size is not None
@@ -225,6 +240,14 @@ def _check_loader_plates(
                     f"shorter; write `pyro.plate({plate!r}, {size}, subsample=x)`, where x is the "
                     "batch"
                 )
+
+
+def _is_scaled(site: Site, sizes: frozenset[int]) -> bool:
+    """Whether a plate makes the batch of an observed site count as all data."""
+    frames = site["cond_indep_stack"]
+    if sizes:
+        return any((frame.full_size or frame.size) in sizes for frame in frames)
+    return any((frame.full_size or frame.size) > frame.size for frame in frames)
 
 
 def _check_value(name: str, site: Site) -> None:
@@ -238,6 +261,7 @@ def _check_value(name: str, site: Site) -> None:
                 f"observed site {name!r} has {bad} non-finite of {value.numel()} values; remove "
                 "them, or fill them with any finite number and leave them out with poutine.mask"
             )
+    _check_support(name, site)
     expected = fn.batch_shape + fn.event_shape
     try:
         fits = torch.broadcast_shapes(value.shape, expected) == value.shape
@@ -248,6 +272,24 @@ def _check_value(name: str, site: Site) -> None:
             f"observed site {name!r} has values of shape {tuple(value.shape)}, expected "
             f"{tuple(expected)} from its distribution and plates; index the data with the plate's "
             "indices, `with pyro.plate(..., subsample_size=n) as i: ... obs=y[i]`"
+        )
+
+
+def _check_support(name: str, site: Site) -> None:
+    """Checks that an observed value is one that its distribution can take."""
+    fn, value = site["fn"], site["value"]
+    if site["mask"] is not None:  # what is masked may be anything
+        return
+    try:
+        inside = fn.support.check(value)
+    except (NotImplementedError, RuntimeError):  # no support, or values of another shape
+        return
+    if not bool(inside.all()):
+        bad = value[~inside] if inside.shape == value.shape else value
+        raise ModelError(
+            f"observed site {name!r} ~ {type(base(fn)).__name__} has values outside its support "
+            f"{fn.support}, {bad.reshape(-1)[0].item():g} among them; look at the data's coding "
+            "(classes count from 0) and at the shape of the distribution's parameters"
         )
 
 

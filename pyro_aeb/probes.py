@@ -67,7 +67,8 @@ def gradient_reaches(
     """
     reached = {}
     for name, site in sites.items():
-        density = site["fn"].log_prob(site["value"]).sum()
+        with torch.enable_grad():  # also where the caller has turned gradients off
+            density = site["fn"].log_prob(site["value"]).sum()
         gradients: tuple[Tensor | None, ...] = (None,) * len(leaves)
         if density.requires_grad:
             gradients = torch.autograd.grad(

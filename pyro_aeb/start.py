@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
@@ -43,6 +44,17 @@ def generator_of(seed: int | None, chain: int, device: torch.device) -> torch.Ge
     if seed is None:
         return None
     return torch.Generator(device=device).manual_seed(seed + chain)
+
+
+def loader_seed(seed: int | None, chain: int) -> int | None:
+    """
+    A seed for what a DataLoader draws, of its own: with the same number as :func:`generator_of` the
+    loader's random numbers would be those of the noise.
+    """
+    if seed is None:
+        return None
+    words = np.random.SeedSequence([(seed + chain) % 2**64, 1]).generate_state(1, np.uint64)
+    return int(words[0] >> 1)
 
 
 def first_values(

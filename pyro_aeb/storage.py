@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pyro_aeb.errors import ModelError, SaveSizeWarning
+from pyro_aeb.errors import ModelError, SaveSizeWarning, listed
 from pyro_aeb.structure import Structure, rho_name
 
 WARNING_BYTES = 2**20
@@ -44,8 +44,8 @@ def names_to_save(structure: Structure, wanted: Sequence[str] | None) -> tuple[s
     if wanted is not None:
         if unknown := [name for name in wanted if name not in sizes]:
             raise ModelError(
-                f"save names {unknown}, which are no latent sites or summaries; there are "
-                f"{sorted(sizes)}"
+                f"save names {listed(unknown)}, which are no latent sites or summaries; there are "
+                f"{listed(sorted(sizes))}"
             )
         return tuple(wanted)
     total = width * sum(sizes.values())
@@ -65,8 +65,9 @@ def _warn(sizes: Mapping[str, int], width: int, total: int) -> None:
         more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
         what = (
             f"so these are left out of the draws: {parts}{more}. Of them only norms and running "
-            "moments are kept; choose with save=[...], or use the weights as they come by "
-            "hook_fn, as aeb.nn.PosteriorPredictive does"
+            "moments are kept, and pyro.infer.Predictive would draw them from the prior; choose "
+            "with save=[...], or use the weights as they come by hook_fn, as "
+            "aeb.nn.PosteriorPredictive does"
         )
     else:
         what = f"the largest {parts}; choose what a draw holds with save=[...]"

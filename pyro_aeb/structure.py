@@ -119,7 +119,7 @@ class Structure:
     :param sparse: SSGL sites, in the order of the slab.
     :param normal: sites with a fixed normal prior, whose gradient is closed form.
     :param general: all other continuous latents, scored by their own ``log_prob``.
-    :param observed: names of the observed sites.
+    :param observed: names of the observed sites, those of ``pyro.factor`` left out.
     :param plates: plate name to (size, subsample size).
     :param dims: site name to the plate of each axis of its value, None for an axis of no plate.
     :param observations: observed site name to its value, where it is a tensor and not a subsample.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import warnings
 from collections import Counter
 from typing import NamedTuple
 
@@ -17,7 +18,15 @@ import torch
 from bad_runs import says
 from mcmc_runs import assert_same, kernel, mcmc, parallel, sequential
 from models import N, P, linear_data, loader_regression, sparse_regression
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from pyro_aeb import NonFiniteError
 from pyro_aeb.arguments import Batch, FixedArguments, LoaderArguments, open_arguments
@@ -229,6 +238,37 @@ def test_torchvisions_transforms_follow_the_seed():
     assert run.get_samples()["w"].shape == (6, 16)
 
 
+class Noisy(Dataset):
+    """Data with normal numbers added, as an augmentation would; the numbers are kept."""
+
+    def __init__(self) -> None:
+        self.numbers = []
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        self.numbers.append(torch.randn(P))
+        return X[i] + self.numbers[-1], Y[i]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_seeds_data_and_noise_are_different_random_numbers(shuffle):
+    noise, data = [], Noisy()
+    of = kernel(loader_regression, seed=3)
+    step = of.transition.step
+
+    class Spied(type(of.transition)):
+        def step(self, state, gradient, numbers_, *rest):
+            noise.append(numbers_.clone())
+            return step(state, gradient, numbers_, *rest)
+
+    of.transition = Spied(of.transition.step_size)
+    mcmc(of).run(DataLoader(data, batch_size=4, shuffle=shuffle))
+    drawn, added = torch.cat(noise).tolist(), torch.cat(data.numbers).tolist()
+    assert len(drawn) >= 50 and not set(drawn) & set(added)
+
+
 # Workers
 
 
@@ -247,6 +287,17 @@ def test_workers_are_gone_after_an_error():
         mcmc(kernel(loader_regression)).run(
             DataLoader(TensorDataset(X, y), batch_size=6, num_workers=2)
         )
+    assert not multiprocessing.active_children()
+
+
+def test_workers_of_a_run_that_a_hook_ended_are_gone_once_it_is_recovered():
+    def raising(*_):
+        raise RuntimeError("in the hook")
+
+    of = kernel(loader_regression)
+    with pytest.raises(RuntimeError, match="in the hook"):
+        mcmc(of, warmup=0, hook_fn=raising).run(shuffled(num_workers=1))
+    assert of.recover()["beta"].shape == (1, P)
     assert not multiprocessing.active_children()
 
 
@@ -348,6 +399,93 @@ def test_a_batch_that_no_plate_scales():
         run(plate_of_the_batch, loader)
     with says("'y' is inside 'data' of size 21", "20 data"):
         run(loader_regression, loader, size=21)
+
+
+BATCHES = [(X[i : i + 5], Y[i : i + 5]) for i in range(0, N, 5)]
+
+
+def joined(items):
+    return tuple(torch.cat(parts) for parts in zip(*items, strict=True))
+
+
+@pytest.mark.parametrize(
+    "loader, size",
+    [
+        (DataLoader(BATCHES, batch_size=None), N),
+        (DataLoader(BATCHES, batch_size=2, collate_fn=joined), N),
+        (
+            DataLoader(
+                DATA, batch_sampler=BatchSampler(SubsetRandomSampler(range(12)), 5, drop_last=True)
+            ),
+            12,
+        ),
+    ],
+    ids=["items are batches", "items are joined", "batch sampler of a subset"],
+)
+def test_the_number_of_data_is_the_models_where_the_loader_cannot_know_it(loader, size):
+    run(loader_regression, loader, size=size)
+
+
+def test_a_loader_of_unknown_size_needs_a_plate_all_the_same():
+    loader = DataLoader(BATCHES, batch_size=None)
+    with says("'y' is inside no plate", "N/n", "subsample=x"):
+        run(no_plate, loader)
+    with says("'y' is inside 'data' of size 5", "N/n"):
+        run(plate_of_the_batch, loader)
+
+
+def with_one_more_observation(x, y):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([P]).to_event(1))
+    pyro.sample("sum", dist.Normal(w.sum(), 1.0), obs=torch.tensor(2.0))
+    with pyro.plate("data", N, subsample=x):
+        pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+
+def one_of_two_unscaled(x, y):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([P]).to_event(1))
+    pyro.sample("z", dist.Normal(x @ w, 1.0).to_event(1), obs=y)
+    with pyro.plate("data", N, subsample=x):
+        pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+
+def test_an_observation_beside_the_data_needs_no_plate():
+    run(with_one_more_observation, shuffled())
+    with says("'z' is inside no plate", "20 data"):
+        run(one_of_two_unscaled, shuffled())
+
+
+def test_a_loader_that_does_not_shuffle_and_ends_short_is_warned_of():
+    with pytest.warns(UserWarning, match="last 2 data.*scaled by N/2.*shuffle=True, or drop_last"):
+        run(loader_regression, DataLoader(DATA, batch_size=6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(loader_regression, DataLoader(DATA, batch_size=5))
+        run(loader_regression, DataLoader(DATA, batch_size=6, shuffle=True))
+        run(loader_regression, DataLoader(DATA, batch_size=6, drop_last=True))
+        run(loader_regression, DataLoader(DATA, batch_size=N + 1))
+
+
+def nested_model(batch):
+    loader_regression(batch["inputs"][0], batch["y"])
+
+
+def test_a_datum_that_is_not_finite_inside_a_nested_batch():
+    x = X.clone()
+    x[-1, 1] = torch.nan
+    rows = [{"batch": {"inputs": [x[i : i + 5]], "y": Y[i : i + 5]}} for i in range(0, N, 5)]
+    of = kernel(nested_model, steps_per_draw=1)
+    where = "step 4: argument 'batch'['inputs'][0] of this batch has 1 non-finite of 15 numbers"
+    with says(where, error=NonFiniteError):
+        mcmc(of, warmup=0).run(DataLoader(rows, batch_size=None))
+
+
+def test_an_object_that_can_move_itself_does():
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)])
+    loader = DataLoader([(packed, 1)], batch_size=None, collate_fn=as_it_is)
+    source = LoaderArguments(loader, {}, seed=None)
+    source.move_to(torch.device("meta"))
+    found, _ = source.next().args
+    assert found.data.device.type == "meta" and found.batch_sizes.device.type == "cpu"
 
 
 def test_a_plate_that_draws_its_own_indices():

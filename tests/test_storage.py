@@ -18,7 +18,7 @@ from models import dense_regression, linear_data, sparse_layers, sparse_regressi
 from pyro.infer import MCMC
 
 import pyro_aeb as aeb
-from pyro_aeb import SSGL, ModelError, SaveSizeWarning
+from pyro_aeb import SSGL, ModelError, NonFiniteError, SaveSizeWarning
 from pyro_aeb.model import inspect_model
 from pyro_aeb.storage import LARGE_DRAW, SMALL_SITE, Moments, names_to_save
 
@@ -75,6 +75,7 @@ def test_a_large_draw_keeps_learned_and_small_sites_and_says_so_in_bytes():
     assert f"{total:,} bytes a draw" in message and f"1000 draws {1000 * total:,}" in message
     assert f"left out of the draws: w {4 * WIDTH:,}, w_rho {4 * WIDTH:,}, c 4,100" in message
     assert "save=[...]" in message and "PosteriorPredictive" in message
+    assert "pyro.infer.Predictive would draw them from the prior" in message
 
 
 def middling(X, y):
@@ -138,6 +139,18 @@ def test_nothing_saved_still_runs():
     mcmc, kernel = run(save=[])
     assert mcmc.get_samples() == {}
     assert kernel.diagnostics()["moments"]["mean"].keys() >= {"w0", "w1", "delta0", "w0_rho"}
+
+
+def exploding(k):
+    return 1e-5 if k < 6 else 1e38
+
+
+def test_a_blow_up_is_seen_at_its_own_draw_whatever_is_saved():
+    kernel = aeb.AEBKernel(
+        sparse_layers, aeb.SGLD(exploding), aeb.StochasticApproximation(0.1), save=[]
+    )
+    with pytest.raises(NonFiniteError, match="step 6: site 'w0' is not finite"):
+        MCMC(kernel, num_samples=6, warmup_steps=0, disable_progbar=True).run(X, Y)
 
 
 def test_running_moments_are_those_of_all_draws():

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     RandomSampler,
@@ -17,7 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from pyro_aeb.arguments import Arguments, moved, unpacked
+from pyro_aeb.arguments import Arguments, moved, tensors_of, unpacked
 
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -37,7 +39,13 @@ class Batches:
         self._args = args
         self._kwargs = dict(kwargs)
         self._name = name
-        self._loader = args[0] if len(args) == 1 and isinstance(args[0], DataLoader) else None
+        self._prints: list[Tensor] = []
+        self._loader = None
+        if len(args) == 1 and isinstance(args[0], DataLoader):
+            # A copy, with an iterator of its own: persistent workers serve one iterator at a time,
+            # and a run may be going on on the same loader.
+            self._loader = copy.copy(args[0])
+            self._loader._iterator = None
         given = (*args, *kwargs.values())
         if self._loader is None and any(isinstance(value, DataLoader) for value in given):
             raise TypeError(
@@ -54,10 +62,20 @@ class Batches:
         except TypeError:  # an iterable dataset without a length
             return 0
 
+    def fingerprint(self) -> Tensor:
+        """
+        Of the last pass over a loader, shape (batches,): numbers that differ where the data or
+        their order do.
+        """
+        return torch.stack(self._prints) if self._prints else torch.zeros(0)
+
     @property
     def shuffles(self) -> bool:
         """Whether the order is random, as far as the loader's sampler tells."""
-        return self._loader is not None and isinstance(self._loader.sampler, _RANDOM)
+        if self._loader is None:
+            return False
+        inner = getattr(self._loader.batch_sampler, "sampler", None)
+        return isinstance(self._loader.sampler, _RANDOM) or isinstance(inner, _RANDOM)
 
     def on(self, device: torch.device, limit: int | None = None) -> Iterator[Arguments]:
         """
@@ -66,18 +84,31 @@ class Batches:
         :param int limit: how many at most, None for all.
         :raises ValueError: if there is none.
         """
+        self._prints = []
         if self._loader is None:
             yield moved(Arguments(self._args, self._kwargs), device)
             return
-        empty = True
         for batch in islice(self._loader, limit):
-            empty = False
-            yield moved(unpacked(batch, self._kwargs), device)
-        if empty:
+            arguments = moved(unpacked(batch, self._kwargs), device)
+            self._prints.append(_fingerprint(arguments))
+            yield arguments
+        if not self._prints:
             raise ValueError(
                 f"{self._name} is a DataLoader that gave no batch, expected at least one; its "
                 "dataset is empty, smaller than one batch with drop_last=True, or read to its end"
             )
+
+
+def _fingerprint(arguments: Arguments) -> Tensor:
+    """The sum of all numbers in a batch, each datum weighted by its place."""
+    total = torch.zeros((), dtype=torch.float64)
+    for _, tensor in tensors_of(arguments):
+        if tensor.dim():
+            rows = tensor.detach().flatten(1) if tensor.dim() > 1 else tensor[:, None]
+            sums = rows.sum(1, dtype=torch.float64)
+            place = torch.arange(1, len(sums) + 1, dtype=torch.float64, device=sums.device)
+            total = total.to(sums.device) + torch.dot(sums, place)
+    return total
 
 
 def given(data: Any, name: str) -> Batches:

@@ -58,6 +58,7 @@ def bayesianize(
     delta: float | dist.Beta,
     sigma2: float | dist.InverseGamma,
     dense_scale: float = 1.0,
+    name: str = "",
 ) -> BayesianModule:
     r"""
     Gives every parameter of a module a prior: SSGL in the sparse layers, Normal elsewhere::
@@ -96,6 +97,7 @@ def bayesianize(
     :param sigma2: sigma squared, one for all sparse layers: its InverseGamma prior, or a positive
         number that fixes it.
     :param float dense_scale: standard deviation of the Normal priors, positive.
+    :param str name: what its sites' names start with, ``<name>.``; for a model of several networks.
     :raises TypeError: if an argument is of the wrong kind.
     :raises ValueError: if a number is out of its range.
     :raises ModelError: if the module cannot be sampled, ``sparse`` finds nothing, or a parameter
@@ -115,7 +117,7 @@ def bayesianize(
         sigma2=sigma2_prior(sigma2),
         dense_scale=positive("dense_scale", dense_scale),
     )
-    return BayesianModule(copy.deepcopy(module), weights, priors)
+    return BayesianModule(copy.deepcopy(module), weights, priors, f"{name}." if name else "")
 
 
 class BayesianModule(nn.Module):
@@ -134,8 +136,11 @@ class BayesianModule(nn.Module):
     :param torch.nn.Module module: holds the weights to start from.
     :param weights: the parameters that are sampled, in order.
     :param Priors priors: their priors.
+    :param str prefix: what the sites' names start with before the parameters' names.
     """
 
+    prefix: str
+    """What the sites' names start with before the parameters' names."""
     module: nn.Module
     """The plain module: the first values, the fixed parameters and the buffers."""
     sparse_sites: tuple[str, ...]
@@ -145,17 +150,20 @@ class BayesianModule(nn.Module):
     latent_sites: tuple[str, ...]
     """``sigma2`` and the layers' deltas, where they are sites."""
 
-    def __init__(self, module: nn.Module, weights: Sequence[Weight], priors: Priors) -> None:
+    def __init__(
+        self, module: nn.Module, weights: Sequence[Weight], priors: Priors, prefix: str = ""
+    ) -> None:
         super().__init__()
         self.module = module
         self.training = module.training
         self._weights = tuple(weights)
         self._priors = priors
+        self.prefix = prefix
         self._slots: list[tuple[Weight, nn.Module, str]] = []
         self._sigma2: Tensor | None = None
-        self.sparse_sites = tuple(w.name for w in weights if w.sparse)
-        self.dense_sites = tuple(w.name for w in weights if not w.sparse)
-        self.latent_sites = _latent_sites(self.sparse_sites, priors)
+        self.sparse_sites = tuple(prefix + w.name for w in weights if w.sparse)
+        self.dense_sites = tuple(prefix + w.name for w in weights if not w.sparse)
+        self.latent_sites = _latent_sites(weights, priors, prefix)
         _check_names(self)
 
     @property
@@ -232,7 +240,7 @@ class BayesianModule(nn.Module):
             else:
                 prior = normal(self._priors.dense_scale, weight.shape, *kind)
             infer: Any = {"init_value": start}
-            values[weight.name] = pyro.sample(weight.name, prior, infer=infer)
+            values[weight.name] = pyro.sample(self.prefix + weight.name, prior, infer=infer)
         return values
 
     def _sample_sigma(self, kind: Kind) -> Tensor:
@@ -240,7 +248,7 @@ class BayesianModule(nn.Module):
         if not isinstance(sigma2, tuple):
             self._sigma2 = number(sigma2, *kind)
             return number(math.sqrt(sigma2), *kind)
-        self._sigma2 = _sample_number(SIGMA2, inverse_gamma(*sigma2, *kind))
+        self._sigma2 = _sample_number(self.prefix + SIGMA2, inverse_gamma(*sigma2, *kind))
         return self._sigma2.sqrt()
 
     def _sample_ssgl(self, layer: str, sigma: Tensor, kind: Kind) -> SSGL:
@@ -248,7 +256,7 @@ class BayesianModule(nn.Module):
         priors, delta = self._priors, self._priors.delta
         value: Tensor | float
         if isinstance(delta, tuple):
-            value = _sample_number(_delta_site(layer), beta(*delta, *kind))
+            value = _sample_number(self.prefix + _delta_site(layer), beta(*delta, *kind))
         else:
             value = delta
         # v0 and v1 were checked once, delta and sigma come from priors with the right support.
@@ -295,13 +303,12 @@ def _delta_site(layer: str) -> str:
     return f"{layer}.delta" if layer else "delta"
 
 
-def _latent_sites(sparse_sites: Sequence[str], priors: Priors) -> tuple[str, ...]:
-    found: dict[str, None] = {}
-    if sparse_sites and isinstance(priors.sigma2, tuple):
-        found[SIGMA2] = None
+def _latent_sites(weights: Sequence[Weight], priors: Priors, prefix: str) -> tuple[str, ...]:
+    sparse = [weight for weight in weights if weight.sparse]
+    found = [SIGMA2] if sparse and isinstance(priors.sigma2, tuple) else []
     if isinstance(priors.delta, tuple):
-        found.update(dict.fromkeys(_delta_site(layer_of(name)) for name in sparse_sites))
-    return tuple(found)
+        found += [_delta_site(weight.layer) for weight in sparse]
+    return tuple(dict.fromkeys(prefix + name for name in found))
 
 
 def _check_names(net: BayesianModule) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ def sparse_module(net: BayesianModule, mcmc: Any, draw: int = -1) -> nn.Module:
         raise TypeError(
             f"net is {type(net).__name__}, expected a BayesianModule, as bayesianize returns it"
         )
+    if not isinstance(cast(Any, draw), Integral):
+        raise TypeError(f"draw is {draw!r}, expected an integer; -1 is the last draw")
     values = _values(net, mcmc, draw)
     module = copy.deepcopy(net.module)
     parameters = dict(module.named_parameters())
@@ -51,7 +54,7 @@ def sparse_module(net: BayesianModule, mcmc: Any, draw: int = -1) -> nn.Module:
         for name, value in values.items():
             if value.shape != parameters[name].shape:
                 raise ModelError(
-                    f"the draws of site {name!r} have shape {tuple(value.shape)}, expected "
+                    f"the draws of parameter {name!r} have shape {tuple(value.shape)}, expected "
                     f"{tuple(parameters[name].shape)}, the parameter's; pass the network that "
                     "was in the model"
                 )
@@ -60,7 +63,7 @@ def sparse_module(net: BayesianModule, mcmc: Any, draw: int = -1) -> nn.Module:
 
 
 def _values(net: BayesianModule, mcmc: Any, draw: int) -> Mapping[str, Tensor]:
-    """The weights' values in a draw, by site."""
+    """The weights' values in a draw, by parameter."""
     sites = (*net.sparse_sites, *net.dense_sites)
     # MCMC holds no draws before its run has ended, StreamingMCMC never does.
     draws = mcmc.get_samples() if getattr(mcmc, "_samples", None) else {}
@@ -71,16 +74,16 @@ def _values(net: BayesianModule, mcmc: Any, draw: int) -> Mapping[str, Tensor]:
                 f"draw is {draw}, expected a number from {-count} to {count - 1}: there are "
                 f"{count} draws"
             )
-        return {name: draws[name][draw] for name in sites}
+        return {name.removeprefix(net.prefix): draws[name][draw] for name in sites}
     current = _current(mcmc) if draw == -1 else {}
     missing = [name for name in sites if name not in current]
     if not missing:
-        return {name: current[name] for name in sites}
+        return {name.removeprefix(net.prefix): current[name] for name in sites}
     lacking = [name for name in sites if name not in draws]
     if draw == -1:
         instead = (
-            "and the kernel's last state does not either (chains that ran in processes of their "
-            "own leave none behind)"
+            "and the kernel's last state is not there either (chains that ran in processes of "
+            "their own leave none behind, and a later run of the kernel takes its place)"
         )
     else:
         instead = "and the kernel's last state stands in for draw=-1 only"
@@ -94,9 +97,14 @@ def _values(net: BayesianModule, mcmc: Any, draw: int) -> Mapping[str, Tensor]:
 def _current(mcmc: Any) -> Mapping[str, Tensor]:
     """The values of all sites as the chain under way, or the last one, stands; empty if unknown."""
     try:
-        return mcmc.kernel.chain.values()
+        chain = mcmc.kernel.chain
     except (AttributeError, RuntimeError):  # another kernel, or none that was started here
         return {}
+    # A kernel may have gone on to another run since, or its chains have run in other processes.
+    finished = list((getattr(mcmc, "_diagnostics", None) or [None])[-1:])
+    run = finished[0].get("run") if isinstance(finished[0], dict) else None
+    ours = run is None or run == chain.name or not chain.finished
+    return chain.values() if ours else {}
 
 
 def masks(module: nn.Module) -> dict[str, Tensor]:

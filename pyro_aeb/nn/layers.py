@@ -19,13 +19,10 @@ from pyro.nn.module import PyroModule
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from pyro_aeb.errors import ModelError
+from pyro_aeb.errors import ModelError, listed
 
 Sparse = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """Which layers are sparse: a pattern, several, or a function of a layer's name and module."""
-
-SHOWN = 12
-"""At most so many layers are named in an error."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,40 @@ def check_module(module: object) -> None:
                 f"parameter {name!r} has dtype {parameter.dtype}, expected a real floating point "
                 "type; write it as two real parameters, or fix it with requires_grad_(False)"
             )
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ModelError(
+                f"parameter {name!r} has dtype {parameter.dtype}, expected float32 or float64, in "
+                "which noise and latents can be computed; call module.float(), and run it in lower "
+                "precision by torch.autocast inside the model"
+            )
+        if bad := int((~torch.isfinite(parameter.detach())).sum()):
+            raise ModelError(
+                f"parameter {name!r} has {bad} non-finite of {parameter.numel()} numbers, expected "
+                "finite ones, at which the chain can start"
+            )
+    kinds = {(p.dtype, p.device): name for name, p in free.items()}
+    if len(kinds) > 1:
+        found = ", ".join(f"{name!r} is {dtype} on {d}" for (dtype, d), name in kinds.items())
+        raise ModelError(
+            f"the parameters are not of one kind ({found}), expected one dtype on one device; call "
+            "module.to(...)"
+        )
+    _check_kinds_of_layers(module)
+
+
+def _check_kinds_of_layers(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) or hasattr(part, "_orig_mod"):
+            raise ModelError(
+                f"{_part(name)} is compiled ({type(part).__name__}), expected a plain module, "
+                "whose parameters can be exchanged; give the module that it was compiled from"
+            )
+        if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.weight.requires_grad:
+            if part.max_norm is not None or part.sparse:
+                raise ModelError(
+                    f"{_part(name)} is an embedding with max_norm or sparse=True, which change the "
+                    "weights, or give gradients, in ways of their own; make it without them"
+                )
 
 
 def find_weights(module: nn.Module, sparse: Sparse | None) -> tuple[Weight, ...]:
@@ -161,17 +192,11 @@ def _checked(found: set[str], wide: set[str], what: str) -> set[str]:
     """The layers found that have a wide parameter; an error if there are none."""
     if found & wide:
         return found & wide
-    others = f"only {_listed(found)}, without one" if found else "none"
+    others = f"only {listed(sorted(found))}, without one" if found else "none"
     raise ModelError(
         f"{what} finds {others}, expected a layer with a parameter of two dimensions or more that "
-        f"requires a gradient; there are {_listed(wide)}; with sparse=[] no layer is sparse"
+        f"requires a gradient; there are {listed(sorted(wide))}; with sparse=[] no layer is sparse"
     )
-
-
-def _listed(layers: Iterable[str]) -> str:
-    names = sorted(layers)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{names[:SHOWN]}{more}"
 
 
 def _part(name: str) -> str:

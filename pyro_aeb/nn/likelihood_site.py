@@ -10,7 +10,7 @@ of all sites that are left; one of these is the likelihood.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -19,7 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_aeb.arguments import Arguments
-from pyro_aeb.errors import ModelError
+from pyro_aeb.errors import ModelError, listed
 from pyro_aeb.look import base
 from pyro_aeb.nn.mixture import Mixture, predicted
 
@@ -36,15 +36,19 @@ class LikelihoodSite:
 
     :param model: a Pyro model.
     :param str site: its name; None for the only one there is.
+    :param likelihoods: names of sites that are known to be observed, also where the arguments hold
+        no data for them.
     """
 
-    def __init__(self, model: Callable[..., Any], site: str | None) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        site: str | None,
+        likelihoods: Collection[str] = frozenset(),
+    ) -> None:
         self._model = model
         self._site = site
-
-    def run(self, values: Mapping[str, Tensor], arguments: Arguments) -> None:
-        """Runs the model at a draw's values, for what happens inside."""
-        self._run(values, arguments)
+        self._likelihoods = frozenset(likelihoods)
 
     def predict(self, values: Mapping[str, Tensor], arguments: Arguments) -> Mixture:
         """
@@ -52,7 +56,7 @@ class LikelihoodSite:
         :param arguments: the model's, with or without the data.
         :raises ModelError: if a latent site has no value, or it is not clear which site is meant.
         """
-        found = self._run(values, arguments)
+        found = self.run(values, arguments)
         name = self._choose(found, values)
         site = found[name]
         if site.masked:
@@ -62,21 +66,23 @@ class LikelihoodSite:
             )
         return predicted(site.fn, site.value)
 
-    def _run(self, values: Mapping[str, Tensor], arguments: Arguments) -> dict[str, _Found]:
+    def run(self, values: Mapping[str, Tensor], arguments: Arguments) -> dict[str, Found]:
+        """Runs the model at a draw's values; the sites without a value in it."""
         with _Given(values) as given:
             self._model(*arguments.args, **arguments.kwargs)
         return given.found
 
-    def _choose(self, found: Mapping[str, _Found], values: Mapping[str, Tensor]) -> str:
+    def _choose(self, found: Mapping[str, Found], values: Mapping[str, Tensor]) -> str:
         observed = [name for name, site in found.items() if site.value is not None]
         name = self._site
         if name is None:
             candidates = observed or list(found)
             if not observed and len(found) > 1:
                 raise ModelError(
-                    f"sites {sorted(found)} have no values in the draws, which hold "
-                    f"{sorted(values)}. If one of them is to be predicted and the draws lack the "
-                    f"others: {REMEDY}. If the model predicts several: choose one with site="
+                    f"sites {listed(sorted(found))} have no values in the draws, which hold "
+                    f"{listed(sorted(values))}. If one of them is to be predicted and the draws "
+                    f"lack the others: {REMEDY}. If the model predicts several: choose one with "
+                    "site="
                 )
             if len(candidates) != 1:
                 raise ModelError(
@@ -89,16 +95,17 @@ class LikelihoodSite:
                 f"site {name!r} is not one that the model observes, expected one of "
                 f"{sorted(found)}; choose with PosteriorPredictive(..., site=name)"
             )
-        unknown = sorted(n for n in found if n != name and n not in observed)
+        known = {name, *observed, *self._likelihoods}
+        unknown = sorted(found.keys() - known)
         if unknown:
             raise ModelError(
-                f"the draws hold {sorted(values)} but not the latent sites {unknown}, which the "
-                f"model needs to predict {name!r}: {REMEDY}"
+                f"the draws hold {listed(sorted(values))} but not the latent sites "
+                f"{listed(unknown)}, which the model needs to predict {name!r}: {REMEDY}"
             )
         return name
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """A site without a value in the draws; ``value`` is None unless it is observed."""
 
     fn: Any
@@ -112,7 +119,7 @@ class _Given(Messenger):
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._values = values
-        self.found: dict[str, _Found] = {}
+        self.found: dict[str, Found] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         name, observed = msg["name"], msg["is_observed"]
@@ -125,7 +132,7 @@ class _Given(Messenger):
         elif not _is_a_term(msg):
             fn = msg["fn"]
             masked = msg["mask"] is not None or isinstance(base(fn), dist.MaskedDistribution)
-            self.found[name] = _Found(fn, msg["value"] if observed else None, masked)
+            self.found[name] = Found(fn, msg["value"] if observed else None, masked)
 
     @staticmethod
     def _check_whole(msg: Any) -> None:

@@ -67,6 +67,12 @@ class Pruning(ABC):
     ) -> None:
         _check_options(type(self).__name__, sparsity, scope, every)
         names = (sites,) if isinstance(sites, str) else sites
+        if names is not None and not (
+            isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
+        ):
+            raise TypeError(
+                f"{type(self).__name__}: sites is {sites!r}, expected names of sites or patterns"
+            )
         object.__setattr__(self, "sparsity", as_schedule(sparsity, "sparsity"))
         object.__setattr__(self, "scope", scope)
         object.__setattr__(self, "freeze", bool(freeze))
@@ -104,7 +110,8 @@ class ProbabilityPruning(Pruning):
     """
     Sets the weights to zero that least likely belong to the wide component of their SSGL prior.
     These probabilities run into 0 and 1, so the magnitude breaks ties. Needs latents that are
-    learned (``adaptation=``). For the options see :class:`Pruning`.
+    learned: with ``adaptation=StochasticApproximation(0.0)`` all probabilities stay as they start,
+    and the magnitude decides. For the options see :class:`Pruning`.
     """
 
     needs_probability: ClassVar[bool] = True

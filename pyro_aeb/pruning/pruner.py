@@ -223,10 +223,16 @@ def _prunable(pruning: Pruning, structure: Structure) -> list[tuple[int, Block]]
     if pruning.sites is None:
         patterns: tuple[str, ...] = tuple(sparse)
         if not sparse:
+            largest = sorted(places, key=lambda place: -place[1].size)
             raise ModelError(
                 f"{kind} has nothing to prune: the model has no SSGL site whose latents are "
-                "learned. Give weights an SSGL prior and the kernel an adaptation, or name the "
-                f"sites to prune in `sites`, such as {[b.name for _, b in places][:5]}"
+                "learned. Give weights an SSGL prior and the kernel an adaptation"
+                + (
+                    ""
+                    if pruning.needs_probability
+                    else ", or name the sites to prune in `sites`, "
+                    f"such as {[b.name for _, b in largest][:5]}"
+                )
             )
     else:
         patterns = pruning.sites

@@ -62,7 +62,7 @@ def all_but_lowest(keys: Sequence[Tensor], count: int) -> Tensor:
     True for all but exactly ``count`` entries: those with the lowest first key; among entries that
     tie there, with the lowest second key, and so on; among the last ties, any.
 
-    :param keys: scores, each of shape (..., n), lowest first to go. NaN counts as highest.
+    :param keys: scores, each of shape (..., n), lowest first to go; no NaN among them.
     :param int count: how many entries go, from 0 to n.
     :returns: booleans of shape (..., n).
     """

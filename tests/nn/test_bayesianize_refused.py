@@ -94,3 +94,39 @@ def test_a_call_on_several_draws_at_once():
     predictive = Predictive(net, draws, parallel=True)
     with pytest.raises(ModelError, match=r"'sigma2' .*shape \(2,.*\(parallel=False\)"):
         predictive(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_for_autocast(dtype):
+    with pytest.raises(ModelError, match=f"{dtype}.*float32 or float64.*torch.autocast"):
+        bayesian(perceptron().to(dtype))
+
+
+def test_weights_that_are_not_finite():
+    module = perceptron()
+    with torch.no_grad():
+        module[2].weight[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="'2.weight' has 1 non-finite of 15 numbers"):
+        bayesian(module)
+
+
+def test_parameters_of_two_kinds():
+    module = perceptron()
+    module[2].double()
+    with pytest.raises(ModelError, match="not of one kind.*float32.*float64.*module.to"):
+        bayesian(module)
+
+
+@pytest.mark.parametrize("options", [{"max_norm": 1.0}, {"sparse": True}])
+def test_embeddings_with_weights_of_their_own_mind(options):
+    module = torch.nn.Sequential(torch.nn.Embedding(5, 3, **options), torch.nn.Linear(3, 2))
+    with pytest.raises(ModelError, match="'0' is an embedding with max_norm or sparse=True"):
+        bayesian(module)
+
+
+def test_compiled_modules():
+    with pytest.raises(ModelError, match="is compiled.*that it was compiled from"):
+        bayesian(torch.compile(perceptron()))
+    scripted = torch.jit.script(torch.nn.Linear(2, 2))
+    with pytest.raises(ModelError, match="is compiled.*that it was compiled from"):
+        bayesian(scripted)
