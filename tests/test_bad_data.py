@@ -67,7 +67,33 @@ def test_data_outside_the_support():
         with pyro.plate("data", N):
             pyro.sample("y", dist.Beta((X @ w).exp(), 1.0), obs=Y)  # Y is not in (0, 1)
 
-    with says("no starting point with a finite potential", "outside the support"):
+    with says("'y' ~ Beta has values outside its support", "-3.72", "data's coding"):
+        dense(observe)
+
+
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_a_class_that_is_none(bad):
+    labels = torch.arange(N) % 3
+    labels[7] = bad
+
+    def observe(w):
+        with pyro.plate("data", N):
+            pyro.sample("y", dist.Categorical(logits=X * w), obs=labels)
+
+    with says("'y' ~ Categorical has values outside its support", f"{bad} among", "count from 0"):
+        dense(observe)
+
+
+def test_what_a_mask_leaves_out_may_be_anything():
+    labels = torch.arange(N) % 3
+    labels[7] = -1
+    seen = labels >= 0
+
+    def observe(w):
+        with pyro.plate("data", N), pyro.poutine.mask(mask=seen):
+            pyro.sample("y", dist.Bernoulli(logits=X @ w), obs=torch.where(seen, 1.0, 7.0))
+
+    with pyro.validation_enabled(False):
         dense(observe)
 
 

@@ -230,7 +230,8 @@ def test_a_kernel_prints_as_its_options():
     assert repr(kernel) == (
         "AEBKernel(sparse_regression, SGLD(step_size=Constant(value=0.001)), "
         "adaptation=StochasticApproximation(weight=Constant(value=0.5), initial_inclusion=0.5, "
-        "initial_penalty=None), inverse_temperature=Constant(value=2.0), steps_per_draw=10)"
+        "initial_penalty=None), inverse_temperature=Constant(value=2.0), pruning=None, "
+        "steps_per_draw=10)"
     )
     assert "AEBKernel(DenseNetwork, SGLD" in repr(AEBKernel(DenseNetwork(), SGLD(1e-3)))
 
