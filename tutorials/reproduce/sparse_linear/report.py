@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from common.tables import cell, frame, markdown_table, mean_and_se
 
 import pyro_aeb
 
@@ -71,40 +72,23 @@ def summarise(rows: list[Row]) -> pd.DataFrame:
 
     :param rows: of ``replicates.csv``.
     """
-    table = pd.DataFrame(rows).astype({"seed": int, **dict.fromkeys(FIGURES, float)})
+    table = frame(rows, FIGURES)
     reference = table[table.method == REFERENCE].set_index("seed").mse
     table["difference"] = table.mse - table.seed.map(reference)
     table.loc[table.method == REFERENCE, "difference"] = np.nan
-    figures = [*FIGURES, "difference"]
-    groups = table.groupby("method")[figures]
-    parts = {"mean": groups.mean(), "se": groups.sem()}
-    summary = pd.concat(
-        {f"{name}_{part}": frame[name] for name in figures for part, frame in parts.items()}, axis=1
-    )
-    summary.insert(0, "replicates", table.groupby("method").size())
+    summary = mean_and_se(table, [*FIGURES, "difference"])
     known = [name for name in ALL if name in summary.index]
     return summary.loc[known]
 
 
-def _cell(mean: float, error: float) -> str:
-    if np.isnan(mean):
-        return "–"
-    size = abs(mean)
-    decimals = 1 if size >= 100 else 2 if size >= 0.1 or size == 0 else 3 if size >= 0.01 else 4
-    text = f"{mean:.{decimals}f}"
-    return text if np.isnan(error) else f"{text} ± {error:.{decimals}f}"
-
-
 def _markdown_table(summary: pd.DataFrame, columns: dict[str, str]) -> str:
-    header = ["method", "replicates", *columns.values()]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    lines = []
     for name in summary.index:
         row = summary.loc[name]
-        cells = [_cell(row[f"{key}_mean"], row[f"{key}_se"]) for key in columns]
-        if all(cell == "–" for cell in cells):
-            continue
-        lines.append([ALL[name].label, str(int(row["replicates"])), *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        cells = [cell(row[f"{key}_mean"], row[f"{key}_se"]) for key in columns]
+        if any(text != "–" for text in cells):
+            lines.append([ALL[name].label, str(int(row["replicates"])), *cells])
+    return markdown_table(["method", "replicates", *columns.values()], lines)
 
 
 def markdown(summary: pd.DataFrame, command: str, protocol: Protocol) -> str:

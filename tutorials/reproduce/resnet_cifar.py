@@ -1,0 +1,127 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+ResNet20 on CIFAR-10, compressed to 10 % of its weights and less: the experiment of Deng, Zhang,
+Liang and Lin (2019), with gradual magnitude pruning beside it.
+
+    python tutorials/reproduce/resnet_cifar.py --data-dir DATA --device cuda
+    python tutorials/reproduce/resnet_cifar.py --data-dir DATA --preset cpu
+
+A dense network is trained first, by SGHMC under Normal priors, and stored in ``OUT/dense.pt``. From
+it every row starts: A-SGHMC, A-SGHMC-EM, SGHMC-SA, A-SGHMC-SA, and gradient descent with momentum,
+all of them with the same batches, pruning schedule, step size schedule and penalty on the dense
+weights. ``--stage dense`` stops after the first, ``--stage sparse`` takes a dense network as given.
+
+The default is the paper's protocol, 1000 epochs for the dense network and 1000 for each row, for an
+accelerator. The ``cpu`` preset has 6 and 1, and a factor on the step size for each kind of prior.
+
+Every finished row is a line of ``OUT/replicates.csv`` at once. Stop the run with Ctrl-C whenever
+you like and start it again with the same command: it goes on where it stopped. ``table.csv``,
+``table.md`` and ``drops.png`` are written at the end of every run, also of one that was stopped.
+
+``--data-dir`` holds torchvision's CIFAR-10, or folders ``{train,test}/CLASS/`` of image files,
+which are decoded once, into ``decoded`` beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from common.harness import Replicates, SettingsChanged, run_all
+from common.options import add_options, settle
+from resnet_compression import dense, report
+from resnet_compression.methods import METHODS, task_name
+from resnet_compression.protocol import PRESETS, WIDTHS
+from resnet_compression.sparse import FIGURES, run_one, settings_of
+from resnet_compression.training import Run
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    add = parser.add_argument
+    add("--preset", choices=["full", "cpu"], default="full",
+        help="the paper's protocol, or one for a CPU (default full)")  # fmt: skip
+    add("--stage", choices=["all", "dense", "sparse"], default="all",
+        help="both stages, the dense network alone, or the rows alone (default all)")  # fmt: skip
+    add("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD",
+        help=f"rows to run, of {', '.join(METHODS)} (default all)")  # fmt: skip
+    add("--sparsity", type=int, nargs="+", choices=list(WIDTHS), metavar="PERCENT",
+        help=f"target sparsities, of {', '.join(map(str, WIDTHS))} (default all; 90 with "
+        "--preset cpu and --smoke)")  # fmt: skip
+    add("--epochs", type=int, help="of the sparse stage, in place of the preset's")
+    add("--step-scale", type=float,
+        help="factor on the sparse stage's step size, in place of the preset's")  # fmt: skip
+    add("--precision", choices=["fp32", "bf16"], help="of the network's passes")
+    add("--score", choices=["test", "validation"], default="test",
+        help="images to score; validation, to choose a --step-scale, are held out of training "
+        "(default test)")  # fmt: skip
+    args = parser.parse_args(argv)
+    settle(parser, args, "resnet_cifar", seeds=(0, 1, 2))
+    args.protocol = PRESETS["smoke" if args.smoke else args.preset]
+    given = {
+        "sparse_epochs": args.epochs,
+        "normal_scale": args.step_scale,
+        "sa_scale": args.step_scale,
+        "em_scale": args.step_scale,
+        "precision": args.precision,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    args.protocol = replace(args.protocol, **given)
+    if args.score == "validation" and not args.protocol.validation:
+        parser.error(f"--score validation: the {args.preset} preset holds no images out")
+    if args.sparsity is None:
+        args.sparsity = list(WIDTHS) if args.preset == "full" and not args.smoke else [90]
+    return args
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the experiment; returns the exit status, 0 if every row is there."""
+    args = parse(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    run = Run(args.protocol, args.data_dir, args.download, args.out, args.device, args.score)
+    if args.stage == "sparse" and not dense.checkpoint(run).exists():
+        print(f"there is no {dense.checkpoint(run)}; run --stage dense first", file=sys.stderr)
+        return 2
+    _, dense_figures = dense.dense_network_of(run)
+    print(f"dense network: accuracy {100 * dense_figures['accuracy_last']:.2f} %")
+    if args.stage == "dense":
+        return 0
+    tasks = [
+        (seed, task_name(method, percent))
+        for percent in args.sparsity
+        for seed in args.seeds
+        for method in args.methods
+    ]
+    make = partial(run_one, run=run)
+    settings = partial(settings_of, protocol=args.protocol, score=args.score)
+    interrupted, failed = False, []
+    try:
+        replicates = Replicates(args.out / "replicates.csv", FIGURES)
+        failed = run_all(tasks, make, settings, replicates, args.jobs)
+    except SettingsChanged as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        interrupted = True
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+    if replicates.rows:
+        command = shlex.join(["python", "tutorials/reproduce/resnet_cifar.py", *argv])
+        print(report.write(replicates.rows, dense_figures, run, command))
+        print(f"\nreplicates.csv, table.csv, table.md and drops.png are in {args.out}")
+    for (seed, name), error in failed:
+        print(f"failed: {name}, seed {seed}: {error}", file=sys.stderr)
+    return 130 if interrupted else int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,60 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""One row at one seed: from the dense network to a sparse one, and its figures."""
+
+from __future__ import annotations
+
+import pyro_aeb as aeb
+
+from . import dense, training
+from .methods import METHODS, build, parse_task
+from .protocol import WIDTHS, Clock, Protocol
+from .training import Length, Run
+
+FIGURES = [*training.FIGURES, "drop_last", "drop_average", "sparsity", "sigma", "delta", "seconds"]
+
+
+def settings_of(name: str, protocol: Protocol, score: str) -> str:
+    """
+    What decides a row beside the seed, as text.
+
+    :raises KeyError: if there is no such row.
+    """
+    method, percent = parse_task(name)
+    return f"{METHODS[method]}, widths={WIDTHS[percent]}, {protocol}, scored on {score} images"
+
+
+def run_one(name: str, seed: int, run: Run) -> dict[str, float]:
+    """
+    The figures of a row: scores of the exported network and of the posterior average, the drops in
+    accuracy from the dense network in points, the share of zeros among the exported network's
+    parameters, and where sigma and the mean of the deltas ended. There are no drops on validation
+    images.
+
+    :param str name: of the task, method and target sparsity.
+    :param int seed: of noise, batches and augmentation.
+    :param Run run: whose data and protocol.
+    """
+    protocol = run.protocol
+    module, dense_figures = dense.dense_network_of(run)
+    data = len(run.data()[0].labels)
+    length = Length(
+        protocol.sparse_epochs,
+        data,
+        protocol.sparse_batch,
+        protocol.draws_per_epoch,
+        protocol.averaged_draws,
+    )
+    clock = Clock(length.steps, data)
+    net, model, kernel = build(name, module, protocol, clock, length.steps_per_draw, seed)
+    network, figures = training.sample(net, model, kernel, length, run, seed)
+    for which in ("last", "average") if run.score == "test" else ():
+        drop = dense_figures["accuracy_last"] - figures[f"accuracy_{which}"]
+        figures[f"drop_{which}"] = 100.0 * drop
+    counts = aeb.nn.parameter_counts(network)
+    figures["sparsity"] = 1.0 - counts.nonzero / counts.total
+    if kernel.latents is not None:
+        figures["sigma"] = float(kernel.latents.sigma.mean())
+        figures["delta"] = float(kernel.latents.delta.mean())
+    return figures
