@@ -3,6 +3,7 @@
 
 """Networks: from a torch module to a sparse Bayesian one and back."""
 
+from pyro_aeb.nn import scores
 from pyro_aeb.nn.bayesian_module import BayesianModule, bayesianize
 from pyro_aeb.nn.export import LayerCount, ParameterCounts, masks, parameter_counts, sparse_module
 from pyro_aeb.nn.predictive import PosteriorPredictive
@@ -15,5 +16,6 @@ __all__ = [
     "bayesianize",
     "masks",
     "parameter_counts",
+    "scores",
     "sparse_module",
 ]

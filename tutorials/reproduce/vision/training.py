@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from pyro_aeb.nn import scores
+import pyro_aeb as aeb
 
 Precision = Literal["fp32", "bf16"]
 Batches = DataLoader[tuple[Tensor, Tensor]]
@@ -116,8 +116,8 @@ def scores_of(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     :param Tensor labels: shape (n,).
     """
     return {
-        "accuracy": 100.0 * float(scores.accuracy(probabilities, labels)),
-        "nll": float(scores.negative_log_likelihood(probabilities, labels)),
-        "ece": 100.0 * float(scores.calibration_error(probabilities, labels)),
-        "brier": float(scores.brier(probabilities, labels)),
+        "accuracy": 100.0 * float(aeb.nn.scores.accuracy(probabilities, labels)),
+        "nll": float(aeb.nn.scores.negative_log_likelihood(probabilities, labels)),
+        "ece": 100.0 * float(aeb.nn.scores.calibration_error(probabilities, labels)),
+        "brier": float(aeb.nn.scores.brier(probabilities, labels)),
     }
