@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             help=f"of {', '.join(known)} (default all)")  # fmt: skip
     add("--precision", choices=["fp32", "bf16"], help="of the networks' passes")
     add("--epochs", type=float, help="of every row, in place of the preset's")
-    add("--set", nargs="+", default=[], metavar="NAME=VALUE",
+    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
         help="numbers in place of the preset's, of "
         f"{', '.join(f.name for f in fields(Protocol) if f.type in ('int', 'float'))}"
     )  # fmt: skip
