@@ -126,12 +126,17 @@ def settings_for(method: str, table: str) -> Settings:
     The plain rows have the same prior as the others, its latents fixed at the first values of the
     others (rho = delta = 1/2, sigma = 10) and kappa by equation (5).
 
+    The power table, of which the paper gives no settings, has a target of 454 +- 17 and nine times
+    as many rows as the next largest: its first gradients are a hundred times as large, and with the
+    others' settings every chain overflows or runs away at once. Its target is centred, and its step
+    sizes are a tenth.
+
     :raises KeyError: if there is no such row or table.
     """
     tau, v0 = TAU_V0[table]
     if method == "ours":
-        return OURS
-    settings = Settings(Prior(v0=v0), tau)
+        return replace(OURS, step_size=5e-6) if table == "power" else OURS
+    settings = Settings(Prior(v0=v0), tau, step_size=1e-6 if table == "power" else 1e-5)
     if method not in LABELS:
         raise KeyError(method)
     if method.startswith("a-"):
@@ -151,7 +156,8 @@ def settings_text(task: str, smoke: bool) -> str:
     :raises KeyError: if it is not known.
     """
     table, _, method = task.partition("/")
-    return str(_shortened(settings_for(method, table), smoke))
+    text = str(_shortened(settings_for(method, table), smoke))
+    return f"{text}, target centred" if table == "power" else text
 
 
 def _shortened(settings: Settings, smoke: bool) -> Settings:
@@ -170,7 +176,11 @@ def run_one(task: str, seed: int, data_dir: Path | None, smoke: bool) -> dict[st
     torch.set_num_threads(1)
     table, _, method = task.partition("/")
     X, y = made_up_table() if data_dir is None else read_table(data_dir / f"{table}.csv")
-    return fit_and_score(split(X, y, seed), _shortened(settings_for(method, table), smoke), seed)
+    data = split(X, y, seed)
+    if table == "power":
+        mean = data.y.mean()
+        data = data._replace(y=data.y - mean, y_test=data.y_test - mean)
+    return fit_and_score(data, _shortened(settings_for(method, table), smoke), seed)
 
 
 def fit_and_score(data: Split, settings: Settings, seed: int) -> dict[str, float]:
