@@ -5,25 +5,19 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
-import importlib.util
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tutorial_runs import needs, read_rows
 
 import pyro_aeb as aeb
 from pyro_aeb.transitions import StepNumbers
 
-for package in ("matplotlib", "pandas", "torchmetrics", "torchvision", "tqdm"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"the tutorial needs {package}: .[tutorials,vision]", allow_module_level=True)
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tutorials" / "reproduce"))
+needs("matplotlib", "pandas", "torchmetrics", "torchvision", "tqdm")
 dense = importlib.import_module("resnet_compression.dense")
 methods = importlib.import_module("resnet_compression.methods")
 protocol = importlib.import_module("resnet_compression.protocol")
@@ -182,8 +176,7 @@ def test_differences_are_paired_by_seed_and_sparsity() -> None:
 
 
 def read(out: Path) -> list[dict[str, str]]:
-    with (out / "replicates.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_rows(out / "replicates.csv")
 
 
 def command(out: Path, *more: str) -> list[str]:

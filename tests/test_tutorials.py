@@ -5,49 +5,21 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
-import importlib.util
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tutorial_runs import needs, read_rows, run_script
 
-ROOT = Path(__file__).resolve().parents[1]
-TUTORIALS = ROOT / "tutorials"
-
-for package in ("h5netcdf", "matplotlib", "pandas", "scipy", "skglm", "sklearn", "tqdm"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"the tutorials need {package}: .[tutorials]", allow_module_level=True)
-
-sys.path.insert(0, str(TUTORIALS / "reproduce"))
-harness = importlib.import_module("sparse_linear.harness")
+needs("h5netcdf", "matplotlib", "pandas", "scipy", "skglm", "sklearn", "tqdm")
+experiment = importlib.import_module("common.experiment")
+harness = importlib.import_module("common.harness")
 methods = importlib.import_module("sparse_linear.methods")
 report = importlib.import_module("sparse_linear.report")
 large_p_small_n = importlib.import_module("large_p_small_n")
-
-
-def run_script(script: str, *arguments: str, cwd: Path) -> str:
-    """Runs a tutorial as a reader would, on one thread, and returns what it prints."""
-    finished = subprocess.run(
-        [sys.executable, str(TUTORIALS / script), *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return finished.stdout
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # -- the harness: every finished fit is kept, and never made again
@@ -56,12 +28,23 @@ FAST = ["oracle", "ridge"]
 TASKS = [(seed, name) for seed in (0, 1) for name in FAST]
 
 
-def test_a_second_run_makes_no_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def rows_in(path: Path) -> Any:
+    return harness.Replicates(path, methods.FIGURES)
+
+
+def run_all(
+    path: Path, run_one: Any = methods.run_one, protocol: Any = methods.SMOKE
+) -> list[tuple[tuple[int, str], str]]:
+    """Runs the tasks that are not in the file; returns those that failed."""
+    settings_of = partial(methods.settings_of, protocol=protocol)
+    return harness.run_all(TASKS, partial(run_one, protocol=protocol), settings_of, rows_in(path))
+
+
+def test_a_second_run_makes_no_fit(tmp_path: Path) -> None:
     path = tmp_path / "replicates.csv"
-    assert harness.run_all(TASKS, methods.SMOKE, harness.Replicates(path), jobs=1) == []
+    assert run_all(path) == []
     before = path.read_bytes()
-    monkeypatch.setattr(harness, "run_one", lambda *_: pytest.fail("a finished fit was made again"))
-    assert harness.run_all(TASKS, methods.SMOKE, harness.Replicates(path), jobs=1) == []
+    assert run_all(path, lambda *_, **__: pytest.fail("a finished fit was made again")) == []
     assert path.read_bytes() == before
     assert [(int(row["seed"]), row["method"]) for row in read_rows(path)] == TASKS
 
@@ -76,54 +59,47 @@ def test_an_interrupt_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         made.append((seed, name))
         return run_one(name, seed, protocol)
 
-    monkeypatch.setattr(harness, "run_one", counted)
+    monkeypatch.setattr(large_p_small_n, "run_one", counted)
     command = ["--smoke", "--seeds", "0", "1", "--methods", *FAST, "--out", str(tmp_path)]
     assert large_p_small_n.main(command) == 130
     assert len(read_rows(tmp_path / "replicates.csv")) == 3
     assert (tmp_path / "table.md").exists()
-    monkeypatch.setattr(harness, "run_one", run_one)
+    monkeypatch.setattr(large_p_small_n, "run_one", run_one)
     assert large_p_small_n.main(command) == 0
     rows = read_rows(tmp_path / "replicates.csv")
     assert [(int(row["seed"]), row["method"]) for row in rows] == TASKS
 
 
-def test_a_failed_fit_stops_no_other_and_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_one = methods.run_one
-
+def test_a_failed_fit_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
     def failing(name: str, seed: int, protocol: Any) -> dict[str, float]:
         if (seed, name) == (0, "ridge"):
             raise ArithmeticError("no luck")
-        return run_one(name, seed, protocol)
+        return methods.run_one(name, seed, protocol)
 
     path = tmp_path / "replicates.csv"
-    monkeypatch.setattr(harness, "run_one", failing)
-    failed = harness.run_all(TASKS, methods.SMOKE, harness.Replicates(path), jobs=1)
-    assert failed == [((0, "ridge"), "ArithmeticError: no luck")]
+    assert run_all(path, failing) == [((0, "ridge"), "ArithmeticError: no luck")]
     assert len(read_rows(path)) == 3
-    monkeypatch.setattr(harness, "run_one", run_one)
-    assert harness.run_all(TASKS, methods.SMOKE, harness.Replicates(path), jobs=1) == []
+    assert run_all(path) == []
     assert len(read_rows(path)) == 4
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "replicates.csv"
-    harness.run_all(TASKS, methods.SMOKE, harness.Replicates(path), jobs=1)
+    run_all(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-7])
-    assert len(harness.Replicates(path).rows) == 3
-    harness.run_all(TASKS, methods.SMOKE, harness.Replicates(path), jobs=1)
+    assert len(rows_in(path).rows) == 3
+    run_all(path)
     assert len(read_rows(path)) == 4
 
 
 def test_rows_of_other_settings_are_never_mixed(tmp_path: Path) -> None:
     path = tmp_path / "replicates.csv"
-    harness.run_all(TASKS, methods.SMOKE, harness.Replicates(path), jobs=1)
+    run_all(path)
     with pytest.raises(
         harness.SettingsChanged, match=r"holds 'oracle' made with(.|\n)*another --out"
     ):
-        harness.run_all(TASKS, methods.Protocol(), harness.Replicates(path), jobs=1)
+        run_all(path, protocol=methods.Protocol())
 
 
 def test_settings_that_matter_are_in_every_row() -> None:
@@ -134,7 +110,7 @@ def test_settings_that_matter_are_in_every_row() -> None:
 
 
 def test_summary_by_hand(tmp_path: Path) -> None:
-    replicates = harness.Replicates(tmp_path / "replicates.csv")
+    replicates = rows_in(tmp_path / "replicates.csv")
     for seed, (lasso, mcp) in enumerate([(4.0, 3.0), (5.0, 5.0), (6.0, np.nan)]):
         replicates.add((seed, "lasso"), {"mse": lasso}, "")
         if not np.isnan(mcp):
@@ -149,6 +125,20 @@ def test_summary_by_hand(tmp_path: Path) -> None:
 
 
 # -- the scripts
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["--data-dir", "/home/me/data", "--out", "x y"], "--data-dir DATA --out 'x y'"),
+        (["--jobs", "2", "--data-dir=/home/me/data"], "--jobs 2 --data-dir=DATA"),
+        (["--data-dir", "mnist/", "--data", "mnist"], "--data-dir DATA --data mnist"),
+        ([], ""),
+    ],
+)
+def test_a_table_says_the_command_without_where_the_data_were(argv: list[str], shown: str) -> None:
+    command = f"python tutorials/reproduce/mnist.py {shown}".strip()
+    assert experiment.command_line("mnist.py", argv) == command
 
 
 @pytest.mark.slow

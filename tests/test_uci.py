@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
-import importlib.util
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,27 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tutorial_runs import needs, read_rows
 
 import pyro_aeb as aeb
 from pyro_aeb.model import inspect_model
 
-TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
-
-for package in ("h5netcdf", "matplotlib", "pandas", "sklearn", "tqdm"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"the tutorials need {package}: .[tutorials]", allow_module_level=True)
-
-sys.path.insert(0, str(TUTORIALS / "reproduce"))
+needs("h5netcdf", "matplotlib", "pandas", "sklearn", "tqdm")
 data = importlib.import_module("uci_regression.data")
 network = importlib.import_module("uci_regression.network")
 methods = importlib.import_module("uci_regression.methods")
 report = importlib.import_module("uci_regression.report")
 uci = importlib.import_module("uci")
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # -- data

@@ -5,32 +5,21 @@
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import importlib
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tutorial_runs import needs, read_rows, run_script
 
-ROOT = Path(__file__).resolve().parents[1]
-TUTORIALS = ROOT / "tutorials"
-
-for package in ("h5netcdf", "matplotlib", "pandas", "torchmetrics", "torchvision", "tqdm"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"the image tutorials need {package}", allow_module_level=True)
+needs("h5netcdf", "matplotlib", "pandas", "torchmetrics", "torchvision", "tqdm")
 
 from torchvision.transforms import v2  # noqa: E402
 from torchvision.transforms.v2 import functional as v2f  # noqa: E402
 
-sys.path.insert(0, str(TUTORIALS / "reproduce"))
 augment = importlib.import_module("vision.augment")
 data = importlib.import_module("vision.data")
 networks = importlib.import_module("vision.networks")
@@ -142,6 +131,31 @@ def test_a_loader_fetches_whole_batches() -> None:
     assert torch.equal(train.labels[place], labels)
     in_order = torch.cat([labels for _, labels in data.batches(train, 20)])
     assert torch.equal(in_order, train.labels)
+
+
+def test_a_seeds_order_augmentation_and_noise_are_different_random_numbers() -> None:
+    class Numbers:
+        def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+            drawn.extend(uniform(len(images), generator))
+            return images.float()
+
+    def uniform(n: int, generator: torch.Generator) -> list[float]:
+        # Of 53 random bits each; two of float32's 24 would be equal by chance.
+        return torch.rand(n, generator=generator, dtype=torch.float64).tolist()
+
+    def from_the_start(seed: int) -> list[float]:
+        return uniform(10_000, torch.Generator().manual_seed(seed))
+
+    drawn: list[float] = []
+    train, _ = data.made_up((1, 8, 8))
+    loader = data.batches(train, 20, Numbers(), train=True, seed=5)
+    list(loader)
+    assert len(drawn) == len(train.labels)
+    assert set(drawn) <= set(from_the_start(loader.dataset._generator.initial_seed()))
+    noise, order = from_the_start(5), from_the_start(loader.generator.initial_seed())
+    assert not set(drawn) & set(noise)
+    assert not set(order) & set(noise)
+    assert not set(order) & set(drawn)
 
 
 def test_the_validation_images_are_the_same_for_the_same_seed() -> None:
@@ -274,25 +288,6 @@ def test_settings_that_matter_are_in_every_row(tmp_path: Path) -> None:
     assert texts["vanilla"].startswith("Adam")
     with pytest.raises(KeyError):
         job.settings_of("fashion net2 nothing")
-
-
-def run_script(script: str, *arguments: str, cwd: Path) -> str:
-    """Runs a tutorial as a reader would, on one thread, and returns what it prints."""
-    finished = subprocess.run(
-        [sys.executable, str(TUTORIALS / script), *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return finished.stdout
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_mnist_and_its_adversaries_at_smoke_size(tmp_path: Path) -> None:

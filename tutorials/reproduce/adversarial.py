@@ -10,23 +10,18 @@ four methods of ``mnist.py``.
 
 The first command stores posterior draws, the second attacks their average: images move by zeta in
 the direction of the sign of the gradient of the log probability of the predicted class, against it.
-
-Every finished row is a line of ``OUT/replicates.csv`` at once. Stop the run with Ctrl-C whenever
-you like and start it again with the same command: it goes on where it stopped. ``table.csv``,
-``table.md`` and ``curves.png`` are written at the end of every run, also of one that was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from common.harness import Replicates, SettingsChanged, run_all
-from common.options import add_options, settle
+from common.experiment import run_experiment
+from common.options import add_options, new_parser, settle
 from mnist_networks import attack_report, training
 from mnist_networks.attack import FIGURES, Attack, run_one, stored_rows
 from mnist_networks.protocol import METHODS, NETWORKS, PRESETS
@@ -34,9 +29,7 @@ from mnist_networks.protocol import METHODS, NETWORKS, PRESETS
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     add_options(parser)
     add = parser.add_argument
     add("--draws", type=Path, default=Path("mnist_output"),
@@ -55,6 +48,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def train_for_smoke(args: argparse.Namespace) -> None:
     """Stands in for a run of ``mnist.py``."""
+    args.out.mkdir(parents=True, exist_ok=True)
     job = training.Job(PRESETS["smoke"], args.data_dir, args.download, args.device, args.out)
     for method in METHODS:
         training.run_one(f"mnist net1 {method}", 0, job)
@@ -63,7 +57,6 @@ def train_for_smoke(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment; returns the exit status, 0 if every row is there."""
     args = parse(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.smoke:
         train_for_smoke(args)
     folder = args.draws / "draws"
@@ -76,26 +69,17 @@ def main(argv: Sequence[str]) -> int:
         print(f"there are no draws in {folder}; run mnist.py first", file=sys.stderr)
         return 2
     attack = Attack(folder, args.data_dir, args.download, args.device, args.images, args.precision)
-    interrupted, failed = False, []
-    try:
-        replicates = Replicates(args.out / "replicates.csv", FIGURES)
-        failed = run_all(
-            tasks, partial(run_one, attack=attack), attack.settings_of, replicates, args.jobs
-        )
-    except SettingsChanged as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        interrupted = True
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-    if replicates.rows:
-        shown = ["DATA" if word == str(args.data_dir) else word for word in argv]
-        command = shlex.join(["python", "tutorials/reproduce/adversarial.py", *shown])
-        print(attack_report.write(replicates.rows, args.out, command))
-        print(f"\nreplicates.csv, table.csv, table.md and curves.png are in {args.out}")
-    for (seed, name), error in failed:
-        print(f"failed: {name}, seed {seed}: {error}", file=sys.stderr)
-    return 130 if interrupted else int(bool(failed))
+    return run_experiment(
+        "adversarial.py",
+        argv,
+        args,
+        tasks=tasks,
+        figures=FIGURES,
+        run_one=partial(run_one, attack=attack),
+        settings_of=attack.settings_of,
+        write_report=attack_report.write,
+        image="curves.png",
+    )
 
 
 if __name__ == "__main__":

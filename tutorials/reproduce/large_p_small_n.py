@@ -10,31 +10,26 @@ baseline, over replicates.
 100 observations, 1000 features, three of which matter. Sparse regression by SGLD-SA, at the
 paper's settings and at ours, stands beside least squares that is told the answer, exact ridge,
 lasso, relaxed lasso, MCP, the horseshoe by NUTS, and plain SGLD and SGHMC.
-
-Every finished fit is a line of ``OUT/replicates.csv`` at once. Stop the run with Ctrl-C whenever
-you like and start it again with the same command: it goes on where it stopped. ``table.csv``,
-``table.md`` and ``test_mse.png`` are written at the end of every run, also of one that was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from sparse_linear.harness import Replicates, SettingsChanged, run_all
-from sparse_linear.methods import ALL, METHODS, SMOKE, Protocol
+from common.experiment import run_experiment
+from common.options import new_parser
+from sparse_linear.methods import ALL, FIGURES, METHODS, SMOKE, Protocol, run_one, settings_of
 from sparse_linear.report import write_report
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--replicates", type=int, help="number of data sets (default 20; 2 with --smoke)")
     add("--first-seed", type=int, default=0, help="seed of the first data set (default 0)")
@@ -71,24 +66,17 @@ def main(argv: Sequence[str]) -> int:
         for name in args.methods
         if name != "horseshoe" or seed in slow
     ]
-    args.out.mkdir(parents=True, exist_ok=True)
-    replicates = Replicates(args.out / "replicates.csv")
-    interrupted, failed = False, []
-    try:
-        failed = run_all(tasks, protocol, replicates, args.jobs)
-    except SettingsChanged as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        interrupted = True
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-    if replicates.rows:
-        command = shlex.join(["python", "tutorials/reproduce/large_p_small_n.py", *argv])
-        print(write_report(replicates.rows, args.out, command, protocol))
-        print(f"\nreplicates.csv, table.csv, table.md and test_mse.png are in {args.out}")
-    for (seed, name), error in failed:
-        print(f"failed: {name}, seed {seed}: {error}", file=sys.stderr)
-    return 130 if interrupted else int(bool(failed))
+    return run_experiment(
+        "large_p_small_n.py",
+        argv,
+        args,
+        tasks=tasks,
+        figures=FIGURES,
+        run_one=partial(run_one, protocol=protocol),
+        settings_of=partial(settings_of, protocol=protocol),
+        write_report=partial(write_report, protocol=protocol),
+        image="test_mse.png",
+    )
 
 
 if __name__ == "__main__":

@@ -16,24 +16,20 @@ The default is the paper's protocol, for an accelerator. The ``cpu`` preset take
 ``--score validation`` scores images set aside from the training images, and ``--set NAME=VALUE``
 changes a constant of the preset: to choose settings without the test images.
 
-Every finished row is a line of ``OUT/replicates.csv`` at once. Stop the run with Ctrl-C whenever
-you like and start it again with the same command: it goes on where it stopped. ``table.csv``,
-``table.md`` and ``scores.png`` are written at the end of every run, also of one that was stopped.
 The draws are in ``OUT/draws/``, for ``adversarial.py``.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from itertools import product
 
-from common.harness import Replicates, SettingsChanged, run_all
-from common.options import add_options, settle
+from common.experiment import run_experiment
+from common.options import add_options, new_parser, settle
 from mnist_networks import report
 from mnist_networks.protocol import DATA, METHODS, NETWORKS, PRESETS, Protocol, Row
 from mnist_networks.training import FIGURES, Job, run_one
@@ -41,9 +37,7 @@ from mnist_networks.training import FIGURES, Job, run_one
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     add_options(parser)
     add = parser.add_argument
     add("--preset", choices=["paper", "cpu"], default="paper",
@@ -95,7 +89,6 @@ def _changes(args: argparse.Namespace) -> dict[str, object]:
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment; returns the exit status, 0 if every row is there."""
     args = parse(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
     job = Job(
         args.protocols,
         args.data_dir,
@@ -110,24 +103,17 @@ def main(argv: Sequence[str]) -> int:
             args.networks, args.seeds, args.data, args.methods
         )
     ]
-    interrupted, failed = False, []
-    try:
-        replicates = Replicates(args.out / "replicates.csv", FIGURES)
-        failed = run_all(tasks, partial(run_one, job=job), job.settings_of, replicates, args.jobs)
-    except SettingsChanged as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        interrupted = True
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-    if replicates.rows:
-        shown = ["DATA" if word == str(args.data_dir) else word for word in argv]
-        command = shlex.join(["python", "tutorials/reproduce/mnist.py", *shown])
-        print(report.write(replicates.rows, args.out, command))
-        print(f"\nreplicates.csv, table.csv, table.md and scores.png are in {args.out}")
-    for (seed, name), error in failed:
-        print(f"failed: {name}, seed {seed}: {error}", file=sys.stderr)
-    return 130 if interrupted else int(bool(failed))
+    return run_experiment(
+        "mnist.py",
+        argv,
+        args,
+        tasks=tasks,
+        figures=FIGURES,
+        run_one=partial(run_one, job=job),
+        settings_of=job.settings_of,
+        write_report=report.write,
+        image="scores.png",
+    )
 
 
 if __name__ == "__main__":

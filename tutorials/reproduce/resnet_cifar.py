@@ -16,10 +16,6 @@ weights. ``--stage dense`` stops after the first, ``--stage sparse`` takes a den
 The default is the paper's protocol, 1000 epochs for the dense network and 1000 for each row, for an
 accelerator. The ``cpu`` preset has 6 and 1, and a factor on the step size for each kind of prior.
 
-Every finished row is a line of ``OUT/replicates.csv`` at once. Stop the run with Ctrl-C whenever
-you like and start it again with the same command: it goes on where it stopped. ``table.csv``,
-``table.md`` and ``drops.png`` are written at the end of every run, also of one that was stopped.
-
 ``--data-dir`` holds torchvision's CIFAR-10, or folders ``{train,test}/CLASS/`` of image files,
 which are decoded once, into ``decoded`` beside them.
 """
@@ -27,14 +23,15 @@ which are decoded once, into ``decoded`` beside them.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
-from common.harness import Replicates, SettingsChanged, run_all
-from common.options import add_options, settle
+from common.experiment import run_experiment
+from common.harness import Row
+from common.options import add_options, new_parser, settle
 from resnet_compression import dense, report
 from resnet_compression.methods import METHODS, task_name
 from resnet_compression.protocol import PRESETS, WIDTHS
@@ -44,9 +41,7 @@ from resnet_compression.training import Run
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     add_options(parser)
     add = parser.add_argument
     add("--preset", choices=["full", "cpu"], default="full",
@@ -102,25 +97,21 @@ def main(argv: Sequence[str]) -> int:
         for seed in args.seeds
         for method in args.methods
     ]
-    make = partial(run_one, run=run)
-    settings = partial(settings_of, protocol=args.protocol, score=args.score)
-    interrupted, failed = False, []
-    try:
-        replicates = Replicates(args.out / "replicates.csv", FIGURES)
-        failed = run_all(tasks, make, settings, replicates, args.jobs)
-    except SettingsChanged as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        interrupted = True
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-    if replicates.rows:
-        command = shlex.join(["python", "tutorials/reproduce/resnet_cifar.py", *argv])
-        print(report.write(replicates.rows, dense_figures, run, command))
-        print(f"\nreplicates.csv, table.csv, table.md and drops.png are in {args.out}")
-    for (seed, name), error in failed:
-        print(f"failed: {name}, seed {seed}: {error}", file=sys.stderr)
-    return 130 if interrupted else int(bool(failed))
+
+    def write_report(rows: list[Row], out: Path, command: str) -> str:
+        return report.write(rows, dense_figures, run, command)
+
+    return run_experiment(
+        "resnet_cifar.py",
+        argv,
+        args,
+        tasks=tasks,
+        figures=FIGURES,
+        run_one=partial(run_one, run=run),
+        settings_of=partial(settings_of, protocol=args.protocol, score=args.score),
+        write_report=write_report,
+        image="drops.png",
+    )
 
 
 if __name__ == "__main__":

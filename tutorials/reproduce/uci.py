@@ -12,22 +12,17 @@ a header line, numbers only, the rows in the order of the original files (the sp
 the target last. Those are, from https://archive.ics.uci.edu: Yacht Hydrodynamics, Energy Efficiency
 (inputs X1 to X8, target Y2), Wine Quality (red), Concrete Compressive Strength, Combined Cycle
 Power Plant (first sheet); and Boston Housing, from http://lib.stat.cmu.edu/datasets/boston.
-
-Every finished fit is a line of ``OUT/replicates.csv`` at once. Stop the run with Ctrl-C whenever
-you like and start it again with the same command: it goes on where it stopped. ``table.csv``,
-``table.md`` and ``rmse.png`` are written at the end of every run, also of one that was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
 
-from common.harness import Replicates, SettingsChanged, run_all
-from common.options import add_options, settle
+from common.experiment import run_experiment
+from common.options import add_options, new_parser, settle
 from uci_regression.data import SEEDS, TABLES
 from uci_regression.methods import FIGURES, METHODS, run_one, settings_text
 from uci_regression.report import write_report
@@ -35,9 +30,7 @@ from uci_regression.report import write_report
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     add_options(parser)
     tables = [name for name in TABLES if name != "power"]
     parser.add_argument("--tables", nargs="+", default=tables, choices=list(TABLES),
@@ -62,30 +55,17 @@ def main(argv: Sequence[str]) -> int:
         for table in args.tables
         for method in args.methods
     ]
-    args.out.mkdir(parents=True, exist_ok=True)
-    interrupted, failed = False, []
-    try:
-        replicates = Replicates(args.out / "replicates.csv", FIGURES)
-        failed = run_all(
-            tasks,
-            partial(run_one, data_dir=args.data_dir, smoke=args.smoke),
-            partial(settings_text, smoke=args.smoke),
-            replicates,
-            args.jobs,
-        )
-    except SettingsChanged as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        interrupted = True
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-    if replicates.rows:
-        command = shlex.join(["python", "tutorials/reproduce/uci.py", *argv])
-        print(write_report(replicates.rows, args.out, command))
-        print(f"\nreplicates.csv, table.csv, table.md and rmse.png are in {args.out}")
-    for (seed, name), error in failed:
-        print(f"failed: {name}, seed {seed}: {error}", file=sys.stderr)
-    return 130 if interrupted else int(bool(failed))
+    return run_experiment(
+        "uci.py",
+        argv,
+        args,
+        tasks=tasks,
+        figures=FIGURES,
+        run_one=partial(run_one, data_dir=args.data_dir, smoke=args.smoke),
+        settings_of=partial(settings_text, smoke=args.smoke),
+        write_report=write_report,
+        image="rmse.png",
+    )
 
 
 if __name__ == "__main__":

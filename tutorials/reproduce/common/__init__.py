@@ -5,9 +5,10 @@
 What the reproduction scripts share, in parts:
 
 - ``harness``: runs (seed, name) tasks in parallel and survives interruption;
+- ``experiment``: a whole run, from tasks to tables and exit status;
 - ``options``: the command line options that every script has;
 - ``tables``: means with standard errors, as data frames and as Markdown.
 
-A script builds its tasks, hands them to :func:`harness.run_all` with a function that makes one of
-them, and turns :attr:`harness.Replicates.rows` into tables and a figure.
+A script builds its tasks and hands them to :func:`experiment.run_experiment`, with a function that
+makes one of them and one that turns all finished rows into tables and a figure.
 """

@@ -9,6 +9,23 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from .experiment import KEPT
+
+
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """
+    A parser whose ``--help`` is a script's docstring, and says that finished rows are kept. Options
+    are not abbreviated: a command that is put into a table has them as they are.
+
+    :param description: the docstring.
+    """
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=KEPT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """

@@ -111,7 +111,6 @@ CPU = Protocol(
     one_cycle=True,
     normal_scale=3.0,
     sa_scale=1.0,
-    em_scale=0.3,
     pruning_damping=0.98,
     draws_per_epoch=5,
     averaged_draws=5,

@@ -10,6 +10,5 @@ Sparse linear regression with many more features than observations, in parts:
 - ``sampling``: the SG-MCMC rows, all through :class:`pyro_aeb.AEBKernel`;
 - ``horseshoe``: the horseshoe prior by Pyro's NUTS;
 - ``methods``: the table of all methods by name;
-- ``harness``: the shared harness of the scripts (``common``) with this experiment's methods;
 - ``report``: tables and the figure.
 """

@@ -29,6 +29,13 @@ from .metrics import Fit, score
 SGLD_LENGTH = 5
 SGHMC_LENGTH = 2
 
+FIGURES = (
+    "mse mae mse_last precision_12 recall_12 precision_123 recall_123 selected beta1 beta2 beta3 "
+    "coverage_beta1 coverage_beta2 coverage_beta3 coverage_zeros interval_length seconds "
+    "ess rhat sigma delta collapsed"
+).split()
+"""The numbers that a fit gives."""
+
 PLAIN_SGLD = SGLD(step_size=5e-4)
 PLAIN_SGHMC = SGHMC(step_size=5e-4, friction=0.1)
 
@@ -175,8 +182,8 @@ def run_one(name: str, seed: int, protocol: Protocol) -> dict[str, float]:
     :param str name: a key of :data:`ALL`.
     :param int seed: the replicate.
     :param Protocol protocol: sizes and lengths.
-    :returns: the figures of :func:`metrics.score`, the method's notes, and ``seconds`` of
-        processor time that the fit took.
+    :returns: of :data:`FIGURES` those of :func:`metrics.score`, the method's notes, and ``seconds``
+        of processor time that the fit took.
     """
     torch.set_num_threads(1)
     problem = simulate(seed, protocol.size)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from common.harness import Row
 from common.tables import cell, frame, markdown_table, mean_and_se
 
 import pyro_aeb
 
-from .harness import FIGURES, Row
-from .methods import ALL, METHODS, Protocol, settings_of
+from .methods import ALL, FIGURES, METHODS, Protocol, settings_of
 
 #: The row that the paired differences are taken against.
 REFERENCE = "mcp"

@@ -216,11 +216,13 @@ def batches(
     :param bool train: whether images come in a new order every epoch, without the last short batch.
     :param int seed: of the order and of the augmentation.
     """
+    # Two streams of numbers, and neither that of a sampler that has the same seed.
+    order, change = (int(n) for n in np.random.SeedSequence(seed).generate_state(2, np.uint32))
     return DataLoader(
-        BatchDataset(data, augment, seed),
+        BatchDataset(data, augment, change),
         batch_size=min(size, len(data.labels)),
         shuffle=train,
         drop_last=train,
         collate_fn=whole,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(order),
     )
