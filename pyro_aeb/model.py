@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_aeb.arguments import leading_lengths
+from pyro_aeb.data_checks import check_finite, check_loader_plates, check_observed
 from pyro_aeb.errors import ModelError
 from pyro_aeb.links import HandLinks, check_links, find_links, is_sparse
 from pyro_aeb.look import Site, base, check_continuous, look, look_for_provenance
@@ -47,7 +48,7 @@ def inspect_model(
     :raises ModelError: if the model or the data cannot be sampled as they stand.
     """
     named = _named_tensors(model, args, kwargs)
-    _check_finite(named)
+    check_finite(named)
     with _explained(named):
         sites = look(model, args, kwargs, {}, validate=True)
     subsamples = {n: s for n, s in sites.items() if site_is_subsample(cast(Any, s))}
@@ -56,10 +57,10 @@ def inspect_model(
     latent = {n: s for n, s in sites.items() if not s["is_observed"]}
     observed = {n: s for n, s in sites.items() if s["is_observed"]}
     _check_latent(latent)
-    _check_observed(observed, plates)
+    check_observed(observed, plates)
     if loader_sizes is not None:
         lengths = leading_lengths(args, kwargs)
-        _check_loader_plates(observed, subsamples, loader_sizes, lengths)
+        check_loader_plates(observed, subsamples, loader_sizes, lengths)
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
     tracked = look_for_provenance(model, args, kwargs)
     found = find_links(latent, tracked, sparse, links or {})
@@ -104,16 +105,6 @@ def _named_tensors(
         if isinstance(value, Tensor) and not any(value is other for other in found.values()):
             found[name] = value
     return found
-
-
-def _check_finite(named: Mapping[str, Tensor]) -> None:
-    for name, value in named.items():
-        if value.is_floating_point() and not value.is_meta:
-            if bad := int((~torch.isfinite(value)).sum()):
-                raise ModelError(
-                    f"{name!r} has {bad} non-finite of {value.numel()} numbers; "
-                    "remove or impute them before sampling"
-                )
 
 
 @contextmanager
@@ -170,128 +161,6 @@ def _check_latent(latent: Mapping[str, Site]) -> None:
                 f"SSGL site {name!r} is under poutine.scale or poutine.mask, which its closed-form "
                 "updates do not know; put the handler around the observed sites only"
             )
-
-
-def _check_observed(observed: Mapping[str, Site], plates: Mapping[str, tuple[int, int]]) -> None:
-    seen = set()
-    for name, site in observed.items():
-        frames = site["cond_indep_stack"]
-        seen |= {frame.name for frame in frames}
-        expected = 1.0
-        for frame in frames:
-            full = frame.full_size or frame.size
-            expected *= full / frame.size
-            if frame.size < full and frame.name not in plates:
-                raise ModelError(
-                    f"plate {frame.name!r} is subsampled ({frame.size} of {full}) but was made "
-                    "before the model ran, so every step would see the same batch; make it inside "
-                    "the model"
-                )
-        scale = torch.as_tensor(site["scale"])
-        if bool(((scale / expected - 1.0).abs() > 1e-6).any()):
-            found = f"{scale.item():g}" if scale.numel() == 1 else "numbers of its own"
-            raise ModelError(
-                f"observed site {name!r} is scaled by {found}, expected N/n = {expected:g} from "
-                "its plates; take poutine.scale off the model (tempering is AEBKernel's "
-                "inverse_temperature)"
-            )
-        _check_value(name, site)
-    for name, (size, batch) in plates.items():
-        if batch < size and name not in seen:
-            raise ModelError(
-                f"plate {name!r} is subsampled ({batch} of {size}) but no observed site is inside "
-                "it, so nothing is scaled by N/n; put the observed pyro.sample inside the plate"
-            )
-
-
-def _check_loader_plates(
-    observed: Mapping[str, Site],
-    subsamples: Mapping[str, Site],
-    sizes: frozenset[int],
-    lengths: Collection[int],
-) -> None:
-    """
-    Checks that plates scale a loader's batches to the loader's data.
-
-    :param sizes: numbers that the data may be counted as; empty where that is not known.
-    :param lengths: of the first axes of the batch's tensors.
-    """
-    scaled = [name for name, site in observed.items() if _is_scaled(site, sizes)]
-    for name, site in observed.items():
-        found = {f.name: f.full_size or f.size for f in site["cond_indep_stack"]}
-        value = site["value"]
-        axes = set(value.shape) if isinstance(value, Tensor) else set()
-        if name not in scaled and (not scaled or axes & set(lengths)):
-            plates = ", ".join(f"{n!r} of size {size}" for n, size in found.items())
-            count = (
-                " or ".join(map(str, sorted(sizes))) or "more data than a batch, how many only you"
-            )
-            raise ModelError(
-                f"observed site {name!r} is inside {plates or 'no plate'}, but the DataLoader has "
-                f"{count}{' data' if sizes else ' know'}, so its batches are not scaled by N/n; "
-                f'write `with pyro.plate("data", {max(sizes, default="N")}, subsample=x):` around '
-                "it, where x is the batch"
-            )
-        for plate, size in found.items():
-            drawn = plate in subsamples and subsamples[plate]["fn"].subsample_size is not None
-            if drawn and len(subsamples[plate]["value"]) < size and (size in sizes or not sizes):
-                raise ModelError(
-                    f"plate {plate!r} draws its own {len(subsamples[plate]['value'])} of {size} "
-                    "indices, but the batch comes from a DataLoader, whose last batch may be "
-                    f"shorter; write `pyro.plate({plate!r}, {size}, subsample=x)`, where x is the "
-                    "batch"
-                )
-
-
-def _is_scaled(site: Site, sizes: frozenset[int]) -> bool:
-    """Whether a plate makes the batch of an observed site count as all data."""
-    frames = site["cond_indep_stack"]
-    if sizes:
-        return any((frame.full_size or frame.size) in sizes for frame in frames)
-    return any((frame.full_size or frame.size) > frame.size for frame in frames)
-
-
-def _check_value(name: str, site: Site) -> None:
-    """Checks an observed value: finite, and of the shape that the plates give it."""
-    value, fn = site["value"], site["fn"]
-    if not isinstance(value, Tensor):
-        return
-    if value.is_floating_point():
-        if bad := int((~torch.isfinite(value)).sum()):
-            raise ModelError(
-                f"observed site {name!r} has {bad} non-finite of {value.numel()} values; remove "
-                "them, or fill them with any finite number and leave them out with poutine.mask"
-            )
-    _check_support(name, site)
-    expected = fn.batch_shape + fn.event_shape
-    try:
-        fits = torch.broadcast_shapes(value.shape, expected) == value.shape
-    except RuntimeError:
-        fits = False
-    if not fits or (site["cond_indep_stack"] and expected and value.shape != expected):
-        raise ModelError(
-            f"observed site {name!r} has values of shape {tuple(value.shape)}, expected "
-            f"{tuple(expected)} from its distribution and plates; index the data with the plate's "
-            "indices, `with pyro.plate(..., subsample_size=n) as i: ... obs=y[i]`"
-        )
-
-
-def _check_support(name: str, site: Site) -> None:
-    """Checks that an observed value is one that its distribution can take."""
-    fn, value = site["fn"], site["value"]
-    if site["mask"] is not None:  # what is masked may be anything
-        return
-    try:
-        inside = fn.support.check(value)
-    except (NotImplementedError, RuntimeError):  # no support, or values of another shape
-        return
-    if not bool(inside.all()):
-        bad = value[~inside] if inside.shape == value.shape else value
-        raise ModelError(
-            f"observed site {name!r} ~ {type(base(fn)).__name__} has values outside its support "
-            f"{fn.support}, {bad.reshape(-1)[0].item():g} among them; look at the data's coding "
-            "(classes count from 0) and at the shape of the distribution's parameters"
-        )
 
 
 class _Groups:
