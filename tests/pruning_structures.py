@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -81,6 +82,40 @@ def walk(
         state = SGHMCState(state.position + momentum, momentum)
         state = pruner.prune(state, k, no_probability)
         yield k, state
+
+
+class CoarseWalk:
+    """
+    A random walk with momentum, to be pruned after every step. Its numbers are few, so that many
+    weights tie, and many are zero.
+
+    :param Structure layout: of D weights, P of them sparse.
+    :param int steps: its length.
+    :param shape: of the chains, () for a single one.
+    """
+
+    def __init__(self, layout: Structure, steps: int, shape: Shape = ()) -> None:
+        generator = torch.Generator().manual_seed(0)
+        sizes = (steps, *shape, layout.size), (steps, *shape, layout.sparse_size)
+        noise, wide = (torch.randn(s, dtype=layout.dtype, generator=generator) for s in sizes)
+        self.noise, self.wide = noise.round(), (2.0 * wide).round().clamp(0.0, 1.0)
+
+    def chain(self, i: int) -> CoarseWalk:
+        """One of several chains, alone."""
+        own = copy(self)
+        own.noise, own.wide = self.noise[:, i], self.wide[:, i]
+        return own
+
+    def start(self) -> SGHMCState:
+        return SGHMCState(torch.zeros_like(self.noise[0]), torch.zeros_like(self.noise[0]))
+
+    def go(self, pruner: Pruner, state: SGHMCState, steps: range) -> SGHMCState:
+        """The state after these steps, counted from 1."""
+        for k in steps:
+            momentum = (0.9 * state.momentum).round() + self.noise[k - 1]
+            state = SGHMCState(state.position + momentum, momentum)
+            state = pruner.prune(state, k, lambda k=k: self.wide[k - 1])
+        return state
 
 
 def zeros(position: Tensor, layout: Structure) -> dict[str, int]:

@@ -1,12 +1,12 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A :class:`~pyro_aeb.pruning.base.Pruning` at work on one chain of one model."""
+"""A :class:`~pyro_aeb.pruning.base.Pruning` at work on one model's weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any, NamedTuple
@@ -38,11 +38,13 @@ class Layer(NamedTuple):
 
 class Pruner:
     """
-    Prunes one chain of one model.
+    Prunes a chain of one model, or several that step together: they share the numbers of weights
+    that go, and each has its own lowest scores and its own mask.
 
     All it does is elementwise or along the last axis, and it reads nothing back from an
-    accelerator. On one core a call takes 1.5 to 2 ms for the sparse layers of a ResNet20 (267,000
-    weights, of which 90 % go), against 4.5 ms that each image costs in the gradient.
+    accelerator. On one core a call takes 1 to 3 ms for the sparse layers of a ResNet20 (267,000
+    weights, of which 90 % go), against 4 to 6 ms that each image costs in the gradient:
+    ``python -m pytest tests/benchmarks/test_pruning.py --benchmark-enable -s``.
 
     :param Pruning pruning: what to prune.
     :param Structure structure: of the model.
@@ -52,6 +54,7 @@ class Pruner:
     def __init__(self, pruning: Pruning, structure: Structure) -> None:
         self.pruning = pruning
         self._size = structure.size
+        self._dtype, self._device = structure.dtype, structure.device
         places = _prunable(pruning, structure)
         self._start, self._stop = places[0][0], places[-1][0] + places[-1][1].size
         self._layers = tuple(_layer(at - self._start, b, pruning.by_unit) for at, b in places)
@@ -125,6 +128,36 @@ class Pruner:
         left = position.count_nonzero(dim=-1).to(position.dtype)
         return (self._size - left) / self._size
 
+    def state(self) -> dict[str, Any]:
+        """
+        All that the next call of :meth:`prune` depends on beside its arguments, as plain values and
+        a tensor of its own: ``total``, the weights to go; ``counts``, the units of each site that
+        go; ``keep``, the mask of the prunable weights, or None.
+        """
+        keep = None if self._keep is None else self._keep.bool()
+        return {"total": self._total, "counts": list(self._counts), "keep": keep}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """
+        Goes on from where another pruner of the same options and structure stood;
+        :meth:`zeros` is NaN until the next :meth:`prune`.
+
+        :param state: of :meth:`state`.
+        :raises ValueError: if the state is of other sites.
+        """
+        counts, keep = tuple(state["counts"]), state["keep"]
+        weights = self._stop - self._start
+        if len(counts) != len(self._layers) or (keep is not None and keep.shape[-1] != weights):
+            mask = "no mask" if keep is None else f"a mask of {keep.shape[-1]} weights"
+            raise ValueError(
+                f"the state is of {len(counts)} prunable sites with {mask}, expected "
+                f"{len(self._layers)} sites and {weights} weights; load it with the model and the "
+                "pruning that it was saved with"
+            )
+        self._total, self._counts = state["total"], counts
+        self._keep = None if keep is None else keep.to(self._device, self._dtype)
+        self._position = None
+
     @property
     def mask(self) -> Tensor | None:
         """
@@ -180,8 +213,8 @@ class Pruner:
         else:
             together = [torch.cat(parts, -1) for parts in zip(*keys, strict=True)]
             stay = self._choose_globally(together)
-        # A mask of the weights' type: multiplying by booleans takes ten times as long. It is
-        # filled from bytes, for torch converts booleans six times as slowly.
+        # A mask of the weights' type: multiplying by booleans takes 7 times as long. It is filled
+        # from bytes, for torch converts booleans 8 times as slowly (tests/benchmarks/test_pruning).
         keep = torch.ones_like(weights)
         for part, stays in zip(self._by_layer(keep), stay, strict=True):
             stays = stays.view(torch.uint8)

@@ -6,7 +6,8 @@ How many of each layer, and which: the arithmetic of pruning, on plain numbers a
 
 :func:`apportion` says how many weights of each layer go, :func:`all_but_lowest` and
 :func:`all_but_enough` which. Counts are exact, whatever the ties; nothing is sorted in full, and on
-an accelerator nothing is waited for.
+an accelerator nothing is waited for. What the ways taken on the CPU save is measured by
+``python -m pytest tests/benchmarks/test_pruning.py --benchmark-enable -s``.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def apportion(
 def all_but_lowest(keys: Sequence[Tensor], count: int) -> Tensor:
     """
     True for all but exactly ``count`` entries: those with the lowest first key; among entries that
-    tie there, with the lowest second key, and so on; among the last ties, any.
+    tie there, with the lowest second key, and so on; among the last ties, any. On the CPU every row
+    is what it would be alone, ties included.
 
     :param keys: scores, each of shape (..., n), lowest first to go; no NaN among them.
     :param int count: how many entries go, from 0 to n.
@@ -71,23 +73,25 @@ def all_but_lowest(keys: Sequence[Tensor], count: int) -> Tensor:
         return torch.ones_like(first, dtype=torch.bool)
     if count == first.shape[-1]:
         return torch.zeros_like(first, dtype=torch.bool)
-    numpy_does = first.dtype in (torch.float32, torch.float64) and first.dim() == 1
-    if first.device.type == "cpu" and numpy_does:  # takes a third of torch's time or less
-        return torch.from_numpy(~_lowest([key.numpy() for key in keys], count))
+    numpy_does = first.dtype in (torch.float32, torch.float64)
+    if first.device.type == "cpu" and numpy_does:  # 2 to 4 times as quick, from 30,000 weights on
+        rows = zip(*(key.reshape(-1, first.shape[-1]).numpy() for key in keys), strict=True)
+        stays = np.stack([~_lowest(row, count) for row in rows])
+        return torch.from_numpy(stays).view(first.shape)
     return _all_but_lowest_on_device(keys, count)
 
 
 def all_but_enough(scores: Tensor, sizes: Tensor, total: int) -> Tensor:
     """
     True for all but the fewest entries that, taken from the lowest score up, have ``total`` weights
-    between them.
+    between them; of entries that tie, the first go first.
 
     :param Tensor scores: shape (..., n).
     :param Tensor sizes: weights of each entry, shape (n,).
     :param int total: weights asked for.
     :returns: booleans of shape (..., n).
     """
-    order = scores.argsort(dim=-1)
+    order = scores.argsort(dim=-1, stable=True)
     own = sizes[order]
     before = own.cumsum(-1) - own
     return torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, before >= total)
@@ -112,7 +116,7 @@ def _kth_lowest(values: np.ndarray, count: int) -> np.floating | float:
     """
     The ``count``-th lowest value, by the method of Floyd and Rivest ("Expected time bounds for
     selection", 1975): the quantiles of a sample bracket it, and only what lies between them is
-    partitioned. For 200,000 values that takes a third of the time of partitioning them all.
+    partitioned. For 200,000 values that takes a fifth of the time of partitioning them all.
     """
     if len(values) >= SAMPLED:
         sample = values[:: len(values) // SAMPLE | 1]
@@ -129,8 +133,8 @@ def _kth_lowest(values: np.ndarray, count: int) -> np.floating | float:
             return floor
         elif up_to_floor + len(between) < count <= np.count_nonzero(values <= ceiling):
             return ceiling
-    # Two ranks at once: numpy finds a single one by a vectorized method that takes 40 times as long
-    # where many values are equal, such as weights held at zero.
+    # Two ranks at once: numpy finds a single one by a vectorized method that takes more than 20
+    # times as long where many values are equal, such as weights held at zero.
     ranks = (count - 1, min(count, len(values) - 1))
     return np.partition(values, ranks)[count - 1]
 
