@@ -42,6 +42,8 @@ def penalties(
     :param v1: variance of the Gaussian component over sigma squared.
     :returns: kappa0 and kappa1, each of shape (..., P).
     """
+    if isinstance(v0, float) and isinstance(excess, float):
+        return torch.rsub(slab, (1.0 + excess) / v0, alpha=1.0 / v0), slab / v1  # in one pass
     return (1.0 + excess - slab) / v0, slab / v1
 
 
@@ -50,7 +52,7 @@ def prior_gradient(beta: Tensor, kappa0: Tensor, kappa1: Tensor, sigma: Tensor) 
     The prior's part of equation (2), :math:`-\kappa_0\, \mathrm{sign}(\beta) / \sigma
     - \kappa_1 \beta / \sigma^2`, with sign(0) = 0. Shape (..., P), as ``beta``.
     """
-    return -(kappa0 * beta.sign() + kappa1 * beta / sigma) / sigma
+    return (kappa1 * beta / sigma).addcmul_(kappa0, beta.sign()).div_(-sigma)
 
 
 def scale_update(
@@ -93,7 +95,7 @@ def sparsity_update(
     return ((total + (a - 1.0)) / (a + b + size - 2.0)).clamp(limits.tiny, 1.0 - limits.eps)
 
 
-def stochastic_approximation(old: Tensor, new: Tensor, weight: float) -> Tensor:
+def stochastic_approximation(old: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:
     r"""Equation (8), :math:`\theta \leftarrow (1 - \omega) \theta + \omega \tilde\theta`."""
     return torch.lerp(old, new, weight)
 

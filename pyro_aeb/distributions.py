@@ -46,14 +46,7 @@ def inclusion_logit(
     sigma: Tensor | float,
 ) -> Tensor:
     """
-    The logit of equation (4), the probability that a weight belongs to the Gaussian component::
-
-        logit P(gamma = 1 | value) = logit(delta) + log N(value; 0, sigma**2 v1)
-                                                  - log Laplace(value; 0, sigma v0)
-            = logit(delta) + log(2 v0) - log(2 pi v1) / 2 + u / v0 - u**2 / (2 v1)
-
-    with ``u = abs(value) / sigma``. It is NaN only where an argument is: ``delta`` 0 and 1 give
-    minus and plus infinity for any value.
+    The logit of equation (4) for a prior probability ``delta``; see :func:`inclusion_logit_of`.
 
     :param Tensor value: weights. All arguments broadcast.
     :param v0: scale of the Laplace component, in units of ``sigma``.
@@ -63,9 +56,36 @@ def inclusion_logit(
     """
     if not isinstance(delta, Tensor):
         delta = value.new_tensor(delta)
-    constant = torch.logit(delta) + (_log(2 * v0) - 0.5 * _log(2 * math.pi * v1))
+    return inclusion_logit_of(value, v0, v1, torch.logit(delta), sigma)
+
+
+def inclusion_logit_of(
+    value: Tensor,
+    v0: Tensor | float,
+    v1: Tensor | float,
+    prior: Tensor,
+    sigma: Tensor | float,
+) -> Tensor:
+    """
+    The logit of equation (4), the probability that a weight belongs to the Gaussian component::
+
+        logit P(gamma = 1 | value) = logit(delta) + log N(value; 0, sigma**2 v1)
+                                                  - log Laplace(value; 0, sigma v0)
+            = logit(delta) + log(2 v0) - log(2 pi v1) / 2 + u / v0 - u**2 / (2 v1)
+
+    with ``u = abs(value) / sigma``. It is NaN only where an argument is: a prior logit of plus or
+    minus infinity stays for any value.
+
+    :param Tensor prior: logit(delta). All arguments broadcast; the others are those of
+        :func:`inclusion_logit`.
+    """
+    constant = prior + (_log(2 * v0) - 0.5 * _log(2 * math.pi * v1))
     u = (value.abs() / sigma).clamp(max=_FAR)
-    return torch.addcmul(constant, u, 1 / v0 - u / (2 * v1))
+    if isinstance(v0, float) and isinstance(v1, float):
+        slope = torch.rsub(u, 1 / v0, alpha=0.5 / v1)
+    else:
+        slope = 1 / v0 - u / (2 * v1)
+    return torch.addcmul(constant, u, slope)
 
 
 class SSGL(TorchDistribution):

@@ -12,7 +12,6 @@ of their first values and decays by (1 - omega) a step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -27,8 +26,9 @@ from pyro_aeb.adaptation import (
     sparsity_update,
     stochastic_approximation,
 )
-from pyro_aeb.distributions import inclusion_logit
+from pyro_aeb.distributions import inclusion_logit_of
 from pyro_aeb.errors import ModelError
+from pyro_aeb.groups import Groups
 from pyro_aeb.structure import Delta, Residuals, Sigma, Structure
 
 
@@ -50,47 +50,6 @@ class SSGLLatents(NamedTuple):
     delta: Tensor
 
 
-@dataclass(frozen=True)
-class Groups:
-    """
-    Which consecutive runs of the sparse slab share a parameter.
-
-    :param tuple sizes: the length of each run; they add up to P.
-    :param tuple index: the group of each run.
-    :param int count: how many groups there are.
-    """
-
-    sizes: tuple[int, ...]
-    index: tuple[int, ...]
-    count: int
-
-    def spread(self, values: Tensor) -> Tensor:
-        """One value a group, shape (..., count), to a shape that broadcasts with (..., P)."""
-        if self.count == 1:
-            return values
-        runs = [values[..., g, None].expand(*values.shape[:-1], n) for g, n in self._runs()]
-        return torch.cat(runs, dim=-1)
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over each group, shape (..., P) to (..., count)."""
-        if self.count == 1:
-            return values.sum(-1, keepdim=True)
-        totals = [values.new_zeros(values.shape[:-1]) for _ in range(self.count)]
-        for group, part in zip(self.index, values.split(self.sizes, dim=-1), strict=True):
-            totals[group] = totals[group] + part.sum(-1)
-        return torch.stack(totals, dim=-1)
-
-    def lengths(self) -> list[float]:
-        """The number of weights of each group."""
-        lengths = [0.0] * self.count
-        for group, size in self._runs():
-            lengths[group] += size
-        return lengths
-
-    def _runs(self) -> list[tuple[int, int]]:
-        return list(zip(self.index, self.sizes, strict=True))
-
-
 class SSGLRule:
     """
     The latents' arithmetic for one model's SSGL sites.
@@ -109,16 +68,23 @@ class SSGLRule:
         self.v1 = _common([block.v1 for block in blocks], sizes, tensor(0.0))
         self.sigmas: tuple[Sigma, ...] = structure.sigmas
         self.deltas: tuple[Delta, ...] = structure.deltas
-        self.sigma_groups = Groups(sizes, tuple(b.sigma for b in blocks), len(self.sigmas))
-        self.delta_groups = Groups(sizes, tuple(b.delta for b in blocks), len(self.deltas))
+        self.sigma_groups = Groups(
+            sizes, tuple(b.sigma for b in blocks), len(self.sigmas), structure.device
+        )
+        self.delta_groups = Groups(
+            sizes, tuple(b.delta for b in blocks), len(self.deltas), structure.device
+        )
         self._nu = _per_group([s.nu for s in self.sigmas], tensor)
         self._nu_lambda = _per_group([s.nu_lambda for s in self.sigmas], tensor)
         self._a = _per_group([d.a for d in self.deltas], tensor)
         self._b = _per_group([d.b for d in self.deltas], tensor)
         self._sigma_sizes = _per_group(self.sigma_groups.lengths(), tensor)
         self._delta_sizes = _per_group(self.delta_groups.lengths(), tensor)
-        self._sigma_learned = [s.site is not None for s in self.sigmas]
-        self._delta_learned = [d.site is not None for d in self.deltas]
+        self._sigma_learned = _Learned([s.site is not None for s in self.sigmas], structure.device)
+        self._delta_learned = _Learned([d.site is not None for d in self.deltas], structure.device)
+        self._laplace_is_spike = torch.as_tensor(2.0 * self.v0 * self.v0 < self.v1).to(
+            structure.device
+        )
         self._likelihoods = [
             (site, _per_group([float(other is sigma) for other in self.sigmas], tensor))
             for sigma in self.sigmas
@@ -171,7 +137,7 @@ class SSGLRule:
         latents: SSGLLatents,
         beta: Tensor,
         residuals: Mapping[str, Residuals],
-        weight: float,
+        weight: float | Tensor,
     ) -> SSGLLatents:
         """
         One sweep of (8) over rho, kappa, sigma and delta, in the order of Algorithm 1.
@@ -182,20 +148,19 @@ class SSGLRule:
         :param float weight: omega at this step.
         """
         rho, slab, excess, sigma, delta = latents
+        prior = self.delta_groups.spread(torch.logit(delta))
         spread_sigma = self.sigma_groups.spread(sigma)
-        logit = inclusion_logit(
-            beta, self.v0, self.v1, self.delta_groups.spread(delta), spread_sigma
-        )
-        rho = stochastic_approximation(rho, torch.sigmoid(logit), weight)
+        logit = inclusion_logit_of(beta, self.v0, self.v1, prior, spread_sigma)
+        rho = stochastic_approximation(rho, logit.sigmoid_(), weight)
         slab = stochastic_approximation(slab, rho, weight)
         excess = (1.0 - weight) * excess
-        if any(self._sigma_learned):
-            new = _where(self._sigma_learned, self._scale(beta, slab, excess, residuals), sigma)
-            sigma = stochastic_approximation(sigma, new, weight)
-        if any(self._delta_learned):
+        if self._sigma_learned.any:
+            new = self._scale(beta, slab, excess, residuals)
+            sigma = stochastic_approximation(sigma, self._sigma_learned.of(new, sigma), weight)
+        if self._delta_learned.any:
             total = self.delta_groups.sum(rho)
             new = sparsity_update(total, self._delta_sizes, self._a, self._b)
-            delta = stochastic_approximation(delta, _where(self._delta_learned, new, delta), weight)
+            delta = stochastic_approximation(delta, self._delta_learned.of(new, delta), weight)
         return SSGLLatents(rho, slab, excess, sigma, delta)
 
     def _scale(
@@ -207,12 +172,13 @@ class SSGLRule:
     ) -> Tensor:
         """sigma tilde of equation (6), shape (..., S)."""
         kappa0, kappa1 = penalties(slab, excess, self.v0, self.v1)
-        absolute = self.sigma_groups.sum(kappa0 * beta.abs())
-        square = self.sigma_groups.sum(kappa1 * beta * beta)
+        absolute = self.sigma_groups.sum(kappa0.mul_(beta.abs()))
+        square = self.sigma_groups.sum(kappa1.mul_(beta).mul_(beta))
         count = self._sigma_sizes
         for site, own in self._likelihoods:
             square = square + residuals[site].square.unsqueeze(-1) * own
-            count = count + residuals[site].data * own
+            data = residuals[site].data
+            count = count + (data.unsqueeze(-1) if isinstance(data, Tensor) else data) * own
         return scale_update(absolute, square, count, self._nu, self._nu_lambda)
 
     def gradient(self, latents: SSGLLatents, beta: Tensor) -> Tensor:
@@ -255,8 +221,7 @@ class SSGLRule:
         rho where that is the Gaussian, 1 - rho where it is the Laplace.
         """
         rho = latents.rho
-        laplace_is_spike = torch.as_tensor(2.0 * self.v0 * self.v0 < self.v1).to(rho.device)
-        return torch.where(laplace_is_spike, rho, 1.0 - rho)
+        return torch.where(self._laplace_is_spike, rho, 1.0 - rho)
 
     def collapsed(self, latents: SSGLLatents) -> list[str]:
         """
@@ -278,11 +243,17 @@ def _per_group(values: list[float], tensor: Callable[[list[float]], Tensor]) -> 
     return values[0] if len(values) == 1 else tensor(values)
 
 
-def _where(learned: list[bool], new: Tensor, old: Tensor) -> Tensor:
-    """The new values of learned groups and the old ones of fixed groups."""
-    if all(learned):
-        return new
-    return torch.where(torch.tensor(learned, device=new.device), new, old)
+class _Learned:
+    """Which groups are learned; the others are fixed numbers."""
+
+    def __init__(self, learned: list[bool], device: torch.device) -> None:
+        self.any = any(learned)
+        self._all = all(learned)
+        self._mask = torch.tensor(learned, device=device)
+
+    def of(self, new: Tensor, old: Tensor) -> Tensor:
+        """The new values of learned groups and the old ones of fixed groups."""
+        return new if self._all else torch.where(self._mask, new, old)
 
 
 def _common(values: list[float | Tensor], sizes: tuple[int, ...], like: Tensor) -> float | Tensor:

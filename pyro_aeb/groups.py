@@ -1,0 +1,116 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Sums over the parts of a vector that share a parameter, and the way back.
+
+A few groups are summed part by part. For many, the vector is cut into rows of :data:`ROW` numbers:
+rows that lie within one group are summed as rows, and only the numbers of the rows that a boundary
+runs through one by one. The number of operations is then the same for any number of groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+ROW = 256
+"""Numbers in a row."""
+
+FEW = 4
+"""Runs up to which a vector is summed part by part."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """
+    Which consecutive runs of a vector of P numbers share a parameter.
+
+    :param tuple sizes: the length of each run; they add up to P.
+    :param tuple index: the group of each run.
+    :param int count: how many groups there are.
+    :param torch.device device: where the vectors are.
+    """
+
+    sizes: tuple[int, ...]
+    index: tuple[int, ...]
+    count: int
+    device: torch.device = torch.device("cpu")
+
+    def spread(self, values: Tensor) -> Tensor:
+        """One value a group, shape (..., count), to a shape that broadcasts with (..., P)."""
+        if self.count == 1:
+            return values
+        if len(self.sizes) <= FEW:
+            runs = [values[..., g, None].expand(*values.shape[:-1], n) for g, n in self._runs]
+            return torch.cat(runs, dim=-1)
+        rows = self._rows
+        first = values.index_select(-1, rows.first).unsqueeze(-1)
+        spread = first.expand(*first.shape[:-1], ROW).flatten(-2)[..., : sum(self.sizes)]
+        loose = values.index_select(-1, rows.loose_group)
+        return spread.index_copy(-1, rows.loose, loose)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over each group, shape (..., P) to (..., count)."""
+        if self.count == 1:
+            return values.sum(-1, keepdim=True)
+        if len(self.sizes) <= FEW:
+            parts: list[Tensor | float] = [0.0] * self.count
+            for group, part in zip(self.index, values.split(self.sizes, dim=-1), strict=True):
+                parts[group] = parts[group] + part.sum(-1)
+            return torch.stack([torch.as_tensor(part) for part in parts], dim=-1)
+        rows = self._rows
+        full = values[..., : values.shape[-1] // ROW * ROW].unflatten(-1, (-1, ROW)).sum(-1)
+        totals = values.new_zeros(*values.shape[:-1], self.count)
+        totals.index_add_(-1, rows.whole_group, full.index_select(-1, rows.whole))
+        return totals.index_add_(-1, rows.loose_group, values.index_select(-1, rows.loose))
+
+    def lengths(self) -> list[float]:
+        """The number of weights of each group."""
+        lengths = [0.0] * self.count
+        for group, size in self._runs:
+            lengths[group] += size
+        return lengths
+
+    @property
+    def _runs(self) -> list[tuple[int, int]]:
+        return list(zip(self.index, self.sizes, strict=True))
+
+    @cached_property
+    def _rows(self) -> _Rows:
+        return _Rows.of(self)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """
+    The rows of a vector of P numbers, the last of which may be short.
+
+    :param Tensor first: the group of the first number of every row.
+    :param Tensor whole: the full rows that lie in one group.
+    :param Tensor whole_group: their groups.
+    :param Tensor loose: the places of the numbers of all other rows.
+    :param Tensor loose_group: their groups.
+    """
+
+    first: Tensor
+    whole: Tensor
+    whole_group: Tensor
+    loose: Tensor
+    loose_group: Tensor
+
+    @classmethod
+    def of(cls, groups: Groups) -> _Rows:
+        size = sum(groups.sizes)
+        group = torch.repeat_interleave(torch.tensor(groups.index), torch.tensor(groups.sizes))
+        full = group[: size // ROW * ROW].reshape(-1, ROW)
+        inside = (full == full[:, :1]).all(1)
+        whole = inside.nonzero().flatten()
+        loose = torch.ones(size, dtype=torch.bool)
+        loose[: full.numel()] = ~inside.repeat_interleave(ROW)
+        places = loose.nonzero().flatten()
+        parts = (group[::ROW], whole, full[whole, 0], places, group[places])
+        return cls(*(part.contiguous().to(groups.device) for part in parts))

@@ -1,0 +1,142 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What a step does once the likelihood's gradient is known: the prior's part of the gradient, the
+transition, and the latents. It runs as it is written, or compiled into one piece.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.errors import CompileWarning
+from pyro_aeb.posterior import Posterior
+from pyro_aeb.ssgl_rule import SSGLLatents
+from pyro_aeb.structure import Residuals
+from pyro_aeb.transitions import StepNumbers, Transition
+
+Compile = Literal["update"]
+
+Moved = tuple[Any, SSGLLatents | None]
+"""The transition's state and the latents."""
+
+
+_DYNAMO = {"capture_scalar_outputs": True, "recompile_limit": 64}
+"""Settings of the compiler: floats from tensors, and an update for each of many chains."""
+
+
+class Update:
+    """
+    The update of one model's chains.
+
+    :param Posterior posterior: Q.
+    :param Transition transition: how the weights move.
+    :param compile: ``"update"`` to compile it with :func:`torch.compile`, None not to.
+    """
+
+    def __init__(
+        self, posterior: Posterior, transition: Transition, compile: Compile | None
+    ) -> None:
+        self._posterior = posterior
+        self._transition = transition
+        self._compiled: Callable[..., Moved] | None = None
+        if compile is not None:
+            self._compiled = torch.compile(self._traced, dynamic=False, fullgraph=True)
+
+    def __call__(
+        self,
+        state: Any,
+        latents: SSGLLatents | None,
+        gradient: Tensor,
+        residuals: Mapping[str, Residuals],
+        noise: Tensor,
+        numbers: StepNumbers,
+        weight: float,
+    ) -> Moved:
+        """
+        The state and the latents after a step.
+
+        :param state: the transition's state before it.
+        :param latents: the latents before it, None where there are none.
+        :param Tensor gradient: of the likelihood, at the state's position; it is overwritten.
+        :param residuals: of the likelihoods with a learned sigma, by site.
+        :param Tensor noise: the step's random numbers.
+        :param StepNumbers numbers: step size and inverse temperature.
+        :param float weight: omega at this step; 0 leaves the latents alone.
+        """
+        if self._compiled is None:
+            return self._move(state, latents, gradient, residuals, noise, numbers, weight)
+        # Numbers that change from step to step go in as tensors, or each would be compiled anew.
+        values = torch.tensor(numbers, dtype=torch.float64)
+        omega = noise.new_full((), weight) if weight > 0.0 else None
+        if latents is not None:
+            latents = latents._replace(excess=torch.as_tensor(latents.excess).to(noise))
+        given = (state, latents, gradient, residuals, noise)
+        try:
+            with torch._dynamo.config.patch(_DYNAMO):
+                return self._compiled(*given, values, omega)
+        except Exception as error:  # of whatever kind the compiler's failures are
+            moved = self._move(*given, numbers, weight)
+            # It was the compiler, for the same step goes well without it.
+            self._compiled = None
+            warnings.warn(
+                f"the update cannot be compiled ({type(error).__name__}: "
+                f"{next(iter(str(error).strip().splitlines()), '')}), so it runs as it is written. "
+                "torch.compile needs a C++ compiler (g++ or clang) on the path, and a transition "
+                "that does not branch on values; compile=None asks for no compiling",
+                CompileWarning,
+                stacklevel=4,
+            )
+            return moved
+
+    def _traced(
+        self,
+        state: Any,
+        latents: SSGLLatents | None,
+        gradient: Tensor,
+        residuals: Mapping[str, Residuals],
+        noise: Tensor,
+        values: Tensor,
+        omega: Tensor | None,
+    ) -> Moved:
+        """What is compiled: inside, the step's numbers are floats of no known value."""
+        numbers = StepNumbers(values[0].item(), values[1].item())
+        weight = 0.0 if omega is None else omega
+        return self._move(state, latents, gradient.clone(), residuals, noise, numbers, weight)
+
+    @torch.no_grad()
+    def _move(
+        self,
+        state: Any,
+        latents: SSGLLatents | None,
+        gradient: Tensor,
+        residuals: Mapping[str, Residuals],
+        noise: Tensor,
+        numbers: StepNumbers,
+        weight: float | Tensor,
+    ) -> Moved:
+        posterior = self._posterior
+        posterior.add_prior(gradient, state.position, latents)
+        state = self._transition.step(state, gradient, noise, numbers)
+        if latents is not None and (isinstance(weight, Tensor) or weight > 0.0):
+            assert posterior.rule is not None
+            beta = posterior.sparse(state.position)
+            latents = posterior.rule.update(latents, beta, residuals, weight)
+        return state, latents
+
+
+def check_compile(compile: Any) -> None:
+    """
+    :raises ValueError: if ``compile`` is neither None nor the name of what can be compiled.
+    """
+    if compile not in (None, *get_args(Compile)):
+        raise ValueError(
+            f"compile is {compile!r}, expected None, or 'update' to compile what a step does "
+            "after the likelihood's gradient"
+        )
