@@ -12,9 +12,18 @@ from pyro_aeb import nn
 from pyro_aeb._version import __version__
 from pyro_aeb.adaptation import StochasticApproximation
 from pyro_aeb.distributions import SSGL
-from pyro_aeb.errors import CollapseWarning, ModelError, NonFiniteError, SaveSizeWarning
+from pyro_aeb.errors import (
+    CheckpointError,
+    CollapseWarning,
+    CompileWarning,
+    ModelError,
+    NonFiniteError,
+    RankError,
+    SaveSizeWarning,
+)
 from pyro_aeb.inference_data import to_arviz
 from pyro_aeb.kernel import AEBKernel
+from pyro_aeb.mcmc import MCMC
 from pyro_aeb.pruning import MagnitudePruning, ProbabilityPruning, UnitPruning
 from pyro_aeb.schedules import (
     Constant,
@@ -24,14 +33,18 @@ from pyro_aeb.schedules import (
     Polynomial,
     PruningSchedule,
 )
+from pyro_aeb.trace_file import open_trace
 from pyro_aeb.transitions import SGHMC, SGLD
 
 __all__ = [
+    "MCMC",
     "SGHMC",
     "SGLD",
     "SSGL",
     "AEBKernel",
+    "CheckpointError",
     "CollapseWarning",
+    "CompileWarning",
     "Constant",
     "Cyclical",
     "Geometric",
@@ -42,10 +55,12 @@ __all__ = [
     "Polynomial",
     "ProbabilityPruning",
     "PruningSchedule",
+    "RankError",
     "SaveSizeWarning",
     "StochasticApproximation",
     "UnitPruning",
     "__version__",
     "nn",
+    "open_trace",
     "to_arviz",
 ]

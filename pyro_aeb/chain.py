@@ -1,7 +1,10 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""One chain under way: where it stands, what it draws on, and what it has recorded."""
+"""
+A chain under way: where it stands, what it draws on, and what it has recorded. Several chains that
+step together are one :class:`Chain` whose state has a leading axis of chains.
+"""
 
 from __future__ import annotations
 
@@ -15,62 +18,76 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.arguments import Batch, Source
+from pyro_aeb.arguments import Batch
+from pyro_aeb.buffers import Buffers
 from pyro_aeb.health import Health
-from pyro_aeb.history import History
-from pyro_aeb.minibatches import Minibatches
+from pyro_aeb.history import History, Recorder
+from pyro_aeb.minibatches import ChainMinibatches, Minibatches
+from pyro_aeb.noise import Noise
 from pyro_aeb.posterior import Posterior
 from pyro_aeb.pruning import Pruner
+from pyro_aeb.sources import Source
 from pyro_aeb.ssgl_rule import SSGLLatents
 from pyro_aeb.start import flatten
 from pyro_aeb.storage import Moments
-from pyro_aeb.structure import Residuals, Structure, norm_name, rho_name
+from pyro_aeb.structure import Structure, norm_name, rho_name
+from pyro_aeb.update import Update
 
 
 @dataclass
 class Chain:
     """
-    One chain.
+    One chain, or C chains that step together: then everything that is recorded or stepped has a
+    leading axis of length C.
 
     :param Structure structure: of the model.
     :param Posterior posterior: Q.
     :param Source source: what the model is called with.
     :param Minibatches minibatches: which data of a plate the next step sees.
-    :param generator: source of the noise, None for torch's own.
+    :param generators: source of the random numbers of every chain, None for torch's own.
     :param state: the transition's state.
     :param latents: the learned latents, None where nothing is learned.
     :param int warmup: draws of warm-up, which are not recorded.
     :param saved: names of the sites and summaries that a draw holds; of all others it holds norms,
         and the chain running moments.
+    :param Buffers buffers: those of modules that the model changes.
+    :param Noise noise: the random numbers of its steps.
+    :param Update update: what a step does after the likelihood's gradient.
     :param Pruner pruner: sets weights to zero after every step, None for no pruning.
     """
 
     structure: Structure
     posterior: Posterior
     source: Source
-    minibatches: Minibatches
-    generator: torch.Generator | None
+    minibatches: Minibatches | ChainMinibatches
+    generators: tuple[torch.Generator | None, ...]
     state: Any
     latents: SSGLLatents | None
     warmup: int
     saved: tuple[str, ...]
+    buffers: Buffers
+    noise: Noise
+    update: Update
     pruner: Pruner | None = None
     step: int = 0
     draws: int = 0
-    history: History = field(default_factory=History)
+    history: Recorder = field(default_factory=History)
     moments: Moments = field(default_factory=Moments)
 
     def __post_init__(self) -> None:
         structure = self.structure
         self.health = Health(structure.device, structure.dtype)
-        self._potential = torch.full((), torch.nan)
-        self._noise = torch.empty_like(self.state.position)
-        self._collapsed: set[str] = set()
-        self._started = time.perf_counter()
+        self.shape = self.state.position.shape[:-1]
+        self._potential = torch.full(self.shape, torch.nan)
+        self.collapsed: set[str] = set()
+        self._clock = (time.perf_counter(), self.step)
         self.finished = False
+        self.torn = False  # whether a step has been cut short while it changed the state
         self.name = uuid.uuid4().hex  # by which a finished run knows the chain that it came from
         self._stats: Mapping[str, Any] = {}
-        self.saved_sites = tuple(name for name in self.values() if name in self.saved)
+        values, rho = self.values(), self.rho()
+        self.saved_sites = tuple(name for name in values if name in self.saved)
+        self._left_out = tuple(name for name in {**values, **rho} if name not in self.saved)
         self.last_draw = self.draw()
 
     # -- during a step
@@ -83,17 +100,7 @@ class Chain:
     def next_batch(self) -> Batch:
         """The data of the next step."""
         args, kwargs = self.source.next()
-        return Batch(args, kwargs, self.minibatches.next())
-
-    def noise(self) -> Tensor:
-        """Standard normal numbers of the position's shape, in a buffer that every step reuses."""
-        return self._noise.normal_(generator=self.generator)
-
-    def update_latents(self, residuals: Mapping[str, Residuals], weight: float) -> None:
-        """Equations (4)-(8) at the weights as they stand."""
-        assert self.posterior.rule is not None and self.latents is not None
-        beta = self.posterior.sparse(self.state.position)
-        self.latents = self.posterior.rule.update(self.latents, beta, residuals, weight)
+        return Batch(args, kwargs, self.minibatches.next(), self.source.per_chain)
 
     def prune(self, k: int) -> None:
         """Sets to zero the weights that are pruned at step k."""
@@ -111,6 +118,21 @@ class Chain:
         if not finite or bool(torch.stack(list(finite.values())).all()):
             return None
         return next(name for name, good in finite.items() if not bool(good))
+
+    def non_finite_chains(self, *values: Tensor) -> list[int]:
+        """
+        Which of the chains that step together have numbers that are not finite.
+
+        :param values: of shape (C, ...); of one chain anything.
+        """
+        if not self.shape:
+            return []
+        finite = [torch.isfinite(value).reshape(*self.shape, -1).all(-1) for value in values]
+        return (~torch.stack(finite).all(0)).nonzero().flatten().tolist()
+
+    def restart_clock(self) -> None:
+        """Counts steps a second from here on."""
+        self._clock = (time.perf_counter(), self.step)
 
     def move_to(self, params: Mapping[str, Tensor]) -> None:
         """Moves the weights to other constrained values; learned latents and other sites stay."""
@@ -139,8 +161,8 @@ class Chain:
         """Delta sites that have collapsed since the last call."""
         if self.posterior.rule is None or self.latents is None:
             return []
-        found = set(self.posterior.rule.collapsed(self.latents)) - self._collapsed
-        self._collapsed |= found
+        found = set(self.posterior.rule.collapsed(self.latents)) - self.collapsed
+        self.collapsed |= found
         return sorted(found)
 
     def draw(self) -> dict[str, Tensor]:
@@ -155,15 +177,21 @@ class Chain:
         self.last_draw = draw
         if not self.warming_up:
             rho = self.rho()
-            left_out = {n: v for n, v in {**self.values(), **rho}.items() if n not in self.saved}
-            weights = [b.name for b in self.structure.blocks if b.name in left_out]
-            norms = {norm_name(name): left_out[name].norm() for name in weights}
-            kept = {name: value.clone() for name, value in rho.items() if name in self.saved}
-            self.history.add(self.last_draw, {**stats, **norms}, kept)
-            self.moments.add(left_out)
+            norms = self._take_in_what_is_left_out(rho) if self._left_out else {}
+            kept = {name: value for name, value in rho.items() if name in self.saved}
+            self.history.add(draw, {**stats, **norms}, kept)
         self._stats = stats
         self.draws += 1
         return self.last_draw
+
+    def _take_in_what_is_left_out(self, rho: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Adds the sites that draws do not hold to the moments; the norms of those of weights."""
+        values = {**self.values(), **rho}
+        left_out = {name: values[name] for name in self._left_out}
+        self.moments.add(left_out)
+        weights = [block.name for block in self.structure.blocks if block.name in left_out]
+        axes = self.state.position.dim() - 1
+        return {norm_name(name): left_out[name].flatten(axes).norm(dim=-1) for name in weights}
 
     def dims(self) -> dict[str, tuple[str | None, ...]]:
         """The plate of every axis of every site and summary."""
@@ -174,13 +202,13 @@ class Chain:
         """Figures for a progress bar."""
         figures = OrderedDict[str, str]()
         if "potential" in self._stats:
-            figures["potential"] = f"{float(self._stats['potential']):.3g}"
+            figures["potential"] = f"{_mean(self._stats['potential']):.3g}"
         if "sparsity" in self._stats:
-            figures["sparsity"] = f"{float(self._stats['sparsity']):.3f}"
-        if self.latents is not None and self.latents.sigma.numel() == 1:
-            figures["sigma"] = f"{float(self.latents.sigma):.3g}"
-        elapsed = time.perf_counter() - self._started
-        figures["steps/s"] = f"{self.step / elapsed:.0f}"
+            figures["sparsity"] = f"{_mean(self._stats['sparsity']):.3f}"
+        if self.latents is not None and self.latents.sigma.shape[-1] == 1:
+            figures["sigma"] = f"{_mean(self.latents.sigma):.3g}"
+        started, first = self._clock
+        figures["steps/s"] = f"{(self.step - first) / (time.perf_counter() - started):.0f}"
         return figures
 
     def values(self) -> dict[str, Tensor]:
@@ -189,12 +217,23 @@ class Chain:
         values = self.posterior.likelihood.constrain(sites)
         return {**values, **self.posterior.site_values(self.latents)}
 
+    def values_by_chain(self) -> list[dict[str, Tensor]]:
+        """:meth:`values` of every chain."""
+        values = self.values()
+        if not self.shape:
+            return [values]
+        return [{name: value[i] for name, value in values.items()} for i in range(*self.shape)]
+
     def rho(self) -> dict[str, Tensor]:
         """The inclusion probabilities as they stand: views, by the names of :func:`rho_name`."""
         if self.latents is None:
             return {}
         parts = self.latents.rho.split([block.size for block in self.structure.sparse], dim=-1)
         return {
-            rho_name(block.name): part.reshape(block.shape)
+            rho_name(block.name): part.reshape(*self.shape, *block.shape)
             for block, part in zip(self.structure.sparse, parts, strict=True)
         }
+
+
+def _mean(value: Tensor | float) -> float:
+    return float(torch.as_tensor(value).mean())

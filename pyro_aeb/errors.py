@@ -22,6 +22,10 @@ class ModelError(ValueError):
     """The model, or the data given to it, cannot be sampled as it stands; the message says why."""
 
 
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or of another run; the message says what to do."""
+
+
 class NonFiniteError(ArithmeticError):
     """
     The potential or its gradient became infinite or NaN; the run stopped at that step.
@@ -45,6 +49,10 @@ class NonFiniteError(ArithmeticError):
         return _again, (type(self), str(self), self.step, self.site, arrays)
 
 
+class RankError(RuntimeError):
+    """Of several processes that run chains together, another one has failed or ended."""
+
+
 def _again(
     kind: type[NonFiniteError], message: str, step: int, site: str | None, arrays: dict[str, Any]
 ) -> NonFiniteError:
@@ -54,6 +62,10 @@ def _again(
 
 class CollapseWarning(UserWarning):
     """An inclusion probability delta has run into 0 or 1, where its update cannot leave it."""
+
+
+class CompileWarning(UserWarning):
+    """Something that was to be compiled runs as it is written."""
 
 
 class SaveSizeWarning(UserWarning):

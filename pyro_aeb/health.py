@@ -34,9 +34,11 @@ class Health:
         """
         Takes a step's figures; False where a step is known to have had a non-finite one.
 
-        :param Tensor log_density: shape ().
-        :param Tensor gradient: shape (D,).
+        :param Tensor log_density: shape (...).
+        :param Tensor gradient: shape (..., D).
         """
+        if log_density.dim():
+            log_density = log_density.sum()
         self._host.copy_(gradient.sum().add_(log_density), non_blocking=True)
         return math.isfinite(self._number)
 

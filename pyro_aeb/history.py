@@ -12,11 +12,19 @@ grow by several times its weights at every draw.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+Record = Mapping[str, Mapping[str, Tensor]]
+"""
+What is kept of a draw, by group and name: the sites of the ``posterior``, the ``sample_stats``, and
+the inclusion probabilities, ``adaptation``.
+"""
 
 RECOVERY_BYTES = 256 * 2**20
 """How much of the latest draws a kernel keeps, to hand out if a run is cut short."""
@@ -25,18 +33,47 @@ BLOCK_BYTES = 2**20
 """About how large a block of draws is."""
 
 
+class Recorder(Protocol):
+    """Where a chain records its draws."""
+
+    def add(
+        self,
+        draw: Mapping[str, Tensor],
+        stats: Mapping[str, Tensor | float | bool],
+        latents: Mapping[str, Tensor],
+    ) -> None:
+        """Records a draw, its statistics (numbers) and its learned latents; copies them."""
+        ...
+
+    def forget_draws(self) -> None:
+        """Lets go of the draws, once someone else holds them."""
+        ...
+
+    def draws(self) -> dict[str, Tensor]:
+        """The draws kept, site name to tensor of shape (draws, ...)."""
+        ...
+
+    def stats(self) -> dict[str, Tensor]:
+        """Statistics of every draw, name to tensor of shape (draws,)."""
+        ...
+
+    def latents(self) -> dict[str, Tensor]:
+        """Learned latents at every draw, name to tensor of shape (draws, ...)."""
+        ...
+
+
 class History:
     """
-    Records one chain.
+    Records one chain, of a number of draws that is not known.
 
     Draws are kept up to :data:`RECOVERY_BYTES`, the latest last; everything else is kept whole.
     """
 
     def __init__(self) -> None:
-        self._stats: dict[str, list[float]] = {}
+        self._stats: dict[str, list[Any]] = {}
         self._dtypes: dict[str, torch.dtype] = {}
-        self._latents: dict[str, list[Tensor]] = {}
-        self._draws = _LatestDraws()
+        self._latents = _Rows()
+        self._draws = _Rows(RECOVERY_BYTES)
 
     def add(
         self,
@@ -48,14 +85,13 @@ class History:
         for name, value in stats.items():
             tensor = torch.as_tensor(value)
             self._dtypes.setdefault(name, tensor.dtype)
-            self._stats.setdefault(name, []).append(tensor.item())
-        for name, value in latents.items():
-            self._latents.setdefault(name, []).append(value)
+            self._stats.setdefault(name, []).append(tensor.tolist())
+        self._latents.add(latents)
         self._draws.add(draw)
 
     def forget_draws(self) -> None:
         """Lets go of the draws, once someone else holds them."""
-        self._draws = _LatestDraws()
+        self._draws = _Rows(RECOVERY_BYTES)
 
     def draws(self) -> dict[str, Tensor]:
         """The draws kept, site name to tensor of shape (draws, ...)."""
@@ -67,13 +103,18 @@ class History:
 
     def latents(self) -> dict[str, Tensor]:
         """Learned latents at every draw, name to tensor of shape (draws, ...)."""
-        return {name: torch.stack(values) for name, values in self._latents.items()}
+        return self._latents.stacked()
 
 
-class _LatestDraws:
-    """The latest draws that fit into :data:`RECOVERY_BYTES`, at least one, in blocks of rows."""
+class _Rows:
+    """
+    The latest rows that fit into a number of bytes, at least one, in blocks.
 
-    def __init__(self) -> None:
+    :param most: that number, None for all rows.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
         self._blocks: deque[dict[str, Tensor]] = deque()
         self._rows = 0  # of a block
         self._room = 0  # draws that may be kept
@@ -81,9 +122,11 @@ class _LatestDraws:
         self._count = 0
 
     def add(self, draw: Mapping[str, Tensor]) -> None:
+        if not draw:
+            return
         if not self._blocks:
             size = max(sum(value.nbytes for value in draw.values()), 1)
-            self._room = max(RECOVERY_BYTES // size, 1)
+            self._room = sys.maxsize if self._most is None else max(self._most // size, 1)
             self._rows = min(max(BLOCK_BYTES // size, 1), 1024)
         row = (self._first + self._count) % self._rows
         if row == 0:

@@ -16,21 +16,23 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_aeb.adaptation import StochasticApproximation
-from pyro_aeb.arguments import Batch, Source, open_arguments, tensors_of
+from pyro_aeb.beginning import begin
+from pyro_aeb.blow_ups import bad_number, blown_up, check_batch
 from pyro_aeb.chain import Chain
-from pyro_aeb.errors import CollapseWarning, NonFiniteError
+from pyro_aeb.data_parallel import ranks_of_data
+from pyro_aeb.errors import CollapseWarning
 from pyro_aeb.links import HandLinks
-from pyro_aeb.look import device_of_latents, init_to_default
-from pyro_aeb.minibatches import Minibatches, Order, check_order
-from pyro_aeb.model import inspect_model
-from pyro_aeb.options import check_numbers, check_options
-from pyro_aeb.posterior import Posterior
-from pyro_aeb.pruning import Pruner, Pruning
+from pyro_aeb.look import init_to_default
+from pyro_aeb.minibatches import Order, check_order
+from pyro_aeb.noise import Kind, check_kind
+from pyro_aeb.options import check_counts, check_data_parallel, check_options
+from pyro_aeb.pruning import Pruning
 from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.sources import open_arguments
 from pyro_aeb.ssgl_rule import SSGLLatents
-from pyro_aeb.start import chain_number, find_start, first_values, generator_of, loader_seed
-from pyro_aeb.storage import names_to_save
+from pyro_aeb.start import chain_number, loader_seed
 from pyro_aeb.transitions import StepNumbers, Transition
+from pyro_aeb.update import Compile, check_compile
 
 
 class AEBKernel(MCMCKernel):
@@ -87,9 +89,18 @@ class AEBKernel(MCMCKernel):
     :param str minibatches: ``"permutation"``, every datum at most once an epoch, or
         ``"replacement"``, independent draws. The N mod n data left over by a permutation wait for
         the next one.
+    :param str noise: ``"normal"``, or ``"three-point"``, numbers of the same moments up to the
+        fifth that cost a third; see :mod:`pyro_aeb.noise`.
+    :param str compile: ``"update"`` compiles what a step does after the likelihood's gradient
+        (prior, transition, latents) with :func:`torch.compile`, which takes some seconds at the
+        start of every chain. Where there is no C++ compiler a warning says so, and nothing is
+        compiled. The numbers are the same up to rounding.
     :param int seed: for first values, minibatches and noise; chain i uses seed + i, counted over
         all sequential runs of this kernel object (a second run goes on with the next seed). Chains
         in processes count from 0 in every run. By default torch's global generator serves.
+    :param bool data_parallel: whether the processes that ``torchrun`` has started run one chain
+        together, each with n data of every minibatch; see :mod:`pyro_aeb.data_parallel`. Needs a
+        seed.
     :raises ModelError: at the start of a run, if the model or the data cannot be sampled.
     :raises NonFiniteError: during a run, if it blows up; it carries the draws finished before.
 
@@ -113,11 +124,17 @@ class AEBKernel(MCMCKernel):
         links: HandLinks | None = None,
         freeze_after_warmup: bool = False,
         minibatches: Order = "permutation",
+        noise: Kind = "normal",
+        compile: Compile | None = None,
         seed: int | None = None,
+        data_parallel: bool = False,
     ) -> None:
         check_options(model, transition, adaptation, init_strategy, pruning)
-        check_numbers(steps_per_draw, save, seed)
+        check_counts(steps_per_draw, save, seed)
         check_order(minibatches)
+        check_kind(noise)
+        check_compile(compile)
+        check_data_parallel(data_parallel, seed)
         self.model = model
         self.transition = transition
         self.adaptation = adaptation
@@ -129,7 +146,10 @@ class AEBKernel(MCMCKernel):
         self.links = links
         self.freeze_after_warmup = freeze_after_warmup
         self.minibatches = minibatches
+        self.noise = noise
+        self.compile = compile
         self.seed = None if seed is None else int(seed)
+        self.data_parallel = data_parallel
         self.transforms: dict[str, Any] = {}  # draws are in constrained space already
         self._save_params: tuple[str, ...] | None = None
         self._initial_params: Mapping[str, Tensor] | None = None
@@ -163,12 +183,24 @@ class AEBKernel(MCMCKernel):
         if params is not chain.last_draw:
             chain.move_to(params)
         try:
-            for left in reversed(range(self.steps_per_draw)):
-                self._step(chain, measure=left == 0)
-            return self._draw(chain)
+            return self.advance(self.steps_per_draw)
         except BaseException:  # MCMC calls no cleanup() then
             chain.source.close()
             raise
+
+    def advance(self, steps: int, between: Callable[[], object] | None = None) -> dict[str, Tensor]:
+        """
+        The draw after some steps from where the chain stands.
+
+        :param int steps: how many, at least 1.
+        :param between: called before every step; what it raises ends the run between two steps,
+            from where it can go on.
+        """
+        for left in reversed(range(steps)):
+            if between is not None:
+                between()
+            self._step(self.chain, measure=left == 0)
+        return self._draw(self.chain)
 
     def _step(self, chain: Chain, measure: bool = False) -> None:
         """One iteration of Algorithm 1: batch, gradient, weights, latents, pruning."""
@@ -176,32 +208,34 @@ class AEBKernel(MCMCKernel):
         numbers = self._numbers(k)
         weight = self._weight(chain, k)
         batch = chain.next_batch()
-        log_density, gradient, residuals = chain.posterior.gradient(
+        log_density, gradient, residuals = chain.posterior.likelihood_gradient(
             chain.state.position, chain.latents, batch
         )
         if not chain.health.watch(log_density, gradient):
-            self._check_batch(k, batch)
+            check_batch(k, batch, chain.history.draws())
             site = chain.first_non_finite(chain.structure.unflatten(gradient))
-            self._blown_up(k, site, f"the gradient of site {site!r}" if site else "the potential")
+            what = f"the gradient of site {site!r}" if site else "the potential"
+            self._blown_up(k, site, what, chain.non_finite_chains(gradient, log_density))
         if measure:
             chain.measure_potential(log_density)
-        chain.state = self.transition.step(chain.state, gradient, chain.noise(), numbers)
-        if weight > 0.0:
-            chain.update_latents(residuals, weight)
+        chain.torn = True
+        noise = chain.noise.draw()
+        chain.state, chain.latents = chain.update(
+            chain.state, chain.latents, gradient, residuals, noise, numbers, weight
+        )
         chain.prune(k)
         chain.step = k
+        chain.torn = False
 
     def _numbers(self, k: int) -> StepNumbers:
         numbers = StepNumbers(self.transition.step_size(k), self.inverse_temperature(k))
         if 0.0 < numbers.step_size < math.inf and 0.0 < numbers.inverse_temperature < math.inf:
             return numbers
-        bad = {n: v for n, v in numbers._asdict().items() if not 0.0 < v < math.inf}
-        name, value = bad.popitem()
-        schedule = getattr(self.transition, name, None) or getattr(self, name)
-        raise ValueError(
-            f"{name} is {value} at step {k}, expected a finite number > 0; it comes from "
-            f"{schedule!r}"
-        )
+        schedules = {
+            "step_size": self.transition.step_size,
+            "inverse_temperature": self.inverse_temperature,
+        }
+        raise bad_number(k, numbers, schedules)
 
     def _weight(self, chain: Chain, k: int) -> float:
         frozen = self.freeze_after_warmup and not chain.warming_up
@@ -215,7 +249,8 @@ class AEBKernel(MCMCKernel):
         weights = chain.structure.unflatten(chain.state.position)  # all, not only those saved
         site = chain.first_non_finite({**weights, **draw})
         if site or not chain.health.settle():
-            self._blown_up(k, site, f"site {site!r}" if site else "the potential")
+            what = f"site {site!r}" if site else "the potential"
+            self._blown_up(k, site, what, chain.non_finite_chains(chain.state.position))
         stats = {**chain.statistics(), **self._numbers(k)._asdict()}
         stats["sa_weight"] = self._weight(chain, k)
         self._warn_of_collapse(chain)
@@ -233,32 +268,10 @@ class AEBKernel(MCMCKernel):
                 stacklevel=4,
             )
 
-    def _blown_up(self, k: int, site: str | None, what: str) -> NoReturn:
-        size = self.transition.step_size(k)
-        raise NonFiniteError(
-            f"step {k}: {what} is not finite, so the run stops here. The usual cause is a step "
-            f"size that is too large for the curvature: it is {size:.3g}, try {size / 10:.1g}. "
-            "Else look at the data's scale and the starting point. The draws finished before are "
-            "in this error's `draws` and in kernel.recover()",
-            step=k,
-            site=site,
-            draws=self.recover(),
-        )
-
-    def _check_batch(self, k: int, batch: Batch) -> None:
-        """Where the gradient is not finite because the data are not, says so."""
-        for name, value in tensors_of(batch):
-            if value.is_floating_point():
-                if bad := int((~torch.isfinite(value)).sum()):
-                    raise NonFiniteError(
-                        f"step {k}: argument {name} of this batch has {bad} non-finite of "
-                        f"{value.numel()} numbers, so the run stops here; remove or impute them in "
-                        "the data set. The draws finished before are in this error's `draws` and "
-                        "in kernel.recover()",
-                        step=k,
-                        site=None,
-                        draws=self.recover(),
-                    )
+    def _blown_up(self, k: int, site: str | None, what: str, chains: list[int]) -> NoReturn:
+        if chains:
+            what += f" of chain {', '.join(map(str, chains))}"
+        raise blown_up(k, site, what, self.transition.step_size(k), self.chain.history.draws())
 
     # -- the contract of pyro.infer.MCMC -------------------------------------------------------
 
@@ -268,66 +281,46 @@ class AEBKernel(MCMCKernel):
 
         :param int warmup_steps: draws of warm-up.
         """
+        self.start(warmup_steps, chain_number(self._chains_started), args, kwargs)
+        self._chains_started += 1
+
+    def start(
+        self,
+        warmup_steps: int,
+        chains: int | Sequence[int],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """
+        Starts a chain, or several that step together.
+
+        :param int warmup_steps: draws of warm-up.
+        :param chains: the chain's number, from which its seed follows; or the numbers of chains
+            that step together, whose draws, states and latents then have a leading axis.
+        :param args: the model's arguments, or a DataLoader.
+        :param kwargs: its keyword arguments.
+        """
         self._chain = None
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "mcmc.run was called inside torch.inference_mode(), in which no gradient is "
                 "computed; call it outside"
             )
-        chain = chain_number(self._chains_started)
-        source = open_arguments(args, kwargs, loader_seed(self.seed, chain))
+        together = not isinstance(chains, int)
+        numbers = (chains,) if isinstance(chains, int) else tuple(chains)
+        given, self._initial_params = self._initial_params, None
+        rank = ranks_of_data(self.data_parallel).rank
+        seeds = [loader_seed(self.seed, n, rank) for n in numbers]
+        source = open_arguments(args, kwargs, seeds, rank)
         try:
-            self._chain = self._start(source, chain, warmup_steps)
+            self._chain = begin(self, source, numbers, together, warmup_steps, self.wanted, given)
         except BaseException:
             source.close()
             raise
-        self._chains_started += 1
 
-    def _start(self, source: Source, chain: int, warmup: int) -> Chain:
-        """Looks at the model and starts a chain; see :meth:`setup`."""
-        if source.from_loader and (device := device_of_latents(self.model, *source.peek())):
-            source.move_to(device)
-        args, kwargs = source.peek()
-        structure = inspect_model(
-            self.model,
-            args,
-            kwargs,
-            adapt=self.adaptation is not None,
-            links=self.links,
-            loader_sizes=source.sizes if source.from_loader else None,
-        )
-        if self.adaptation is not None and not structure.sparse:
-            warnings.warn(
-                "adaptation is given but the model has no SSGL site, so nothing is learned; give "
-                "weights an SSGL prior, or use adaptation=None",
-                stacklevel=3,
-            )
-        wanted = self.save if self._save_params is None else self._save_params
-        saved = names_to_save(structure, wanted)
-        generator = generator_of(self.seed, chain, structure.device)
-        minibatches = Minibatches(structure.plates, self.minibatches, structure.device, generator)
-        posterior = Posterior(self.model, structure)
-        given, self._initial_params = self._initial_params, None
-        position, latents = find_start(
-            posterior,
-            self.adaptation,
-            Batch(args, kwargs, minibatches.first()),
-            lambda: first_values(
-                self.model, args, kwargs, structure, self.init_strategy, given, generator
-            ),
-        )
-        return Chain(
-            structure=structure,
-            posterior=posterior,
-            source=source,
-            minibatches=minibatches,
-            generator=generator,
-            state=self.transition.init(position),
-            latents=latents,
-            warmup=warmup,
-            saved=saved,
-            pruner=None if self.pruning is None else Pruner(self.pruning, structure),
-        )
+    def take_up(self, chain: Chain) -> None:
+        """Goes on with a chain that this kernel, or one with the same options, has started."""
+        self._chain = chain
 
     @property
     def chain(self) -> Chain:
@@ -364,6 +357,11 @@ class AEBKernel(MCMCKernel):
     def save_params(self, names: Sequence[str] | None) -> None:
         self._save_params = None if names is None else tuple(names)
 
+    @property
+    def wanted(self) -> tuple[str, ...] | None:
+        """Names of the sites and summaries to keep; None for the default."""
+        return self.save if self._save_params is None else self._save_params
+
     def logging(self) -> OrderedDict[str, str]:
         """Figures for the progress bar."""
         return self.chain.progress()
@@ -371,8 +369,14 @@ class AEBKernel(MCMCKernel):
     def diagnostics(self) -> dict[str, Any]:
         """
         What the chain recorded beside its draws: ``sample_stats``, the learned latents as
-        ``adaptation``, and the names that :func:`~pyro_aeb.inference_data.to_arviz` needs.
+        ``adaptation``, and :meth:`facts`.
         """
+        history = self.chain.history
+        recorded = {"sample_stats": history.stats(), "adaptation": history.latents()}
+        return {**self.facts(), **recorded}
+
+    def facts(self) -> dict[str, Any]:
+        """The names and settings that :func:`~pyro_aeb.to_arviz` needs, data, and moments."""
         chain = self.chain
         structure = chain.structure
         learned = structure.latent_sites
@@ -382,8 +386,6 @@ class AEBKernel(MCMCKernel):
         return {
             "divergences": [],
             "run": chain.name,
-            "sample_stats": chain.history.stats(),
-            "adaptation": chain.history.latents(),
             "moments": {"mean": chain.moments.mean(), "sd": chain.moments.sd()},
             "dims": {name: list(dims) for name, dims in chain.dims().items()},
             "roles": roles,
@@ -407,7 +409,7 @@ class AEBKernel(MCMCKernel):
         """
         if self._chain is None:
             return {}
-        self._chain.source.close()
+        self._chain.source.suspend()
         return self._chain.history.draws()
 
     def cleanup(self) -> None:

@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_aeb.arguments import Batch
+from pyro_aeb.arguments import Batch, axes
+from pyro_aeb.buffers import Buffers
 from pyro_aeb.errors import ModelError
 from pyro_aeb.look import base
 from pyro_aeb.structure import Residuals, Structure
@@ -29,8 +31,8 @@ from pyro_aeb.structure import Residuals, Structure
 class Gradient(NamedTuple):
     """
     :param Tensor log_density: of the whole data set, estimated from the batch, plus the log priors
-        that have no closed-form gradient, without terms that the weights do not enter; shape ().
-    :param Tensor gradient: of it with respect to the position, shape (D,).
+        that have no closed-form gradient, without terms that the weights do not enter; shape (...).
+    :param Tensor gradient: of it with respect to the position, shape (..., D).
     :param dict residuals: of the observed Normal sites whose scale is learned, by name.
     """
 
@@ -45,41 +47,94 @@ class Likelihood:
 
     :param model: a Pyro model.
     :param Structure structure: from :func:`~pyro_aeb.model.inspect_model`.
+    :param Buffers buffers: those that the model changes, where several chains step together.
     """
 
-    def __init__(self, model: Callable[..., Any], structure: Structure) -> None:
+    def __init__(
+        self, model: Callable[..., Any], structure: Structure, buffers: Buffers | None = None
+    ) -> None:
         self._model = model
         self._structure = structure
         self._transforms = {b.name: b.transform for b in structure.general if b.transform}
         self._scorer = _Scorer(structure)
+        self._buffers = buffers
 
     def gradient(self, position: Tensor, latents: Mapping[str, Tensor], batch: Batch) -> Gradient:
         r"""
         The likelihood's part of equation (2), :math:`(N/n) \sum_{i \in \mathrm{batch}} \nabla_\beta
         \log \pi(d_i \mid \beta)`; the factor N/n is the scale that the model's plates give.
 
-        :param Tensor position: shape (D,).
-        :param latents: values of the learned sites, by name.
+        :param Tensor position: shape (D,), or (C, D) of C chains.
+        :param latents: values of the learned sites, by name, with the same leading axis.
         :param Batch batch: the model's arguments and its subsampled plates' indices.
         """
-        scorer = self._scorer
         position = position.detach().requires_grad_()
+        run = self._of_chains if position.dim() > 1 else self._of_chain
         with torch.enable_grad():
             unconstrained = self._structure.unflatten(position)
-            values = {**self.constrain(unconstrained), **latents}
-            scorer.start(values, unconstrained, batch.indices)
-            with scorer:
-                self._model(*batch.args, **batch.kwargs)
-            log_density = scorer.log_density()
+            log_density, residuals = run(unconstrained, latents, batch)
         gradient = None
         if log_density.requires_grad:
-            (gradient,) = torch.autograd.grad(log_density, position, allow_unused=True)
+            total = log_density.sum() if log_density.dim() else log_density
+            (gradient,) = torch.autograd.grad(total, position, allow_unused=True)
         if gradient is None:  # nothing observed depends on the weights
             gradient = torch.zeros_like(position)
-        return Gradient(log_density.detach(), gradient.contiguous(), scorer.residuals)
+        return Gradient(log_density.detach(), gradient.contiguous(), residuals)
+
+    def _of_chain(
+        self, unconstrained: Mapping[str, Tensor], latents: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, dict[str, Residuals]]:
+        scorer = self._scorer
+        values = {**self.constrain(unconstrained), **latents}
+        scorer.start(values, unconstrained, batch.indices)
+        with scorer:
+            self._model(*batch.args, **batch.kwargs)
+        return scorer.log_density(), scorer.residuals
+
+    def _of_chains(
+        self, unconstrained: Mapping[str, Tensor], latents: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, dict[str, Residuals]]:
+        """
+        All chains by one run of the model, vectorised by :func:`torch.vmap`. The forward pass is
+        vectorised and its sum differentiated, which is faster than to vectorise gradients.
+        """
+        buffers = self._buffers or Buffers((), None)
+
+        def one(unconstrained: Any, latents: Any, indices: Any, arguments: Any, given: Any) -> Any:
+            found: dict[str, Any] = {}
+
+            def run() -> None:
+                log_density, residuals = self._of_chain(
+                    unconstrained, latents, Batch(arguments[0], arguments[1], indices)
+                )
+                for name, own in residuals.items():
+                    residuals[name] = own._replace(data=torch.as_tensor(own.data))
+                found.update(log_density=log_density, residuals=residuals)
+
+            after = buffers.run(given, run)
+            return found["log_density"], found["residuals"], after
+
+        indices = {n: 0 if i.dim() > 1 else None for n, i in batch.indices.items()}
+        arguments, own = (batch.args, dict(batch.kwargs)), buffers.values()
+        in_dims = axes(arguments) if batch.per_chain else None
+        try:
+            with pyro.validation_enabled(False):  # checks of values are branches on them
+                log_density, residuals, after = torch.vmap(
+                    one, in_dims=(0, 0, indices, in_dims, 0), randomness="different"
+                )(dict(unconstrained), dict(latents), dict(batch.indices), arguments, own)
+        except RuntimeError as error:
+            if "vmap" not in str(error) and "atching rule" not in str(error):
+                raise
+            raise ModelError(
+                "the model cannot run for several chains at once, as torch.vmap finds: "
+                f'{str(error).splitlines()[0]} Use chain_method="sequential" or "parallel", or '
+                "write the step that fails without .item(), branches on values, or changes in place"
+            ) from error
+        buffers.keep(after)
+        return log_density, residuals
 
     def constrain(self, unconstrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sites' values in constrained space."""
+        """The sites' values in constrained space, with the leading axes of their places."""
         values = dict(unconstrained)
         for name, transform in self._transforms.items():
             values[name] = transform(unconstrained[name])

@@ -26,10 +26,10 @@ from pyro.infer.autoguide.initialization import (
 from pyro.infer.inspect import TrackProvenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import biject_to
-from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyro_aeb.buffers import unchanged_buffers
 from pyro_aeb.distributions import SSGL
 from pyro_aeb.errors import ModelError
 
@@ -41,29 +41,6 @@ def base(fn: Any) -> Any:
     while isinstance(fn, pyro.distributions.Independent):
         fn = fn.base_dist
     return fn
-
-
-@contextmanager
-def unchanged_buffers() -> Iterator[None]:
-    """Lets every module that runs inside, and what is in it, run on copies of its buffers."""
-    own: dict[nn.Module, dict[str, Tensor | None]] = {}
-
-    def lend_copies(module: nn.Module, _: Any) -> None:
-        if module in own:
-            return
-        for part in module.modules():
-            if part not in own:
-                own[part] = dict(part._buffers)
-                for name, buffer in own[part].items():
-                    part._buffers[name] = None if buffer is None else buffer.clone()
-
-    handle = register_module_forward_pre_hook(lend_copies)
-    try:
-        yield
-    finally:
-        handle.remove()
-        for module, buffers in own.items():
-            module._buffers.update(buffers)
 
 
 @contextmanager

@@ -12,11 +12,13 @@ the gradient (2) unbiased; a permutation has the smaller variance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from pyro_aeb.ranks import ALONE, Ranks
 
 Order = Literal["permutation", "replacement"]
 
@@ -30,6 +32,8 @@ class Minibatches:
     :param str order: ``"permutation"`` or ``"replacement"``.
     :param torch.device device: of the indices.
     :param torch.Generator generator: source of randomness, None for torch's own.
+    :param Ranks ranks: processes with the same generator, which share out every minibatch of n
+        times as many data as there are ranks; n of them are this rank's.
     :raises ValueError: if ``order`` is neither.
     """
 
@@ -39,8 +43,10 @@ class Minibatches:
         order: Order,
         device: torch.device,
         generator: torch.Generator | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         check_order(order)
+        self._ranks = ranks
         self._order = order
         self._device = device
         self._generator = generator
@@ -53,25 +59,29 @@ class Minibatches:
             if batch >= size
         }
 
+    @property
+    def partial(self) -> frozenset[str]:
+        """The plates that take a part of their data."""
+        return frozenset(self._plates)
+
     def first(self) -> dict[str, Tensor]:
         """The first data of every plate, to try the model on; draws no random number."""
-        return {
-            **self._indices,
-            **{
-                n: torch.arange(batch, device=self._device)
-                for n, (_, batch) in self._plates.items()
-            },
-        }
+        first = dict(self._indices)
+        for name, (_, batch) in self._plates.items():
+            first[name] = torch.arange(batch, device=self._device)
+        return first
 
     def next(self) -> dict[str, Tensor]:
         """The indices of the next step, plate name to tensor of shape (n,)."""
         for name, (size, batch) in self._plates.items():
+            together = batch * self._ranks.world
             if self._order == "replacement":
-                self._indices[name] = torch.randint(
-                    size, (batch,), generator=self._generator, device=self._device
+                indices = torch.randint(
+                    size, (together,), generator=self._generator, device=self._device
                 )
             else:
-                self._indices[name] = self._next_of_permutation(name, size, batch)
+                indices = self._next_of_permutation(name, size, together)
+            self._indices[name] = indices[batch * self._ranks.rank :][:batch]
         return self._indices
 
     def _next_of_permutation(self, name: str, size: int, batch: int) -> Tensor:
@@ -83,6 +93,47 @@ class Minibatches:
             )
         self._starts[name] = start + batch
         return self._epochs[name][start : start + batch]
+
+    def state(self) -> dict[str, Any]:
+        """The permutations under way, and where they stand."""
+        return {"epochs": dict(self._epochs), "starts": dict(self._starts)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another's :meth:`state`; the generator is restored by its owner."""
+        self._epochs = {n: epoch.to(self._device) for n, epoch in state["epochs"].items()}
+        self._starts = dict(state["starts"])
+
+
+class ChainMinibatches:
+    """
+    Indices of every plate for every step of several chains, each with minibatches of its own.
+
+    :param minibatches: one for every chain.
+    """
+
+    def __init__(self, minibatches: Sequence[Minibatches]) -> None:
+        self._minibatches = tuple(minibatches)
+
+    def next(self) -> dict[str, Tensor]:
+        """
+        The indices of the next step. Those of a plate that takes a part of its data have shape
+        (C, n), those of a plate that takes all of them (N,).
+        """
+        first, *others = (dict(minibatches.next()) for minibatches in self._minibatches)
+        partial = self._minibatches[0].partial
+        return {
+            name: torch.stack([own, *(other[name] for other in others)]) if name in partial else own
+            for name, own in first.items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Every chain's."""
+        return {"chains": [minibatches.state() for minibatches in self._minibatches]}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another's :meth:`state`."""
+        for minibatches, own in zip(self._minibatches, state["chains"], strict=True):
+            minibatches.load(own)
 
 
 def check_order(order: str) -> None:

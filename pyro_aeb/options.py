@@ -39,7 +39,7 @@ def check_options(
         )
 
 
-def check_numbers(steps_per_draw: Any, save: Any, seed: Any) -> None:
+def check_counts(steps_per_draw: Any, save: Any, seed: Any) -> None:
     """
     :raises TypeError: if an option is of the wrong kind.
     :raises ValueError: if ``steps_per_draw`` is no integer of at least 1.
@@ -50,3 +50,17 @@ def check_numbers(steps_per_draw: Any, save: Any, seed: Any) -> None:
         raise TypeError(f"save is {save!r}, expected a list of names, e.g. [{save!r}]")
     if not (seed is None or isinstance(seed, Integral)):
         raise TypeError(f"seed is {seed!r}, expected an integer or None")
+
+
+def check_data_parallel(data_parallel: Any, seed: Any) -> None:
+    """
+    :raises TypeError: if ``data_parallel`` is no bool.
+    :raises ValueError: if it is True and there is no seed.
+    """
+    if not isinstance(data_parallel, bool):
+        raise TypeError(f"data_parallel is {data_parallel!r}, expected True or False")
+    if data_parallel and seed is None:
+        raise ValueError(
+            "data_parallel=True without a seed, expected seed=..., the same on all ranks, from "
+            "which they draw the same noise and minibatches"
+        )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.arguments import Batch
+from pyro_aeb.buffers import Buffers
 from pyro_aeb.dense import NormalPrior
 from pyro_aeb.likelihood import Gradient, Likelihood
 from pyro_aeb.ssgl_rule import SSGLLatents, SSGLRule
@@ -24,11 +25,21 @@ class Posterior:
 
     :param model: a Pyro model.
     :param Structure structure: from :func:`~pyro_aeb.model.inspect_model`.
+    :param Buffers buffers: those that the model changes, where several chains step together.
+    :param average: makes of the likelihood's part on this process's data that on the data of all
+        processes; None where there is one.
     """
 
-    def __init__(self, model: Callable[..., Any], structure: Structure) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        structure: Structure,
+        buffers: Buffers | None = None,
+        average: Callable[[Gradient], Gradient] | None = None,
+    ) -> None:
+        self._average = average
         self.structure = structure
-        self.likelihood = Likelihood(model, structure)
+        self.likelihood = Likelihood(model, structure, buffers)
         self.rule = SSGLRule(structure) if structure.sparse else None
         normal = NormalPrior(structure)
         self._normal = normal if normal.size else None
@@ -45,20 +56,29 @@ class Posterior:
         """
         Equation (2), estimated from one batch.
 
-        :param Tensor position: shape (D,).
+        :param Tensor position: shape (D,), or (C, D) of C chains.
         :param SSGLLatents latents: None for a model without adaptation.
         :param Batch batch: the model's arguments and its subsampled plates' indices.
         """
-        result = self.likelihood.gradient(position, self.site_values(latents), batch)
-        with torch.no_grad():
-            if self.rule is not None and latents is not None:
-                prior = self.rule.gradient(latents, self.sparse(position))
-                self.sparse(result.gradient).add_(prior)
-            if self._normal is not None:
-                here = self._normal_range
-                prior = self._normal.gradient(position[..., here])
-                result.gradient[..., here].add_(prior)
+        result = self.likelihood_gradient(position, latents, batch)
+        self.add_prior(result.gradient, position, latents)
         return result
+
+    def likelihood_gradient(
+        self, position: Tensor, latents: SSGLLatents | None, batch: Batch
+    ) -> Gradient:
+        """The likelihood's part of :meth:`gradient`, of all processes' data."""
+        result = self.likelihood.gradient(position, self.site_values(latents), batch)
+        return result if self._average is None else self._average(result)
+
+    @torch.no_grad()
+    def add_prior(self, gradient: Tensor, position: Tensor, latents: SSGLLatents | None) -> None:
+        """Adds the closed-form priors' part to the likelihood's, in place."""
+        if self.rule is not None and latents is not None:
+            self.sparse(gradient).add_(self.rule.gradient(latents, self.sparse(position)))
+        if self._normal is not None:
+            here = self._normal_range
+            gradient[..., here].add_(self._normal.gradient(position[..., here]))
 
     def potential(
         self, log_density: Tensor, position: Tensor, latents: SSGLLatents | None

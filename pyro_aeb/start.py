@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch.distributions import biject_to, constraints
 
 from pyro_aeb.adaptation import StochasticApproximation
 from pyro_aeb.arguments import Batch
+from pyro_aeb.buffers import Place, unchanged_buffers
 from pyro_aeb.errors import ModelError
-from pyro_aeb.look import initial_values, unchanged_buffers
+from pyro_aeb.look import initial_values, unchanged_random_numbers
 from pyro_aeb.posterior import Posterior
 from pyro_aeb.ssgl_rule import SSGLLatents
 from pyro_aeb.structure import Structure
@@ -46,14 +47,17 @@ def generator_of(seed: int | None, chain: int, device: torch.device) -> torch.Ge
     return torch.Generator(device=device).manual_seed(seed + chain)
 
 
-def loader_seed(seed: int | None, chain: int) -> int | None:
+def loader_seed(seed: int | None, chain: int, rank: int = 0) -> int | None:
     """
     A seed for what a DataLoader draws, of its own: with the same number as :func:`generator_of` the
     loader's random numbers would be those of the noise.
+
+    :param int rank: of the processes that share a chain's data, each of which has a loader.
     """
     if seed is None:
         return None
-    words = np.random.SeedSequence([(seed + chain) % 2**64, 1]).generate_state(1, np.uint64)
+    entropy = [(seed + chain) % 2**64, 1, *([rank] if rank else [])]
+    words = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return int(words[0] >> 1)
 
 
@@ -162,3 +166,37 @@ def find_start(
         "init_strategy=init_to_value(values=...), and look for data outside the support of the "
         "likelihood"
     )
+
+
+def changed_buffers(
+    posterior: Posterior, start: tuple[Tensor, SSGLLatents | None], batch: Batch
+) -> list[Place]:
+    """
+    The places of the buffers that a step changes. They and the random numbers stay as they were.
+
+    :param start: position and latents.
+    """
+    with unchanged_random_numbers(), unchanged_buffers() as changed:
+        posterior.gradient(*start, batch)
+    return changed
+
+
+def stacked_starts(
+    starts: Sequence[tuple[Tensor, SSGLLatents | None]],
+) -> tuple[Tensor, SSGLLatents | None]:
+    """
+    Starting points stacked, with a leading axis of chains.
+
+    :param starts: position and latents of every chain.
+    """
+    position = torch.stack([position for position, _ in starts])
+    found = [latents for _, latents in starts if latents is not None]
+    if not found:
+        return position, None
+    latents = found[0]._replace(  # what is left of the first kappas is the same in every chain
+        rho=torch.stack([own.rho for own in found]),
+        slab=torch.stack([own.slab for own in found]),
+        sigma=torch.stack([own.sigma for own in found]),
+        delta=torch.stack([own.delta for own in found]),
+    )
+    return position, latents

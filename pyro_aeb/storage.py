@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,3 +109,12 @@ class Moments:
         return {
             name: (square / max(self.count - 1, 1)).sqrt() for name, square in self._square.items()
         }
+
+    def state(self) -> dict[str, Any]:
+        """All that the next draw is added to."""
+        return {"count": self.count, "mean": self._mean, "square": self._square}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another's :meth:`state`."""
+        self.count = state["count"]
+        self._mean, self._square = dict(state["mean"]), dict(state["square"])

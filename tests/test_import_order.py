@@ -25,20 +25,29 @@ PACKAGE = ROOT / "pyro_aeb"
 # its own, and files of one subpackage from one another; modules of one layer know nothing of each
 # other.
 LAYERS: tuple[set[str], ...] = (
-    {"_version", "errors"},
-    {"schedules", "distributions", "structure", "arguments"},
+    {"_version", "errors", "interrupts"},
+    {"schedules", "distributions", "structure", "arguments", "buffers", "groups", "variables"}
+    | {"settings"},
+    {"ranks"},
     # What a step is made of, and what runs the model.
-    {"transitions", "adaptation", "pruning", "dense", "minibatches", "health", "history", "look"},
-    {"ssgl_rule", "probes", "options", "storage"},
+    {"transitions", "adaptation", "pruning", "dense", "minibatches", "health", "history", "look"}
+    | {"sources", "noise", "fingerprint", "growing_zarr"},
+    {"ssgl_rule", "probes", "options", "storage", "blow_ups", "data_checks", "store", "trace_file"},
     {"links", "likelihood"},
     {"model"},
     # Q, where a chain starts, and a chain.
     {"posterior"},
-    {"start"},
+    {"start", "update"},
     {"chain"},
+    {"chain_state", "data_parallel"},
+    {"beginning"},
     # Algorithm 1, and what stands on it.
-    {"kernel"},
-    {"backend", "inference_data", "nn", "testing"},
+    {"kernel", "checkpoint"},
+    {"backend", "inference_data", "nn", "testing", "lanes", "recipes"},
+    # Runs: where draws go, what is saved of a chain, and the chains of a run.
+    {"run_record"},
+    {"parallel", "distributed"},
+    {"mcmc"},
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 # Below, but none of its business: a step takes a gradient and knows no model, and the latents'
@@ -48,7 +57,7 @@ KEPT_FROM = {
     "ssgl_rule": {"transitions", "minibatches", "look"},
 }
 # The only ones that may know Pyro's effect handlers.
-KNOW_HANDLERS = {"look", "model", "likelihood", "nn"}
+KNOW_HANDLERS = {"look", "model", "likelihood", "nn", "mcmc"}
 HANDLERS = ("pyro.poutine", "pyro.handlers")
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -104,7 +104,7 @@ def _current(mcmc: Any) -> Mapping[str, Tensor]:
     finished = list((getattr(mcmc, "_diagnostics", None) or [None])[-1:])
     run = finished[0].get("run") if isinstance(finished[0], dict) else None
     ours = run is None or run == chain.name or not chain.finished
-    return chain.values() if ours else {}
+    return chain.values_by_chain()[-1] if ours else {}
 
 
 def masks(module: nn.Module) -> dict[str, Tensor]:

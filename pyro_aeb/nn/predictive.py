@@ -25,9 +25,10 @@ from pyro.infer.mcmc.api import StreamingMCMC
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_aeb.buffers import unchanged_buffers
 from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel import AEBKernel
-from pyro_aeb.look import unchanged_buffers, unchanged_random_numbers
+from pyro_aeb.look import unchanged_random_numbers
 from pyro_aeb.nn.batches import Batches, given
 from pyro_aeb.nn.evaluation import Evaluation, evaluated
 from pyro_aeb.nn.evaluation_mode import BatchNormStatistics, evaluation_mode
@@ -164,14 +165,14 @@ class PosteriorPredictive:
         :raises ValueError: if the data come in another order than at the draw before.
         """
         data = _check_hook(kernel, self._data)
-        values = kernel.chain.values()
+        draws = kernel.chain.values_by_chain()
         if stage.startswith("Warmup"):
             if i == 0:
-                self._predict(data, [values], progress=False, limit=1)
+                self._predict(data, draws[:1], progress=False, limit=1)
             return
         if i == 0 and stage in ("Sample", "Sample [0]"):
             self._streamed = None
-        draw, _ = self._predict(data, [values], progress=False)
+        draw, last = self._predict(data, draws, progress=False)
         before = None if self._streamed is None else self._streamed[0]
         seen, self._seen = self._seen, data.fingerprint()
         if before is not None and not torch.equal(seen, self._seen):
@@ -180,7 +181,7 @@ class PosteriorPredictive:
                 "DataLoader given as data= must give the same batches at every pass, without "
                 "shuffling"
             )
-        self._streamed = averaged(before, draw), draw
+        self._streamed = averaged(before, draw), last
 
     def _average_of(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -13,39 +13,24 @@ import pytest
 import torch
 from mcmc_runs import X, Y, kernel, mcmc
 from models import sparse_regression
-from pyro.infer.mcmc.api import StreamingMCMC
+from predicted_models import (
+    INPUTS,
+    LABELS,
+    SLOPES,
+    VALUES,
+    VARIANCES,
+    WEIGHTS,
+    classifier,
+    loader,
+    regression,
+)
 from replayed_runs import replayed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_aeb import ModelError
 from pyro_aeb.nn import PosteriorPredictive
 
-INPUTS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, -1.0], [0.5, 3.0]])
-LABELS = torch.tensor([0, 2, 1, 0, 2])
-WEIGHTS = torch.tensor(
-    [
-        [[4.0, 0.0, -1.0], [0.0, 1.0, 3.0]],
-        [[-1.0, 2.0, 0.0], [0.5, 0.0, 1.0]],
-        [[1.0, 1.0, -2.0], [-3.0, 0.0, 2.0]],
-    ]
-)
-"""Three draws, two features, three classes."""
-
 ROW = torch.arange(len(LABELS))
-
-
-def classifier(x, y=None):
-    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
-    with pyro.plate("data", 1000, subsample=x):  # every datum counts 200 times in training
-        return pyro.sample("y", dist.Categorical(logits=x @ w), obs=y)
-
-
-def regression(x, y=None):
-    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-    sigma2 = pyro.sample("sigma2", dist.InverseGamma(2.0, 2.0))
-    with pyro.plate("data", len(x)):
-        return pyro.sample("y", dist.Normal(x @ w, sigma2.sqrt()), obs=y)
 
 
 def binary(x, y=None):
@@ -57,10 +42,6 @@ def binary(x, y=None):
 def softmaxes() -> torch.Tensor:
     """Every draw's probabilities, shape (3, 5, 3)."""
     return (INPUTS @ WEIGHTS).softmax(-1)
-
-
-def loader(*tensors, batch_size=2) -> DataLoader:
-    return DataLoader(TensorDataset(*tensors), batch_size)
 
 
 # Classes
@@ -140,10 +121,6 @@ def test_bernoulli_predicts_the_probability_of_1_and_scores_as_two_classes():
 
 # Numbers
 
-SLOPES = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
-VARIANCES = torch.tensor([0.5, 2.0])
-VALUES = torch.tensor([2.0, 0.0, 3.0, 1.0, -1.0])
-
 
 def test_mean_and_sd_by_the_law_of_total_variance():
     found = PosteriorPredictive(regression, replayed(w=SLOPES, sigma2=VARIANCES))(INPUTS)
@@ -202,6 +179,18 @@ def test_other_distributions_with_moments_predict_too():
     found = PosteriorPredictive(counts, replayed(rate=torch.tensor([1.0, 3.0])))(x)
     torch.testing.assert_close(found.mean, 2.0 * x)
     torch.testing.assert_close(found.sd, (2.0 * x + x.square()).sqrt())
+
+
+def test_deterministic_sites_and_factors_are_no_likelihoods():
+    def with_terms(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        pyro.factor("penalty", -w.abs().sum())
+        mean = pyro.deterministic("mean", x @ w)
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    found = PosteriorPredictive(with_terms, replayed(w=SLOPES)).evaluate(INPUTS, VALUES)
+    assert found.average.keys() == {"rmse", "nll"}
 
 
 # Data in batches, draws in chains
@@ -322,111 +311,3 @@ def test_flags_buffers_and_random_numbers_are_put_back(fails):
     assert [module.training for module in network.modules()] == flags
     assert all(torch.equal(b, buffers[name]) for name, b in network.named_buffers())
     assert torch.equal(torch.get_rng_state(), random)
-
-
-# What does not fit
-
-
-def test_draws_without_the_weights_are_refused_with_two_ways_out():
-    run = mcmc(kernel(save=["sigma2", "delta"]))
-    run.run(X, Y)
-    predict = PosteriorPredictive(sparse_regression, run)
-    for ask in (lambda: predict(X), lambda: predict.evaluate(X, Y)):
-        with pytest.raises(ModelError, match=r"not the latent sites \['beta'\]") as error:
-            ask()
-        assert "save=[...]" in str(error.value) and "hook_fn=predict.hook" in str(error.value)
-    run = mcmc(kernel(save=[]))
-    run.run(X, Y)
-    with pytest.raises(ModelError, match="hold no sites.*hook_fn=predict.hook"):
-        PosteriorPredictive(sparse_regression, run)
-
-
-def test_draws_that_lack_sites_are_refused_where_the_likelihood_is_not_known_either():
-    with pytest.raises(ModelError, match=r"sites \['sigma2', 'y'\] have no values"):
-        PosteriorPredictive(regression, replayed(w=SLOPES))(INPUTS)
-    with pytest.raises(ModelError, match=r"not the latent sites \['sigma2'\]"):
-        PosteriorPredictive(regression, replayed(w=SLOPES), site="y")(INPUTS)
-
-
-def two_sites(x, y=None, label=None):
-    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-    with pyro.plate("data", len(x)):
-        pyro.sample("label", dist.Bernoulli(logits=x @ w), obs=label)
-        pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
-
-
-def test_of_several_observed_sites_one_must_be_chosen():
-    run, labels = replayed(w=SLOPES), (LABELS > 0).float()
-    with pytest.raises(ModelError, match=r"2 observed sites \['label', 'y'\].*site=name"):
-        PosteriorPredictive(two_sites, run).evaluate(INPUTS, VALUES, labels)
-    chosen = PosteriorPredictive(two_sites, run, site="y").evaluate(INPUTS, VALUES, labels)
-    assert chosen.average.keys() == {"rmse", "nll"}
-    with pytest.raises(ModelError, match=r"site 'z' is not one.*\['label', 'y'\]"):
-        PosteriorPredictive(two_sites, run, site="z").evaluate(INPUTS, VALUES, labels)
-
-
-def test_deterministic_sites_and_factors_are_no_likelihoods():
-    def with_terms(x, y=None):
-        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-        pyro.factor("penalty", -w.abs().sum())
-        mean = pyro.deterministic("mean", x @ w)
-        with pyro.plate("data", len(x)):
-            return pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-
-    found = PosteriorPredictive(with_terms, replayed(w=SLOPES)).evaluate(INPUTS, VALUES)
-    assert found.average.keys() == {"rmse", "nll"}
-
-
-def test_scores_need_the_data():
-    predict = PosteriorPredictive(classifier, replayed(w=WEIGHTS))
-    with pytest.raises(ValueError, match=r"observed no data.*evaluate\(x, y\)"):
-        predict.evaluate(INPUTS)
-
-
-def test_a_plate_that_takes_a_subsample_is_refused():
-    run = mcmc(kernel())
-    run.run(X, Y, batch_size=5)
-    with pytest.raises(ModelError, match="plate 'data' would take 5 of 20 data at random"):
-        PosteriorPredictive(sparse_regression, run).evaluate(X, Y, batch_size=5)
-
-
-def test_a_mask_is_refused():
-    def masked(x, y=None):
-        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=x[:, 0] > 0):
-            return pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
-
-    with pytest.raises(ModelError, match="site 'y' has a mask.*not support"):
-        PosteriorPredictive(masked, replayed(w=SLOPES)).evaluate(INPUTS, VALUES)
-
-
-def test_a_likelihood_without_moments_is_refused():
-    def odd(x, y=None):
-        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-        noise = dist.TransformedDistribution(
-            dist.Normal(x @ w, 1.0), [dist.transforms.TanhTransform()]
-        )
-        with pyro.plate("data", len(x)):
-            return pyro.sample("y", noise, obs=y)
-
-    with pytest.raises(ModelError, match="TransformedDistribution, which knows no mean"):
-        PosteriorPredictive(odd, replayed(w=SLOPES))(INPUTS)
-
-
-def test_an_empty_loader_is_refused():
-    predict = PosteriorPredictive(classifier, replayed(w=WEIGHTS))
-    with pytest.raises(ValueError, match="gave no batch"):
-        predict.evaluate(DataLoader(TensorDataset(INPUTS, LABELS), 8, drop_last=True))
-    with pytest.raises(TypeError, match="a DataLoader among 2 arguments"):
-        predict.evaluate(loader(INPUTS), LABELS)
-
-
-def test_a_run_without_draws_is_refused():
-    with pytest.raises(TypeError, match="StreamingMCMC keeps no draws.*hook_fn=predict.hook"):
-        PosteriorPredictive(sparse_regression, StreamingMCMC(kernel(), 5))
-    with pytest.raises(RuntimeError, match="holds no draws: call its run"):
-        PosteriorPredictive(sparse_regression, mcmc())
-    with pytest.raises(TypeError, match="expected a pyro.infer.MCMC object"):
-        PosteriorPredictive(classifier, {"w": WEIGHTS})
-    with pytest.raises(TypeError, match="either a finished run.*or the data"):
-        PosteriorPredictive(classifier)

@@ -1,0 +1,77 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a run that cannot go on says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.arguments import Batch, tensors_of
+from pyro_aeb.errors import NonFiniteError
+from pyro_aeb.transitions import StepNumbers
+
+_KEPT = "The draws finished before are in this error's `draws` and in kernel.recover()"
+
+
+def bad_number(k: int, numbers: StepNumbers, schedules: Mapping[str, Any]) -> ValueError:
+    """
+    The error of a step that a schedule gives no finite number > 0.
+
+    :param int k: the step.
+    :param StepNumbers numbers: its numbers.
+    :param schedules: where each comes from, by name.
+    """
+    name, value = next((n, v) for n, v in numbers._asdict().items() if not 0.0 < v < math.inf)
+    return ValueError(
+        f"{name} is {value} at step {k}, expected a finite number > 0; it comes from "
+        f"{schedules[name]!r}"
+    )
+
+
+def check_batch(k: int, batch: Batch, draws: dict[str, Tensor]) -> None:
+    """
+    Where a gradient is not finite because the data are not, says so.
+
+    :param int k: the step.
+    :param Batch batch: its data.
+    :param draws: the draws finished before.
+    :raises NonFiniteError: if a number in the batch is not finite.
+    """
+    for name, value in tensors_of(batch):
+        if value.is_floating_point() and (bad := int((~torch.isfinite(value)).sum())):
+            raise NonFiniteError(
+                f"step {k}: argument {name} of this batch has {bad} non-finite of "
+                f"{value.numel()} numbers, so the run stops here; remove or impute them in "
+                f"the data set. {_KEPT}",
+                step=k,
+                site=None,
+                draws=draws,
+            )
+
+
+def blown_up(
+    k: int, site: str | None, what: str, size: float, draws: dict[str, Tensor]
+) -> NonFiniteError:
+    """
+    The error of a run whose numbers are no longer finite.
+
+    :param int k: the step.
+    :param site: the first site concerned, None if it is the potential.
+    :param str what: what is not finite.
+    :param float size: the step size.
+    :param draws: the draws finished before.
+    """
+    return NonFiniteError(
+        f"step {k}: {what} is not finite, so the run stops here. The usual cause is a step "
+        f"size that is too large for the curvature: it is {size:.3g}, try {size / 10:.1g}. "
+        f"Else look at the data's scale and the starting point. {_KEPT}",
+        step=k,
+        site=site,
+        draws=draws,
+    )

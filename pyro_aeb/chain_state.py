@@ -1,0 +1,143 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+All that the next step of a chain depends on, as tensors and plain values, and back.
+
+A chain that :func:`load` has put back goes on bit for bit as the one that :func:`state_of` read:
+weights, momentum, latents, masks, buffers, the place in the data, and random numbers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_aeb.chain import Chain
+from pyro_aeb.errors import ModelError
+
+
+def state_of(chain: Chain) -> dict[str, Any]:
+    """
+    The state of a chain between two steps.
+
+    :returns: tensors, numbers, strings, and lists and dicts of them.
+    """
+    latents = None if chain.latents is None else chain.latents._asdict()
+    return {
+        "step": chain.step,
+        "draws": chain.draws,
+        "name": chain.name,
+        "sites": _sites(chain),
+        "transition": chain.state._asdict(),
+        "latents": latents,
+        "pruner": None if chain.pruner is None else chain.pruner.state(),
+        "minibatches": chain.minibatches.state(),
+        "source": chain.source.state(),
+        "buffers": chain.buffers.values(),
+        "moments": chain.moments.state(),
+        "collapsed": sorted(chain.collapsed),
+        "noise": chain.noise.state(),
+        "generators": [None if g is None else g.get_state() for g in chain.generators],
+        "random": global_random_state(),
+    }
+
+
+def load(chain: Chain, state: Mapping[str, Any]) -> None:
+    """
+    Puts a chain that has just been started where another one stood. The global random numbers stay
+    as they are; see :func:`set_global_random_state`.
+
+    :param Chain chain: of the same model and data, started with the same options.
+    :param state: from :func:`state_of`.
+    :raises ModelError: if the state is not one of such a chain.
+    """
+    _check(chain, state)
+    chain.step, chain.draws, chain.name = state["step"], state["draws"], state["name"]
+    position = chain.state.position
+    chain.state = type(chain.state)(
+        **{name: _to(value, position.device) for name, value in state["transition"].items()}
+    )
+    if chain.latents is not None:
+        own = {name: _to(value, position.device) for name, value in state["latents"].items()}
+        chain.latents = type(chain.latents)(**own)
+    if chain.pruner is not None:
+        chain.pruner.load(state["pruner"])
+    chain.minibatches.load(state["minibatches"])
+    chain.source.load(state["source"])
+    chain.buffers.load(state["buffers"])
+    chain.moments.load(state["moments"])
+    chain.collapsed = set(state["collapsed"])
+    for generator, own in zip(chain.generators, state["generators"], strict=True):
+        if generator is not None:
+            generator.set_state(own)
+    chain.noise.load(state["noise"])
+    chain.last_draw = chain.draw()
+    chain.restart_clock()
+
+
+def _check(chain: Chain, state: Mapping[str, Any]) -> None:
+    sites = _sites(chain)
+    if state["sites"] != sites:
+        raise ModelError(
+            f"the saved chain has sites of shapes {state['sites']}, and this model has {sites}; go "
+            "on with the model that the run began with"
+        )
+    found = {name: tuple(value.shape) for name, value in state["transition"].items()}
+    expected = {name: tuple(value.shape) for name, value in chain.state._asdict().items()}
+    if found != expected:
+        raise ModelError(
+            f"the saved chain has a state of shapes {found}, and this model and transition make "
+            f"{expected}; go on with the model, data and transition that the run began with"
+        )
+    for what, there in (("latents", chain.latents), ("pruner", chain.pruner)):
+        if (state[what] is None) != (there is None):
+            raise ModelError(
+                f"the saved chain has {'no ' if state[what] is None else ''}{what}, this kernel "
+                f"{'none' if there is None else 'some'}; go on with the options that the run "
+                "began with"
+            )
+    if len(state["buffers"]) != len(chain.buffers.places):
+        raise ModelError(
+            f"the saved chain changes {len(state['buffers'])} buffers of the model's modules, this "
+            f"model {len(chain.buffers.places)}; go on with the model in the same mode "
+            "(train or eval) as the run began with"
+        )
+
+
+def _sites(chain: Chain) -> dict[str, list[int]]:
+    """The sites of the position in their order, and their shapes."""
+    return {block.name: list(block.shape) for block in chain.structure.blocks}
+
+
+def global_random_state() -> dict[str, Any]:
+    """The states of torch's, NumPy's and Python's global generators."""
+    numpy: Any = np.random.get_state()
+    name, keys, *rest = numpy
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_global_random_state(state: Mapping[str, Any]) -> None:
+    """Puts back what :func:`global_random_state` read."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, numbers, own = state["python"]
+    random.setstate((version, tuple(numbers), own))
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

@@ -1,0 +1,175 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Where the draws of a run go: rows that are set aside once, and written draw by draw.
+
+What is kept of a draw is a :data:`~pyro_aeb.history.Record`. A :class:`Store` takes records by
+chain and draw. :class:`MemoryStore` keeps them in memory,
+:class:`~pyro_aeb.trace_file.TraceFile` in a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.history import Record
+
+Rows = dict[str, dict[str, Tensor]]
+"""Group to name to tensor of shape (chains, draws, ...)."""
+
+
+class Store(Protocol):
+    """Takes the records of a run."""
+
+    def write(self, chain: int | None, draw: int, record: Record) -> None:
+        """
+        Writes a draw, over an earlier one in its place.
+
+        :param chain: whose draw it is; None for a record of all chains at once, whose values have a
+            leading axis of chains.
+        :param int draw: counted from 0.
+        """
+        ...
+
+    def read(self) -> Rows:
+        """What has been written; rows that have not are undefined."""
+        ...
+
+    def grow(self, draws: int) -> None:
+        """Makes room for so many draws a chain in all."""
+        ...
+
+    def flush(self) -> None:
+        """Returns once all that was written will outlive the process, where it is meant to."""
+        ...
+
+    def close(self) -> None:
+        """Flushes, and lets go of open files."""
+        ...
+
+
+class MemoryStore:
+    """
+    Rows in memory: what is kept, and nothing else, on the device of the draws.
+
+    :param int chains: how many.
+    :param int draws: of every chain.
+    """
+
+    def __init__(self, chains: int, draws: int) -> None:
+        self._chains = chains
+        self._draws = draws
+        self._rows: Rows = {}
+
+    def write(self, chain: int | None, draw: int, record: Record) -> None:
+        if not self._rows:
+            self._allocate(chain, record)
+        for group, values in record.items():
+            rows = self._rows[group]
+            for name, value in values.items():
+                if chain is None:
+                    rows[name][:, draw] = value
+                else:
+                    rows[name][chain, draw] = value
+
+    def put(self, chain: int | None, first: int, rows: Rows) -> int:
+        """
+        Puts back consecutive draws that were read before; their number.
+
+        :param chain: whose they are, None for those of all chains.
+        :param int first: number of the first.
+        :param rows: values of shape (chains, draws, ...), of one chain or of all.
+        """
+        if not self._rows:
+            record = {g: {n: v[:, 0] for n, v in values.items()} for g, values in rows.items()}
+            self._allocate(None, record)
+        place = slice(None) if chain is None else slice(chain, chain + 1)
+        for group, values in rows.items():
+            for name, value in values.items():
+                self._rows[group][name][place, first : first + value.shape[1]] = value
+        return next(iter(rows["sample_stats"].values())).shape[1]
+
+    def read(self) -> Rows:
+        return {group: dict(rows) for group, rows in self._rows.items()}
+
+    def grow(self, draws: int) -> None:
+        for rows in self._rows.values():
+            for name in rows:  # one after the other, so that one at a time is there twice
+                old = rows[name]
+                rows[name] = old.new_empty((self._chains, draws, *old.shape[2:]))
+                rows[name][:, : self._draws] = old
+        self._draws = draws
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _allocate(self, chain: int | None, record: Record) -> None:
+        axes = 0 if chain is not None else 1
+        self._rows = {
+            group: {
+                name: value.new_empty((self._chains, self._draws, *value.shape[axes:]))
+                for name, value in values.items()
+            }
+            for group, values in record.items()
+        }
+
+
+class StoreRecorder:
+    """
+    Records the draws of a chain, or of all chains together, in a store; a
+    :class:`~pyro_aeb.history.Recorder`.
+
+    :param Store store: of the run.
+    :param chain: which chain, None for all of them together.
+    :param torch.Size shape: () of one chain, (C,) of C together.
+    :param int count: draws of it that the store has already.
+    """
+
+    def __init__(self, store: Store, chain: int | None, shape: torch.Size, count: int) -> None:
+        self._store = store
+        self._chain = chain
+        self._shape = shape
+        self.count = count
+
+    def add(
+        self,
+        draw: Mapping[str, Tensor],
+        stats: Mapping[str, Tensor | float | bool],
+        latents: Mapping[str, Tensor],
+    ) -> None:
+        numbers = {name: torch.as_tensor(value) for name, value in stats.items()}
+        record = {
+            "posterior": draw,
+            "sample_stats": {name: value.expand(self._shape) for name, value in numbers.items()},
+            "adaptation": latents,
+        }
+        self._store.write(self._chain, self.count, record)
+        self.count += 1
+
+    def forget_draws(self) -> None:
+        pass
+
+    def draws(self) -> dict[str, Tensor]:
+        return self._own("posterior")
+
+    def stats(self) -> dict[str, Tensor]:
+        return self._own("sample_stats")
+
+    def latents(self) -> dict[str, Tensor]:
+        return self._own("adaptation")
+
+    def _own(self, group: str) -> dict[str, Tensor]:
+        if not self.count:
+            return {}
+        rows = self._store.read().get(group, {})
+        if self._chain is None:
+            return {name: values[:, : self.count] for name, values in rows.items()}
+        return {name: values[self._chain, : self.count] for name, values in rows.items()}
