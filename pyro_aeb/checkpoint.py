@@ -34,7 +34,7 @@ from pyro_aeb.store import Rows
 FORMAT = 1
 """Raised by one whenever older files can no longer be read."""
 
-SEGMENT_BYTES = 8 * 2**20
+SEGMENT_BYTES = 2**20
 """About how large a file of draws gets: while it is written, its draws are in memory twice."""
 
 

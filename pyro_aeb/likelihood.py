@@ -89,7 +89,7 @@ class Likelihood:
         scorer.start(values, unconstrained, batch.indices)
         with scorer:
             self._model(*batch.args, **batch.kwargs)
-        return scorer.log_density(), scorer.residuals
+        return scorer.finish()
 
     def _of_chains(
         self, unconstrained: Mapping[str, Tensor], latents: Mapping[str, Tensor], batch: Batch
@@ -170,7 +170,13 @@ class _Scorer(Messenger):
         self._given = 0
         self.residuals: dict[str, Residuals] = {}
 
-    def log_density(self) -> Tensor:
+    def finish(self) -> tuple[Tensor, dict[str, Residuals]]:
+        """The log density and the residuals of the run; lets go of the position it was made at."""
+        log_density, residuals = self._log_density(), self.residuals
+        self._values, self._unconstrained, self._terms, self.residuals = {}, {}, [], {}
+        return log_density, residuals
+
+    def _log_density(self) -> Tensor:
         if self._given != len(self._values):
             raise ModelError(
                 f"of the sites {sorted(self._values)} only {self._given} were there in this step, "

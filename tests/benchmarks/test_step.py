@@ -2,70 +2,52 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What a step costs, as a multiple of forward + backward alone.
+What a step costs, as a multiple of forward + backward alone, and the most that it may cost.
 
-    python -m pytest tests/benchmarks --benchmark-enable -s
+    python -m pytest tests/benchmarks/test_step.py --benchmark-enable -s
 
-The two are timed in turn, a few steps each, and the ratio is taken turn by turn, so that it holds
-when the machine's speed drifts; its median and quartiles are printed. Time a quiet machine.
+The quartiles over turns are printed. Time a quiet machine. ``python -m tests.benchmarks.table`` has
+the same figures beside those of others.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-import pyro
 import pytest
-import torch
 
-from .workloads import Workload, linear, network
+import pyro_aeb as aeb
 
-TURNS = 60
+from .peers import ours
+from .timing import Timing
+from .workloads import WORKLOADS, linear
 
-# Workload, the most that a step may cost, calls a turn.
+pytestmark = pytest.mark.usefixtures("as_in_mcmc")
+
+PRUNED: dict[str, Any] = {"pruning": aeb.MagnitudePruning(0.9)}
+
+# Workload, the kernel's options, the most that a step may cost; turns, and calls a turn.
 CASES = {
-    "linear p=1000 n=100": (lambda: linear(None), 6.0, 50),
-    "linear p=1000 n=100 batch 50": (lambda: linear(50), 6.0, 50),
-    "mlp 478k batch 100": (network, 4.5, 5),
+    "L": (linear, {}, 4.5, 60, 50),
+    "L in batches of 50": (partial(linear, 50), {}, 6.0, 60, 50),
+    "M": (WORKLOADS["M"], {}, 4.0, 60, 5),
+    "C": (WORKLOADS["C"], {}, 1.12, 40, 1),
+    "R": (WORKLOADS["R"], {}, 1.05, 20, 1),
+    "R, 90 % pruned at every step": (WORKLOADS["R"], PRUNED, 1.15, 20, 1),
 }
-
-
-@pytest.fixture(autouse=True)
-def as_in_mcmc():
-    """Two threads and no validation, as pyro.infer.MCMC runs by default."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    with pyro.validation_enabled(False):
-        yield
-    torch.set_num_threads(threads)
-
-
-def seconds(call: Callable[[], object], repeats: int) -> float:
-    """Seconds a call, on average."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
-def paired_ratios(workload: Workload, repeats: int) -> list[float]:
-    """step / alone, turn by turn."""
-    seconds(workload.step, repeats), seconds(workload.alone, repeats)
-    return [
-        seconds(workload.step, repeats) / seconds(workload.alone, repeats) for _ in range(TURNS)
-    ]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_costs_a_small_multiple_of_forward_and_backward(case, benchmark):
-    make, bound, repeats = CASES[case]
-    workload = make()
-    benchmark(workload.step)
+    workload, options, bound, turns, calls = CASES[case]
+    peer = ours.start(workload(), **options)
+    benchmark.pedantic(peer.step, rounds=3, warmup_rounds=1)
     if benchmark.disabled:
         pytest.skip("a ratio is measured only where benchmarks are, with --benchmark-enable")
-    low, median, high = statistics.quantiles(paired_ratios(workload, repeats), n=4)
-    benchmark.extra_info["ratio"] = round(median, 2)
-    print(f"\n{case}: step / (forward + backward) = {median:.2f} [{low:.2f}, {high:.2f}]")
+    timing = Timing()
+    timing.take_turns(peer, turns, calls)
+    low, median, high = timing.ratio()
+    benchmark.extra_info["ratio"] = round(median, 3)
+    print(f"\n{case}: step / (forward + backward) = {median:.3f} [{low:.3f}, {high:.3f}]")
     assert median <= bound

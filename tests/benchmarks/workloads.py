@@ -2,39 +2,169 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What the benchmarks time: a step of the kernel beside its model's forward and backward pass alone.
+What the benchmarks time: four models, each as a plain torch network on one batch and as a Pyro
+model for :class:`pyro_aeb.AEBKernel`.
 
-"Alone" is the same arithmetic on the same minibatch in plain torch: no Pyro, no prior, no noise, no
-latents and no update of the weights.
+===  ====================================================================================
+L    sparse regression, p = 1000, n = 100, all rows at every step
+M    an MLP 784-400-400-10, 478,410 weights, batches of 100
+C    a network of two convolutions and two linear layers, 681,506 weights, batches of 100
+R    a ResNet20, 272,474 weights, batches of 128
+===  ====================================================================================
+
+In L and M the model picks the rows of its batch from all data, by a plate's indices, and so does
+whatever else is timed. In C and R the kernel gets a new batch at every step from a shuffling
+DataLoader, and all else has one batch and keeps it.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
 
-SIZES = {"784-400": (784, 400), "400-400": (400, 400), "400-10": (400, 10)}
-"""The layers of an MLP of 477,600 sparse weights."""
+REPRODUCE = Path(__file__).resolve().parents[2] / "tutorials" / "reproduce"
+sys.path.insert(0, str(REPRODUCE))
+networks = importlib.import_module("vision.networks")
+
+TITLES = {
+    "L": "linear regression, p = 1000, n = 100",
+    "M": "MLP 784–400–400–10, 478,410 weights, batches of 100",
+    "C": "two convolutions and two linear layers, 681,506 weights, batches of 100",
+    "R": "ResNet20, 272,474 weights, batches of 128",
+}
+
+Step = Callable[[], object]
+"""One step of something, or one forward and backward pass."""
 
 
-class Workload(NamedTuple):
+@dataclass(frozen=True)
+class Workload:
     """
-    :param step: one step of the kernel.
-    :param alone: forward and backward of its model alone.
+    A model and its data.
+
+    :param str name: L, M, C or R.
+    :param network: in plain torch, with the weights as its parameters; gives means or logits.
+    :param x: what batches are picked from; or one batch.
+    :param y: what batches are picked from; or one batch.
+    :param rows: of the batch; None where ``x`` and ``y`` are one.
+    :param int data: N, what the batch stands for.
+    :param log_likelihood: of the network's output and ``y``, summed over the batch.
+    :param sparse: parameters of the network that have an SSGL prior.
+    :param priors: of :func:`pyro_aeb.nn.bayesianize`; those of the Pyro model.
+    :param model: a Pyro model.
+    :param arguments: what ``MCMC.run`` is called with.
+    :param one_batch: the model's arguments for one step.
+    :param float step_size: one with which nothing blows up.
     """
 
-    step: Callable[[], object]
-    alone: Callable[[], object]
+    name: str
+    network: nn.Module
+    x: Tensor
+    y: Tensor
+    rows: Tensor | None
+    data: int
+    log_likelihood: Callable[[Tensor, Tensor], Tensor]
+    sparse: tuple[str, ...]
+    model: Callable[..., object]
+    arguments: tuple[Any, ...]
+    one_batch: tuple[Any, ...]
+    step_size: float
+    priors: Priors = field(default_factory=lambda: Priors())
+
+    @property
+    def scale(self) -> float:
+        """N / n."""
+        return self.data / len(self.y if self.rows is None else self.rows)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """One batch, picked anew."""
+        if self.rows is None:
+            return self.x, self.y
+        return self.x[self.rows], self.y[self.rows]
+
+    def alone(self) -> Step:
+        """
+        Forward and backward of the likelihood in plain torch: no Pyro, no prior, no noise, no
+        latents and no update of the weights.
+        """
+        parameters = list(self.network.parameters())
+
+        def alone() -> object:
+            x, y = self.batch()
+            total = self.log_likelihood(self.network(x), y) * self.scale
+            return torch.autograd.grad(total, parameters)
+
+        return alone
+
+    def kernel(self, **options: Any) -> aeb.AEBKernel:
+        """
+        SGHMC-SA, all latents learned, started.
+
+        :param options: of the kernel, such as ``pruning``.
+        """
+        kernel = kernel_of(self.model, self.step_size, save=["sigma2"], **options)
+        kernel.setup(0, *self.arguments)
+        return kernel
 
 
-def linear_model(X: Tensor, y: Tensor, batch_size: int | None) -> None:
+def kernel_of(model: Callable[..., object], step_size: float, **options: Any) -> aeb.AEBKernel:
+    """SGHMC-SA with all latents learned."""
+    adaptation = aeb.StochasticApproximation(aeb.Polynomial(10.0, 1000.0, 0.7))
+    return aeb.AEBKernel(model, aeb.SGHMC(step_size), adaptation, **options)
+
+
+@dataclass(frozen=True)
+class Priors:
+    """
+    The numbers of an SSGL prior, a Beta(a, b) for delta, an InverseGamma(nu / 2, nu lambda / 2) for
+    sigma squared, and a Normal for what is not sparse.
+    """
+
+    v0: float = 0.1
+    v1: float = 1e-3
+    a: float = 1e5
+    b: float = 1e5
+    nu: float = 1000.0
+    nu_lambda: float = 1000.0
+    dense_scale: float = 0.2
+
+
+# -- L ---------------------------------------------------------------------------------------------
+
+P, N = 1000, 100
+
+
+class Linear(nn.Module):
+    """X beta."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.zeros(P))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """:param Tensor x: shape (n, p)."""
+        return x @ self.beta
+
+
+def gaussian(mean: Tensor, y: Tensor) -> Tensor:
+    """The log likelihood with noise of variance 1, without its constant."""
+    z = y - mean
+    return -0.5 * torch.dot(z, z)
+
+
+def linear_model(X: Tensor, y: Tensor, batch_size: int | None = None) -> None:
     """Sparse regression with a learned sigma squared and delta."""
     n, p = X.shape
     sigma2 = pyro.sample("sigma2", dist.InverseGamma(0.5, 0.5))
@@ -43,6 +173,38 @@ def linear_model(X: Tensor, y: Tensor, batch_size: int | None) -> None:
         beta = pyro.sample("beta", aeb.SSGL(0.1, 10.0, delta=delta, sigma=sigma2.sqrt()))
     with pyro.plate("data", n, subsample_size=batch_size) as i:
         pyro.sample("y", dist.Normal(X[i] @ beta, sigma2.sqrt()), obs=y[i])
+
+
+def linear(batch_size: int | None = None) -> Workload:
+    """:param batch_size: None for all rows."""
+    X = torch.randn(N, P)
+    y = 3.0 * X[:, 0] + torch.randn(N)
+    return Workload(
+        name="L",
+        network=Linear(),
+        x=X,
+        y=y,
+        rows=torch.randperm(N)[:batch_size],
+        data=N,
+        log_likelihood=gaussian,
+        sparse=("beta",),
+        model=linear_model,
+        arguments=(X, y, batch_size),
+        one_batch=(X, y, batch_size),
+        step_size=1e-6,
+        priors=Priors(0.1, 10.0, 1.0, float(P), 1.0, 1.0),
+    )
+
+
+# -- M ---------------------------------------------------------------------------------------------
+
+SIZES = {"784-400": (784, 400), "400-400": (400, 400), "400-10": (400, 10)}
+"""The layers of an MLP of 477,600 sparse weights and 810 biases."""
+
+
+def categorical(logits: Tensor, y: Tensor) -> Tensor:
+    """The log likelihood of classes."""
+    return -nn.functional.cross_entropy(logits, y, reduction="sum")
 
 
 def mlp_model(x: Tensor, y: Tensor, batch_size: int) -> None:
@@ -63,54 +225,125 @@ def mlp_model(x: Tensor, y: Tensor, batch_size: int) -> None:
 def mlp(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     """Logits of a ReLU network."""
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = torch.relu(torch.nn.functional.linear(x, weight, bias))
-    return torch.nn.functional.linear(x, weights[-1], biases[-1])
+        x = torch.relu(nn.functional.linear(x, weight, bias))
+    return nn.functional.linear(x, weights[-1], biases[-1])
 
 
-def started(kernel: aeb.AEBKernel, *args: object) -> Callable[[], object]:
-    """One step a call of a kernel that has started."""
-    kernel.setup(0, *args)
-    params = kernel.initial_params
-    assert kernel.steps_per_draw == 1 and params is not None
-    return lambda: kernel._step(kernel.chain)
+def dense_network() -> Workload:
+    """The MLP."""
+    data, batch_size = 10_000, 100
+    x, y = torch.randn(data, 784), torch.randint(10, (data,))
+    layers: list[nn.Module] = []
+    for inputs, outputs in SIZES.values():
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    network = nn.Sequential(*layers[:-1])
+    return Workload(
+        name="M",
+        network=network,
+        x=x,
+        y=y,
+        rows=torch.randperm(data)[:batch_size],
+        data=data,
+        log_likelihood=categorical,
+        sparse=tuple(name for name, _ in network.named_parameters() if name.endswith("weight")),
+        model=mlp_model,
+        arguments=(x, y, batch_size),
+        one_batch=(x, y, batch_size),
+        step_size=1e-9,
+    )
 
 
-def kernel_of(model: Callable[..., object], step_size: float) -> aeb.AEBKernel:
-    """SGHMC-SA with all latents learned."""
-    weight = aeb.Polynomial(10.0, 1000.0, 0.7)
-    adaptation = aeb.StochasticApproximation(weight)
-    return aeb.AEBKernel(model, aeb.SGHMC(step_size), adaptation)
+# -- C and R ---------------------------------------------------------------------------------------
 
 
-def linear(batch_size: int | None) -> Workload:
-    """Sparse regression with p = 1000 and n = 100."""
-    n, p = 100, 1000
-    X = torch.randn(n, p)
-    y = 3.0 * X[:, 0] + torch.randn(n)
-    step = started(kernel_of(linear_model, 1e-6), X, y, batch_size)
-    beta, sigma = torch.zeros(p, requires_grad=True), torch.ones(())
-    i = torch.randperm(n)[:batch_size]
-    scale = n / len(i)
+class Batches(TensorDataset):
+    """Images of which a loader fetches a whole batch at once."""
 
-    def alone() -> object:
-        z = (y[i] - X[i] @ beta) / sigma
-        return torch.autograd.grad(torch.dot(z, z) * (-0.5 * scale), beta)
-
-    return Workload(step, alone)
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        return tuple(tensor[torch.tensor(indices)] for tensor in self.tensors)
 
 
-def network(batch_size: int = 100) -> Workload:
-    """An MLP of 478k weights on 10,000 data."""
-    size = 10_000
-    x, y = torch.randn(size, 784), torch.randint(10, (size,))
-    step = started(kernel_of(mlp_model, 1e-9), x, y, batch_size)
-    weights = [torch.randn(o, i).mul_(0.05).requires_grad_() for i, o in SIZES.values()]
-    biases = [torch.zeros(o, requires_grad=True) for _, o in SIZES.values()]
-    i = torch.randperm(size)[:batch_size]
+def whole(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The collation of :class:`Batches`."""
+    return batch
 
-    def alone() -> object:
-        logits = mlp(x[i], weights, biases)
-        loss = torch.nn.functional.cross_entropy(logits, y[i], reduction="sum")
-        return torch.autograd.grad(loss * (size / batch_size), weights + biases)
 
-    return Workload(step, alone)
+def image_network(
+    name: str,
+    network: nn.Module,
+    sparse: str,
+    image: tuple[int, int, int],
+    batch_size: int,
+    priors: Priors,
+) -> Workload:
+    """
+    A network that :func:`pyro_aeb.nn.bayesianize` made Bayesian, on ten batches of images.
+
+    :param sparse: as bayesianize takes it.
+    """
+    data = 10 * batch_size
+    x, y = torch.randn(data, *image), torch.randint(10, (data,))
+    net = aeb.nn.bayesianize(
+        network,
+        sparse=sparse,
+        v0=priors.v0,
+        v1=priors.v1,
+        delta=dist.Beta(priors.a, priors.b),
+        sigma2=dist.InverseGamma(0.5 * priors.nu, 0.5 * priors.nu_lambda),
+        dense_scale=priors.dense_scale,
+    )
+
+    def model(x: Tensor, y: Tensor) -> None:
+        logits = net(x)
+        with pyro.plate("data", data, subsample=x):
+            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    loader = DataLoader(Batches(x, y), batch_size=batch_size, shuffle=True, collate_fn=whole)
+    x, y = x[:batch_size], y[:batch_size]
+    return Workload(
+        name=name,
+        network=network,
+        x=x,
+        y=y,
+        rows=None,
+        data=data,
+        log_likelihood=categorical,
+        sparse=net.sparse_sites,
+        model=model,
+        arguments=(loader,),
+        one_batch=(x, y),
+        step_size=1e-9,
+        priors=priors,
+    )
+
+
+def convolutional() -> Workload:
+    """The first network of the MNIST experiments; its first linear layer, 627,200, is sparse."""
+    return image_network(
+        "C",
+        networks.Net1(),
+        "fc1",
+        (1, 28, 28),
+        100,
+        Priors(v0=1.0, v1=0.1, a=6.3e5, b=6.3e5, nu=1000.0, nu_lambda=1e6),
+    )
+
+
+def resnet() -> Workload:
+    """A ResNet20; its 3x3 convolutions but the stem, 267,264 weights, are sparse."""
+    return image_network(
+        "R",
+        networks.resnet20(),
+        "*.conv*",
+        (3, 32, 32),
+        128,
+        Priors(v0=0.005, v1=1e-5, a=2.7e5, b=2.7e5, nu=1000.0, nu_lambda=1e6),
+    )
+
+
+WORKLOADS: dict[str, Callable[[], Workload]] = {
+    "L": linear,
+    "M": dense_network,
+    "C": convolutional,
+    "R": resnet,
+}
