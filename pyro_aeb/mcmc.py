@@ -85,7 +85,7 @@ class MCMC(PyroMCMC):
     :param checkpoint: path of a folder from which the run can go on after the process has ended;
         see :meth:`resume`.
     :param int every: draws, warm-up included, between two checkpoints. One is also written at the
-        end, on Ctrl-C, and after an error other than a blow-up.
+        beginning and at the end, on Ctrl-C, and after an error other than a blow-up.
     :raises TypeError: if the kernel is not an AEBKernel, or an option is of the wrong kind.
     :raises ValueError: if an option makes no sense.
     :raises FileExistsError: if there is a run in the checkpoint's folder, or a file at ``trace``.
@@ -203,7 +203,9 @@ class MCMC(PyroMCMC):
         :param path: the folder.
         :param model: the model of the run.
         :param options: options of :class:`~pyro_aeb.AEBKernel` that the checkpoint cannot hold,
-            such as a schedule that is a function, or that shall change from here on.
+            such as a schedule that is a function, or that shall change from here on; not ``seed``,
+            ``steps_per_draw`` and ``save``, by which a run counts.
+        :raises ValueError: if one of these is given.
         :raises CheckpointError: if there is no run, it is damaged, or an option is missing.
         """
         checkpoint = Checkpoint(path)
