@@ -46,7 +46,7 @@ LAYERS: tuple[set[str], ...] = (
     {"backend", "inference_data", "nn", "testing", "lanes", "recipes"},
     # Runs: where draws go, what is saved of a chain, and the chains of a run.
     {"run_record"},
-    {"parallel", "distributed"},
+    {"parallel", "distributed", "run_results"},
     {"mcmc"},
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
