@@ -14,11 +14,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+import signal  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 
 import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# A shell without job control starts what runs in its background with Ctrl-C ignored; the tests of
+# Ctrl-C, and the processes that they start, need it to arrive.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -171,7 +171,7 @@ def pruned() -> nn.Module:
 def exported(module: nn.Module) -> nn.Module:
     """A module's weights through sparse_module."""
     net = bayesian(module)
-    chain = SimpleNamespace(values=lambda: weights(module))
+    chain = SimpleNamespace(values_by_chain=lambda: [weights(module)])
     return aeb.nn.sparse_module(net, SimpleNamespace(kernel=SimpleNamespace(chain=chain)))
 
 
