@@ -77,7 +77,7 @@ def scale_update(
     """
     a = count + nu + 2.0
     c = square + nu_lambda
-    return (absolute + torch.sqrt(absolute * absolute + 4.0 * a * c)) / (2.0 * a)
+    return (absolute + torch.addcmul(4.0 * a * c, absolute, absolute).sqrt_()) / (2.0 * a)
 
 
 def sparsity_update(
@@ -91,8 +91,20 @@ def sparsity_update(
     :param a: first parameter of the Beta prior.
     :param b: second parameter of the Beta prior.
     """
+    return beta_mode(total, *beta_counts(size, a, b))
+
+
+def beta_counts(
+    size: float | Tensor, a: float | Tensor, b: float | Tensor
+) -> tuple[float | Tensor, float | Tensor]:
+    """What no step changes of :func:`sparsity_update`: a - 1, and a + b + p - 2."""
+    return a - 1.0, a + b + size - 2.0
+
+
+def beta_mode(total: Tensor, ones: float | Tensor, of: float | Tensor) -> Tensor:
+    """:func:`sparsity_update` from its :func:`beta_counts`."""
     limits = torch.finfo(total.dtype)
-    return ((total + (a - 1.0)) / (a + b + size - 2.0)).clamp(limits.tiny, 1.0 - limits.eps)
+    return ((total + ones) / of).clamp(limits.tiny, 1.0 - limits.eps)
 
 
 def stochastic_approximation(old: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:

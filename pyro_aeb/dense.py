@@ -26,9 +26,9 @@ class NormalPrior:
         scale = torch.cat([block.scale.reshape(-1) for block in blocks] or empty)
         self._precision = scale**-2
 
-    def gradient(self, beta: Tensor) -> Tensor:
-        r""":math:`(\mu_0 - \beta) / \sigma_0^2`, shape (..., M)."""
-        return (self._loc - beta) * self._precision
+    def add_gradient(self, gradient: Tensor, beta: Tensor) -> None:
+        r"""Adds :math:`(\mu_0 - \beta) / \sigma_0^2` to ``gradient``, shape (..., M), in place."""
+        gradient.addcmul_(self._loc - beta, self._precision)
 
     def potential(self, beta: Tensor) -> Tensor:
         r""":math:`\sum (\beta - \mu_0)^2 / 2 \sigma_0^2`, shape (...)."""

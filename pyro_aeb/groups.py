@@ -6,7 +6,8 @@ Sums over the parts of a vector that share a parameter, and the way back.
 
 A few groups are summed part by part. For many, the vector is cut into rows of :data:`ROW` numbers:
 rows that lie within one group are summed as rows, and only the numbers of the rows that a boundary
-runs through one by one. The number of operations is then the same for any number of groups.
+runs through one by one. The number of operations is then the same for any number of groups, and
+nothing is added up in an order that changes from run to run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 ROW = 256
 """Numbers in a row."""
@@ -45,28 +47,30 @@ class Groups:
         if self.count == 1:
             return values
         if len(self.sizes) <= FEW:
-            runs = [values[..., g, None].expand(*values.shape[:-1], n) for g, n in self._runs]
+            each = values.split(1, dim=-1)
+            runs = [each[g].expand(*values.shape[:-1], n) for g, n in self._runs]
             return torch.cat(runs, dim=-1)
         rows = self._rows
-        first = values.index_select(-1, rows.first).unsqueeze(-1)
-        spread = first.expand(*first.shape[:-1], ROW).flatten(-2)[..., : sum(self.sizes)]
-        loose = values.index_select(-1, rows.loose_group)
-        return spread.index_copy(-1, rows.loose, loose)
+        spread = values.index_select(-1, rows.first).repeat_interleave(ROW, dim=-1)
+        spread = spread[..., : sum(self.sizes)]
+        return spread.index_copy_(-1, rows.loose, values.index_select(-1, rows.loose_group))
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over each group, shape (..., P) to (..., count)."""
         if self.count == 1:
             return values.sum(-1, keepdim=True)
         if len(self.sizes) <= FEW:
-            parts: list[Tensor | float] = [0.0] * self.count
+            totals: dict[int, Tensor] = {}
             for group, part in zip(self.index, values.split(self.sizes, dim=-1), strict=True):
-                parts[group] = parts[group] + part.sum(-1)
-            return torch.stack([torch.as_tensor(part) for part in parts], dim=-1)
+                total = part.sum(-1)
+                totals[group] = totals[group] + total if group in totals else total
+            return torch.stack([totals[group] for group in range(self.count)], dim=-1)
         rows = self._rows
-        full = values[..., : values.shape[-1] // ROW * ROW].unflatten(-1, (-1, ROW)).sum(-1)
-        totals = values.new_zeros(*values.shape[:-1], self.count)
-        totals.index_add_(-1, rows.whole_group, full.index_select(-1, rows.whole))
-        return totals.index_add_(-1, rows.loose_group, values.index_select(-1, rows.loose))
+        parts = [values.index_select(-1, rows.loose), values.new_zeros(*values.shape[:-1], 1)]
+        if values.shape[-1] >= ROW:
+            parts.insert(0, values.unfold(-1, ROW, ROW).sum(-1))
+        members = torch.cat(parts, dim=-1).index_select(-1, rows.members)
+        return members.unflatten(-1, (self.count, -1)).sum(-1)
 
     def lengths(self) -> list[float]:
         """The number of weights of each group."""
@@ -90,17 +94,16 @@ class _Rows:
     The rows of a vector of P numbers, the last of which may be short.
 
     :param Tensor first: the group of the first number of every row.
-    :param Tensor whole: the full rows that lie in one group.
-    :param Tensor whole_group: their groups.
-    :param Tensor loose: the places of the numbers of all other rows.
+    :param Tensor loose: the places of the numbers of all rows that are short or of several groups.
     :param Tensor loose_group: their groups.
+    :param Tensor members: which of (the full rows, the loose numbers, a zero) each group is the sum
+        of: a rectangle with a row for each group, flat, filled up with the zero.
     """
 
     first: Tensor
-    whole: Tensor
-    whole_group: Tensor
     loose: Tensor
     loose_group: Tensor
+    members: Tensor
 
     @classmethod
     def of(cls, groups: Groups) -> _Rows:
@@ -112,5 +115,12 @@ class _Rows:
         loose = torch.ones(size, dtype=torch.bool)
         loose[: full.numel()] = ~inside.repeat_interleave(ROW)
         places = loose.nonzero().flatten()
-        parts = (group[::ROW], whole, full[whole, 0], places, group[places])
+        summed = torch.cat([whole, len(full) + torch.arange(len(places))])
+        of = torch.cat([full[whole, 0], group[places]])
+        members = pad_sequence(
+            [summed[of == g] for g in range(groups.count)],
+            batch_first=True,
+            padding_value=len(full) + len(places),
+        )
+        parts = (group[::ROW], places, group[places], members.flatten())
         return cls(*(part.contiguous().to(groups.device) for part in parts))

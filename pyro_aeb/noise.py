@@ -23,6 +23,7 @@ each, so that the second and the fourth moment are exactly 1 and 3 all the same.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
@@ -68,28 +69,35 @@ class Noise:
         rows = [self._buffer.view(-1)]
         if like.dim() > 1 and generators[0] is not None:
             rows = list(self._buffer)
-        self._pieces: list[tuple[Tensor, torch.Generator | None]] = []
+        self._pieces: list[_Piece] = []
         self._own: list[torch.Generator] = []  # of second halves
         on_cpu = like.device.type == "cpu"
         for row, generator in zip(rows, generators, strict=False):
             if on_cpu and len(row) >= LARGE:
                 half = len(row) // 2
                 self._own.append(_second(generator))
-                self._pieces += [(row[:half], generator), (row[half:], self._own[-1])]
+                self._pieces.append(_Piece(row[:half], generator, self._table))
+                self._pieces.append(_Piece(row[half:], self._own[-1], self._table))
             else:
-                self._pieces.append((row, generator))
-        large = on_cpu and self._buffer.numel() >= LARGE and len(self._pieces) > 1
-        self._pool = ThreadPoolExecutor(1, "noise") if large else None
+                self._pieces.append(_Piece(row, generator, self._table))
+        self._large = on_cpu and self._buffer.numel() >= LARGE and len(self._pieces) > 1
+        self._pool: ThreadPoolExecutor | None = None
+        self._process = 0  # that of the pool's thread
 
     def draw(self) -> Tensor:
         """The numbers of the next step, in a buffer that every step reuses."""
-        if self._pool is not None and torch.get_num_threads() > 1:
-            other = self._pool.submit(self._fill, self._pieces[1::2])
-            self._fill(self._pieces[::2])
+        if self._large and torch.get_num_threads() > 1:
+            other = self._second_thread().submit(_fill, self._pieces[1::2])
+            _fill(self._pieces[::2])
             other.result()
         else:
-            self._fill(self._pieces)
+            _fill(self._pieces)
         return self._buffer
+
+    def _second_thread(self) -> ThreadPoolExecutor:
+        if self._pool is None or self._process != os.getpid():  # a fork has no such thread
+            self._pool, self._process = ThreadPoolExecutor(1, "noise"), os.getpid()
+        return self._pool
 
     def state(self) -> list[Tensor]:
         """The states of the generators that are its own."""
@@ -100,19 +108,39 @@ class Noise:
         for generator, state in zip(self._own, states, strict=True):
             generator.set_state(state)
 
-    def _fill(self, pieces: Sequence[tuple[Tensor, torch.Generator | None]]) -> None:
-        for piece, generator in pieces:
-            if self._table is None:
-                piece.normal_(generator=generator)
-            else:
-                _look_up(self._table, piece, generator)
+
+class _Piece:
+    """
+    A part of the buffer that one generator fills.
+
+    :param Tensor part: a view of the buffer, of one axis.
+    :param generator: None for torch's global one.
+    :param Tensor table: what a byte stands for, None for normal numbers.
+    """
+
+    def __init__(
+        self, part: Tensor, generator: torch.Generator | None, table: Tensor | None
+    ) -> None:
+        self._part = part
+        self._generator = generator
+        self._table = table
+        if table is not None:
+            size = (len(part) + 7) // 8
+            self._words = torch.empty(size, dtype=torch.int64, device=part.device)
+            self._bytes = self._words.view(torch.uint8)[: len(part)]
+
+    def fill(self) -> None:
+        """Draws its numbers."""
+        if self._table is None:
+            self._part.normal_(generator=self._generator)
+            return
+        self._words.random_(-(2**63), None, generator=self._generator)
+        torch.index_select(self._table, 0, self._bytes.int(), out=self._part)
 
 
-def _look_up(table: Tensor, piece: Tensor, generator: torch.Generator | None) -> None:
-    words = torch.empty((len(piece) + 7) // 8, dtype=torch.int64, device=piece.device)
-    words.random_(-(2**63), None, generator=generator)
-    index = words.view(torch.uint8)[: len(piece)].int()
-    torch.index_select(table, 0, index, out=piece)
+def _fill(pieces: Sequence[_Piece]) -> None:
+    for piece in pieces:
+        piece.fill()
 
 
 def _second(generator: torch.Generator | None) -> torch.Generator:

@@ -78,7 +78,7 @@ class Posterior:
             self.sparse(gradient).add_(self.rule.gradient(latents, self.sparse(position)))
         if self._normal is not None:
             here = self._normal_range
-            gradient[..., here].add_(self._normal.gradient(position[..., here]))
+            self._normal.add_gradient(gradient[..., here], position[..., here])
 
     def potential(
         self, log_density: Tensor, position: Tensor, latents: SSGLLatents | None

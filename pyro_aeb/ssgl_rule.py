@@ -20,10 +20,11 @@ from torch import Tensor
 
 from pyro_aeb.adaptation import (
     StochasticApproximation,
+    beta_counts,
+    beta_mode,
     penalties,
     prior_gradient,
     scale_update,
-    sparsity_update,
     stochastic_approximation,
 )
 from pyro_aeb.distributions import inclusion_logit_of
@@ -76,18 +77,22 @@ class SSGLRule:
         )
         self._nu = _per_group([s.nu for s in self.sigmas], tensor)
         self._nu_lambda = _per_group([s.nu_lambda for s in self.sigmas], tensor)
-        self._a = _per_group([d.a for d in self.deltas], tensor)
-        self._b = _per_group([d.b for d in self.deltas], tensor)
         self._sigma_sizes = _per_group(self.sigma_groups.lengths(), tensor)
         self._delta_sizes = _per_group(self.delta_groups.lengths(), tensor)
+        self._delta_counts = beta_counts(
+            self._delta_sizes,
+            _per_group([d.a for d in self.deltas], tensor),
+            _per_group([d.b for d in self.deltas], tensor),
+        )
         self._sigma_learned = _Learned([s.site is not None for s in self.sigmas], structure.device)
         self._delta_learned = _Learned([d.site is not None for d in self.deltas], structure.device)
         self._laplace_is_spike = torch.as_tensor(2.0 * self.v0 * self.v0 < self.v1).to(
             structure.device
         )
         self._likelihoods = [
-            (site, _per_group([float(other is sigma) for other in self.sigmas], tensor))
+            (site, _per_group(own, tensor), tensor(own))
             for sigma in self.sigmas
+            for own in [[float(other is sigma) for other in self.sigmas]]
             for site in sorted(sigma.likelihoods)
         ]
         for delta, size in zip(self.deltas, self.delta_groups.lengths(), strict=True):
@@ -158,8 +163,7 @@ class SSGLRule:
             new = self._scale(beta, slab, excess, residuals)
             sigma = stochastic_approximation(sigma, self._sigma_learned.of(new, sigma), weight)
         if self._delta_learned.any:
-            total = self.delta_groups.sum(rho)
-            new = sparsity_update(total, self._delta_sizes, self._a, self._b)
+            new = beta_mode(self.delta_groups.sum(rho), *self._delta_counts)
             delta = stochastic_approximation(delta, self._delta_learned.of(new, delta), weight)
         return SSGLLatents(rho, slab, excess, sigma, delta)
 
@@ -175,8 +179,8 @@ class SSGLRule:
         absolute = self.sigma_groups.sum(kappa0.mul_(beta.abs()))
         square = self.sigma_groups.sum(kappa1.mul_(beta).mul_(beta))
         count = self._sigma_sizes
-        for site, own in self._likelihoods:
-            square = square + residuals[site].square.unsqueeze(-1) * own
+        for site, own, mask in self._likelihoods:
+            square = torch.addcmul(square, residuals[site].square.unsqueeze(-1), mask)
             data = residuals[site].data
             count = count + (data.unsqueeze(-1) if isinstance(data, Tensor) else data) * own
         return scale_update(absolute, square, count, self._nu, self._nu_lambda)
@@ -197,16 +201,13 @@ class SSGLRule:
 
     def site_values(self, latents: SSGLLatents) -> dict[str, Tensor]:
         """The learned sites' values, sigma squared and delta, each of its site's shape."""
-        values = {}
-        for i, s in enumerate(self.sigmas):
-            if s.site is not None:
-                square = latents.sigma[..., i].square()
-                values[s.site] = square.reshape(square.shape + s.shape) if s.shape else square
-        for i, d in enumerate(self.deltas):
-            if d.site is not None:
-                delta = latents.delta[..., i]
-                values[d.site] = delta.reshape(delta.shape + d.shape) if d.shape else delta
-        return values
+        groups: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)
+        found = (*latents.sigma.square().unbind(-1), *latents.delta.unbind(-1))
+        return {
+            group.site: value.reshape(value.shape + group.shape) if group.shape else value
+            for group, value in zip(groups, found, strict=True)
+            if group.site is not None
+        }
 
     def sparsity(self, latents: SSGLLatents) -> Tensor:
         """

@@ -37,7 +37,9 @@ class Update:
 
     :param Posterior posterior: Q.
     :param Transition transition: how the weights move.
-    :param compile: ``"update"`` to compile it with :func:`torch.compile`, None not to.
+    :param compile: ``"update"`` to compile it with :func:`torch.compile`, None not to. In compiled
+        code step size and inverse temperature are rounded to single precision, as torch's compiler
+        does with numbers that change.
     """
 
     def __init__(

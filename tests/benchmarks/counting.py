@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from .peers.base import Peer
 
 GRADIENT = "the likelihood's gradient"
-"""The profiler's range that is not counted as the update."""
+BATCH = "the batch"
+"""The profiler's ranges that are not counted as the update."""
 
 WAITS = ("aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchronize")
 """What reads a value: ``item()``, ``float(x)``, ``if x:``; on a device, any copy to the host."""
@@ -23,7 +24,8 @@ class Counts(NamedTuple):
     """
     :param int operations: of a step, as the program and autograd call them; what these call in
         their turn is not counted.
-    :param update: of those, all outside of the likelihood's gradient; None where not known.
+    :param update: of those, all outside of the likelihood's gradient and of the fetching of its
+        batch; None where not known.
     :param int waits: for a value.
     """
 
@@ -46,8 +48,8 @@ def count(peer: Peer) -> Counts | None:
     waits = sum(event.name in WAITS for event in events)
     if peer.inside is None:
         return Counts(len(calls), None, waits)
-    (gradient,) = (event.time_range for event in events if event.name == GRADIENT)
-    within = [e for e in calls if gradient.start <= e.time_range.start <= gradient.end]
+    ranges = [event.time_range for event in events if event.name in (GRADIENT, BATCH)]
+    within = [e for e in calls if any(r.start <= e.time_range.start <= r.end for r in ranges)]
     return Counts(len(calls), len(calls) - len(within), waits)
 
 

@@ -85,6 +85,10 @@ ROWS: dict[str, Row] = {
     "ours": Row("AEBKernel, SGHMC-SA, all latents", "ours"),
     "ours-pruned": Row("… 90 % pruned at every step", "ours", _pruned),
     "ours-three-point": Row("… three-point noise", "ours", partial(dict, noise="three-point")),
+    "ours-compiled": Row("… compiled update", "ours", partial(dict, compile="update")),
+    "ours-compiled-three-point": Row(
+        "… both", "ours", partial(dict, compile="update", noise="three-point")
+    ),
     "sgd": Row("torch.optim.SGD with momentum", "sgd"),
     "posteriors": Row("posteriors, sghmc", "posteriors_sghmc", package="posteriors"),
     "blackjax": Row("BlackJAX, sghmc (beside JAX alone)", "blackjax_sghmc", package="blackjax"),

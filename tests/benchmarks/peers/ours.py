@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
 
-from ..counting import GRADIENT
+from ..counting import BATCH, GRADIENT
 from ..workloads import Step, Workload
 from .base import Peer
 
@@ -18,15 +19,27 @@ from .base import Peer
 def start(workload: Workload, **options: Any) -> Peer:
     """:param options: of the kernel."""
     kernel = workload.kernel(**options)
-    likelihood = kernel.chain.posterior.likelihood
-    gradient = likelihood.gradient
-
-    def marked(*args: Any) -> Any:
-        with torch.profiler.record_function(GRADIENT):
-            return gradient(*args)
+    chain = kernel.chain
 
     def inside(call: Step) -> object:
-        with mock.patch.object(likelihood, "gradient", marked):
+        with (
+            mock.patch.object(chain, "next_batch", _marked(BATCH, chain.next_batch)),
+            mock.patch.object(
+                chain.posterior.likelihood,
+                "gradient",
+                _marked(GRADIENT, chain.posterior.likelihood.gradient),
+            ),
+        ):
             return call()
 
     return Peer(lambda: kernel._step(kernel.chain), workload.alone(), inside)
+
+
+def _marked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call, as a range of the profiler's."""
+
+    def marked(*args: Any) -> Any:
+        with torch.profiler.record_function(name):
+            return call(*args)
+
+    return marked
