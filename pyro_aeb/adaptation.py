@@ -47,12 +47,16 @@ def penalties(
     return (1.0 + excess - slab) / v0, slab / v1
 
 
-def prior_gradient(beta: Tensor, kappa0: Tensor, kappa1: Tensor, sigma: Tensor) -> Tensor:
+def add_prior_gradient(
+    gradient: Tensor, beta: Tensor, kappa0: Tensor, kappa1: Tensor, sigma: Tensor
+) -> None:
     r"""
-    The prior's part of equation (2), :math:`-\kappa_0\, \mathrm{sign}(\beta) / \sigma
-    - \kappa_1 \beta / \sigma^2`, with sign(0) = 0. Shape (..., P), as ``beta``.
+    Adds to ``gradient`` the prior's part of equation (2), :math:`-\kappa_0\, \mathrm{sign}(\beta)
+    / \sigma - \kappa_1 \beta / \sigma^2`, with sign(0) = 0. All of shape (..., P), but for sigma,
+    which broadcasts.
     """
-    return (kappa1 * beta / sigma).addcmul_(kappa0, beta.sign()).div_(-sigma)
+    scaled = torch.div(beta, sigma).mul_(kappa1).addcmul_(kappa0, beta.sign())
+    gradient.addcdiv_(scaled, sigma, value=-1.0)
 
 
 def scale_update(

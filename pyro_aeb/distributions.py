@@ -46,7 +46,8 @@ def inclusion_logit(
     sigma: Tensor | float,
 ) -> Tensor:
     """
-    The logit of equation (4) for a prior probability ``delta``; see :func:`inclusion_logit_of`.
+    The logit of equation (4) for a prior probability ``delta``; see :func:`inclusion_logit_of`. It
+    is NaN only where an argument is: with a delta of 0 or 1 it is infinite for any value.
 
     :param Tensor value: weights. All arguments broadcast.
     :param v0: scale of the Laplace component, in units of ``sigma``.
@@ -56,16 +57,10 @@ def inclusion_logit(
     """
     if not isinstance(delta, Tensor):
         delta = value.new_tensor(delta)
-    return inclusion_logit_of(value, v0, v1, torch.logit(delta), sigma)
+    return inclusion_logit_of((value.abs() / sigma).clamp(max=_FAR), v0, v1, torch.logit(delta))
 
 
-def inclusion_logit_of(
-    value: Tensor,
-    v0: Tensor | float,
-    v1: Tensor | float,
-    prior: Tensor,
-    sigma: Tensor | float,
-) -> Tensor:
+def inclusion_logit_of(u: Tensor, v0: Tensor | float, v1: Tensor | float, prior: Tensor) -> Tensor:
     """
     The logit of equation (4), the probability that a weight belongs to the Gaussian component::
 
@@ -73,14 +68,14 @@ def inclusion_logit_of(
                                                   - log Laplace(value; 0, sigma v0)
             = logit(delta) + log(2 v0) - log(2 pi v1) / 2 + u / v0 - u**2 / (2 v1)
 
-    with ``u = abs(value) / sigma``. It is NaN only where an argument is: a prior logit of plus or
-    minus infinity stays for any value.
+    with ``u = abs(value) / sigma``.
 
-    :param Tensor prior: logit(delta). All arguments broadcast; the others are those of
-        :func:`inclusion_logit`.
+    :param Tensor u: size of the weights, in units of ``sigma``. All arguments broadcast.
+    :param v0: scale of the Laplace component, in units of ``sigma``.
+    :param v1: variance of the Gaussian component, in units of ``sigma ** 2``.
+    :param Tensor prior: logit(delta).
     """
     constant = prior + (_log(2 * v0) - 0.5 * _log(2 * math.pi * v1))
-    u = (value.abs() / sigma).clamp(max=_FAR)
     if isinstance(v0, float) and isinstance(v1, float):
         slope = torch.rsub(u, 1 / v0, alpha=0.5 / v1)
     else:

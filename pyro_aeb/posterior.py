@@ -75,7 +75,7 @@ class Posterior:
     def add_prior(self, gradient: Tensor, position: Tensor, latents: SSGLLatents | None) -> None:
         """Adds the closed-form priors' part to the likelihood's, in place."""
         if self.rule is not None and latents is not None:
-            self.sparse(gradient).add_(self.rule.gradient(latents, self.sparse(position)))
+            self.rule.add_gradient(self.sparse(gradient), latents, self.sparse(position))
         if self._normal is not None:
             here = self._normal_range
             self._normal.add_gradient(gradient[..., here], position[..., here])

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from pyro_aeb.adaptation import (
     StochasticApproximation,
+    add_prior_gradient,
     beta_counts,
     beta_mode,
     penalties,
-    prior_gradient,
     scale_update,
     stochastic_approximation,
 )
@@ -154,13 +154,13 @@ class SSGLRule:
         """
         rho, slab, excess, sigma, delta = latents
         prior = self.delta_groups.spread(torch.logit(delta))
-        spread_sigma = self.sigma_groups.spread(sigma)
-        logit = inclusion_logit_of(beta, self.v0, self.v1, prior, spread_sigma)
+        size = beta.abs()
+        logit = inclusion_logit_of(size / self.sigma_groups.spread(sigma), self.v0, self.v1, prior)
         rho = stochastic_approximation(rho, logit.sigmoid_(), weight)
         slab = stochastic_approximation(slab, rho, weight)
         excess = (1.0 - weight) * excess
         if self._sigma_learned.any:
-            new = self._scale(beta, slab, excess, residuals)
+            new = self._scale(size, slab, excess, residuals)
             sigma = stochastic_approximation(sigma, self._sigma_learned.of(new, sigma), weight)
         if self._delta_learned.any:
             new = beta_mode(self.delta_groups.sum(rho), *self._delta_counts)
@@ -169,15 +169,15 @@ class SSGLRule:
 
     def _scale(
         self,
-        beta: Tensor,
+        size: Tensor,
         slab: Tensor,
         excess: float | Tensor,
         residuals: Mapping[str, Residuals],
     ) -> Tensor:
-        """sigma tilde of equation (6), shape (..., S)."""
+        """sigma tilde of equation (6), shape (..., S), of weights of some absolute values."""
         kappa0, kappa1 = penalties(slab, excess, self.v0, self.v1)
-        absolute = self.sigma_groups.sum(kappa0.mul_(beta.abs()))
-        square = self.sigma_groups.sum(kappa1.mul_(beta).mul_(beta))
+        absolute = self.sigma_groups.sum(kappa0.mul_(size))
+        square = self.sigma_groups.sum(kappa1.mul_(size).mul_(size))
         count = self._sigma_sizes
         for site, own, mask in self._likelihoods:
             square = torch.addcmul(square, residuals[site].square.unsqueeze(-1), mask)
@@ -187,8 +187,15 @@ class SSGLRule:
 
     def gradient(self, latents: SSGLLatents, beta: Tensor) -> Tensor:
         """The prior's part of the gradient (2) at the sparse slab, shape (..., P)."""
+        gradient = torch.zeros_like(beta)
+        self.add_gradient(gradient, latents, beta)
+        return gradient
+
+    def add_gradient(self, gradient: Tensor, latents: SSGLLatents, beta: Tensor) -> None:
+        """Adds :meth:`gradient` to another, in place."""
         kappa0, kappa1 = penalties(latents.slab, latents.excess, self.v0, self.v1)
-        return prior_gradient(beta, kappa0, kappa1, self.sigma_groups.spread(latents.sigma))
+        sigma = self.sigma_groups.spread(latents.sigma)
+        add_prior_gradient(gradient, beta, kappa0, kappa1, sigma)
 
     def potential(self, latents: SSGLLatents, beta: Tensor) -> Tensor:
         r"""
