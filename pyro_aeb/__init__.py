@@ -8,7 +8,7 @@ See :class:`AEBKernel` for the sampler and :class:`SSGL` for the prior.
 """
 
 import pyro_aeb.backend  # noqa: F401  (registers pyro.distributions.SSGL and the pyroapi backend)
-from pyro_aeb import nn
+from pyro_aeb import latents, nn
 from pyro_aeb._version import __version__
 from pyro_aeb.adaptation import StochasticApproximation
 from pyro_aeb.distributions import SSGL
@@ -60,6 +60,7 @@ __all__ = [
     "StochasticApproximation",
     "UnitPruning",
     "__version__",
+    "latents",
     "nn",
     "open_trace",
     "to_arviz",

@@ -20,13 +20,14 @@ towards the value that closes its equation. Here are the equations, each once, a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from numbers import Real
 
 import torch
 from torch import Tensor
 
+from pyro_aeb.latents.contract import LatentUpdate, Seen, as_update
 from pyro_aeb.schedules import Constant, Schedule, as_schedule
 
 
@@ -128,6 +129,9 @@ class StochasticApproximation:
         each SSGL site, by name (to go on from an earlier run, with other settings).
     :param float initial_penalty: the first value of every kappa0 and kappa1, positive. By default
         they start from equation (5) at the first rho.
+    :param latents: how to learn other latent sites, site name to
+        :class:`~pyro_aeb.latents.ClosedForm`, :class:`~pyro_aeb.latents.GradientStep`, a function
+        of :class:`~pyro_aeb.latents.Seen`, or an update of one's own.
 
     The first values of sigma and delta are those of their sites; see ``init_strategy`` of
     :class:`~pyro_aeb.kernel.AEBKernel`.
@@ -136,16 +140,20 @@ class StochasticApproximation:
     weight: Schedule
     initial_inclusion: float | Mapping[str, Tensor] = 0.5
     initial_penalty: float | None = None
+    latents: Mapping[str, LatentUpdate] = field(default_factory=dict)
 
     def __init__(
         self,
         weight: Schedule | float,
         initial_inclusion: float | Mapping[str, Tensor] = 0.5,
         initial_penalty: float | None = None,
+        latents: Mapping[str, LatentUpdate | Callable[[Seen], Tensor]] | None = None,
     ) -> None:
         object.__setattr__(self, "weight", as_schedule(weight, "weight"))
         object.__setattr__(self, "initial_inclusion", initial_inclusion)
         object.__setattr__(self, "initial_penalty", initial_penalty)
+        updates = {name: as_update(name, update) for name, update in (latents or {}).items()}
+        object.__setattr__(self, "latents", updates)
         given = initial_inclusion
         if not isinstance(given, (Real, Mapping)):
             raise TypeError(
@@ -169,7 +177,8 @@ class StochasticApproximation:
             first = {name: tuple(rho.shape) for name, rho in self.initial_inclusion.items()}
         return (
             f"StochasticApproximation(weight={self.weight!r}, initial_inclusion={first!r}, "
-            f"initial_penalty={self.initial_penalty!r})"
+            f"initial_penalty={self.initial_penalty!r}"
+            + (f", latents={self.latents!r})" if self.latents else ")")
         )
 
     def weight_at(self, k: int) -> float:

@@ -22,6 +22,7 @@ from pyro_aeb.data_parallel import (
     check_same_data,
     check_shares,
     ranks_of_data,
+    values_of,
 )
 from pyro_aeb.links import HandLinks
 from pyro_aeb.look import device_of_latents
@@ -91,11 +92,12 @@ def begin(
         adapt=recipe.adaptation is not None,
         links=recipe.links,
         loader_sizes=source.sizes,
+        latents={} if recipe.adaptation is None else recipe.adaptation.latents,
     )
-    if recipe.adaptation is not None and not structure.sparse:
+    if recipe.adaptation is not None and not (structure.sparse or structure.learned):
         warnings.warn(
             "adaptation is given but the model has no SSGL site, so nothing is learned; give "
-            "weights an SSGL prior, or use adaptation=None",
+            "weights an SSGL prior, name other sites in latents=, or use adaptation=None",
             stacklevel=4,
         )
     ranks, average = ranks_of_data(recipe.data_parallel), None
@@ -127,7 +129,7 @@ def begin(
     position, latents = stacked_starts(starts) if together else starts[0]
     if average is not None:
         average.buffers = buffers
-        check_agreement(ranks, (position, *(latents or ())))
+        check_agreement(ranks, (position, *values_of(latents)))
     return Chain(
         structure=structure,
         posterior=posterior,

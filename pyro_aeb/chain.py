@@ -24,7 +24,7 @@ from pyro_aeb.health import Health
 from pyro_aeb.history import History, Recorder
 from pyro_aeb.minibatches import ChainMinibatches, Minibatches
 from pyro_aeb.noise import Noise
-from pyro_aeb.posterior import Posterior
+from pyro_aeb.posterior import Latents, Posterior
 from pyro_aeb.pruning import Pruner
 from pyro_aeb.sources import Source
 from pyro_aeb.ssgl_rule import SSGLLatents
@@ -62,7 +62,7 @@ class Chain:
     minibatches: Minibatches | ChainMinibatches
     generators: tuple[torch.Generator | None, ...]
     state: Any
-    latents: SSGLLatents | None
+    latents: Latents | None
     warmup: int
     saved: tuple[str, ...]
     buffers: Buffers
@@ -97,6 +97,11 @@ class Chain:
         """Whether the next draw is one of warm-up."""
         return self.draws < self.warmup
 
+    @property
+    def ssgl(self) -> SSGLLatents | None:
+        """The latents of SSGL sites, None where nothing of them is learned."""
+        return None if self.latents is None else self.latents.ssgl
+
     def next_batch(self) -> Batch:
         """The data of the next step."""
         args, kwargs = self.source.next()
@@ -108,8 +113,8 @@ class Chain:
             self.state = self.pruner.prune(self.state, k, self._wide_probability)
 
     def _wide_probability(self) -> Tensor:
-        assert self.posterior.rule is not None and self.latents is not None
-        return self.posterior.rule.wide_probability(self.latents)
+        assert self.posterior.rule is not None and self.ssgl is not None
+        return self.posterior.rule.wide_probability(self.ssgl)
 
     @staticmethod
     def first_non_finite(values: Mapping[str, Tensor]) -> str | None:
@@ -153,15 +158,15 @@ class Chain:
         }
         if self.pruner is not None:
             stats["sparsity"] = self.pruner.zeros()
-        elif self.posterior.rule is not None and self.latents is not None:
-            stats["sparsity"] = self.posterior.rule.sparsity(self.latents)
+        elif self.posterior.rule is not None and self.ssgl is not None:
+            stats["sparsity"] = self.posterior.rule.sparsity(self.ssgl)
         return stats
 
     def newly_collapsed(self) -> list[str]:
         """Delta sites that have collapsed since the last call."""
-        if self.posterior.rule is None or self.latents is None:
+        if self.posterior.rule is None or self.ssgl is None:
             return []
-        found = set(self.posterior.rule.collapsed(self.latents)) - self.collapsed
+        found = set(self.posterior.rule.collapsed(self.ssgl)) - self.collapsed
         self.collapsed |= found
         return sorted(found)
 
@@ -205,8 +210,8 @@ class Chain:
             figures["potential"] = f"{_mean(self._stats['potential']):.3g}"
         if "sparsity" in self._stats:
             figures["sparsity"] = f"{_mean(self._stats['sparsity']):.3f}"
-        if self.latents is not None and self.latents.sigma.shape[-1] == 1:
-            figures["sigma"] = f"{_mean(self.latents.sigma):.3g}"
+        if self.ssgl is not None and self.ssgl.sigma.shape[-1] == 1:
+            figures["sigma"] = f"{_mean(self.ssgl.sigma):.3g}"
         started, first = self._clock
         figures["steps/s"] = f"{(self.step - first) / (time.perf_counter() - started):.0f}"
         return figures
@@ -226,9 +231,9 @@ class Chain:
 
     def rho(self) -> dict[str, Tensor]:
         """The inclusion probabilities as they stand: views, by the names of :func:`rho_name`."""
-        if self.latents is None:
+        if self.ssgl is None:
             return {}
-        parts = self.latents.rho.split([block.size for block in self.structure.sparse], dim=-1)
+        parts = self.ssgl.rho.split([block.size for block in self.structure.sparse], dim=-1)
         return {
             rho_name(block.name): part.reshape(*self.shape, *block.shape)
             for block, part in zip(self.structure.sparse, parts, strict=True)

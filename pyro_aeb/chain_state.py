@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyro_aeb.chain import Chain
 from pyro_aeb.errors import ModelError
+from pyro_aeb.posterior import Latents
 
 
 def state_of(chain: Chain) -> dict[str, Any]:
@@ -28,14 +29,15 @@ def state_of(chain: Chain) -> dict[str, Any]:
 
     :returns: tensors, numbers, strings, and lists and dicts of them.
     """
-    latents = None if chain.latents is None else chain.latents._asdict()
+    latents, ssgl = chain.latents, chain.ssgl
     return {
         "step": chain.step,
         "draws": chain.draws,
         "name": chain.name,
         "sites": _sites(chain),
         "transition": chain.state._asdict(),
-        "latents": latents,
+        "latents": None if ssgl is None else ssgl._asdict(),
+        "learned": {} if latents is None else latents.sites,
         "pruner": None if chain.pruner is None else chain.pruner.state(),
         "minibatches": chain.minibatches.state(),
         "source": chain.source.state(),
@@ -64,8 +66,12 @@ def load(chain: Chain, state: Mapping[str, Any]) -> None:
         **{name: _to(value, position.device) for name, value in state["transition"].items()}
     )
     if chain.latents is not None:
-        own = {name: _to(value, position.device) for name, value in state["latents"].items()}
-        chain.latents = type(chain.latents)(**own)
+        ssgl = chain.ssgl
+        if ssgl is not None:
+            own = {name: _to(value, position.device) for name, value in state["latents"].items()}
+            ssgl = type(ssgl)(**own)
+        sites = {name: _to(value, position.device) for name, value in state["learned"].items()}
+        chain.latents = Latents(ssgl, sites)
     if chain.pruner is not None:
         chain.pruner.load(state["pruner"])
     chain.minibatches.load(state["minibatches"])
@@ -95,7 +101,7 @@ def _check(chain: Chain, state: Mapping[str, Any]) -> None:
             f"the saved chain has a state of shapes {found}, and this model and transition make "
             f"{expected}; go on with the model, data and transition that the run began with"
         )
-    for what, there in (("latents", chain.latents), ("pruner", chain.pruner)):
+    for what, there in (("latents", chain.ssgl), ("pruner", chain.pruner)):
         if (state[what] is None) != (there is None):
             raise ModelError(
                 f"the saved chain has {'no ' if state[what] is None else ''}{what}, this kernel "
@@ -111,8 +117,9 @@ def _check(chain: Chain, state: Mapping[str, Any]) -> None:
 
 
 def _sites(chain: Chain) -> dict[str, list[int]]:
-    """The sites of the position in their order, and their shapes."""
-    return {block.name: list(block.shape) for block in chain.structure.blocks}
+    """The sites of the position in their order, those learned, and their shapes."""
+    sites = {block.name: list(block.shape) for block in chain.structure.blocks}
+    return {**sites, **{site.name: list(site.shape) for site in chain.structure.learned}}
 
 
 def global_random_state() -> dict[str, Any]:

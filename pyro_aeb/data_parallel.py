@@ -21,7 +21,8 @@ from torch import Tensor
 from pyro_aeb.buffers import Buffers
 from pyro_aeb.chain import Chain
 from pyro_aeb.errors import ModelError, RankError
-from pyro_aeb.likelihood import Gradient
+from pyro_aeb.likelihood import Gradient, Statistics
+from pyro_aeb.posterior import Latents
 from pyro_aeb.ranks import ALONE, Ranks, check_same_everywhere, the_ranks, words_about
 from pyro_aeb.structure import Residuals
 
@@ -60,10 +61,16 @@ class Average:
             return own
         buffers = self.buffers.values()
         parts: dict[Any, Tensor] = {"gradient": own.gradient, "log_density": own.log_density}
-        for name, found in own.residuals.items():
+        residuals, seen = own.statistics
+        for name, found in residuals.items():
             parts[name, "square"] = found.square
             if isinstance(found.data, Tensor):
                 parts[name, "data"] = found.data
+        for name, what in seen.items():
+            parts |= {(name, "statistics", n): value for n, value in what.statistics.items()}
+            for order in ("gradient", "curvature"):
+                if (slope := getattr(what, order)) is not None:
+                    parts[name, order] = slope
         for i, buffer in enumerate(buffers):
             if buffer.is_floating_point():
                 parts["buffer", i] = buffer
@@ -71,9 +78,17 @@ class Average:
         self.buffers.load([means.get(("buffer", i), own) for i, own in enumerate(buffers)])
         residuals = {
             name: Residuals(means[name, "square"], means.get((name, "data"), found.data))
-            for name, found in own.residuals.items()
+            for name, found in residuals.items()
         }
-        return Gradient(means["log_density"], means["gradient"], residuals)
+        seen = {
+            name: what._replace(
+                statistics={n: means[name, "statistics", n] for n in what.statistics},
+                gradient=means.get((name, "gradient")),
+                curvature=means.get((name, "curvature")),
+            )
+            for name, what in seen.items()
+        }
+        return Gradient(means["log_density"], means["gradient"], Statistics(residuals, seen))
 
     def _means(self, parts: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
         """The means of tensors, in their shapes and dtypes."""
@@ -157,7 +172,12 @@ def agree_to_stop(ranks: Ranks, chain: Chain, between: Callable[[], object]) -> 
     except KeyboardInterrupt:
         stop = True
     place = torch.tensor([chain.step, chain.draws], device=chain.structure.device)
-    return check_agreement(ranks, (place, *chain.state, *(chain.latents or ())), stop)
+    return check_agreement(ranks, (place, *chain.state, *values_of(chain.latents)), stop)
+
+
+def values_of(latents: Latents | None) -> tuple[Any, ...]:
+    """All that is learned, one after the other."""
+    return () if latents is None else (*(latents.ssgl or ()), *latents.sites.values())
 
 
 def _sum_of_bits(tensor: Tensor) -> Tensor:

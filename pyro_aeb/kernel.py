@@ -208,7 +208,7 @@ class AEBKernel(MCMCKernel):
         numbers = self._numbers(k)
         weight = self._weight(chain, k)
         batch = chain.next_batch()
-        log_density, gradient, residuals = chain.posterior.likelihood_gradient(
+        log_density, gradient, statistics = chain.posterior.likelihood_gradient(
             chain.state.position, chain.latents, batch
         )
         if not chain.health.watch(log_density, gradient):
@@ -221,7 +221,7 @@ class AEBKernel(MCMCKernel):
         chain.torn = True
         noise = chain.noise.draw()
         chain.state, chain.latents = chain.update(
-            chain.state, chain.latents, gradient, residuals, noise, numbers, weight
+            chain.state, chain.latents, gradient, statistics, noise, numbers, weight
         )
         chain.prune(k)
         chain.step = k
@@ -331,8 +331,8 @@ class AEBKernel(MCMCKernel):
 
     @property
     def latents(self) -> SSGLLatents | None:
-        """The learned latents as they stand, None where nothing is learned."""
-        return self.chain.latents
+        """The latents of SSGL sites as they stand, None where none are learned."""
+        return self.chain.ssgl
 
     @property
     def initial_params(self) -> Mapping[str, Tensor] | None:

@@ -24,8 +24,22 @@ from torch import Tensor
 from pyro_aeb.arguments import Batch, axes
 from pyro_aeb.buffers import Buffers
 from pyro_aeb.errors import ModelError
+from pyro_aeb.latents.contract import Seen
+from pyro_aeb.learned import derivatives
 from pyro_aeb.look import base
 from pyro_aeb.structure import Residuals, Structure
+
+
+class Statistics(NamedTuple):
+    """
+    What latents are learned from.
+
+    :param dict residuals: of the observed Normal sites whose scale is learned, by name.
+    :param dict seen: for the sites that updates of their own learn, by name.
+    """
+
+    residuals: dict[str, Residuals]
+    seen: dict[str, Seen]
 
 
 class Gradient(NamedTuple):
@@ -33,12 +47,12 @@ class Gradient(NamedTuple):
     :param Tensor log_density: of the whole data set, estimated from the batch, plus the log priors
         that have no closed-form gradient, without terms that the weights do not enter; shape (...).
     :param Tensor gradient: of it with respect to the position, shape (..., D).
-    :param dict residuals: of the observed Normal sites whose scale is learned, by name.
+    :param Statistics statistics: of the batch.
     """
 
     log_density: Tensor
     gradient: Tensor
-    residuals: dict[str, Residuals]
+    statistics: Statistics
 
 
 class Likelihood:
@@ -69,21 +83,50 @@ class Likelihood:
         :param Batch batch: the model's arguments and its subsampled plates' indices.
         """
         position = position.detach().requires_grad_()
+        latents = {**latents, **self._leaves(latents)}
         run = self._of_chains if position.dim() > 1 else self._of_chain
         with torch.enable_grad():
             unconstrained = self._structure.unflatten(position)
-            log_density, residuals = run(unconstrained, latents, batch)
+            log_density, residuals, recorded = run(unconstrained, latents, batch)
+            total = log_density.sum() if log_density.dim() else log_density
+            seen = self._seen(total, unconstrained, latents, recorded)
         gradient = None
         if log_density.requires_grad:
-            total = log_density.sum() if log_density.dim() else log_density
             (gradient,) = torch.autograd.grad(total, position, allow_unused=True)
         if gradient is None:  # nothing observed depends on the weights
             gradient = torch.zeros_like(position)
-        return Gradient(log_density.detach(), gradient.contiguous(), residuals)
+        statistics = Statistics(residuals, seen)
+        return Gradient(log_density.detach(), gradient.contiguous(), statistics)
+
+    def _leaves(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The learned sites with respect to which derivatives are taken."""
+        sites = [site.name for site in self._structure.learned if site.update.derivatives]
+        return {name: latents[name].detach().requires_grad_() for name in sites}
+
+    def _seen(
+        self,
+        total: Tensor,
+        unconstrained: Mapping[str, Tensor],
+        latents: Mapping[str, Tensor],
+        recorded: dict[str, Tensor],
+    ) -> dict[str, Seen]:
+        """What the updates of learned sites see."""
+        if not self._structure.learned:
+            return {}
+        values = {**self.constrain(unconstrained), **latents}
+        values = {name: value.detach() for name, value in values.items()}
+        seen = {}
+        for site in self._structure.learned:
+            slopes: tuple[Tensor | None, Tensor | None] = (None, None)
+            if site.update.derivatives:
+                first, second = derivatives(total, latents[site.name], site)
+                slopes = first.detach(), second.detach()
+            seen[site.name] = Seen(values[site.name], values, recorded, *slopes)
+        return seen
 
     def _of_chain(
         self, unconstrained: Mapping[str, Tensor], latents: Mapping[str, Tensor], batch: Batch
-    ) -> tuple[Tensor, dict[str, Residuals]]:
+    ) -> Scored:
         scorer = self._scorer
         values = {**self.constrain(unconstrained), **latents}
         scorer.start(values, unconstrained, batch.indices)
@@ -93,7 +136,7 @@ class Likelihood:
 
     def _of_chains(
         self, unconstrained: Mapping[str, Tensor], latents: Mapping[str, Tensor], batch: Batch
-    ) -> tuple[Tensor, dict[str, Residuals]]:
+    ) -> Scored:
         """
         All chains by one run of the model, vectorised by :func:`torch.vmap`. The forward pass is
         vectorised and its sum differentiated, which is faster than to vectorise gradients.
@@ -104,22 +147,22 @@ class Likelihood:
             found: dict[str, Any] = {}
 
             def run() -> None:
-                log_density, residuals = self._of_chain(
+                log_density, residuals, recorded = self._of_chain(
                     unconstrained, latents, Batch(arguments[0], arguments[1], indices)
                 )
                 for name, own in residuals.items():
                     residuals[name] = own._replace(data=torch.as_tensor(own.data))
-                found.update(log_density=log_density, residuals=residuals)
+                found.update(scored=(log_density, residuals, recorded))
 
             after = buffers.run(given, run)
-            return found["log_density"], found["residuals"], after
+            return found["scored"], after
 
         indices = {n: 0 if i.dim() > 1 else None for n, i in batch.indices.items()}
         arguments, own = (batch.args, dict(batch.kwargs)), buffers.values()
         in_dims = axes(arguments) if batch.per_chain else None
         try:
             with pyro.validation_enabled(False):  # checks of values are branches on them
-                log_density, residuals, after = torch.vmap(
+                scored, after = torch.vmap(
                     one, in_dims=(0, 0, indices, in_dims, 0), randomness="different"
                 )(dict(unconstrained), dict(latents), dict(batch.indices), arguments, own)
         except RuntimeError as error:
@@ -131,7 +174,7 @@ class Likelihood:
                 "write the step that fails without .item(), branches on values, or changes in place"
             ) from error
         buffers.keep(after)
-        return log_density, residuals
+        return scored
 
     def constrain(self, unconstrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sites' values in constrained space, with the leading axes of their places."""
@@ -139,6 +182,10 @@ class Likelihood:
         for name, transform in self._transforms.items():
             values[name] = transform(unconstrained[name])
         return values
+
+
+Scored = tuple[Tensor, dict[str, Residuals], dict[str, Tensor]]
+"""The log density of a run of the model, residuals, and what the model has recorded."""
 
 
 class _Scorer(Messenger):
@@ -152,6 +199,8 @@ class _Scorer(Messenger):
             for b in structure.blocks
         }
         self._plates = structure.plates
+        self._learned = {s.name: s.shape for s in structure.learned}
+        self._shapes |= self._learned
         self._sigma_of = {
             name: s.site for s in structure.sigmas if s.site for name in s.likelihoods
         }
@@ -169,12 +218,14 @@ class _Scorer(Messenger):
         self._terms: list[Tensor] = []
         self._given = 0
         self.residuals: dict[str, Residuals] = {}
+        self._recorded: dict[str, Tensor] = {}
 
-    def finish(self) -> tuple[Tensor, dict[str, Residuals]]:
-        """The log density and the residuals of the run; lets go of the position it was made at."""
-        log_density, residuals = self._log_density(), self.residuals
-        self._values, self._unconstrained, self._terms, self.residuals = {}, {}, [], {}
-        return log_density, residuals
+    def finish(self) -> Scored:
+        """What the run has found; lets go of the position it was made at."""
+        scored = self._log_density(), self.residuals, self._recorded
+        self._values, self._unconstrained, self._terms = {}, {}, []
+        self.residuals, self._recorded = {}, {}
+        return scored
 
     def _log_density(self) -> Tensor:
         if self._given != len(self._values):
@@ -202,6 +253,8 @@ class _Scorer(Messenger):
             self._score_residuals(msg, name)
         elif not msg["infer"].get("_deterministic", False):
             self._score(msg, msg["value"])
+        elif self._learned:
+            self._recorded[name] = torch.as_tensor(msg["value"]).detach() * msg["scale"]
 
     def _give(self, msg: Any, name: str, value: Tensor) -> None:
         msg["value"] = value
@@ -214,6 +267,8 @@ class _Scorer(Messenger):
                 f"{tuple(self._shapes[name])}, its shape when the model was looked over; a site "
                 "must keep its shape from step to step"
             )
+        if name in self._learned:
+            self._score(msg, value)
         if name in self._general:
             self._score(msg, value)
             transform = self._general[name]

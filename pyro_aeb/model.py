@@ -20,6 +20,8 @@ from torch.distributions import biject_to, constraints
 from pyro_aeb.arguments import leading_lengths
 from pyro_aeb.data_checks import check_finite, check_loader_plates, check_observed
 from pyro_aeb.errors import ModelError
+from pyro_aeb.latents.contract import LatentUpdate
+from pyro_aeb.learned import check_forms, learned_sites
 from pyro_aeb.links import HandLinks, check_links, find_links, is_sparse
 from pyro_aeb.look import Site, base, check_continuous, look, look_for_provenance
 from pyro_aeb.probes import check_gradient_sees, gradient_reaches
@@ -33,6 +35,7 @@ def inspect_model(
     adapt: bool,
     links: HandLinks | None = None,
     loader_sizes: frozenset[int] | None = None,
+    latents: Mapping[str, LatentUpdate] | None = None,
 ) -> Structure:
     """
     Looks a model over. Random number generators and module buffers stay as they were.
@@ -45,6 +48,7 @@ def inspect_model(
     :param links: by hand, SSGL site to ``{"delta": site, "sigma": site}``.
     :param loader_sizes: where the arguments are a batch of a DataLoader, the numbers that its data
         may be counted as (empty if unknown); None where they are the same at every step.
+    :param latents: updates of latent sites that are learned, by site.
     :raises ModelError: if the model or the data cannot be sampled as they stand.
     """
     named = _named_tensors(model, args, kwargs)
@@ -68,12 +72,16 @@ def inspect_model(
     likelihoods = check_links(sites, sparse, found, look_at)
     groups = _Groups(latent, found, likelihoods)
     blocks = {n: groups.sparse_block(latent[n]) for n in sparse}
-    rest = {n: s for n, s in latent.items() if n not in sparse and n not in found.values()}
+    learned = learned_sites(latent, latents or {}, {*sparse, *found.values()})
+    check_forms(sites, learned, look_at)
+    taken = {*sparse, *found.values(), *(site.name for site in learned)}
+    rest = {n: s for n, s in latent.items() if n not in taken}
     leaves = {n: s["value"].clone().requires_grad_() for n, s in latent.items()}
     reached = gradient_reaches(
         {n: s for n, s in look_at(leaves, grad=True).items() if n in sites}, leaves
     )
-    check_gradient_sees(sites, reached, [*sparse, *rest], look_at)
+    differentiated = [site.name for site in learned if site.update.derivatives]
+    check_gradient_sees(sites, reached, [*sparse, *rest, *differentiated], look_at)
     normal = [n for n, s in rest.items() if _fixed_normal(s, reached[n])]
     dtype, device = _common_kind(observed, {n: latent[n]["value"] for n in (*sparse, *rest)})
     return Structure(
@@ -88,6 +96,7 @@ def inspect_model(
         observations={n: s["value"] for n, s in observed.items() if _whole(s)},
         dtype=dtype,
         device=device,
+        learned=learned,
     )
 
 

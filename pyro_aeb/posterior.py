@@ -5,18 +5,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_aeb.adaptation import StochasticApproximation
 from pyro_aeb.arguments import Batch
 from pyro_aeb.buffers import Buffers
 from pyro_aeb.dense import NormalPrior
-from pyro_aeb.likelihood import Gradient, Likelihood
+from pyro_aeb.learned import LearnedSites
+from pyro_aeb.likelihood import Gradient, Likelihood, Statistics
 from pyro_aeb.ssgl_rule import SSGLLatents, SSGLRule
 from pyro_aeb.structure import Structure
+
+
+class Latents(NamedTuple):
+    """
+    All that is learned.
+
+    :param SSGLLatents ssgl: the latents of SSGL sites, None where there are none.
+    :param dict sites: the values of sites that updates of their own learn, by name.
+    """
+
+    ssgl: SSGLLatents | None
+    sites: dict[str, Tensor]
 
 
 class Posterior:
@@ -41,10 +55,40 @@ class Posterior:
         self.structure = structure
         self.likelihood = Likelihood(model, structure, buffers)
         self.rule = SSGLRule(structure) if structure.sparse else None
+        self.learned = LearnedSites(structure.learned)
         normal = NormalPrior(structure)
         self._normal = normal if normal.size else None
         self._sparse_range = slice(0, structure.sparse_size)
         self._normal_range = slice(structure.sparse_size, structure.sparse_size + normal.size)
+
+    def init(self, values: Mapping[str, Tensor], request: StochasticApproximation) -> Latents | None:
+        """
+        The latents before the first step, None where nothing is learned.
+
+        :param values: first values of the latent sites, in constrained space, by name.
+        :param StochasticApproximation request: the first rho and kappa.
+        """
+        if self.rule is None and not self.structure.learned:
+            return None
+        ssgl = None if self.rule is None else self.rule.init(values, request)
+        return Latents(ssgl, self.learned.init(values))
+
+    def update(
+        self, latents: Latents, position: Tensor, statistics: Statistics, weight: float | Tensor
+    ) -> Latents:
+        """
+        One sweep of (8) over all that is learned.
+
+        :param Latents latents: before it.
+        :param Tensor position: the weights after the step.
+        :param Statistics statistics: of the likelihood before it.
+        :param float weight: omega at this step.
+        """
+        ssgl = latents.ssgl
+        if self.rule is not None and ssgl is not None:
+            beta = self.sparse(position)
+            ssgl = self.rule.update(ssgl, beta, statistics.residuals, weight)
+        return Latents(ssgl, self.learned.update(latents.sites, statistics.seen, weight))
 
     def sparse(self, position: Tensor) -> Tensor:
         """The sparse slab of a vector of shape (..., D): a view, shape (..., P)."""
@@ -52,12 +96,12 @@ class Posterior:
             return position
         return position[..., self._sparse_range]
 
-    def gradient(self, position: Tensor, latents: SSGLLatents | None, batch: Batch) -> Gradient:
+    def gradient(self, position: Tensor, latents: Latents | None, batch: Batch) -> Gradient:
         """
         Equation (2), estimated from one batch.
 
         :param Tensor position: shape (D,), or (C, D) of C chains.
-        :param SSGLLatents latents: None for a model without adaptation.
+        :param Latents latents: None for a model without adaptation.
         :param Batch batch: the model's arguments and its subsampled plates' indices.
         """
         result = self.likelihood_gradient(position, latents, batch)
@@ -65,32 +109,36 @@ class Posterior:
         return result
 
     def likelihood_gradient(
-        self, position: Tensor, latents: SSGLLatents | None, batch: Batch
+        self, position: Tensor, latents: Latents | None, batch: Batch
     ) -> Gradient:
         """The likelihood's part of :meth:`gradient`, of all processes' data."""
         result = self.likelihood.gradient(position, self.site_values(latents), batch)
         return result if self._average is None else self._average(result)
 
     @torch.no_grad()
-    def add_prior(self, gradient: Tensor, position: Tensor, latents: SSGLLatents | None) -> None:
+    def add_prior(self, gradient: Tensor, position: Tensor, latents: Latents | None) -> None:
         """Adds the closed-form priors' part to the likelihood's, in place."""
-        if self.rule is not None and latents is not None:
-            self.rule.add_gradient(self.sparse(gradient), latents, self.sparse(position))
+        if self.rule is not None and latents is not None and latents.ssgl is not None:
+            self.rule.add_gradient(self.sparse(gradient), latents.ssgl, self.sparse(position))
         if self._normal is not None:
             here = self._normal_range
             self._normal.add_gradient(gradient[..., here], position[..., here])
 
     def potential(
-        self, log_density: Tensor, position: Tensor, latents: SSGLLatents | None
+        self, log_density: Tensor, position: Tensor, latents: Latents | None
     ) -> Tensor:
         """-Q without the terms that the weights do not enter, from the gradient's log density."""
         potential = -log_density
-        if self.rule is not None and latents is not None:
-            potential = potential + self.rule.potential(latents, self.sparse(position))
+        if self.rule is not None and latents is not None and latents.ssgl is not None:
+            potential = potential + self.rule.potential(latents.ssgl, self.sparse(position))
         if self._normal is not None:
             potential = potential + self._normal.potential(position[..., self._normal_range])
         return potential
 
-    def site_values(self, latents: SSGLLatents | None) -> dict[str, Tensor]:
+    def site_values(self, latents: Latents | None) -> dict[str, Tensor]:
         """The learned sites' values, by name."""
-        return {} if self.rule is None or latents is None else self.rule.site_values(latents)
+        if latents is None:
+            return {}
+        ssgl, rule = latents.ssgl, self.rule
+        own = {} if rule is None or ssgl is None else rule.site_values(ssgl)
+        return {**own, **latents.sites}

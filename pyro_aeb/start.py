@@ -20,8 +20,7 @@ from pyro_aeb.arguments import Batch
 from pyro_aeb.buffers import Place, unchanged_buffers
 from pyro_aeb.errors import ModelError
 from pyro_aeb.look import initial_values, unchanged_random_numbers
-from pyro_aeb.posterior import Posterior
-from pyro_aeb.ssgl_rule import SSGLLatents
+from pyro_aeb.posterior import Latents, Posterior
 from pyro_aeb.structure import Structure
 
 INITIAL_TRIES = 100
@@ -94,6 +93,8 @@ def _constrained(structure: Structure, given: Mapping[str, Tensor]) -> dict[str,
     shapes = {s.site: s.shape for s in structure.sigmas if s.site}
     shapes |= {d.site: d.shape for d in structure.deltas if d.site}
     shapes |= {block.name: block.shape for block in structure.blocks}
+    transforms |= {site.name: site.transform for site in structure.learned}
+    shapes |= {s.name: s.transform.inverse_shape(s.shape) for s in structure.learned}
     values = {}
     for name, value in given.items():
         if name not in transforms:
@@ -138,7 +139,7 @@ def find_start(
     adaptation: StochasticApproximation | None,
     batch: Batch,
     draw: Callable[[], Mapping[str, Tensor]],
-) -> tuple[Tensor, SSGLLatents | None]:
+) -> tuple[Tensor, Latents | None]:
     """
     A starting point with a finite potential.
 
@@ -153,12 +154,12 @@ def find_start(
     for _ in range(INITIAL_TRIES):
         values = draw()
         position, latents = flatten(structure, values), None
-        if posterior.rule is not None and adaptation is not None:
-            latents = posterior.rule.init(values, adaptation)
+        if adaptation is not None:
+            latents = posterior.init(values, adaptation)
         with unchanged_buffers():
             log_density = posterior.gradient(position, latents, batch).log_density
         finite = [log_density, position.sum()]
-        finite += [latents.sigma.sum(), latents.delta.sum()] if latents is not None else []
+        finite += [value.sum() for value in posterior.site_values(latents).values()]
         if all(bool(torch.isfinite(number)) for number in finite):
             return position, latents
     raise ModelError(
@@ -169,7 +170,7 @@ def find_start(
 
 
 def changed_buffers(
-    posterior: Posterior, start: tuple[Tensor, SSGLLatents | None], batch: Batch
+    posterior: Posterior, start: tuple[Tensor, Latents | None], batch: Batch
 ) -> list[Place]:
     """
     The places of the buffers that a step changes. They and the random numbers stay as they were.
@@ -182,8 +183,8 @@ def changed_buffers(
 
 
 def stacked_starts(
-    starts: Sequence[tuple[Tensor, SSGLLatents | None]],
-) -> tuple[Tensor, SSGLLatents | None]:
+    starts: Sequence[tuple[Tensor, Latents | None]],
+) -> tuple[Tensor, Latents | None]:
     """
     Starting points stacked, with a leading axis of chains.
 
@@ -193,10 +194,15 @@ def stacked_starts(
     found = [latents for _, latents in starts if latents is not None]
     if not found:
         return position, None
-    latents = found[0]._replace(  # what is left of the first kappas is the same in every chain
-        rho=torch.stack([own.rho for own in found]),
-        slab=torch.stack([own.slab for own in found]),
-        sigma=torch.stack([own.sigma for own in found]),
-        delta=torch.stack([own.delta for own in found]),
+    names = found[0].sites
+    sites = {name: torch.stack([own.sites[name] for own in found]) for name in names}
+    ssgl = [own.ssgl for own in found if own.ssgl is not None]
+    if not ssgl:
+        return position, Latents(None, sites)
+    together = ssgl[0]._replace(  # what is left of the first kappas is the same in every chain
+        rho=torch.stack([own.rho for own in ssgl]),
+        slab=torch.stack([own.slab for own in ssgl]),
+        sigma=torch.stack([own.sigma for own in ssgl]),
+        delta=torch.stack([own.delta for own in ssgl]),
     )
-    return position, latents
+    return position, Latents(together, sites)

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
+from pyro_aeb.latents.contract import LatentUpdate
+
 
 @dataclass(frozen=True)
 class Block:
@@ -112,6 +114,23 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class LearnedSite:
+    """
+    A latent site that is learned by an update of its own.
+
+    :param str name: the site.
+    :param torch.Size shape: of its value.
+    :param Transform transform: from unconstrained space to its values.
+    :param LatentUpdate update: how it is learned.
+    """
+
+    name: str
+    shape: torch.Size
+    transform: Transform
+    update: LatentUpdate
+
+
+@dataclass(frozen=True)
 class Structure:
     """
     A model's sites by what the kernel does with them.
@@ -125,6 +144,7 @@ class Structure:
     :param observations: observed site name to its value, where it is a tensor and not a subsample.
     :param dtype: of the position.
     :param device: of the position.
+    :param learned: latent sites that are learned by updates of their own.
     """
 
     sparse: tuple[SparseBlock, ...]
@@ -138,6 +158,7 @@ class Structure:
     observations: Mapping[str, Tensor]
     dtype: torch.dtype
     device: torch.device
+    learned: tuple[LearnedSite, ...] = ()
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -158,6 +179,7 @@ class Structure:
     def latent_sites(self) -> tuple[str, ...]:
         """Names of the sites that adaptation learns."""
         found = [sigma.site for sigma in self.sigmas] + [delta.site for delta in self.deltas]
+        found += [site.name for site in self.learned]
         return tuple(site for site in found if site is not None)
 
     def unflatten(self, position: Tensor) -> dict[str, Tensor]:

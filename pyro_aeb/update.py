@@ -9,21 +9,20 @@ transition, and the latents. It runs as it is written, or compiled into one piec
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pyro_aeb.errors import CompileWarning
-from pyro_aeb.posterior import Posterior
-from pyro_aeb.ssgl_rule import SSGLLatents
-from pyro_aeb.structure import Residuals
+from pyro_aeb.likelihood import Statistics
+from pyro_aeb.posterior import Latents, Posterior
 from pyro_aeb.transitions import StepNumbers, Transition
 
 Compile = Literal["update"]
 
-Moved = tuple[Any, SSGLLatents | None]
+Moved = tuple[Any, Latents | None]
 """The transition's state and the latents."""
 
 
@@ -54,9 +53,9 @@ class Update:
     def __call__(
         self,
         state: Any,
-        latents: SSGLLatents | None,
+        latents: Latents | None,
         gradient: Tensor,
-        residuals: Mapping[str, Residuals],
+        statistics: Statistics,
         noise: Tensor,
         numbers: StepNumbers,
         weight: float,
@@ -67,19 +66,20 @@ class Update:
         :param state: the transition's state before it.
         :param latents: the latents before it, None where there are none.
         :param Tensor gradient: of the likelihood, at the state's position; it is overwritten.
-        :param residuals: of the likelihoods with a learned sigma, by site.
+        :param Statistics statistics: of the likelihood.
         :param Tensor noise: the step's random numbers.
         :param StepNumbers numbers: step size and inverse temperature.
         :param float weight: omega at this step; 0 leaves the latents alone.
         """
         if self._compiled is None:
-            return self._move(state, latents, gradient, residuals, noise, numbers, weight)
+            return self._move(state, latents, gradient, statistics, noise, numbers, weight)
         # Numbers that change from step to step go in as tensors, or each would be compiled anew.
         values = torch.tensor(numbers, dtype=torch.float64)
         omega = noise.new_full((), weight) if weight > 0.0 else None
-        if latents is not None:
-            latents = latents._replace(excess=torch.as_tensor(latents.excess).to(noise))
-        given = (state, latents, gradient, residuals, noise)
+        if latents is not None and latents.ssgl is not None:
+            excess = torch.as_tensor(latents.ssgl.excess).to(noise)
+            latents = latents._replace(ssgl=latents.ssgl._replace(excess=excess))
+        given = (state, latents, gradient, statistics, noise)
         try:
             with torch._dynamo.config.patch(_DYNAMO):
                 return self._compiled(*given, values, omega)
@@ -100,9 +100,9 @@ class Update:
     def _traced(
         self,
         state: Any,
-        latents: SSGLLatents | None,
+        latents: Latents | None,
         gradient: Tensor,
-        residuals: Mapping[str, Residuals],
+        statistics: Statistics,
         noise: Tensor,
         values: Tensor,
         omega: Tensor | None,
@@ -110,15 +110,15 @@ class Update:
         """What is compiled: inside, the step's numbers are floats of no known value."""
         numbers = StepNumbers(values[0].item(), values[1].item())
         weight = 0.0 if omega is None else omega
-        return self._move(state, latents, gradient.clone(), residuals, noise, numbers, weight)
+        return self._move(state, latents, gradient.clone(), statistics, noise, numbers, weight)
 
     @torch.no_grad()
     def _move(
         self,
         state: Any,
-        latents: SSGLLatents | None,
+        latents: Latents | None,
         gradient: Tensor,
-        residuals: Mapping[str, Residuals],
+        statistics: Statistics,
         noise: Tensor,
         numbers: StepNumbers,
         weight: float | Tensor,
@@ -127,9 +127,7 @@ class Update:
         posterior.add_prior(gradient, state.position, latents)
         state = self._transition.step(state, gradient, noise, numbers)
         if latents is not None and (isinstance(weight, Tensor) or weight > 0.0):
-            assert posterior.rule is not None
-            beta = posterior.sparse(state.position)
-            latents = posterior.rule.update(latents, beta, residuals, weight)
+            latents = posterior.update(latents, state.position, statistics, weight)
         return state, latents
 
 

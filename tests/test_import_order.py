@@ -26,6 +26,7 @@ PACKAGE = ROOT / "pyro_aeb"
 # other.
 LAYERS: tuple[set[str], ...] = (
     {"_version", "errors", "interrupts"},
+    {"latents"},
     {"schedules", "distributions", "structure", "arguments", "buffers", "groups", "variables"}
     | {"settings"},
     {"ranks"},
@@ -33,7 +34,8 @@ LAYERS: tuple[set[str], ...] = (
     {"transitions", "adaptation", "pruning", "dense", "minibatches", "health", "history", "look"}
     | {"sources", "noise", "fingerprint", "growing_zarr"},
     {"ssgl_rule", "probes", "options", "storage", "blow_ups", "data_checks", "store", "trace_file"},
-    {"links", "likelihood"},
+    {"links", "learned"},
+    {"likelihood"},
     {"model"},
     # Q, where a chain starts, and a chain.
     {"posterior"},

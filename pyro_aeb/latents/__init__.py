@@ -1,0 +1,19 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Latent sites that a model's author asks to have learned, by name::
+
+    adaptation = aeb.StochasticApproximation(
+        aeb.Polynomial(10.0, 1000.0, 0.7),
+        latents={"precision": aeb.latents.ClosedForm(), "rate": my_update},
+    )
+
+A new kind of update is one class or one function; see :mod:`pyro_aeb.latents.contract`.
+"""
+
+from pyro_aeb.latents.closed_form import ClosedForm
+from pyro_aeb.latents.contract import LatentUpdate, Seen
+from pyro_aeb.latents.gradient_step import GradientStep
+
+__all__ = ["ClosedForm", "GradientStep", "LatentUpdate", "Seen"]

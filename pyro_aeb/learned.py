@@ -1,0 +1,186 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The latent sites that updates of their own learn: which they are, whether a closed form holds for
+them, and one sweep of equation (8) over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.transforms import StickBreakingTransform
+
+from pyro_aeb.adaptation import stochastic_approximation
+from pyro_aeb.arguments import axes
+from pyro_aeb.errors import ModelError
+from pyro_aeb.latents.closed_form import ClosedForm
+from pyro_aeb.latents.contract import LatentUpdate, Seen, check_value
+from pyro_aeb.look import Site, base, check_continuous
+from pyro_aeb.probes import moved_values
+from pyro_aeb.structure import LearnedSite
+
+
+def learned_sites(
+    latent: Mapping[str, Site], updates: Mapping[str, LatentUpdate], taken: Collection[str]
+) -> tuple[LearnedSite, ...]:
+    """
+    The sites that are learned by updates, in the order of the model.
+
+    :param latent: the latent sites of a look.
+    :param updates: by site.
+    :param taken: SSGL sites and the latents of their prior.
+    :raises ModelError: if an update is for no such site, or not for a site of its kind.
+    """
+    for name in updates:
+        if name not in latent:
+            raise ModelError(
+                f"latents names {name!r}, which is no latent site of the model; latent sites are "
+                f"{sorted(latent)}"
+            )
+        if name in taken:
+            raise ModelError(
+                f"latents names {name!r}, which is an SSGL site or a latent of its prior, learned "
+                "by equations (4) to (7) already; leave it out"
+            )
+    return tuple(_learned(latent[name], updates[name]) for name in latent if name in updates)
+
+
+def _learned(site: Site, update: LatentUpdate) -> LearnedSite:
+    check_continuous(site)
+    name = site["name"]
+    if site["mask"] is not None or site["scale"] != 1.0:
+        raise ModelError(
+            f"latent {name!r} is under poutine.scale or poutine.mask, expected its prior as it is; "
+            "put the handler around the observed sites only"
+        )
+    try:
+        own = update.of(base(site["fn"]))
+    except ValueError as error:
+        raise ModelError(f"latent {name!r} {error}") from error
+    return LearnedSite(name, site["value"].shape, biject_to(site["fn"].support), own)
+
+
+FORM_TOLERANCE = 1e-2
+"""
+How far the gradient at another value may be off, as a part of its size: far above single precision,
+far below what another form makes.
+"""
+
+
+def check_forms(
+    sites: Mapping[str, Site],
+    learned: Collection[LearnedSite],
+    look_at: Callable[..., dict[str, Site]],
+) -> None:
+    """
+    Checks that the log joint density has the form that a closed form is for, by its gradient at
+    another value of the latent.
+
+    :param sites: all sites of a look at feasible values.
+    :param learned: the sites that updates learn.
+    :param look_at: looks at the model with other values.
+    :raises ModelError: if it has another form.
+    """
+    values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
+    values = moved_values(sites, values, values.keys())
+    for site in learned:
+        if not isinstance(site.update, ClosedForm):
+            continue
+        moved = moved_values(sites, values, [site.name])
+        form = site.update.of(base(sites[site.name]["fn"])).form
+        assert form is not None
+        numbers = form.numbers(values[site.name], *_derivatives_at(values, site, look_at))
+        expected = form.gradient(moved[site.name], *numbers)
+        found, _ = _derivatives_at(moved, site, look_at)
+        size = torch.maximum(expected.abs().max(), found.abs().max())
+        if not bool((found - expected).abs().max() <= FORM_TOLERANCE * size):
+            raise ModelError(
+                f"latent {site.name!r} ~ {type(base(sites[site.name]['fn'])).__name__}: its prior "
+                "is not conjugate to what depends on it, so there is no closed form; use "
+                "latents.GradientStep(...) or a function of your own"
+            )
+
+
+def _derivatives_at(
+    values: Mapping[str, Tensor], site: LearnedSite, look_at: Callable[..., dict[str, Site]]
+) -> tuple[Tensor, Tensor]:
+    leaf = values[site.name].detach().clone().requires_grad_()
+    with torch.enable_grad():
+        total = sum(
+            scale_and_mask(
+                s["fn"].log_prob(s["value"], *s["args"], **s["kwargs"]), s["scale"], s["mask"]
+            ).sum()
+            for s in look_at({**values, site.name: leaf}, grad=True).values()
+        )
+        return derivatives(torch.as_tensor(total), leaf, site)
+
+
+def derivatives(total: Tensor, leaf: Tensor, site: LearnedSite) -> tuple[Tensor, Tensor]:
+    """
+    The first two derivatives that :class:`~pyro_aeb.latents.contract.Seen` holds. The graph stays.
+
+    :param Tensor total: a sum of log densities.
+    :param Tensor leaf: the site's value, of which it is a function.
+    """
+    twice = site.update.derivatives > 1
+    first = _gradient(total, leaf, create_graph=twice)
+    if not twice:
+        return first, first
+    simplex = isinstance(site.transform, StickBreakingTransform)
+    return first, _gradient(first[..., 0] if simplex else first, leaf, create_graph=False)
+
+
+def _gradient(total: Tensor, leaf: Tensor, create_graph: bool) -> Tensor:
+    found = None
+    if total.requires_grad:
+        (found,) = torch.autograd.grad(
+            total.sum(), leaf, create_graph=create_graph, retain_graph=True, allow_unused=True
+        )
+    return torch.zeros_like(leaf) if found is None else found
+
+
+class LearnedSites:
+    """
+    The sweep over the sites that updates learn. Their values are a dict, by site.
+
+    :param sites: from :func:`learned_sites`.
+    """
+
+    def __init__(self, sites: Sequence[LearnedSite]) -> None:
+        self._sites = tuple(sites)
+
+    def init(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """
+        The values before the first step.
+
+        :param values: what the kernel's ``init_strategy`` gives, by site.
+        """
+        return {
+            site.name: check_value(site.name, site.update.init(values[site.name]), site.shape)
+            for site in self._sites
+        }
+
+    def update(
+        self, values: Mapping[str, Tensor], seen: Mapping[str, Seen], weight: float | Tensor
+    ) -> dict[str, Tensor]:
+        """
+        One sweep of (8).
+
+        :param values: before it, of shape (...) + the site's.
+        :param seen: by site, at these values.
+        :param float weight: omega at this step.
+        """
+        after = {}
+        for site in self._sites:
+            old, update = values[site.name], site.update.update
+            if old.dim() > len(site.shape):
+                update = torch.vmap(update, in_dims=(axes(seen[site.name]),))
+            new = check_value(site.name, update(seen[site.name]), old.shape)
+            after[site.name] = stochastic_approximation(old, new.to(old.dtype), weight)
+        return after
