@@ -19,7 +19,7 @@ from torch.distributions.transforms import StickBreakingTransform
 from pyro_aeb.adaptation import stochastic_approximation
 from pyro_aeb.arguments import axes
 from pyro_aeb.errors import ModelError
-from pyro_aeb.latents.closed_form import ClosedForm
+from pyro_aeb.latents.closed_form import InForm
 from pyro_aeb.latents.contract import LatentUpdate, Seen, check_value
 from pyro_aeb.look import Site, base, check_continuous
 from pyro_aeb.probes import moved_values
@@ -90,14 +90,13 @@ def check_forms(
     values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
     values = moved_values(sites, values, values.keys())
     for site in learned:
-        if not isinstance(site.update, ClosedForm):
+        if not isinstance(site.update, InForm):
             continue
         moved = moved_values(sites, values, [site.name])
-        form = site.update.of(base(sites[site.name]["fn"])).form
-        assert form is not None
-        numbers = form.numbers(values[site.name], *_derivatives_at(values, site, look_at))
-        expected = form.gradient(moved[site.name], *numbers)
-        found, _ = _derivatives_at(moved, site, look_at)
+        form = site.update.form
+        here, there = (_seen_at(v, site, look_at) for v in (values, moved))
+        expected = form.gradient(there.value, *form.numbers(here.value, *here.derivatives()))
+        found, _ = there.derivatives()
         size = torch.maximum(expected.abs().max(), found.abs().max())
         if not bool((found - expected).abs().max() <= FORM_TOLERANCE * size):
             raise ModelError(
@@ -107,9 +106,9 @@ def check_forms(
             )
 
 
-def _derivatives_at(
+def _seen_at(
     values: Mapping[str, Tensor], site: LearnedSite, look_at: Callable[..., dict[str, Site]]
-) -> tuple[Tensor, Tensor]:
+) -> Seen:
     leaf = values[site.name].detach().clone().requires_grad_()
     with torch.enable_grad():
         total = sum(
@@ -118,12 +117,14 @@ def _derivatives_at(
             ).sum()
             for s in look_at({**values, site.name: leaf}, grad=True).values()
         )
-        return derivatives(torch.as_tensor(total), leaf, site)
+        slopes = derivatives(torch.as_tensor(total), leaf, site)
+    return Seen(leaf.detach(), {}, {}, *slopes)
 
 
-def derivatives(total: Tensor, leaf: Tensor, site: LearnedSite) -> tuple[Tensor, Tensor]:
+def derivatives(total: Tensor, leaf: Tensor, site: LearnedSite) -> tuple[Tensor, Tensor | None]:
     """
-    The first two derivatives that :class:`~pyro_aeb.latents.contract.Seen` holds. The graph stays.
+    The gradient and the curvature of :class:`~pyro_aeb.latents.contract.Seen`, as many as the
+    site's update reads. The graph stays.
 
     :param Tensor total: a sum of log densities.
     :param Tensor leaf: the site's value, of which it is a function.
@@ -131,9 +132,10 @@ def derivatives(total: Tensor, leaf: Tensor, site: LearnedSite) -> tuple[Tensor,
     twice = site.update.derivatives > 1
     first = _gradient(total, leaf, create_graph=twice)
     if not twice:
-        return first, first
+        return first, None
     simplex = isinstance(site.transform, StickBreakingTransform)
-    return first, _gradient(first[..., 0] if simplex else first, leaf, create_graph=False)
+    second = _gradient(first[..., 0] if simplex else first, leaf, create_graph=False)
+    return first.detach(), second
 
 
 def _gradient(total: Tensor, leaf: Tensor, create_graph: bool) -> Tensor:

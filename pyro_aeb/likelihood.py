@@ -119,8 +119,7 @@ class Likelihood:
         for site in self._structure.learned:
             slopes: tuple[Tensor | None, Tensor | None] = (None, None)
             if site.update.derivatives:
-                first, second = derivatives(total, latents[site.name], site)
-                slopes = first.detach(), second.detach()
+                slopes = derivatives(total, latents[site.name], site)
             seen[site.name] = Seen(values[site.name], values, recorded, *slopes)
         return seen
 

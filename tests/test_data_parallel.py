@@ -185,7 +185,8 @@ def test_shares_of_all_data_give_the_full_gradient(ran):
     for own in (found["gradient"] for found in ran):
         torch.testing.assert_close(own.gradient, expected.gradient)
         torch.testing.assert_close(own.log_density, expected.log_density)
-        assert_close(own.residuals["y"]._asdict(), expected.residuals["y"]._asdict())
+        found, whole = own.statistics.residuals["y"], expected.statistics.residuals["y"]
+        assert_close(found._asdict(), whole._asdict())
 
 
 def test_a_step_is_one_on_all_ranks_data(ran):

@@ -263,7 +263,7 @@ def test_gradient_and_residuals_of_a_likelihood_with_a_learned_sigma(scale, c, m
     beta, w = position.split(P)
     z = (Y[BATCH] - X[BATCH] @ (beta + w)) / c(X[BATCH] @ w)
     counts = torch.full([8], mask) if isinstance(mask, bool) else mask[BATCH]
-    residuals = result.residuals["y"]
+    residuals = result.statistics.residuals["y"]
     torch.testing.assert_close(residuals.square, N / 8 * (z**2 * counts).sum())
     assert float(residuals.data) == pytest.approx(N / 8 * int(counts.sum()))
 
@@ -287,8 +287,8 @@ def test_residuals_of_vectors_with_a_mask_for_rows():
     data = {"W": at.reshape(P, 2), "sigma2": sigma2}
     torch.testing.assert_close(result.gradient, grad(observed_log_prob(model, data, ()), at)[0])
     error = (Y[:, None] + X[:, :2] - X @ position.reshape(P, 2))[:5]
-    torch.testing.assert_close(result.residuals["y"].square, error.square().sum())
-    assert result.residuals["y"].data == 5 * 2
+    torch.testing.assert_close(result.statistics.residuals["y"].square, error.square().sum())
+    assert result.statistics.residuals["y"].data == 5 * 2
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_latents_see_the_pruned_weights():
     """rho of a weight at zero is that of the spike: (4) is computed before, so a step later."""
     made = run(aeb.MagnitudePruning(0.9, freeze=True), adaptation=aeb.StochasticApproximation(1.0))
     chain = made.kernel.chain
-    (rule, latents) = (chain.posterior.rule, chain.latents)
+    (rule, latents) = (chain.posterior.rule, chain.ssgl)
     zero = chain.posterior.sparse(chain.state.position) == 0
     assert rule.wide_probability(latents)[zero].max() < 0.5
 

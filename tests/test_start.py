@@ -174,9 +174,9 @@ def good():
 def test_a_start_with_learned_latents():
     position, latents = start(good)
     assert torch.equal(position, torch.tensor([1.0, 2.0, 3.0]))
-    torch.testing.assert_close(latents.sigma, torch.tensor([2.0]))  # the square root of sigma2
-    torch.testing.assert_close(latents.delta, torch.tensor([0.3]))
-    assert (latents.rho == 0.25).all()
+    torch.testing.assert_close(latents.ssgl.sigma, torch.tensor([2.0]))  # the square root of sigma2
+    torch.testing.assert_close(latents.ssgl.delta, torch.tensor([0.3]))
+    assert (latents.ssgl.rho == 0.25).all()
 
 
 def test_a_start_without():
@@ -202,7 +202,7 @@ def test_a_start_is_drawn_again_until_it_is_finite(bad):
     draws = iter([{**good(), **bad}, {**good(), **bad}, good()])
     position, latents = start(lambda: next(draws))
     assert torch.equal(position, good()["beta"])
-    assert torch.isfinite(latents.sigma).all() and torch.isfinite(latents.delta).all()
+    assert torch.isfinite(latents.ssgl.sigma).all() and torch.isfinite(latents.ssgl.delta).all()
 
 
 def test_no_finite_start_is_an_error_that_says_what_to_do():

@@ -17,8 +17,8 @@ prior               log joint density                              its maximiser
 ``Dirichlet``       :math:`\sum_k A_k \log\theta_k`                :math:`A_k / \sum_j A_j`
 ==================  =============================================  =========================
 
-plus a constant. A and B are the prior's numbers and the sufficient statistics of all that depends on
-the latent, summed: the variance of a Normal, its precision, its mean, the rate of a Poisson, the
+plus a constant. A and B are the prior's numbers and the sufficient statistics of all that depends
+on the latent, summed: the variance of a Normal, its precision, its mean, the rate of a Poisson, the
 probabilities of a Bernoulli or a Categorical, or several of them at once. The first two derivatives
 at any value tell them, and so nothing about the sites below a latent needs to be known.
 """
@@ -26,6 +26,7 @@ at any value tell them, and so nothing about the sites below a latent needs to b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -103,6 +104,7 @@ FORMS: Mapping[type, Form] = {
 """The conjugate priors, by class."""
 
 
+@dataclass(frozen=True)
 class ClosedForm(LatentUpdate):
     """
     Moves a latent to the maximiser of the log joint density given all else, the M-step of EM, in
@@ -113,15 +115,7 @@ class ClosedForm(LatentUpdate):
     of an InverseGamma variance.
     """
 
-    derivatives = 2
-
-    def __init__(self) -> None:
-        self.form: Form | None = None
-
-    def __repr__(self) -> str:
-        return "ClosedForm()"
-
-    def of(self, prior: Any) -> ClosedForm:
+    def of(self, prior: Any) -> InForm:
         """The update for a site with one of the conjugate priors."""
         if type(prior) not in FORMS:
             known = ", ".join(kind.__name__ for kind in FORMS)
@@ -129,11 +123,20 @@ class ClosedForm(LatentUpdate):
                 f"~ {type(prior).__name__}, which has no closed-form update, expected one of "
                 f"{known}; use latents.GradientStep(...) or a function of your own"
             )
-        update = ClosedForm()
-        update.form = FORMS[type(prior)]
-        return update
+        return InForm(FORMS[type(prior)])
+
+
+@dataclass(frozen=True)
+class InForm(LatentUpdate):
+    """
+    The maximiser of a log joint density of a form.
+
+    :param Form form: the site's.
+    """
+
+    form: Form
+    derivatives = 2
 
     def update(self, seen: Seen) -> Tensor:
         """The maximiser."""
-        assert self.form is not None
         return self.form.maximiser(*self.form.numbers(seen.value, *seen.derivatives()))

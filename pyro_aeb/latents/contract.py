@@ -113,8 +113,9 @@ def as_update(name: str, update: Any) -> LatentUpdate:
     if callable(update):
         return Function(update)
     raise TypeError(
-        f"latents[{name!r}] is {update!r}, expected latents.ClosedForm(), latents.GradientStep(...), "
-        " a function of what a step has seen, or an object with derivatives, init and update"
+        f"latents[{name!r}] is {update!r}, expected latents.ClosedForm(), "
+        "latents.GradientStep(...), a function of what a step has seen, or a latents.LatentUpdate "
+        "of your own"
     )
 
 

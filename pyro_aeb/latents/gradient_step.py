@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributions.transforms import Transform
 from pyro_aeb.latents.contract import LatentUpdate, Seen
 
 
+@dataclass(frozen=True)
 class GradientStep(LatentUpdate):
     r"""
     Moves a latent up the gradient of the log joint density, in unconstrained space:
@@ -28,28 +30,35 @@ class GradientStep(LatentUpdate):
     :param float step_size: s, positive. The gradient is that of the whole data set (a sum).
     """
 
-    derivatives = 1
+    step_size: float
 
-    def __init__(self, step_size: float) -> None:
-        if not 0.0 < step_size < math.inf:
-            raise ValueError(f"GradientStep: step_size is {step_size}, expected a positive number")
-        self.step_size = float(step_size)
-        self._transform: Transform | None = None
+    def __post_init__(self) -> None:
+        if not 0.0 < self.step_size < math.inf:
+            raise ValueError(
+                f"GradientStep: step_size is {self.step_size}, expected a positive number"
+            )
 
-    def __repr__(self) -> str:
-        return f"GradientStep(step_size={self.step_size})"
-
-    def of(self, prior: Any) -> GradientStep:
+    def of(self, prior: Any) -> InSpace:
         """The update in the unconstrained space of a site's support."""
-        update = GradientStep(self.step_size)
-        update._transform = biject_to(prior.support)
-        return update
+        return InSpace(self.step_size, biject_to(prior.support))
+
+
+@dataclass(frozen=True)
+class InSpace(LatentUpdate):
+    """
+    A step in an unconstrained space.
+
+    :param float step_size: s.
+    :param Transform transform: from there to the site's values.
+    """
+
+    step_size: float
+    transform: Transform
+    derivatives = 1
 
     def update(self, seen: Seen) -> Tensor:
         """A step up."""
-        assert self._transform is not None
-        assert seen.gradient is not None
-        free = self._transform.inv(seen.value)
-        pull_back: Any = torch.func.vjp(self._transform, free)[1]
+        free = self.transform.inv(seen.value)
+        pull_back: Any = torch.func.vjp(self.transform, free)[1]
         (gradient,) = pull_back(seen.gradient)
-        return self._transform(free + self.step_size * gradient)
+        return self.transform(free + self.step_size * gradient)

@@ -22,10 +22,10 @@ from torch.nn.functional import logsigmoid
 
 from pyro_aeb.adaptation import StochasticApproximation
 from pyro_aeb.arguments import Batch
-from pyro_aeb.distributions import SSGL
 from pyro_aeb.minibatches import Minibatches
 from pyro_aeb.model import inspect_model
 from pyro_aeb.posterior import Posterior
+from pyro_aeb.priors import SSGL
 
 N, P, CLASSES = 6, 3, 4
 V0, V1, RHO, SIGMA2 = 0.2, 5.0, 0.3, 0.7
@@ -158,10 +158,10 @@ def test_mean_residual_statistic_is_that_of_the_whole_data_set(batches):
     position, (x, y, keep), seen = evaluate(case, batches)
     # I = (N/n) sum ((y - loc) / c)^2 with c = 1.5, over the data that are not masked.
     expected = case.residuals(position, x, y, keep)
-    mean = torch.stack([one.residuals["y"].square for one in seen]).mean()
+    mean = torch.stack([one.statistics.residuals["y"].square for one in seen]).mean()
     torch.testing.assert_close(mean, expected, rtol=1e-12, atol=0.0)
     # So is the number of data, which enters A in (6): 5 of the 6 are kept.
-    data = torch.stack([torch.as_tensor(one.residuals["y"].data).double() for one in seen]).mean()
+    data = torch.stack([torch.as_tensor(one.statistics.residuals["y"].data).double() for one in seen]).mean()
     torch.testing.assert_close(data, torch.tensor(5.0), rtol=1e-12, atol=0.0)
 
 
