@@ -8,10 +8,9 @@ See :class:`AEBKernel` for the sampler and :class:`SSGL` for the prior.
 """
 
 import pyro_aeb.backend  # noqa: F401  (registers pyro.distributions.SSGL and the pyroapi backend)
-from pyro_aeb import latents, nn
+from pyro_aeb import latents, nn, priors
 from pyro_aeb._version import __version__
 from pyro_aeb.adaptation import StochasticApproximation
-from pyro_aeb.distributions import SSGL
 from pyro_aeb.errors import (
     CheckpointError,
     CollapseWarning,
@@ -24,6 +23,7 @@ from pyro_aeb.errors import (
 from pyro_aeb.inference_data import to_arviz
 from pyro_aeb.kernel import AEBKernel
 from pyro_aeb.mcmc import MCMC
+from pyro_aeb.priors import SSGL
 from pyro_aeb.pruning import MagnitudePruning, ProbabilityPruning, UnitPruning
 from pyro_aeb.schedules import (
     Constant,
@@ -63,5 +63,6 @@ __all__ = [
     "latents",
     "nn",
     "open_trace",
+    "priors",
     "to_arviz",
 ]

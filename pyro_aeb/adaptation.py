@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The latents of the SSGL prior and how they are learned: equations (4)-(8).
+The latents of a spike-and-slab prior and how they are learned: equations (2) and (6)-(8).
 
 The latents are what the sampler conditions on while it moves the weights: the inclusion
 probabilities rho, the penalties kappa0 and kappa1, the scales sigma and the prior inclusion
 probabilities delta. After every step of the weights each is moved a little, by the weight omega,
-towards the value that closes its equation. Here are the equations, each once, and
+towards the value that closes its equation. Here are the equations, each once (but for (4) and (5),
+in which one prior differs from another, see :mod:`pyro_aeb.priors.components`), and
 :class:`StochasticApproximation`, with which a user asks for them;
 :class:`~pyro_aeb.ssgl_rule.SSGLRule` applies them to a model.
 
@@ -31,33 +32,29 @@ from pyro_aeb.latents.contract import LatentUpdate, Seen, as_update
 from pyro_aeb.schedules import Constant, Schedule, as_schedule
 
 
-def penalties(
-    slab: Tensor, excess: float | Tensor, v0: float | Tensor, v1: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    r"""
-    Equation (5), averaged: :math:`\kappa_0 = (1 - \rho) / v_0` and :math:`\kappa_1 = \rho / v_1`.
-
-    :param Tensor slab: running average of rho, shape (..., P).
-    :param excess: what is left of the first values, :math:`\kappa_0 v_0 + \kappa_1 v_1 - 1`.
-    :param v0: Laplace scale over sigma.
-    :param v1: variance of the Gaussian component over sigma squared.
-    :returns: kappa0 and kappa1, each of shape (..., P).
-    """
-    if isinstance(v0, float) and isinstance(excess, float):
-        return torch.rsub(slab, (1.0 + excess) / v0, alpha=1.0 / v0), slab / v1  # in one pass
-    return (1.0 + excess - slab) / v0, slab / v1
-
-
 def add_prior_gradient(
-    gradient: Tensor, beta: Tensor, kappa0: Tensor, kappa1: Tensor, sigma: Tensor
+    gradient: Tensor,
+    beta: Tensor,
+    linear: Tensor | None,
+    quadratic: Tensor | None,
+    sigma: Tensor,
 ) -> None:
     r"""
-    Adds to ``gradient`` the prior's part of equation (2), :math:`-\kappa_0\, \mathrm{sign}(\beta)
-    / \sigma - \kappa_1 \beta / \sigma^2`, with sign(0) = 0. All of shape (..., P), but for sigma,
-    which broadcasts.
+    Adds to ``gradient`` the prior's part of equation (2), :math:`-L\, \mathrm{sign}(\beta) / \sigma
+    - K \beta / \sigma^2`, with sign(0) = 0; L and K are :math:`\kappa_0` and :math:`\kappa_1` of
+    SSGL. All of shape (..., P), but for sigma, which broadcasts.
+
+    :param linear: L of :func:`~pyro_aeb.priors.components.penalties`, None where there is none.
+    :param quadratic: K, likewise.
     """
-    scaled = torch.div(beta, sigma).mul_(kappa1).addcmul_(kappa0, beta.sign())
-    gradient.addcdiv_(scaled, sigma, value=-1.0)
+    if quadratic is None:
+        assert linear is not None
+        slope = linear * beta.sign()
+    else:
+        slope = torch.div(beta, sigma).mul_(quadratic)
+        if linear is not None:
+            slope.addcmul_(linear, beta.sign())
+    gradient.addcdiv_(slope, sigma, value=-1.0)
 
 
 def scale_update(
@@ -72,9 +69,10 @@ def scale_update(
     :math:`A` = ``count`` :math:`+ \nu + 2`, :math:`B` = ``absolute``, :math:`C` = ``square``
     :math:`+ \nu\lambda`.
 
-    :param Tensor absolute: :math:`B = \sum \kappa_0 |\beta|` over the sparse weights of this sigma.
-    :param Tensor square: :math:`J = \sum \kappa_1 \beta^2` over them; where sigma is also the scale
-        of a likelihood, plus :math:`I`, the sum over the whole data set of squared errors.
+    :param Tensor absolute: :math:`B = \sum L |\beta|` over the sparse weights of this sigma, with L
+        and K of (5), :math:`\kappa_0` and :math:`\kappa_1` of SSGL.
+    :param Tensor square: :math:`J = \sum K \beta^2` over them; where sigma is also the scale of a
+        likelihood, plus :math:`I`, the sum over the whole data set of squared errors.
     :param count: p, the number of those weights; where sigma is also the scale of a likelihood,
         plus N, the number of data.
     :param nu: prior degrees of freedom.
@@ -126,9 +124,10 @@ class StochasticApproximation:
         is the paper's; 1 is the "-EM" variant, in which the latents follow the last draw of the
         weights; 0 freezes them at their first values.
     :param initial_inclusion: the first value of every rho, in [0, 1]: one number, or a tensor for
-        each SSGL site, by name (to go on from an earlier run, with other settings).
-    :param float initial_penalty: the first value of every kappa0 and kappa1, positive. By default
-        they start from equation (5) at the first rho.
+        each sparse site, by name (to go on from an earlier run, with other settings).
+    :param float initial_penalty: the first value of every kappa0 and kappa1, the strengths of the
+        two components' penalties (at a weight of 0), positive. By default they start from equation
+        (5) at the first rho.
     :param latents: how to learn other latent sites, site name to
         :class:`~pyro_aeb.latents.ClosedForm`, :class:`~pyro_aeb.latents.GradientStep`, a function
         of :class:`~pyro_aeb.latents.Seen`, or an update of one's own.
@@ -140,7 +139,7 @@ class StochasticApproximation:
     weight: Schedule
     initial_inclusion: float | Mapping[str, Tensor] = 0.5
     initial_penalty: float | None = None
-    latents: Mapping[str, LatentUpdate] = field(default_factory=dict)
+    latents: Mapping[str, LatentUpdate] = field(default_factory=dict, hash=False)
 
     def __init__(
         self,

@@ -30,15 +30,15 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_aeb.buffers import unchanged_buffers
-from pyro_aeb.distributions import SSGL
 from pyro_aeb.errors import ModelError
+from pyro_aeb.priors import Group, SpikeAndSlab
 
 Site = dict[str, Any]
 
 
 def base(fn: Any) -> Any:
-    """The distribution inside ``to_event``."""
-    while isinstance(fn, pyro.distributions.Independent):
+    """The distribution inside ``to_event``, and of a group of weights that of each."""
+    while isinstance(fn, (pyro.distributions.Independent, Group)):
         fn = fn.base_dist
     return fn
 
@@ -77,7 +77,7 @@ def _feasible(site: Site) -> Tensor:
     check_continuous(site)
     if "init_value" in site["infer"]:
         return site["infer"]["init_value"].detach().clone()
-    if isinstance(base(site["fn"]), SSGL):  # what follows would draw a sample for its shape
+    if isinstance(base(site["fn"]), SpikeAndSlab):  # what follows would draw a sample for its shape
         return torch.zeros_like(site["fn"].mean)
     try:
         biject_to(site["fn"].support)
@@ -193,8 +193,8 @@ def device_of_latents(
 def init_to_default(site: Site | None = None) -> Any:
     """
     The kernel's own starting point: sites sampled with ``infer={"init_value": tensor}`` at that
-    value; other SSGL weights ~ Normal(0, 0.1^2); sites with an InverseGamma or Beta prior at the
-    middle of their unconstrained space (1 and 1/2); all others by Pyro's
+    value; other spike-and-slab weights ~ Normal(0, 0.1^2); sites with an InverseGamma or Beta prior
+    at the middle of their unconstrained space (1 and 1/2); all others by Pyro's
     :func:`~pyro.infer.autoguide.initialization.init_to_uniform`.
     """
     if site is None:
@@ -202,7 +202,7 @@ def init_to_default(site: Site | None = None) -> Any:
     if "init_value" in site["infer"]:
         return site["infer"]["init_value"].detach().clone()
     fn = base(site["fn"])
-    if isinstance(fn, SSGL):
+    if isinstance(fn, SpikeAndSlab):
         return 0.1 * torch.randn_like(site["fn"].mean)
     if isinstance(fn, (pyro.distributions.InverseGamma, pyro.distributions.Beta)):
         return init_to_feasible(site)

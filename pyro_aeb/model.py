@@ -22,8 +22,9 @@ from pyro_aeb.data_checks import check_finite, check_loader_plates, check_observ
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import LatentUpdate
 from pyro_aeb.learned import check_forms, learned_sites
-from pyro_aeb.links import HandLinks, check_links, find_links, is_sparse
+from pyro_aeb.links import HandLinks, check_links, find_links, is_sparse, named
 from pyro_aeb.look import Site, base, check_continuous, look, look_for_provenance
+from pyro_aeb.priors.group import group_size
 from pyro_aeb.probes import check_gradient_sees, gradient_reaches
 from pyro_aeb.structure import Block, Delta, NormalBlock, Sigma, SparseBlock, Structure
 
@@ -43,9 +44,9 @@ def inspect_model(
     :param model: a Pyro model.
     :param args: its arguments.
     :param kwargs: its keyword arguments.
-    :param bool adapt: whether the latents of SSGL sites are to be learned. If not, all continuous
-        latents, SSGL sites among them, are sampled under the model's own prior.
-    :param links: by hand, SSGL site to ``{"delta": site, "sigma": site}``.
+    :param bool adapt: whether the latents of spike-and-slab sites are to be learned. If not, all
+        continuous latents, those sites among them, are sampled under the model's own prior.
+    :param links: by hand, spike-and-slab site to ``{"delta": site, "sigma": site}``.
     :param loader_sizes: where the arguments are a batch of a DataLoader, the numbers that its data
         may be counted as (empty if unknown); None where they are the same at every step.
     :param latents: updates of latent sites that are learned, by site.
@@ -167,13 +168,13 @@ def _check_latent(latent: Mapping[str, Site]) -> None:
                 )
         if is_sparse(site) and (site["mask"] is not None or site["scale"] != 1.0):
             raise ModelError(
-                f"SSGL site {name!r} is under poutine.scale or poutine.mask, which its closed-form "
+                f"{named(site)} is under poutine.scale or poutine.mask, which its closed-form "
                 "updates do not know; put the handler around the observed sites only"
             )
 
 
 class _Groups:
-    """Collects the distinct sigmas and deltas of the SSGL sites."""
+    """Collects the distinct sigmas and deltas of the sparse sites."""
 
     def __init__(
         self,
@@ -199,10 +200,11 @@ class _Groups:
         return SparseBlock(
             name,
             shape,
-            v0=_number_or_tensor(fn.given["v0"], shape),
-            v1=_number_or_tensor(fn.given["v1"], shape),
+            prior=type(fn),
+            parameters={n: _number_or_tensor(v, shape) for n, v in fn.shape_parameters.items()},
             sigma=self.sigmas.index(sigma),
             delta=self.deltas.index(delta),
+            group=group_size(site["fn"]),
         )
 
     def _sigma(self, site: Site) -> Sigma:
@@ -244,7 +246,7 @@ def _fixed(site: Site, parameter: str) -> float:
     value = _number_or_tensor(base(site["fn"]).given[parameter], site["value"].shape)
     if isinstance(value, Tensor):
         raise ModelError(
-            f"SSGL site {site['name']!r}: {parameter} is a tensor of different numbers, expected "
+            f"{named(site)}: {parameter} is a tensor of different numbers, expected "
             "one number a site; split the site, or use adaptation=None"
         )
     return value

@@ -2,16 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The latents of a model's SSGL sites: their state, and one sweep of equations (4)-(8) over it.
+The latents of a model's spike-and-slab sites: their state, and one sweep of equations (4)-(8) over
+it. SSGL is one case; what one prior has other than the next are its two components.
 
-kappa0 and kappa1 are one array in disguise. With ``slab`` the running average of rho, kappa1 is
-``slab / v1`` and kappa0 is ``(1 + excess - slab) / v0``; the number ``excess`` carries what is left
-of their first values and decays by (1 - omega) a step.
+The responsibilities of the two components, averaged, are one array in disguise. With ``slab`` the
+running average of rho, that of the slab is ``slab`` and that of the spike ``1 + excess - slab``; of
+SSGL, kappa1 is ``slab / v1`` and kappa0 is ``(1 + excess - slab) / v0``. The number ``excess``
+carries what is left of the first kappas and decays by (1 - omega) a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,14 +25,14 @@ from pyro_aeb.adaptation import (
     add_prior_gradient,
     beta_counts,
     beta_mode,
-    penalties,
     scale_update,
     stochastic_approximation,
 )
-from pyro_aeb.distributions import inclusion_logit_of
 from pyro_aeb.errors import ModelError
 from pyro_aeb.groups import Groups
-from pyro_aeb.structure import Delta, Residuals, Sigma, Structure
+from pyro_aeb.priors.base import SpikeAndSlab
+from pyro_aeb.priors.components import inclusion_logit, penalties
+from pyro_aeb.structure import Delta, Residuals, Sigma, SparseBlock, Structure
 
 
 class SSGLLatents(NamedTuple):
@@ -53,10 +55,11 @@ class SSGLLatents(NamedTuple):
 
 class SSGLRule:
     """
-    The latents' arithmetic for one model's SSGL sites.
+    The latents' arithmetic for one model's spike-and-slab sites.
 
     :param Structure structure: the model's structure.
-    :raises ModelError: if the prior leaves (7) without a value.
+    :raises ModelError: if the prior leaves (7) without a value, or the sites have priors of several
+        kinds.
     """
 
     def __init__(self, structure: Structure) -> None:
@@ -65,8 +68,14 @@ class SSGLRule:
         self._blocks = blocks = structure.sparse
         sizes = tuple(block.size for block in blocks)
         self.size = sum(sizes)
-        self.v0 = _common([block.v0 for block in blocks], sizes, tensor(0.0))
-        self.v1 = _common([block.v1 for block in blocks], sizes, tensor(0.0))
+        parameters = {
+            name: _common([block.parameters[name] for block in blocks], sizes, tensor(0.0))
+            for name in blocks[0].parameters
+        }
+        self.spike, self.slab = _prior(blocks).components(**parameters)
+        self._bends = self.spike.bends or self.slab.bends
+        self._units = Units(blocks) if any(block.group > 1 for block in blocks) else None
+        self._share = _common([1.0 / block.group for block in blocks], sizes, tensor(0.0))
         self.sigmas: tuple[Sigma, ...] = structure.sigmas
         self.deltas: tuple[Delta, ...] = structure.deltas
         self.sigma_groups = Groups(
@@ -78,7 +87,10 @@ class SSGLRule:
         self._nu = _per_group([s.nu for s in self.sigmas], tensor)
         self._nu_lambda = _per_group([s.nu_lambda for s in self.sigmas], tensor)
         self._sigma_sizes = _per_group(self.sigma_groups.lengths(), tensor)
-        self._delta_sizes = _per_group(self.delta_groups.lengths(), tensor)
+        gammas = [0.0] * len(self.deltas)
+        for block in blocks:
+            gammas[block.delta] += block.size // block.group
+        self._delta_sizes = _per_group(gammas, tensor)
         self._delta_counts = beta_counts(
             self._delta_sizes,
             _per_group([d.a for d in self.deltas], tensor),
@@ -86,19 +98,19 @@ class SSGLRule:
         )
         self._sigma_learned = _Learned([s.site is not None for s in self.sigmas], structure.device)
         self._delta_learned = _Learned([d.site is not None for d in self.deltas], structure.device)
-        self._laplace_is_spike = torch.as_tensor(2.0 * self.v0 * self.v0 < self.v1).to(
-            structure.device
-        )
+        narrow = torch.as_tensor(self.spike.variance < self.slab.variance)
+        self._spike_is_narrow = narrow.to(structure.device)
         self._likelihoods = [
             (site, _per_group(own, tensor), tensor(own))
             for sigma in self.sigmas
             for own in [[float(other is sigma) for other in self.sigmas]]
             for site in sorted(sigma.likelihoods)
         ]
-        for delta, size in zip(self.deltas, self.delta_groups.lengths(), strict=True):
+        for delta, size in zip(self.deltas, gammas, strict=True):
             if delta.site is not None and delta.a + delta.b + size - 2.0 <= 0.0:
                 raise ModelError(
-                    f"site {delta.site!r} ~ Beta({delta.a}, {delta.b}) with {size:.0f} weights has "
+                    f"site {delta.site!r} ~ Beta({delta.a}, {delta.b}) with {size:.0f} "
+                    f"{'weights' if self._units is None else 'weights or groups'} has "
                     "no mode for equation (7); use parameters of at least 1"
                 )
 
@@ -113,11 +125,11 @@ class SSGLRule:
         sigma = [v.sqrt() if s.site else v for v, s in zip(sigma, self.sigmas, strict=True)]
         delta = [self._first(d, initial) for d in self.deltas]
         rho = self._first_rho(request.initial_inclusion)
-        slab, excess = rho, 0.0 * self.v0
+        slab, excess = rho, 0.0 * self.spike.strength
         if request.initial_penalty is not None:
-            kappa = request.initial_penalty
-            slab = torch.zeros_like(rho) + kappa * self.v1
-            excess = kappa * self.v0 + kappa * self.v1 - 1.0
+            first = [request.initial_penalty / part.strength for part in (self.spike, self.slab)]
+            slab = torch.zeros_like(rho) + first[1]
+            excess = first[0] + first[1] - 1.0
         return SSGLLatents(rho, slab, excess, torch.stack(sigma), torch.stack(delta))
 
     def _first_rho(self, given: float | Mapping[str, Tensor]) -> Tensor:
@@ -127,7 +139,7 @@ class SSGLRule:
         found = {name: tuple(rho.shape) for name, rho in given.items()}
         if found != expected:
             raise ModelError(
-                f"initial_inclusion has tensors of shapes {found}, expected one for every SSGL "
+                f"initial_inclusion has tensors of shapes {found}, expected one for every sparse "
                 f"site, of its shape: {expected}"
             )
         return torch.cat([given[name].reshape(-1) for name in expected]).to(self._tensor(0.0))
@@ -155,29 +167,46 @@ class SSGLRule:
         rho, slab, excess, sigma, delta = latents
         prior = self.delta_groups.spread(torch.logit(delta))
         size = beta.abs()
-        logit = inclusion_logit_of(size / self.sigma_groups.spread(sigma), self.v0, self.v1, prior)
+        u = size / self.sigma_groups.spread(sigma)
+        logit = self._inclusion_logit(u, prior)
         rho = stochastic_approximation(rho, logit.sigmoid_(), weight)
         slab = stochastic_approximation(slab, rho, weight)
         excess = (1.0 - weight) * excess
         if self._sigma_learned.any:
-            new = self._scale(size, slab, excess, residuals)
+            new = self._scale(size, u, slab, excess, sigma, residuals)
             sigma = stochastic_approximation(sigma, self._sigma_learned.of(new, sigma), weight)
         if self._delta_learned.any:
-            new = beta_mode(self.delta_groups.sum(rho), *self._delta_counts)
+            gammas = rho if self._units is None else rho * self._share
+            new = beta_mode(self.delta_groups.sum(gammas), *self._delta_counts)
             delta = stochastic_approximation(delta, self._delta_learned.of(new, delta), weight)
         return SSGLLatents(rho, slab, excess, sigma, delta)
+
+    def _inclusion_logit(self, u: Tensor, prior: Tensor) -> Tensor:
+        """Equation (4): of the gamma of every weight, or of the group that it is in."""
+        if self._units is None:
+            return inclusion_logit(u, prior, self.spike, self.slab)
+        # The evidence adds up over a group, the prior counts once.
+        return self._units.total(inclusion_logit(u, prior * self._share, self.spike, self.slab))
 
     def _scale(
         self,
         size: Tensor,
+        u: Tensor,
         slab: Tensor,
         excess: float | Tensor,
+        sigma: Tensor,
         residuals: Mapping[str, Residuals],
     ) -> Tensor:
-        """sigma tilde of equation (6), shape (..., S), of weights of some absolute values."""
-        kappa0, kappa1 = penalties(slab, excess, self.v0, self.v1)
-        absolute = self.sigma_groups.sum(kappa0.mul_(size))
-        square = self.sigma_groups.sum(kappa1.mul_(size).mul_(size))
+        """sigma tilde of (6), shape (..., S), of weights of some sizes, which in sigmas are u."""
+        linear, quadratic = penalties(slab, excess, self.spike, self.slab, u)
+        if linear is None:
+            absolute = torch.zeros_like(sigma)
+        else:
+            absolute = self.sigma_groups.sum(linear.mul_(size))
+        if quadratic is None:
+            square = torch.zeros_like(sigma)
+        else:
+            square = self.sigma_groups.sum(quadratic.mul_(size).mul_(size))
         count = self._sigma_sizes
         for site, own, mask in self._likelihoods:
             square = torch.addcmul(square, residuals[site].square.unsqueeze(-1), mask)
@@ -193,18 +222,19 @@ class SSGLRule:
 
     def add_gradient(self, gradient: Tensor, latents: SSGLLatents, beta: Tensor) -> None:
         """Adds :meth:`gradient` to another, in place."""
-        kappa0, kappa1 = penalties(latents.slab, latents.excess, self.v0, self.v1)
         sigma = self.sigma_groups.spread(latents.sigma)
-        add_prior_gradient(gradient, beta, kappa0, kappa1, sigma)
+        u = torch.div(beta, sigma).abs_() if self._bends else None
+        both = penalties(latents.slab, latents.excess, self.spike, self.slab, u)
+        add_prior_gradient(gradient, beta, *both, sigma)
 
     def potential(self, latents: SSGLLatents, beta: Tensor) -> Tensor:
         r"""
-        The prior's part of -Q, :math:`\sum \kappa_0 |\beta| / \sigma + \kappa_1 \beta^2 /
-        2 \sigma^2`, shape (...).
+        The prior's part of -Q, shape (...): the components' energies by their responsibilities, of
+        SSGL :math:`\sum \kappa_0 |\beta| / \sigma + \kappa_1 \beta^2 / 2 \sigma^2`.
         """
-        kappa0, kappa1 = penalties(latents.slab, latents.excess, self.v0, self.v1)
-        scaled = beta / self.sigma_groups.spread(latents.sigma)
-        return (kappa0 * scaled.abs() + 0.5 * kappa1 * scaled * scaled).sum(-1)
+        u = (beta / self.sigma_groups.spread(latents.sigma)).abs()
+        spike = (1.0 + latents.excess - latents.slab) * self.spike.energy(u)
+        return (spike + latents.slab * self.slab.energy(u)).sum(-1)
 
     def site_values(self, latents: SSGLLatents) -> dict[str, Tensor]:
         """The learned sites' values, sigma squared and delta, each of its site's shape."""
@@ -218,23 +248,23 @@ class SSGLRule:
 
     def sparsity(self, latents: SSGLLatents) -> Tensor:
         """
-        The fraction of sparse weights that rather belong to the spike, the narrower of the two
-        components: rho below 1/2 where it is the Laplace, above where it is the Gaussian.
+        The fraction of sparse weights that rather belong to the narrower of the two components: rho
+        below 1/2 where that is the first (SSGL's Laplace), above where it is the second.
         """
         return (self.wide_probability(latents) < 0.5).to(latents.rho.dtype).mean(-1)
 
     def wide_probability(self, latents: SSGLLatents) -> Tensor:
         """
         The probability that a weight belongs to the wider of the two components, shape (..., P):
-        rho where that is the Gaussian, 1 - rho where it is the Laplace.
+        rho where that is the second (SSGL's Gaussian), 1 - rho where it is the first.
         """
         rho = latents.rho
-        return torch.where(self._laplace_is_spike, rho, 1.0 - rho)
+        return torch.where(self._spike_is_narrow, rho, 1.0 - rho)
 
     def collapsed(self, latents: SSGLLatents) -> list[str]:
         """
-        Learned delta sites that have run into 0 or 1, under 1/1000 weight expected on a side that
-        their prior does not hold open (a = 1 or b = 1).
+        Learned delta sites that have run into 0 or 1, under 1/1000 weight (or group) expected on a
+        side that their prior does not hold open (a = 1 or b = 1).
         """
         expected = latents.delta * self._delta_sizes
         counts = torch.stack([expected, self._delta_sizes - expected], dim=-1)
@@ -244,6 +274,53 @@ class SSGLRule:
             for delta, (slab, rest) in zip(self.deltas, low, strict=True)
             if delta.site and (slab < 1e-3 and delta.a <= 1.0 or rest < 1e-3 and delta.b <= 1.0)
         ]
+
+
+def _prior(blocks: Sequence[SparseBlock]) -> type[SpikeAndSlab]:
+    """
+    The prior that all blocks have.
+
+    :raises ModelError: if they have priors of several kinds.
+    """
+    kinds = {block.prior: block.name for block in blocks}
+    if len(kinds) > 1:
+        found = ", ".join(f"{name!r} ~ {kind.__name__}" for kind, name in kinds.items())
+        raise ModelError(
+            f"the sparse sites have spike-and-slab priors of several kinds ({found}), expected one "
+            "kind for all, whose parameters may differ from site to site; choose one, or use "
+            "adaptation=None, which samples them under their densities"
+        )
+    return blocks[0].prior
+
+
+class Units:
+    """
+    Which consecutive weights share a gamma.
+
+    :param blocks: the sparse sites.
+    """
+
+    def __init__(self, blocks: Sequence[SparseBlock]) -> None:
+        runs: list[list[int]] = []  # length and group size; neighbours of one group size together
+        for block in blocks:
+            if runs and runs[-1][1] == block.group:
+                runs[-1][0] += block.size
+            else:
+                runs.append([block.size, block.group])
+        self._lengths = [length for length, _ in runs]
+        self._groups = [group for _, group in runs]
+
+    def total(self, values: Tensor) -> Tensor:
+        """Every weight's sum over its group, shape (..., P)."""
+        parts = values.split(self._lengths, dim=-1)
+        return torch.cat([_total(p, n) for p, n in zip(parts, self._groups, strict=True)], dim=-1)
+
+
+def _total(values: Tensor, group: int) -> Tensor:
+    if group == 1:
+        return values
+    groups = values.unflatten(-1, (-1, group))
+    return groups.sum(-1, keepdim=True).expand_as(groups).flatten(-2)
 
 
 def _per_group(values: list[float], tensor: Callable[[list[float]], Tensor]) -> float | Tensor:

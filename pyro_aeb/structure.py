@@ -6,8 +6,8 @@ What a model is made of, as plain data.
 
 :mod:`pyro_aeb.model` finds it, :mod:`pyro_aeb.likelihood`, :mod:`pyro_aeb.ssgl_rule` and
 :mod:`pyro_aeb.kernel` read it. The weights live in one flat vector of D numbers, the *position*:
-first the sparse slab (all SSGL sites, P numbers), then the sites with a fixed normal prior, then
-all others in unconstrained space. Sites are views into it.
+first the sparse slab (all sites with a spike-and-slab prior, P numbers), then the sites with a
+fixed normal prior, then all others in unconstrained space. Sites are views into it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributions.transforms import Transform
 
 from pyro_aeb.latents.contract import LatentUpdate
+from pyro_aeb.priors import SSGL, SpikeAndSlab
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,23 @@ class Block:
 @dataclass(frozen=True)
 class SparseBlock(Block):
     """
-    An SSGL site in the sparse slab.
+    A site with a spike-and-slab prior, in the sparse slab.
 
-    :param v0: Laplace scale over sigma, a number or a tensor of the site's shape.
-    :param v1: variance of the Gaussian component over sigma squared, likewise.
+    :param prior: the class of its prior.
+    :param parameters: of the prior's components by name, each a number or a tensor of the site's
+        shape.
     :param int sigma: index of its sigma in :attr:`Structure.sigmas`.
     :param int delta: index of its delta in :attr:`Structure.deltas`.
+    :param int group: how many consecutive weights share a gamma.
     """
 
-    v0: float | Tensor = 0.1
-    v1: float | Tensor = 10.0
+    prior: type[SpikeAndSlab] = SSGL
+    parameters: Mapping[str, float | Tensor] = field(
+        default_factory=lambda: {"v0": 0.1, "v1": 10.0}
+    )
     sigma: int = 0
     delta: int = 0
+    group: int = 1
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class NormalBlock(Block):
 @dataclass(frozen=True)
 class Sigma:
     """
-    A scale sigma of SSGL sites.
+    A scale sigma of sites with a spike-and-slab prior.
 
     :param str site: the InverseGamma site of sigma squared, None where sigma is a fixed number.
     :param float fixed: that number, None where sigma is learned.
@@ -97,7 +103,7 @@ class Sigma:
 @dataclass(frozen=True)
 class Delta:
     """
-    A prior inclusion probability delta of SSGL sites.
+    A prior inclusion probability delta of sites with a spike-and-slab prior.
 
     :param str site: the Beta site, None where delta is a fixed number.
     :param float fixed: that number, None where delta is learned.
@@ -135,7 +141,7 @@ class Structure:
     """
     A model's sites by what the kernel does with them.
 
-    :param sparse: SSGL sites, in the order of the slab.
+    :param sparse: sites with a spike-and-slab prior, in the order of the slab.
     :param normal: sites with a fixed normal prior, whose gradient is closed form.
     :param general: all other continuous latents, scored by their own ``log_prob``.
     :param observed: names of the observed sites, those of ``pyro.factor`` left out.
@@ -213,5 +219,5 @@ def norm_name(site: str) -> str:
 
 
 def rho_name(site: str) -> str:
-    """The name of an SSGL site's inclusion probabilities in a draw."""
+    """The name of a sparse site's inclusion probabilities in a draw."""
     return f"{site}_rho"

@@ -16,7 +16,6 @@ import torch
 from pyro_aeb.adaptation import (
     StochasticApproximation,
     add_prior_gradient,
-    penalties,
     scale_update,
     sparsity_update,
     stochastic_approximation,
@@ -26,23 +25,6 @@ from pyro_aeb.schedules import Constant, Polynomial
 
 def double(*values):
     return torch.tensor(values, dtype=torch.float64)
-
-
-class TestPenalties:
-    def test_equation_5(self):
-        kappa0, kappa1 = penalties(double(0.0, 0.25, 1.0), 0.0, v0=0.1, v1=8.0)
-        torch.testing.assert_close(kappa0, double(10.0, 7.5, 0.0))
-        torch.testing.assert_close(kappa1, double(0.0, 0.03125, 0.125))
-
-    def test_the_excess_carries_first_values_that_are_not_those_of_equation_5(self):
-        # kappa0 = kappa1 = 3 with v0 = 0.5, v1 = 4: slab = 12, and 1 + excess = 3 * 0.5 + 3 * 4.
-        kappa0, kappa1 = penalties(double(12.0), 12.5, v0=0.5, v1=4.0)
-        assert kappa0 == 3.0 and kappa1 == 3.0
-
-    def test_every_weight_may_have_its_own_v0_and_v1(self):
-        kappa0, kappa1 = penalties(double(0.5, 0.5), 0.0, v0=double(0.1, 0.2), v1=double(1.0, 5.0))
-        torch.testing.assert_close(kappa0, double(5.0, 2.5))
-        torch.testing.assert_close(kappa1, double(0.5, 0.1))
 
 
 def prior_gradient(beta, *latents):

@@ -16,7 +16,7 @@ import torch
 from pyroapi import distributions, handlers, infer, ops, optim, pyro_backend
 
 import pyro_aeb.backend  # noqa: F401
-from pyro_aeb.distributions import SSGL
+from pyro_aeb.priors import SSGL
 
 
 def test_ssgl_is_a_distribution_of_pyro() -> None:

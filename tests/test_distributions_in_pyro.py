@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_aeb.distributions import SSGL, inclusion_logit
+from pyro_aeb.priors import SSGL
 
 # Inclusion
 
@@ -36,7 +36,7 @@ def test_inclusion_is_bayes_rule(v0: float, v1: float, delta: float, sigma: floa
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), actual, rtol=2e-5, atol=1e-30)
     tensors = torch.tensor([v0, v1, delta, sigma], dtype=torch.float64)
-    torch.testing.assert_close(inclusion_logit(value, *tensors).sigmoid(), actual)
+    torch.testing.assert_close(SSGL(*tensors).inclusion(value), actual)
 
 
 def test_inclusion_in_single_precision_where_densities_underflow() -> None:
@@ -56,14 +56,14 @@ def test_inclusion_is_never_nan(value: float, as_tensor: bool) -> None:
         for delta, expected in [(0.0, 0.0), (0.5, None), (1.0, 1.0)]:
             for sigma in [1e-6, 1.0, 1e6]:
                 d = torch.tensor(delta) if as_tensor else delta
-                rho = inclusion_logit(b, v0, v1, d, sigma).sigmoid()
+                rho = SSGL(v0, v1, d, sigma).inclusion(b)
                 assert ((rho >= 0) & (rho <= 1)).all()
                 if expected is not None:
                     assert (rho == expected).all()
 
 
 def test_inclusion_keeps_nan() -> None:
-    assert inclusion_logit(torch.tensor(math.nan), 0.1, 10.0, 0.5, 1.0).isnan()
+    assert SSGL(0.1, 10.0, 0.5, validate_args=False).inclusion_logit(torch.tensor(math.nan)).isnan()
 
 
 # Shapes

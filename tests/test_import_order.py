@@ -27,7 +27,8 @@ PACKAGE = ROOT / "pyro_aeb"
 LAYERS: tuple[set[str], ...] = (
     {"_version", "errors", "interrupts"},
     {"latents"},
-    {"schedules", "distributions", "structure", "arguments", "buffers", "groups", "variables"}
+    {"priors"},
+    {"schedules", "structure", "arguments", "buffers", "groups", "variables"}
     | {"settings"},
     {"ranks"},
     # What a step is made of, and what runs the model.
@@ -55,7 +56,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 # Below, but none of its business: a step takes a gradient and knows no model, and the latents'
 # arithmetic knows sites as plain data only.
 KEPT_FROM = {
-    "transitions": {"distributions", "structure"},
+    "transitions": {"priors", "structure"},
     "ssgl_rule": {"transitions", "minibatches", "look"},
 }
 # The only ones that may know Pyro's effect handlers.

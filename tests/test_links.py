@@ -305,7 +305,10 @@ def test_links_by_hand_settle_an_ambiguous_link():
 @pytest.mark.parametrize(
     "links, message",
     [
-        ({"gamma": {"delta": "delta"}}, r"'gamma' is not an SSGL site; SSGL sites are \['beta'\]"),
+        (
+            {"gamma": {"delta": "delta"}},
+            r"'gamma' is not a sparse site; sparse sites are \['beta'\]",
+        ),
         ({"beta": {"rho": "delta"}}, "'rho' of site 'beta' is not 'delta' or 'sigma'"),
         ({"beta": {"delta": "d"}}, r"names 'd', .* latent sites are \['beta', 'delta', 'sigma2'\]"),
         ({"beta": {"delta": "sigma2"}}, "comes from site 'sigma2' ~ InverseGamma, which has no"),

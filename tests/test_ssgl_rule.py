@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from pyro_aeb.adaptation import StochasticApproximation
-from pyro_aeb.distributions import SSGL
 from pyro_aeb.errors import ModelError
+from pyro_aeb.priors import SSGL
 from pyro_aeb.ssgl_rule import Groups, SSGLLatents, SSGLRule
 from pyro_aeb.structure import Delta, Residuals, Sigma, SparseBlock, Structure
 
@@ -45,8 +45,11 @@ def structure(*blocks, sigmas, deltas, dtype=torch.float64):
     )
 
 
-def block(name, size, v0=0.1, v1=10.0, sigma=0, delta=0):
-    return SparseBlock(name, torch.Size([size]), v0=v0, v1=v1, sigma=sigma, delta=delta)
+def block(name, size, v0=0.1, v1=10.0, sigma=0, delta=0, **options):
+    parameters = {"v0": v0, "v1": v1}
+    return SparseBlock(
+        name, torch.Size([size]), parameters=parameters, sigma=sigma, delta=delta, **options
+    )
 
 
 def one_layer(size=4, sigma=LEARNED_SIGMA, delta=LEARNED_DELTA, **options):
@@ -134,7 +137,7 @@ class TestFirstLatents:
         ids=["one missing", "another shape", "no such site"],
     )
     def test_inclusions_that_do_not_fit_the_sites_are_refused(self, given):
-        with pytest.raises(ModelError, match=r"initial_inclusion .* expected one for every SSGL"):
+        with pytest.raises(ModelError, match=r"initial_inclusion .* expected one for every sparse"):
             three_layers().init(THREE_FIRST, StochasticApproximation(0.5, given))
 
     @pytest.mark.parametrize("v0", [0.1, torch.tensor([0.1, 0.2, 0.3, 0.4])], ids=["one", "each"])

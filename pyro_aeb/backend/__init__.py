@@ -17,7 +17,7 @@ and ``infer.AEBKernel`` beside it::
 import pyro.distributions
 import pyroapi
 
-from pyro_aeb.distributions import SSGL
+from pyro_aeb.priors import SSGL
 
 pyro.distributions.SSGL = SSGL  # type: ignore[attr-defined]
 

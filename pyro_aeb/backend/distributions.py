@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro.distributions
 
-from pyro_aeb.distributions import SSGL
+from pyro_aeb.priors import SSGL
 
 __all__ = [*pyro.distributions.__all__, "SSGL"]
 

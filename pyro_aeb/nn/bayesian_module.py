@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from pyro_aeb.distributions import SSGL
 from pyro_aeb.errors import ModelError
 from pyro_aeb.nn.layers import Sparse, Weight, check_module, find_weights, layer_of, table
 from pyro_aeb.nn.priors import (
@@ -44,6 +43,7 @@ from pyro_aeb.nn.priors import (
     positive,
     sigma2_prior,
 )
+from pyro_aeb.priors import SSGL
 
 SIGMA2 = "sigma2"
 """The site of sigma squared."""

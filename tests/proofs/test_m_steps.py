@@ -28,7 +28,7 @@ import torch
 from pyro_aeb import SSGL, StochasticApproximation
 from pyro_aeb.arguments import Batch
 from pyro_aeb.model import inspect_model
-from pyro_aeb.posterior import Posterior
+from pyro_aeb.posterior import Latents, Posterior
 
 N, BATCH = 11, 4
 
@@ -173,8 +173,8 @@ def sweep(request):
     latents = posterior.rule.init(first, StochasticApproximation(1.0, initial_penalty=0.7))
     position = torch.randn(structure.size)
     batch = torch.randperm(N)[:BATCH]
-    _, _, residuals = posterior.gradient(position, latents, Batch(data, {}, {"data": batch}))
-    after = posterior.rule.update(latents, position, residuals, 1.0)
+    seen = posterior.gradient(position, Latents(latents, {}), Batch(data, {}, {"data": batch}))
+    after = posterior.rule.update(latents, position, seen.statistics.residuals, 1.0)
     sizes = [layer.size for layer in case.layers]
     values = posterior.rule.site_values(after)
     new = {n: values[n].sqrt() if n in case.sigmas else values[n] for n in old}
@@ -236,5 +236,7 @@ def test_the_penalties_give_the_gradient_of_q(sweep):
     case.q(data, batch, betas, rhos, new).backward()
     expected = torch.cat([beta.grad for beta in betas])
     position = torch.cat([beta.detach() for beta in betas])
-    found = posterior.gradient(position, after, Batch(data, {}, {"data": batch})).gradient
+    found = posterior.gradient(
+        position, Latents(after, {}), Batch(data, {}, {"data": batch})
+    ).gradient
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,256 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Spike-and-slab distributions: what all of them share.
+
+A new one is a subclass of :class:`SpikeAndSlab` that names its parameters and says which two
+:mod:`components <pyro_aeb.priors.components>` they make. The kernel needs no more of it.
+
+Equation numbers are those of Deng, Zhang, Liang, Lin, "An Adaptive Empirical Bayesian Method for
+Sparse Deep Learning" (NeurIPS 2019, https://arxiv.org/abs/1910.10791), as this package's page of
+equations lists them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.ops.provenance import detach_provenance, get_provenance
+from torch import Tensor
+
+from pyro_aeb.priors.components import Component, Number, inclusion_logit, log
+
+# Farther out than this many sigma, (4) answers as it does here: squares stay finite in float32.
+_FAR = 1e15
+
+SHARED_ADVICE = {
+    "delta": "delta is the probability of the slab, gamma = 1; of a logit, pass its sigmoid",
+    "sigma": "sigma is a scale; of a variance sigma2, pass sigma2.sqrt(), and of a logarithm, "
+    "its exponential",
+}
+
+
+def parameter(name: str, doc: str) -> Any:
+    """A property that gives a parameter, of shape ``batch_shape``."""
+    return property(lambda self: self.tensor(name).expand(self.batch_shape), doc=doc)
+
+
+class SpikeAndSlab(TorchDistribution):
+    """
+    A mixture of two components that are symmetric about 0 and share a scale, ``gamma`` summed out::
+
+        gamma                 ~ Bernoulli(delta)
+        value / sigma | gamma ~ spike   if gamma = 0
+                                slab    if gamma = 1
+
+    The names are those of the usual case: which component is the narrow one depends on the
+    parameters.
+
+    Parameters are kept as they were passed, in :attr:`given`, and broadcast when they are asked
+    for: constructing and expanding an instance costs no tensor operation where validation is off.
+    Each is a number or a floating point tensor, and they broadcast to the ``batch_shape``.
+
+    :param shape: the parameters of the two components by name, in the order of
+        :attr:`components`.
+    :param delta: probability of the slab, in [0, 1].
+    :param sigma: scale that both components share; positive.
+    """
+
+    arg_constraints = {"delta": constraints.unit_interval, "sigma": constraints.positive}
+    support = constraints.real
+    advice: ClassVar[Mapping[str, str]] = {}
+    """What to do about a bad parameter of the components, by name."""
+    components: ClassVar[Callable[..., tuple[Component, Component]]]
+    """
+    A static method: the spike and the slab on the scale of sigma, from all parameters but delta and
+    sigma.
+    """
+
+    given: dict[str, Number]
+    """The parameters by name, as they were passed: not broadcast, numbers still numbers."""
+
+    delta = parameter("delta", "Probability of the slab, shape ``batch_shape``.")
+    sigma = parameter("sigma", "Scale that both components share, shape ``batch_shape``.")
+
+    def __init__(
+        self,
+        shape: Mapping[str, Number],
+        delta: Number,
+        sigma: Number,
+        validate_args: bool | None,
+    ) -> None:
+        self.given = {**shape, "delta": delta, "sigma": sigma}
+        shapes = set()
+        for name, value in self.given.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                shapes.add(value.shape)
+            elif not isinstance(value, (float, int)):
+                found = getattr(value, "dtype", type(value).__name__)
+                raise TypeError(
+                    f"{type(self).__name__} expects {name} to be a number or a floating point "
+                    f"tensor, but found {found}; convert it with float() or "
+                    "torch.as_tensor(..., dtype=torch.float)"
+                )
+        batch_shape = shapes.pop() if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
+        validate_args = self._validate_args if validate_args is None else validate_args
+        if validate_args:
+            self._check_parameters()
+        super().__init__(torch.Size(batch_shape), validate_args=False)
+        self._validate_args = validate_args
+
+    def _check_parameters(self) -> None:
+        """Raises for a parameter outside its constraint, or infinite, and says what to do."""
+        advice = {**SHARED_ADVICE, **self.advice}
+        for name, value in self.given.items():
+            values = torch.as_tensor(value)
+            good = self.arg_constraints[name].check(values) & (values < math.inf)
+            if not good.all():
+                bad = values[~good]
+                expected = "in [0, 1]" if name == "delta" else "positive and finite"
+                among = f" ({bad.numel()} of {values.numel()} values)" if values.dim() else ""
+                raise ValueError(
+                    f"{type(self).__name__} expects {name} to be {expected}, but found "
+                    f"{bad[0].item():g}{among}: {advice[name]}"
+                )
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        new = self._get_checked_instance(type(self), _instance)
+        old, batch_shape = self._batch_shape, torch.Size(batch_shape)
+        pairs = zip(reversed(old), reversed(batch_shape), strict=False)
+        if len(old) > len(batch_shape) or any(size not in (1, other) for size, other in pairs):
+            raise ValueError(
+                f"Cannot expand {type(self).__name__} of batch_shape {tuple(old)} to "
+                f"{tuple(batch_shape)}"
+            )
+        new.given = self.given
+        super(SpikeAndSlab, new).__init__(batch_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter as a tensor of its own shape; a number takes after the other parameters."""
+        value = self.given[name]
+        if isinstance(value, Tensor):
+            return value
+        for other in self.given.values():
+            if isinstance(other, Tensor):
+                return detach_provenance(other).new_tensor(value)
+        return torch.tensor(float(value))
+
+    @property
+    def shape_parameters(self) -> dict[str, Number]:
+        """The parameters of the components, as they were passed: all but delta and sigma."""
+        return {n: v for n, v in self.given.items() if n not in ("delta", "sigma")}
+
+    @property
+    def parameter_provenance(self) -> dict[str, frozenset]:
+        """
+        The provenance of every parameter as it was passed. Broadcasting parameters together would
+        merge them. See :mod:`pyro.ops.provenance`.
+        """
+        return {name: get_provenance(value) for name, value in self.given.items()}
+
+    @property
+    def parts(self) -> tuple[Component, Component]:
+        """The spike and the slab of these parameters, on the scale of sigma."""
+        return self.components(*self.shape_parameters.values())
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.zeros_like(self.sigma)
+
+    @property
+    def variance(self) -> Tensor:
+        spike, slab = self.parts
+        delta = self.delta
+        mixed = (1 - delta) * spike.variance
+        # Not 0 times infinity, where a variance is infinite.
+        mixed = mixed + torch.where(delta > 0, delta * slab.variance, torch.zeros_like(delta))
+        return self.sigma.square() * mixed
+
+    def checked(self, value: Tensor) -> Tensor:
+        """A value to be scored, validated where asked for and broadcast with ``batch_shape``."""
+        if self._validate_args:
+            self._validate_sample(value)
+        if value.shape == self._batch_shape:
+            return value
+        return value.expand(torch.broadcast_shapes(value.shape, self._batch_shape))
+
+    def log_densities(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The logarithms of the densities of spike and slab, on the scale of sigma."""
+        u = self.checked(value).abs() / self.given["sigma"]
+        spike, slab = self.parts
+        return spike.log_density(u), slab.log_density(u)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """
+        The logarithm of the density of equation (1), ``gamma`` summed out. The derivative of
+        ``abs(value)`` at 0 is taken to be 0.
+        """
+        densities = self.log_densities(value)
+        return log_mixture(*densities, self.given["delta"]) - log(self.given["sigma"])
+
+    def inclusion_logit(self, value: Tensor) -> Tensor:
+        """
+        The logit of equation (4): of the probability of ``gamma = 1``, the slab, given a value. It
+        is NaN only where an argument is: with a delta of 0 or 1 it is infinite for any value.
+
+        :param Tensor value: weights that broadcast with ``batch_shape``.
+        """
+        value, delta = self.checked(value), self.given["delta"]
+        if not isinstance(delta, Tensor):
+            delta = value.new_tensor(delta)
+        u = (value.abs() / self.given["sigma"]).clamp(max=_FAR)
+        return inclusion_logit(u, torch.logit(delta), *self.parts)
+
+    def inclusion(self, value: Tensor) -> Tensor:
+        """
+        Equation (4): the probability of ``gamma = 1``, the slab, given a value.
+
+        :param Tensor value: weights that broadcast with ``batch_shape``.
+        """
+        return torch.sigmoid(self.inclusion_logit(value))
+
+    def sample_components(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """A sample of the spike and one of the slab, on the scale of sigma."""
+        like = detach_provenance(self.tensor("sigma")).new_empty(shape)
+        spike, slab = self.parts
+        return spike.sample(like), slab.sample(like)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        spike, slab = self.sample_components(self._extended_shape(sample_shape))
+        included = torch.rand_like(detach_provenance(spike)) < self.delta
+        return self.sigma * torch.where(included, slab, spike)
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{name}: {p.shape if isinstance(p, Tensor) and p.dim() else format(p, '.6g')}"
+            for name, p in self.given.items()
+        ]
+        if self._batch_shape:
+            parts.append(f"batch_shape: {tuple(self._batch_shape)}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def log_mixture(spike: Tensor, slab: Tensor, delta: Number) -> Tensor:
+    """
+    The logarithm of (1 - delta) exp(spike) + delta exp(slab), with the weights outside of the
+    exponential, as log(delta) has no derivative at 0.
+    """
+    with torch.no_grad():
+        peak = torch.maximum(spike + log(1 - delta), slab + log(delta))
+        peak = peak.clamp(min=torch.finfo(spike.dtype).min)
+    density = (1 - delta) * _exp(spike - peak) + delta * _exp(slab - peak)
+    return peak + density.log()
+
+
+def _exp(x: Tensor) -> Tensor:
+    """The exponential, held finite so that a weight of 0 makes it 0."""
+    return x.clamp(max=math.floor(math.log(torch.finfo(x.dtype).max))).exp()

@@ -1,0 +1,79 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+r"""
+The horseshoe by its hierarchy of inverse gammas, whose latents are learned by closed forms.
+
+Its density has no closed form, and so no equation (4) or (5) of its own. Makalic and Schmidt write
+it as a hierarchy, every level of which is conjugate to the one below::
+
+    beta_j ~ Normal(0, variance = lambda_j^2 tau^2)
+    lambda_j^2 ~ InverseGamma(1/2, 1/nu_j),  nu_j ~ InverseGamma(1/2, 1)
+    tau^2 ~ InverseGamma(1/2, 1/xi),         xi ~ InverseGamma(1/2, 1 / scale^2)
+
+The weights are sampled, and :class:`~pyro_aeb.latents.ClosedForm` moves each of the others to the
+mode of its law given the rest. There is no code for that here: the functions below only name the
+sites.
+
+**References**
+
+[1] Carlos Carvalho, Nicholas Polson, James Scott (2010), "The horseshoe estimator for sparse
+    signals", Biometrika 97.
+[2] Enes Makalic, Daniel Schmidt (2016), "A simple sampler for the horseshoe estimator", IEEE Signal
+    Processing Letters 23, arXiv 1508.03884.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_aeb.latents import ClosedForm
+
+LOCAL, LOCAL_RATE, GLOBAL, GLOBAL_RATE = "lambda2", "nu", "tau2", "xi"
+
+
+def horseshoe(name: str, shape: Sequence[int], scale: float | Tensor = 1.0) -> Tensor:
+    """
+    Samples weights with a horseshoe prior, and the sites above them, ``<name>.lambda2``,
+    ``<name>.nu`` (both of the weights' shape), ``<name>.tau2`` and ``<name>.xi``::
+
+        def model(x, y):
+            beta = priors.horseshoe("beta", [x.shape[1]])
+            ...
+
+        adaptation = StochasticApproximation(
+            Polynomial(10.0, 1000.0, 0.7), latents=priors.horseshoe_latents("beta")
+        )
+
+    :param str name: of the site of the weights.
+    :param shape: of the weights.
+    :param scale: of the half-Cauchy prior of tau; its dtype and device are those of all sites.
+    """
+    like = torch.as_tensor(scale)
+    half, one = 0.5 * torch.ones_like(like), torch.ones_like(like)
+    shape = torch.Size(shape)
+    xi = pyro.sample(f"{name}.{GLOBAL_RATE}", dist.InverseGamma(half, one / like.square()))
+    tau2 = pyro.sample(f"{name}.{GLOBAL}", dist.InverseGamma(half, 1.0 / xi))
+    rates = dist.InverseGamma(half, one).expand(shape).to_event(len(shape))
+    nu = pyro.sample(f"{name}.{LOCAL_RATE}", rates)
+    local = dist.InverseGamma(half, 1.0 / nu).to_event(len(shape))
+    lambda2 = pyro.sample(f"{name}.{LOCAL}", local)
+    scales = (lambda2 * tau2).sqrt()
+    weights = dist.Normal(torch.zeros_like(scales), scales).to_event(len(shape))
+    return pyro.sample(name, weights)
+
+
+def horseshoe_latents(name: str) -> dict[str, ClosedForm]:
+    """
+    The updates of the sites above weights that :func:`horseshoe` samples, for ``latents=`` of
+    :class:`~pyro_aeb.adaptation.StochasticApproximation`.
+
+    :param str name: of the site of the weights.
+    """
+    above = (GLOBAL_RATE, GLOBAL, LOCAL_RATE, LOCAL)
+    return {f"{name}.{latent}": ClosedForm() for latent in above}
