@@ -15,6 +15,16 @@ import pyro.distributions as dist
 from pyro_aeb import priors
 
 
+class GaussianLaplace(priors.TwoScales):
+    """A prior of one's own, as the page of priors has it."""
+
+    advice = {"v0": "v0 is the spike's variance", "v1": "v1 is the slab's scale"}
+
+    @staticmethod
+    def components(v0, v1):
+        return priors.Gaussian(v0), priors.Laplace(v1)
+
+
 @dataclass(frozen=True)
 class Family:
     """
@@ -51,5 +61,6 @@ FAMILIES = {
     "normal": Family(priors.SpikeAndSlabNormal, (0.02, 5.0), normal(0.02), normal(5.0)),
     "lasso": Family(priors.SpikeAndSlabLasso, (0.1, 3.0), laplace(0.1), laplace(3.0)),
     "Student": Family(priors.SpikeAndSlabStudent, (0.1, 2.0, 5.0), laplace(0.1), student(2.0, 5.0)),
+    "one's own": Family(GaussianLaplace, (0.02, 3.0), normal(0.02), laplace(3.0)),
     "Cauchy": Family(priors.SpikeAndSlabStudent, (0.2, 1.0, 1.0), laplace(0.2), student(1.0, 1.0)),
 }

@@ -37,13 +37,14 @@ from pyro_aeb.nn.priors import (
     Priors,
     beta,
     delta_prior,
+    flag,
     inverse_gamma,
     normal,
     number,
     positive,
     sigma2_prior,
 )
-from pyro_aeb.priors import SSGL
+from pyro_aeb.priors import SSGL, Group
 
 SIGMA2 = "sigma2"
 """The site of sigma squared."""
@@ -58,6 +59,7 @@ def bayesianize(
     delta: float | dist.Beta,
     sigma2: float | dist.InverseGamma,
     dense_scale: float = 1.0,
+    by_unit: bool = False,
     name: str = "",
 ) -> BayesianModule:
     r"""
@@ -97,6 +99,10 @@ def bayesianize(
     :param sigma2: sigma squared, one for all sparse layers: its InverseGamma prior, or a positive
         number that fixes it.
     :param float dense_scale: standard deviation of the Normal priors, positive.
+    :param bool by_unit: whether the weights of a unit are in or out together: rows of a matrix,
+        filters of a convolution, the slices of a parameter along its first axis. They are then a
+        :class:`~pyro_aeb.priors.group.Group`, and delta is the share of units in the Gaussian
+        component.
     :param str name: what its sites' names start with, ``<name>.``; for a model of several networks.
     :raises TypeError: if an argument is of the wrong kind.
     :raises ValueError: if a number is out of its range.
@@ -116,6 +122,7 @@ def bayesianize(
         delta=delta_prior(delta),
         sigma2=sigma2_prior(sigma2),
         dense_scale=positive("dense_scale", dense_scale),
+        by_unit=flag("by_unit", by_unit),
     )
     return BayesianModule(copy.deepcopy(module), weights, priors, f"{name}." if name else "")
 
@@ -236,7 +243,11 @@ class BayesianModule(nn.Module):
                     sigma = self._sample_sigma(kind)
                 if layer not in layers:
                     layers[layer] = self._sample_ssgl(layer, sigma, kind)
-                prior = layers[layer].expand(weight.shape).to_event(len(weight.shape))
+                prior = layers[layer].expand(weight.shape)
+                if self._priors.by_unit:
+                    prior = Group(prior, len(weight.shape) - 1).to_event(1)
+                else:
+                    prior = prior.to_event(len(weight.shape))
             else:
                 prior = normal(self._priors.dense_scale, weight.shape, *kind)
             infer: Any = {"init_value": start}

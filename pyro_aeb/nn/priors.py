@@ -35,6 +35,7 @@ class Priors:
     :param sigma2: a number that fixes sigma squared, or the (concentration, rate) of its
         InverseGamma.
     :param float dense_scale: standard deviation of the Normal.
+    :param bool by_unit: whether a unit's weights share a gamma.
     """
 
     v0: float
@@ -42,6 +43,7 @@ class Priors:
     delta: float | tuple[float, float]
     sigma2: float | tuple[float, float]
     dense_scale: float
+    by_unit: bool = False
 
     def __str__(self) -> str:
         delta, sigma2 = (
@@ -49,7 +51,8 @@ class Priors:
             for name, p in (("Beta", self.delta), ("InverseGamma", self.sigma2))
         )
         return (
-            f"SSGL(v0={self.v0:g}, v1={self.v1:g}, delta{delta}, sigma2{sigma2}), "
+            f"SSGL(v0={self.v0:g}, v1={self.v1:g}, delta{delta}, sigma2{sigma2})"
+            f"{' by unit' if self.by_unit else ''}, "
             f"Normal(0, {self.dense_scale:g})"
         )
 
@@ -66,6 +69,17 @@ def positive(name: str, value: Any) -> float:
     if not 0.0 < float(value) < math.inf:
         raise ValueError(f"{name} is {value!r}, expected a finite number > 0")
     return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """
+    A bool, checked.
+
+    :raises TypeError: if it is none.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, expected True or False")
+    return value
 
 
 def delta_prior(delta: Any) -> float | tuple[float, float]:

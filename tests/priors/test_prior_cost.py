@@ -1,0 +1,91 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What the update of a prior's latents costs, in passes over the weights: no prior takes more than
+SSGL but a Student slab, whose penalty is another number for every weight, and a penalty that a
+prior does not have costs nothing. That SSGL's own update has at most 70 operations is in
+``tests/test_update_cost.py``.
+"""
+
+import pytest
+import torch
+from prior_families import FAMILIES
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_aeb import StochasticApproximation
+from pyro_aeb.ssgl_rule import SSGLRule
+from pyro_aeb.structure import Delta, Sigma, SparseBlock, Structure
+
+SIZE = 1000
+
+
+def rule(family, layers, group=1):
+    names = [*family.prior(0.5, 1.0).shape_parameters]
+    parameters = dict(zip(names, family.numbers, strict=True))
+    blocks = tuple(
+        SparseBlock(
+            f"w{i}", torch.Size([SIZE]), prior=family.make, parameters=parameters, group=group
+        )
+        for i in range(layers)
+    )
+    return SSGLRule(
+        Structure(
+            sparse=blocks,
+            normal=(),
+            general=(),
+            sigmas=(Sigma("sigma2", nu=3.0, nu_lambda=2.0),),
+            deltas=(Delta("delta", a=2.0, b=3.0),),
+            observed=(),
+            plates={},
+            dims={},
+            observations={},
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
+    )
+
+
+class Passes(TorchDispatchMode):
+    """Counts the operations that read or write all weights."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        views = {"aten::view", "aten::split_with_sizes", "aten::expand", "aten::unsqueeze"}
+        tensors = [v for v in (*args, out) if isinstance(v, torch.Tensor)]
+        if func.name().split(".")[0] not in views:
+            self.count += any(v.numel() >= self.size for v in tensors)
+        return out
+
+
+def passes(family, layers=1, group=1):
+    own = rule(family, layers, group)
+    first = {"sigma2": torch.tensor(1.0), "delta": torch.tensor(0.3)}
+    latents = own.init(first, StochasticApproximation(0.5))
+    beta, gradient = torch.randn(2, layers * SIZE)
+    with torch.no_grad(), Passes(layers * SIZE) as counted:
+        own.add_gradient(gradient, latents, beta)
+        own.update(latents, beta, {}, 0.5)
+    return counted.count
+
+
+@pytest.mark.parametrize("name", ["normal", "lasso", "SSGL, Gaussian spike", "one's own"])
+def test_no_prior_takes_more_passes_than_ssgl(name):
+    assert passes(FAMILIES[name]) <= passes(FAMILIES["SSGL"])
+
+
+def test_a_penalty_that_there_is_not_costs_nothing():
+    # Of K, SSGL has the product rho k, its product with beta twice, and its sum; and the gradient's
+    # product rho k, division by sigma and product with K. A lasso has none of these, but a term
+    # more in each of two L: its spike has a product, and its slab is added.
+    assert passes(FAMILIES["lasso"]) < passes(FAMILIES["SSGL"])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_passes_do_not_grow_with_the_layers(name):
+    for group in (1, 10):
+        assert passes(FAMILIES[name], 30, group) == passes(FAMILIES[name], 5, group)
