@@ -51,12 +51,12 @@ class AEBKernel(MCMCKernel):
         mcmc = MCMC(kernel, num_samples=1000, warmup_steps=200)
         mcmc.run(X, y, batch_size=50)
 
-    What each site is follows from the model. SSGL sites are sparse weights. A Beta site that is an
-    SSGL's ``delta`` and an InverseGamma site whose square root is an SSGL's ``sigma`` are latents,
-    which adaptation learns: their "draws" are the trajectory of a point estimate. All other
-    continuous latents are sampled, in unconstrained space, under their own prior. A number in place
-    of a site fixes it. Random number generators and module buffers are unchanged by the look at
-    the model.
+    What each site is follows from the model. Sites with a spike-and-slab prior, SSGL or another of
+    :mod:`pyro_aeb.priors`, are sparse weights. A Beta site that is the ``delta`` of such a prior,
+    and an InverseGamma site whose square root is its ``sigma``, are latents that adaptation learns:
+    their "draws" are the trajectory of a point estimate. All other continuous latents are sampled,
+    in unconstrained space, under their own prior. A number in place of a site fixes it. Random
+    number generators and module buffers are unchanged by the look at the model.
 
     The data are the model's arguments, of which a plate may take a subsample,
     ``mcmc.run(X, y, batch_size=50)``; or a :class:`torch.utils.data.DataLoader`, alone, whose next

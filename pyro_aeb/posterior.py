@@ -61,7 +61,9 @@ class Posterior:
         self._sparse_range = slice(0, structure.sparse_size)
         self._normal_range = slice(structure.sparse_size, structure.sparse_size + normal.size)
 
-    def init(self, values: Mapping[str, Tensor], request: StochasticApproximation) -> Latents | None:
+    def init(
+        self, values: Mapping[str, Tensor], request: StochasticApproximation
+    ) -> Latents | None:
         """
         The latents before the first step, None where nothing is learned.
 
@@ -124,9 +126,7 @@ class Posterior:
             here = self._normal_range
             self._normal.add_gradient(gradient[..., here], position[..., here])
 
-    def potential(
-        self, log_density: Tensor, position: Tensor, latents: Latents | None
-    ) -> Tensor:
+    def potential(self, log_density: Tensor, position: Tensor, latents: Latents | None) -> Tensor:
         """-Q without the terms that the weights do not enter, from the gradient's log density."""
         potential = -log_density
         if self.rule is not None and latents is not None and latents.ssgl is not None:

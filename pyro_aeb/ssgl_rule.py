@@ -33,6 +33,7 @@ from pyro_aeb.groups import Groups
 from pyro_aeb.priors.base import SpikeAndSlab
 from pyro_aeb.priors.components import inclusion_logit, penalties
 from pyro_aeb.structure import Delta, Residuals, Sigma, SparseBlock, Structure
+from pyro_aeb.units import Units
 
 
 class SSGLLatents(NamedTuple):
@@ -74,7 +75,7 @@ class SSGLRule:
         }
         self.spike, self.slab = _prior(blocks).components(**parameters)
         self._bends = self.spike.bends or self.slab.bends
-        self._units = Units(blocks) if any(block.group > 1 for block in blocks) else None
+        self._units = Units.of([(block.size, block.group) for block in blocks])
         self._share = _common([1.0 / block.group for block in blocks], sizes, tensor(0.0))
         self.sigmas: tuple[Sigma, ...] = structure.sigmas
         self.deltas: tuple[Delta, ...] = structure.deltas
@@ -291,36 +292,6 @@ def _prior(blocks: Sequence[SparseBlock]) -> type[SpikeAndSlab]:
             "adaptation=None, which samples them under their densities"
         )
     return blocks[0].prior
-
-
-class Units:
-    """
-    Which consecutive weights share a gamma.
-
-    :param blocks: the sparse sites.
-    """
-
-    def __init__(self, blocks: Sequence[SparseBlock]) -> None:
-        runs: list[list[int]] = []  # length and group size; neighbours of one group size together
-        for block in blocks:
-            if runs and runs[-1][1] == block.group:
-                runs[-1][0] += block.size
-            else:
-                runs.append([block.size, block.group])
-        self._lengths = [length for length, _ in runs]
-        self._groups = [group for _, group in runs]
-
-    def total(self, values: Tensor) -> Tensor:
-        """Every weight's sum over its group, shape (..., P)."""
-        parts = values.split(self._lengths, dim=-1)
-        return torch.cat([_total(p, n) for p, n in zip(parts, self._groups, strict=True)], dim=-1)
-
-
-def _total(values: Tensor, group: int) -> Tensor:
-    if group == 1:
-        return values
-    groups = values.unflatten(-1, (-1, group))
-    return groups.sum(-1, keepdim=True).expand_as(groups).flatten(-2)
 
 
 def _per_group(values: list[float], tensor: Callable[[list[float]], Tensor]) -> float | Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 from pyro_aeb.priors import SSGL
-from pyro_aeb.priors.quantiles import Implicit
+from pyro_aeb.priors.quantiles import _Implicit
 
 # (v0, v1, delta, sigma)
 CASES = {
@@ -29,7 +29,7 @@ CASES = {
     "alike": (1.0, 0.1, 0.3, 0.5),
     "far_apart": (1e-4, 1.0, 0.9, 30.0),
 }
-reparameterised = partial(Implicit.apply, SSGL.components)
+reparameterised = partial(_Implicit.apply, SSGL.components)
 # Monte Carlo errors allowed, in standard errors: a false alarm in 1.7 million.
 SIGMAS = 5.0
 

@@ -28,7 +28,7 @@ LAYERS: tuple[set[str], ...] = (
     {"_version", "errors", "interrupts"},
     {"latents"},
     {"priors"},
-    {"schedules", "structure", "arguments", "buffers", "groups", "variables"}
+    {"schedules", "structure", "arguments", "buffers", "groups", "units", "variables"}
     | {"settings"},
     {"ranks"},
     # What a step is made of, and what runs the model.

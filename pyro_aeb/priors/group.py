@@ -111,7 +111,7 @@ class Group(TorchDistribution):
         """
         Equation (4) for a group: the probability of ``gamma = 1``, the slab, given its values.
 
-        :param Tensor value: weights, of shape (..., *event_shape).
+        :param Tensor value: weights, of shape ``(..., *event_shape)``.
         """
         spike, slab = self._log_densities(value)
         return torch.sigmoid(torch.logit(self.delta) + (slab - spike))

@@ -11,9 +11,9 @@ it as a hierarchy, every level of which is conjugate to the one below::
     lambda_j^2 ~ InverseGamma(1/2, 1/nu_j),  nu_j ~ InverseGamma(1/2, 1)
     tau^2 ~ InverseGamma(1/2, 1/xi),         xi ~ InverseGamma(1/2, 1 / scale^2)
 
-The weights are sampled, and :class:`~pyro_aeb.latents.ClosedForm` moves each of the others to the
-mode of its law given the rest. There is no code for that here: the functions below only name the
-sites.
+The weights are sampled, and :class:`~pyro_aeb.latents.closed_form.ClosedForm` moves each of the
+others to the mode of its law given the rest. There is no code for that here: the functions below
+only name the sites.
 
 **References**
 

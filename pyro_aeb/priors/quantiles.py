@@ -68,7 +68,7 @@ class TwoScales(SpikeAndSlab):
         parameters = (self.v0, self.v1, self.delta, self.sigma)
         arguments = [value, *(p.expand(value.shape) for p in parameters)]
         # A tensor subclass does not survive an autograd.Function.
-        value = Implicit.apply(self.components, *map(detach_provenance, arguments))
+        value = _Implicit.apply(self.components, *map(detach_provenance, arguments))
         return track_provenance(value, get_provenance(arguments))
 
     def cdf(self, value: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class TwoScales(SpikeAndSlab):
         return entropy.expand(self._batch_shape)
 
 
-class Implicit(torch.autograd.Function):
+class _Implicit(torch.autograd.Function):
     """
     A sample as a function of the parameters, which it shares its shape with. With ``F`` the cdf
     and ``p`` the density, ``dx = -dF(x) / p(x)``, and the terms of ``dF`` are those of a change of

@@ -174,3 +174,16 @@ def test_many_groups_take_no_more_operations_than_few():
         return Group(lasso.expand([groups, 5])).inclusion(value).shape
 
     assert many(1) == (1,) and many(10_000) == (10_000,)
+
+
+def test_links_are_found_through_groups_in_a_plate():
+    def plated():
+        sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0))
+        delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
+        with pyro.plate("filters", 6):
+            pyro.sample("w", Group(SSGL(0.1, 10.0, delta, sigma2.sqrt()).expand([4])))
+
+    structure = inspect_model(plated, (), {}, adapt=True)
+    assert structure.latent_sites == ("sigma2", "delta")
+    assert [(block.shape, block.group) for block in structure.sparse] == [((6, 4), 4)]
+    assert structure.dims["w"] == ("filters", None)

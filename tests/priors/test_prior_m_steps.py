@@ -230,3 +230,16 @@ def test_sites_may_differ_in_their_parameters():
     rule = Posterior(lambda: None, structure).rule
     torch.testing.assert_close(rule.spike.v, torch.tensor([0.1, 0.1, 0.1, 0.2, 0.2]))
     assert rule.slab.v == 1.0 and rule.slab.df.tolist() == [3.0, 3.0, 3.0, 4.0, 5.0]
+
+
+@pytest.mark.parametrize("parameter", ["v0", "v1", "df"])
+def test_parameters_of_components_are_not_learned(parameter):
+    def model():
+        found = pyro.sample("found", dist.Gamma(2.0, 1.0))
+        given = {"v0": 0.1, "v1": 1.0, "df": 3.0, parameter: found}
+        prior = priors.SpikeAndSlabStudent(**given, delta=0.5)
+        pyro.sample("beta", prior.expand([3]).to_event(1))
+
+    message = rf"SpikeAndSlabStudent site 'beta': {parameter} depends on the latent site\(s\)"
+    with pytest.raises(ModelError, match=message):
+        inspect_model(model, (), {}, adapt=True)
