@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -80,6 +80,10 @@ class Component(ABC):
     def sample(self, like: Tensor) -> Tensor:
         """Random numbers, of the shape and kind of a tensor, whose values do not matter."""
 
+    @abstractmethod
+    def distribution(self, sigma: Tensor) -> Any:
+        """The component of a scale sigma as a distribution of Pyro."""
+
     def log_density(self, u: Tensor) -> Tensor:
         """The logarithm of the density."""
         return self.log_peak - self.energy(u)
@@ -131,6 +135,9 @@ class Laplace(Quantiles):
         first, second = torch.empty_like(like), torch.empty_like(like)
         return self.v * (first.exponential_() - second.exponential_())
 
+    def distribution(self, sigma: Tensor) -> Any:
+        return dist.Laplace(torch.zeros_like(sigma), sigma * self.v, validate_args=False)
+
     def cdf(self, x: Tensor) -> Tensor:
         # Not abs, whose derivative at 0 is 0.
         tail = 0.5 * (torch.where(x < 0, x, -x) / self.v).exp()
@@ -168,6 +175,9 @@ class Gaussian(Quantiles):
 
     def sample(self, like: Tensor) -> Tensor:
         return self.scale * torch.empty_like(like).normal_()
+
+    def distribution(self, sigma: Tensor) -> Any:
+        return dist.Normal(torch.zeros_like(sigma), sigma * self.scale, validate_args=False)
 
     def cdf(self, x: Tensor) -> Tensor:
         # Not torch.special.ndtr: its lower tail is 0.
@@ -220,6 +230,11 @@ class Student(Component):
     def sample(self, like: Tensor) -> Tensor:
         df = (torch.zeros_like(like) + self.df).expand_as(like)
         return self.v**0.5 * dist.StudentT(df, validate_args=False).sample()
+
+    def distribution(self, sigma: Tensor) -> Any:
+        df = torch.zeros_like(sigma) + self.df
+        scale = sigma * self.v**0.5
+        return dist.StudentT(df, torch.zeros_like(sigma), scale, validate_args=False)
 
 
 def inclusion_logit(u: Tensor, prior: Tensor, spike: Component, slab: Component) -> Tensor:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
-import torch
 
 from pyro_aeb.priors.components import Gaussian, Laplace, Number
 from pyro_aeb.priors.quantiles import TwoScales
@@ -45,11 +44,9 @@ class SSGL(TwoScales):
     @property
     def laplace(self) -> dist.Laplace:
         """The component of ``gamma = 0``."""
-        scale = self.sigma * self.v0
-        return dist.Laplace(torch.zeros_like(scale), scale, validate_args=False)
+        return self.densities[0]
 
     @property
     def gaussian(self) -> dist.Normal:
         """The component of ``gamma = 1``."""
-        scale = self.sigma * self.v1.sqrt()
-        return dist.Normal(torch.zeros_like(scale), scale, validate_args=False)
+        return self.densities[1]

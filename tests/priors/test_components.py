@@ -48,6 +48,13 @@ def test_the_density_is_pyros(pair):
     torch.testing.assert_close(peak.expand(50), density.log_prob(double(0.0)).expand(50))
 
 
+def test_the_distribution_is_pyros(pair):
+    component, _ = pair
+    sigma = double(1.7).expand(50)
+    found = component.distribution(sigma).log_prob(U)
+    torch.testing.assert_close(found, component.log_density(U / 1.7) - math.log(1.7))
+
+
 def slope_error(component: Component) -> float:
     """How far E'(u) is from l + k(u) u, at most, by autograd."""
     u = U.clone().requires_grad_()

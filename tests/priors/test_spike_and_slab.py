@@ -125,6 +125,25 @@ def test_bad_parameters(family):
             family.make(**{**good, name: "1"})
 
 
+def test_parameters_that_do_not_broadcast(family):
+    with pytest.raises(ValueError, match=r"expects v0, .* and sigma to broadcast, but found shape"):
+        family.make(*family.numbers, torch.rand(3), torch.rand(2))
+
+
+def test_whole_numbers_are_numbers(family):
+    found = family.make(*(1 for _ in family.numbers), 1, 10**400, validate_args=False)
+    assert all(type(value) is float for value in found.given.values())
+    with pytest.raises(ValueError, match="sigma to be positive and finite, but found inf"):
+        family.make(*(1 for _ in family.numbers), 1, 10**400, validate_args=True)
+
+
+def test_the_densities_are_those_of_pyro(family):
+    value = torch.linspace(-3.0, 3.0, 7).double()
+    spike, slab = family.prior(DELTA, torch.full((7,), SIGMA).double()).densities
+    torch.testing.assert_close(spike.log_prob(value), family.spike(double(SIGMA)).log_prob(value))
+    torch.testing.assert_close(slab.log_prob(value), family.slab(double(SIGMA)).log_prob(value))
+
+
 def test_parameters_by_name(family):
     prior = family.prior(DELTA, torch.tensor([1.0, 2.0]))
     for name, value in prior.shape_parameters.items():
