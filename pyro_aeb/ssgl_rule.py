@@ -73,7 +73,7 @@ class SSGLRule:
             name: _common([block.parameters[name] for block in blocks], sizes, tensor(0.0))
             for name in blocks[0].parameters
         }
-        self.spike, self.slab = _prior(blocks).components(**parameters)
+        self.spike, self.slab = _prior(blocks).components(*parameters.values())
         self._bends = self.spike.bends or self.slab.bends
         self._units = Units.of([(block.size, block.group) for block in blocks])
         self._share = _common([1.0 / block.group for block in blocks], sizes, tensor(0.0))

@@ -14,9 +14,10 @@ from prior_families import FAMILIES
 from pyro import poutine
 
 from pyro_aeb import SSGL, StochasticApproximation
+from pyro_aeb.errors import ModelError
 from pyro_aeb.look import base
 from pyro_aeb.model import inspect_model
-from pyro_aeb.priors import Group, SpikeAndSlabLasso
+from pyro_aeb.priors import Group
 from pyro_aeb.priors.group import group_size
 from pyro_aeb.ssgl_rule import SSGLRule
 from pyro_aeb.structure import Delta, Sigma, SparseBlock, Structure
@@ -118,7 +119,10 @@ def test_what_the_kernel_finds():
     assert structure.latent_sites == ("sigma2", "delta")
 
 
-def rule(groups):
+LEARNED = Delta("delta", a=2.0, b=3.0)
+
+
+def rule(groups, delta=LEARNED):
     """Sites of 12 weights each, in groups of some sizes, under one delta."""
     sparse = tuple(
         SparseBlock(f"b{n}", torch.Size([12]), group=group) for n, group in enumerate(groups)
@@ -128,7 +132,7 @@ def rule(groups):
         normal=(),
         general=(),
         sigmas=(Sigma("sigma2", nu=3.0, nu_lambda=2.0),),
-        deltas=(Delta("delta", a=2.0, b=3.0),),
+        deltas=(delta,),
         observed=(),
         plates={},
         dims={},
@@ -159,21 +163,23 @@ def test_groups_beside_single_weights_and_groups_of_other_sizes():
 
 
 def test_collapse_is_counted_in_groups():
-    own = rule((12, 12))
-    latents = own.init(FIRST, StochasticApproximation(1.0))
-    # The mode of Beta(2, 3) and two groups is defined, and their expected number is 2 delta.
-    for delta, collapsed in ((1e-3, False), (1e-4, False)):
-        assert bool(own.collapsed(latents._replace(delta=torch.tensor([delta])))) == collapsed
+    # Under 1/1000 of a group expected: of two groups, where delta < 1/2000.
+    for delta, collapsed in ((1e-3, []), (1e-4, ["delta"])):
+        own = rule((12, 12), delta=Delta("delta", a=1.0, b=1.0))
+        latents = own.init({**FIRST, "delta": torch.tensor(delta)}, StochasticApproximation(1.0))
+        assert own.collapsed(latents) == collapsed
+    # 24 weights on their own would have 24 / 10,000 expected.
+    own = rule((1, 1), delta=Delta("delta", a=1.0, b=1.0))
+    assert own.collapsed(latents) == []
 
 
-def test_many_groups_take_no_more_operations_than_few():
-    lasso = SpikeAndSlabLasso(0.1, 3.0, 0.5)
-
-    def many(groups):
-        value = torch.randn(groups, 5)
-        return Group(lasso.expand([groups, 5])).inclusion(value).shape
-
-    assert many(1) == (1,) and many(10_000) == (10_000,)
+def test_a_prior_without_a_mode_for_so_few_groups_is_refused():
+    flat = Delta("delta", a=0.5, b=0.5)
+    with pytest.raises(
+        ModelError, match="with 1 weights or groups has no mode"
+    ):
+        rule((12,), delta=flat)
+    rule((6,), delta=flat)
 
 
 def test_links_are_found_through_groups_in_a_plate():
