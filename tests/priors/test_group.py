@@ -175,9 +175,7 @@ def test_collapse_is_counted_in_groups():
 
 def test_a_prior_without_a_mode_for_so_few_groups_is_refused():
     flat = Delta("delta", a=0.5, b=0.5)
-    with pytest.raises(
-        ModelError, match="with 1 weights or groups has no mode"
-    ):
+    with pytest.raises(ModelError, match="with 1 weights or groups has no mode"):
         rule((12,), delta=flat)
     rule((6,), delta=flat)
 
