@@ -17,6 +17,7 @@ from pyro_aeb.dense import NormalPrior
 from pyro_aeb.likelihood import Gradient, Likelihood
 from pyro_aeb.ssgl_rule import SSGLLatents, SSGLRule
 from pyro_aeb.structure import Structure
+from pyro_aeb.traced import TracedLikelihood
 
 
 class Posterior:
@@ -39,12 +40,21 @@ class Posterior:
     ) -> None:
         self._average = average
         self.structure = structure
-        self.likelihood = Likelihood(model, structure, buffers)
+        self.likelihood: Likelihood | TracedLikelihood = Likelihood(model, structure, buffers)
         self.rule = SSGLRule(structure) if structure.sparse else None
         normal = NormalPrior(structure)
         self._normal = normal if normal.size else None
         self._sparse_range = slice(0, structure.sparse_size)
         self._normal_range = slice(structure.sparse_size, structure.sparse_size + normal.size)
+
+    def compile(self, buffers: Buffers) -> None:
+        """
+        Compiles the likelihood's gradient from here on.
+
+        :param Buffers buffers: those that the model changes.
+        """
+        if isinstance(self.likelihood, Likelihood):
+            self.likelihood = TracedLikelihood(self.likelihood, buffers)
 
     def sparse(self, position: Tensor) -> Tensor:
         """The sparse slab of a vector of shape (..., D): a view, shape (..., P)."""
