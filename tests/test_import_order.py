@@ -27,14 +27,14 @@ PACKAGE = ROOT / "pyro_aeb"
 LAYERS: tuple[set[str], ...] = (
     {"_version", "errors", "interrupts"},
     {"schedules", "distributions", "structure", "arguments", "buffers", "groups", "variables"}
-    | {"settings"},
+    | {"settings", "trace_metadata"},
     {"ranks"},
     # What a step is made of, and what runs the model.
     {"transitions", "adaptation", "pruning", "dense", "minibatches", "health", "history", "look"}
     | {"sources", "noise", "fingerprint", "growing_zarr"},
     {"ssgl_rule", "probes", "options", "storage", "blow_ups", "data_checks", "store", "trace_file"},
     {"links", "likelihood"},
-    {"model"},
+    {"model", "traced", "measures"},
     # Q, where a chain starts, and a chain.
     {"posterior"},
     {"start", "update"},
@@ -48,6 +48,7 @@ LAYERS: tuple[set[str], ...] = (
     {"run_record"},
     {"parallel", "distributed", "run_results"},
     {"mcmc"},
+    {"diagnostics"},
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 # Below, but none of its business: a step takes a gradient and knows no model, and the latents'
@@ -57,7 +58,7 @@ KEPT_FROM = {
     "ssgl_rule": {"transitions", "minibatches", "look"},
 }
 # The only ones that may know Pyro's effect handlers.
-KNOW_HANDLERS = {"look", "model", "likelihood", "nn", "mcmc"}
+KNOW_HANDLERS = {"look", "model", "likelihood", "nn", "mcmc", "testing"}
 HANDLERS = ("pyro.poutine", "pyro.handlers")
 
 FILES = sorted(PACKAGE.rglob("*.py"))
