@@ -23,6 +23,7 @@ inside a step, whose second core torch's own threads keep busy.
 
 [1] G. N. Milstein, M. V. Tretyakov (2004), "Stochastic numerics for mathematical physics",
     Springer, section 2.1.
+
 [2] C. Doty-Humphrey, PractRand; ``numpy.random.SFC64``.
 """
 

@@ -48,7 +48,7 @@ steps = st.one_of(st.integers(1, 1000), st.sampled_from([10**6, 10**9, 2**62]))
 # What an error says of what was expected, or of what to do.
 ADVICE = (
     *("expected", "lower the sparsity", "there are", "links:", "name some of", "are there"),
-    *("SSGL sites are", "unconstrained sites are"),
+    *("SSGL sites are", "unconstrained sites are", "may be a number"),
 )
 
 
@@ -221,7 +221,7 @@ def test_a_kernel_with_an_option_of_junk(name, data):
         run = aeb.MCMC(kernel, 2, 1, disable_progbar=True)
         run.run(X, Y)
     except (TypeError, ValueError) as error:
-        refused(error, name)
+        refused(error, name, "SSGL site 'beta'")
         return
     assert all(draws.isfinite().all() for draws in run.get_samples().values())
 
