@@ -7,6 +7,9 @@ Sparse Bayesian networks for Pyro by adaptive empirical Bayes.
 See :class:`AEBKernel` for the sampler and :class:`SSGL` for the prior.
 """
 
+import importlib
+from typing import Any
+
 import pyro_aeb.backend  # noqa: F401  (registers pyro.distributions.SSGL and the pyroapi backend)
 from pyro_aeb import latents, nn, priors
 from pyro_aeb._version import __version__
@@ -36,6 +39,16 @@ from pyro_aeb.schedules import (
 from pyro_aeb.trace_file import open_trace
 from pyro_aeb.transitions import SGHMC, SGLD
 
+
+def __getattr__(name: str) -> Any:
+    """What needs half a second to import (SciPy's tests) comes when it is asked for."""
+    if name in ("testing", "diagnostics"):
+        return importlib.import_module(f"pyro_aeb.{name}")
+    if name == "check":
+        return importlib.import_module("pyro_aeb.diagnostics").check
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "MCMC",
     "SGHMC",
@@ -60,9 +73,12 @@ __all__ = [
     "StochasticApproximation",
     "UnitPruning",
     "__version__",
+    "check",
+    "diagnostics",
     "latents",
     "nn",
     "open_trace",
     "priors",
+    "testing",
     "to_arviz",
 ]

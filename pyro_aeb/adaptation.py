@@ -24,12 +24,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_aeb.latents.contract import LatentUpdate, Seen, as_update
-from pyro_aeb.schedules import Constant, Schedule, as_schedule
+from pyro_aeb.schedules import Constant, Schedule, as_schedule, check_numbers, is_number
 
 
 def add_prior_gradient(
@@ -153,18 +154,25 @@ class StochasticApproximation:
         object.__setattr__(self, "initial_penalty", initial_penalty)
         updates = {name: as_update(name, update) for name, update in (latents or {}).items()}
         object.__setattr__(self, "latents", updates)
-        given = initial_inclusion
+        given: Any = initial_inclusion
         if not isinstance(given, (Real, Mapping)):
             raise TypeError(
                 f"initial_inclusion is {given!r}, expected a number or a tensor for each SSGL site"
             )
-        for values in given.values() if isinstance(given, Mapping) else (torch.tensor(given),):
+        if isinstance(given, Mapping):
+            first = tuple(given.values())
+        else:
+            check_numbers("StochasticApproximation", initial_inclusion=given)
+            first = (torch.tensor(float(given)),)
+        for values in first:
             if not isinstance(values, Tensor):
                 raise TypeError(
                     f"initial_inclusion holds {values!r}, expected a tensor for each SSGL site"
                 )
             if not bool(((values >= 0.0) & (values <= 1.0)).all()):
                 raise ValueError(f"{self!r}: expected initial_inclusion in [0, 1]")
+        if initial_penalty is not None:
+            check_numbers("StochasticApproximation", initial_penalty=initial_penalty)
         if initial_penalty is not None and not 0.0 < initial_penalty < math.inf:
             raise ValueError(f"{self!r}: expected initial_penalty > 0, or None for equation (5)")
         if isinstance(self.weight, Constant):
@@ -187,9 +195,9 @@ class StochasticApproximation:
         :raises ValueError: if it is outside [0, 1].
         """
         weight = self.weight(k)
-        if not 0.0 <= weight <= 1.0:
+        if not (is_number(weight) and 0.0 <= weight <= 1.0):
             raise ValueError(
                 f"the stochastic-approximation weight {self.weight!r} is {weight} at step {k}, "
                 "expected a number in [0, 1]; a larger offset brings the first weights down"
             )
-        return weight
+        return float(weight)

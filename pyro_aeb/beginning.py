@@ -126,6 +126,8 @@ def begin(
     if together:
         buffers = Buffers(buffers.places, len(numbers))
         posterior = Posterior(recipe.model, structure, buffers, average)
+    if recipe.compile == "all":
+        posterior.compile(buffers)
     position, latents = stacked_starts(starts) if together else starts[0]
     if average is not None:
         average.buffers = buffers

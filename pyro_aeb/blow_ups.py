@@ -14,9 +14,23 @@ from torch import Tensor
 
 from pyro_aeb.arguments import Batch, tensors_of
 from pyro_aeb.errors import NonFiniteError
+from pyro_aeb.schedules import is_number
 from pyro_aeb.transitions import StepNumbers
 
 _KEPT = "The draws finished before are in this error's `draws` and in kernel.recover()"
+
+
+def are_good(numbers: StepNumbers) -> bool:
+    """
+    Whether schedules have given numbers that a step can be made of. What they are multiplied to
+    must be in the range of single precision.
+    """
+    tau = numbers.inverse_temperature
+    return _is_step_size(numbers.step_size) and is_number(tau) and bool(1e-38 <= tau < math.inf)
+
+
+def _is_step_size(value: Any) -> bool:
+    return is_number(value) and bool(0.0 < value <= 1e38)
 
 
 def bad_number(k: int, numbers: StepNumbers, schedules: Mapping[str, Any]) -> ValueError:
@@ -27,10 +41,11 @@ def bad_number(k: int, numbers: StepNumbers, schedules: Mapping[str, Any]) -> Va
     :param StepNumbers numbers: its numbers.
     :param schedules: where each comes from, by name.
     """
-    name, value = next((n, v) for n, v in numbers._asdict().items() if not 0.0 < v < math.inf)
+    name = "step_size" if not _is_step_size(numbers.step_size) else "inverse_temperature"
+    limit = "at most 1e38" if name == "step_size" else "at least 1e-38"
     return ValueError(
-        f"{name} is {value} at step {k}, expected a finite number > 0; it comes from "
-        f"{schedules[name]!r}"
+        f"{name} is {getattr(numbers, name)} at step {k}, expected a finite number > 0, {limit}; "
+        f"it comes from {schedules[name]!r}"
     )
 
 

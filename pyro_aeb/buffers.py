@@ -11,8 +11,9 @@ chain its own while the model runs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ Place = tuple[nn.Module, str]
 @contextmanager
 def unchanged_buffers() -> Iterator[list[Place]]:
     """
-    Lets every module that runs inside, and what is in it, run on copies of its buffers.
+    Lets every module that runs inside, and what is in it, run on copies of its buffers. Compiled
+    modules run as they were written, for the compiler cannot follow this.
 
     :returns: the places of the buffers that were changed, filled in at the end.
     """
@@ -45,7 +47,8 @@ def unchanged_buffers() -> Iterator[list[Place]]:
 
     handle = register_module_forward_pre_hook(lend_copies)
     try:
-        yield changed
+        with _eager():
+            yield changed
     finally:
         handle.remove()
         for module, buffers in own.items():
@@ -55,6 +58,13 @@ def unchanged_buffers() -> Iterator[list[Place]]:
                 if _changed(buffers[name], lent[module][name], module._buffers[name])
             ]
             module._buffers.update(buffers)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Runs compiled modules as they were written."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 def _changed(own: Tensor | None, lent: Tensor | None, now: Tensor | None) -> bool:
@@ -112,6 +122,22 @@ class Buffers:
             return self._in_modules()
         finally:
             self._lend(own)
+
+    def run_on(self, values: Sequence[Tensor], model: Callable[[], None]) -> list[Tensor]:
+        """
+        Runs a model, of all chains, on other values in place of all buffers, which it may change.
+
+        :param values: in the form of :meth:`values`.
+        :returns: these buffers after it; those of the chains stay as they are.
+        """
+        if self._stacks is None:
+            return self.run(values, model)
+        own, self._stacks = self._stacks, list(values)
+        try:
+            model()
+            return self._stacks
+        finally:
+            self._stacks = own
 
     def keep(self, stacks: Sequence[Tensor]) -> None:
         """Takes in what :meth:`run` returned, with the axis of chains."""

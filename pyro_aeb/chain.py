@@ -22,6 +22,7 @@ from pyro_aeb.arguments import Batch
 from pyro_aeb.buffers import Buffers
 from pyro_aeb.health import Health
 from pyro_aeb.history import History, Recorder
+from pyro_aeb.measures import Flips, latent_residuals
 from pyro_aeb.minibatches import ChainMinibatches, Minibatches
 from pyro_aeb.noise import Noise
 from pyro_aeb.posterior import Latents, Posterior
@@ -31,7 +32,8 @@ from pyro_aeb.ssgl_rule import SSGLLatents
 from pyro_aeb.start import flatten
 from pyro_aeb.storage import Moments
 from pyro_aeb.structure import Structure, norm_name, rho_name
-from pyro_aeb.update import Update
+from pyro_aeb.transitions import HasStatistics, StepNumbers, Transition
+from pyro_aeb.update import Moved, Update
 
 
 @dataclass
@@ -79,6 +81,8 @@ class Chain:
         self.health = Health(structure.device, structure.dtype)
         self.shape = self.state.position.shape[:-1]
         self._potential = torch.full(self.shape, torch.nan)
+        self._measured: dict[str, Tensor] = {}
+        self.flips = None if self.pruner is None else Flips(self.state.position)
         self.collapsed: set[str] = set()
         self._clock = (time.perf_counter(), self.step)
         self.finished = False
@@ -148,6 +152,25 @@ class Chain:
         """Takes down -Q before the step under way, from its batch's log density."""
         self._potential = self.posterior.potential(log_density, self.state.position, self.latents)
 
+    def measure_step(
+        self, transition: Transition[Any], moved: Moved, numbers: StepNumbers, weight: float
+    ) -> None:
+        """
+        Takes down what the step under way tells of the sampler, before anything is pruned.
+
+        :param Transition transition: that has made it.
+        :param moved: the state and the latents after it.
+        :param StepNumbers numbers: step size and inverse temperature.
+        :param float weight: omega.
+        """
+        state, latents = moved
+        self._measured = {}
+        if isinstance(transition, HasStatistics):
+            self._measured.update(transition.statistics(self.state, state, numbers))
+        if self.latents is not None and latents is not None:
+            residuals = latent_residuals(self.latents, latents, weight, self.structure)
+            self._measured.update(residuals)
+
     # -- at a draw
 
     def statistics(self) -> dict[str, Tensor | float | bool]:
@@ -155,18 +178,24 @@ class Chain:
         stats: dict[str, Tensor | float | bool] = {
             "diverging": False,
             "potential": self._potential,
+            **self._measured,
         }
-        if self.pruner is not None:
+        if self.pruner is not None and self.flips is not None:
             stats["sparsity"] = self.pruner.zeros()
+            stats["pruning_flips"] = self.flips.count(self.state.position)
         elif self.posterior.rule is not None and self.ssgl is not None:
             stats["sparsity"] = self.posterior.rule.sparsity(self.ssgl)
         return stats
 
-    def newly_collapsed(self) -> list[str]:
-        """Delta sites that have collapsed since the last call."""
+    def collapsed_now(self) -> list[str]:
+        """Delta sites that are collapsed as the chain stands."""
         if self.posterior.rule is None or self.ssgl is None:
             return []
-        found = set(self.posterior.rule.collapsed(self.ssgl)) - self.collapsed
+        return self.posterior.rule.collapsed(self.ssgl)
+
+    def newly_collapsed(self) -> list[str]:
+        """Delta sites that have collapsed since the last call."""
+        found = set(self.collapsed_now()) - self.collapsed
         self.collapsed |= found
         return sorted(found)
 
@@ -235,7 +264,7 @@ class Chain:
             return {}
         parts = self.ssgl.rho.split([block.size for block in self.structure.sparse], dim=-1)
         return {
-            rho_name(block.name): part.reshape(*self.shape, *block.shape)
+            rho_name(block.name): part.reshape((*self.shape, *block.shape))
             for block, part in zip(self.structure.sparse, parts, strict=True)
         }
 

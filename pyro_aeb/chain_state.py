@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.chain import Chain
-from pyro_aeb.errors import ModelError
+from pyro_aeb.errors import ModelError, reading
 from pyro_aeb.posterior import Latents
 
 
@@ -44,6 +45,7 @@ def state_of(chain: Chain) -> dict[str, Any]:
         "buffers": chain.buffers.values(),
         "moments": chain.moments.state(),
         "collapsed": sorted(chain.collapsed),
+        "zeros": None if chain.flips is None else chain.flips.zero.clone(),
         "noise": chain.noise.state(),
         "generators": [None if g is None else g.get_state() for g in chain.generators],
         "random": global_random_state(),
@@ -58,9 +60,16 @@ def load(chain: Chain, state: Mapping[str, Any]) -> None:
     :param Chain chain: of the same model and data, started with the same options.
     :param state: from :func:`state_of`.
     :raises ModelError: if the state is not one of such a chain.
+    :raises CheckpointError: if it is no state at all.
     """
-    _check(chain, state)
-    chain.step, chain.draws, chain.name = state["step"], state["draws"], state["name"]
+    with reading("the saved chain"):
+        _check(chain, state)
+        _load(chain, state)
+
+
+def _load(chain: Chain, state: Mapping[str, Any]) -> None:
+    chain.noise.load(state["noise"])
+    chain.step, chain.draws, chain.name = int(state["step"]), int(state["draws"]), state["name"]
     position = chain.state.position
     chain.state = type(chain.state)(
         **{name: _to(value, position.device) for name, value in state["transition"].items()}
@@ -78,11 +87,12 @@ def load(chain: Chain, state: Mapping[str, Any]) -> None:
     chain.source.load(state["source"])
     chain.buffers.load(state["buffers"])
     chain.moments.load(state["moments"])
-    chain.collapsed = set(state["collapsed"])
+    chain.collapsed = {str(name) for name in state["collapsed"]}
+    if chain.flips is not None and state.get("zeros") is not None:
+        chain.flips.zero = _to(state["zeros"], position.device)
     for generator, own in zip(chain.generators, state["generators"], strict=True):
         if generator is not None:
             generator.set_state(own)
-    chain.noise.load(state["noise"])
     chain.last_draw = chain.draw()
     chain.restart_clock()
 
@@ -94,11 +104,10 @@ def _check(chain: Chain, state: Mapping[str, Any]) -> None:
             f"the saved chain has sites of shapes {state['sites']}, and this model has {sites}; go "
             "on with the model that the run began with"
         )
-    found = {name: tuple(value.shape) for name, value in state["transition"].items()}
-    expected = {name: tuple(value.shape) for name, value in chain.state._asdict().items()}
+    found, expected = _kinds(state["transition"]), _kinds(chain.state._asdict())
     if found != expected:
         raise ModelError(
-            f"the saved chain has a state of shapes {found}, and this model and transition make "
+            f"the saved chain has a state of {found}, and this model and transition make "
             f"{expected}; go on with the model, data and transition that the run began with"
         )
     for what, there in (("latents", chain.ssgl), ("pruner", chain.pruner)):
@@ -108,12 +117,30 @@ def _check(chain: Chain, state: Mapping[str, Any]) -> None:
                 f"{'none' if there is None else 'some'}; go on with the options that the run "
                 "began with"
             )
+    if chain.ssgl is not None:
+        found, expected = _kinds(state["latents"]), _kinds(chain.ssgl._asdict())
+        if found != expected:
+            raise ModelError(
+                f"the saved chain has latents of {found}, and this model has {expected}; go on "
+                "with the model that the run began with"
+            )
     if len(state["buffers"]) != len(chain.buffers.places):
         raise ModelError(
             f"the saved chain changes {len(state['buffers'])} buffers of the model's modules, this "
             f"model {len(chain.buffers.places)}; go on with the model in the same mode "
             "(train or eval) as the run began with"
         )
+
+
+def _kinds(values: Mapping[str, Any]) -> dict[str, str]:
+    """What the fields of a state are; a number may be a tensor, as in compiled steps."""
+
+    def kind(value: Any) -> str:
+        if isinstance(value, Tensor) and value.dim():
+            return f"{value.dtype} of shape {tuple(value.shape)}"
+        return "a number" if isinstance(value, (Real, Tensor)) else type(value).__name__
+
+    return {name: kind(value) for name, value in values.items()}
 
 
 def _sites(chain: Chain) -> dict[str, list[int]]:
@@ -136,14 +163,19 @@ def global_random_state() -> dict[str, Any]:
 
 
 def set_global_random_state(state: Mapping[str, Any]) -> None:
-    """Puts back what :func:`global_random_state` read."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    version, numbers, own = state["python"]
-    random.setstate((version, tuple(numbers), own))
+    """
+    Puts back what :func:`global_random_state` read.
+
+    :raises CheckpointError: if it is something else.
+    """
+    with reading("the saved random numbers"):
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+        version, numbers, own = state["python"]
+        random.setstate((version, tuple(numbers), own))
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -13,7 +13,8 @@ A checkpoint is a folder::
 Every file is written beside its place and moved there when it is complete, and a file of draws is
 never written again once a state counts on it: whenever the process dies, the folder holds the last
 complete checkpoint. The files hold tensors and plain values only, and are read without running
-code from them (``weights_only``).
+code from them (``weights_only``). What is in them has a checksum, which is compared when they are
+read: a byte that has changed is an error.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,7 @@ from typing import Any
 
 import torch
 
-from pyro_aeb.errors import CheckpointError
+from pyro_aeb.errors import CheckpointError, reading
 from pyro_aeb.store import Rows
 
 FORMAT = 1
@@ -59,12 +61,13 @@ class Checkpoint:
         """Writes what the run is: plain values and tensors."""
         self.path.mkdir(parents=True, exist_ok=True)
         whose = f"{socket.gethostname()}-{os.getpid()}."  # several ranks may write it at a time
-        _write(self.path / "run.pt", partial(torch.save, {"format": FORMAT, **facts}), whose)
+        _write(self.path / "run.pt", partial(_save, {"format": FORMAT, **facts}), whose)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, *keys: str) -> dict[str, Any]:
         """
         What the run is.
 
+        :param keys: what :meth:`describe` was given, at least.
         :raises CheckpointError: if there is none, or it cannot be read.
         """
         if not self.exists():
@@ -73,10 +76,15 @@ class Checkpoint:
                 "written"
             )
         facts: dict[str, Any] = _read(self.path / "run.pt", "format")
-        if facts["format"] != FORMAT:
+        if not isinstance(facts["format"], int) or facts["format"] != FORMAT:
             raise CheckpointError(
-                f"{self.path} is of format {facts['format']}, expected {FORMAT}; it was "
-                "written by another version of pyro_aeb"
+                f"{self.path} is of format {facts['format']!r}, expected {FORMAT}; it was "
+                "written by another version of pyro_aeb, which can read it"
+            )
+        if missing := sorted({*keys} - facts.keys()):
+            raise CheckpointError(
+                f"{self.path / 'run.pt'} lacks {missing}, expected what MCMC(..., checkpoint=path) "
+                "writes there. Take a copy that is whole"
             )
         return facts
 
@@ -97,13 +105,13 @@ class Checkpoint:
             for first in range(0, count, piece):
                 place = slice(first, first + piece)
                 own = {g: {n: v[:, place].clone() for n, v in v.items()} for g, v in rows.items()}
-                _write(self._segment(lane, since + first), partial(torch.save, own))
+                _write(self._segment(lane, since + first), partial(_save, own))
         _write(self.path / f"chain-{lane}.pt", lambda part: Path(part).write_bytes(state))
 
     def state(self, lane: int) -> bytes | None:
         """What :meth:`save` was given last, None before."""
         path = self.path / f"chain-{lane}.pt"
-        return path.read_bytes() if path.exists() else None
+        return _bytes(path) if path.exists() else None
 
     def rows(self, lane: int, draws: int) -> Iterator[Rows]:
         """
@@ -121,7 +129,11 @@ class Checkpoint:
                     f"{lane} had made. Copy a checkpoint as a whole folder"
                 )
             piece: Rows = _read(path, "posterior", "sample_stats")
-            found += _length(piece)
+            with reading(str(path)):
+                length = _length(piece)
+                if not length:
+                    raise ValueError("no draws")
+            found += length
             yield piece
 
     def _segment(self, lane: int, first: int) -> Path:
@@ -131,14 +143,14 @@ class Checkpoint:
 def to_bytes(value: Any) -> bytes:
     """Tensors and plain values as the bytes of a file."""
     buffer = io.BytesIO()
-    torch.save(value, buffer)
+    _save(value, buffer)
     return buffer.getvalue()
 
 
 def from_bytes(data: bytes, name: str, *keys: str) -> Any:
     """
-    The dictionary that :func:`to_bytes` was given, without running code from the data; tensors are
-    on the CPU.
+    The dictionary that :func:`to_bytes` was given, without running code from the data, and only if
+    all of it is as it was written; tensors are on the CPU.
 
     :param str name: where the data are from, for the error.
     :param keys: what is in it.
@@ -146,6 +158,7 @@ def from_bytes(data: bytes, name: str, *keys: str) -> Any:
     """
     why = f"expected a dictionary with {list(keys)}"
     try:
+        _check_archive(data)
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if isinstance(found, dict) and found.keys() >= {*keys}:
             return found
@@ -162,7 +175,47 @@ def _length(rows: Rows) -> int:
 
 
 def _read(path: Path, *keys: str) -> Any:
-    return from_bytes(path.read_bytes(), str(path), *keys)
+    return from_bytes(_bytes(path), str(path), *keys)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:  # a folder, no permission, a disk that fails
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}), expected a file of a checkpoint that this "
+            "process may read"
+        ) from error
+
+
+def _check_archive(data: bytes) -> None:
+    """
+    That torch.load will find an archive of tensors, with the bytes that were written to it: it
+    compares no checksum itself, and opens files of other kinds in ways that are less safe.
+
+    :raises ValueError: if not.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        damaged = archive.testzip()
+    if script or not data.startswith(b"PK\x03\x04"):
+        raise ValueError("no archive of tensors")
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged!r} in it does not fit")
+
+
+def _save(value: Any, to: Any) -> None:
+    """By torch.save, with the checksums that :func:`_check_archive` compares."""
+    options: Any = torch.serialization
+    if not hasattr(options, "set_crc32_options"):  # an older torch, which always writes them
+        torch.save(value, to)
+        return
+    before = options.get_crc32_options()
+    options.set_crc32_options(True)
+    try:
+        torch.save(value, to)
+    finally:
+        options.set_crc32_options(before)
 
 
 def _write(path: Path, write: Callable[[str], object], whose: str = "") -> None:

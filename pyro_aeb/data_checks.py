@@ -136,10 +136,8 @@ def _check_value(name: str, site: Site) -> None:
             )
     _check_support(name, site)
     expected = fn.batch_shape + fn.event_shape
-    try:
-        fits = torch.broadcast_shapes(value.shape, expected) == value.shape
-    except RuntimeError:
-        fits = False
+    sizes = zip(reversed(expected), reversed(value.shape), strict=False)
+    fits = len(expected) <= value.dim() and all(size in (1, there) for size, there in sizes)
     if not fits or (site["cond_indep_stack"] and expected and value.shape != expected):
         raise ModelError(
             f"observed site {name!r} has values of shape {tuple(value.shape)}, expected "

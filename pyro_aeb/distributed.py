@@ -122,13 +122,20 @@ def agree(ranks: Company, lanes: Sequence[Lane], facts: Mapping[str, Any]) -> No
     Has all ranks start from the same: how far every chain is, as the rank knows that advances it.
 
     :param facts: what has to be the same on all ranks.
-    :raises ValueError: if it is not.
+    :raises ValueError: if it is not, or another rank knows of more draws of a chain.
     """
-    told = ranks.tell((facts, {lane.numbers[0]: lane.draws for lane in ranks.own(lanes)}))
+    told = ranks.tell((facts, [lane.draws for lane in lanes]))
     check_same_everywhere([facts for facts, _ in told])
-    for _, draws in told:
-        for number, count in draws.items():
-            lanes[number].draws = count
+    for number, lane in enumerate(lanes):
+        counts, owner = [draws[number] for _, draws in told], ranks.owner(number)
+        if max(counts) > counts[owner]:
+            raise ValueError(
+                f"rank {owner} is to go on with chain {number} and has {counts[owner]} of its "
+                f"draws, but rank {counts.index(max(counts))} has {max(counts)}. Give all ranks "
+                "one checkpoint folder, which every machine can read; or, where every machine has "
+                "one of its own, start as many processes as the run began with"
+            )
+        lane.draws = counts[owner]
 
 
 def run_on_ranks(

@@ -12,8 +12,7 @@ nothing is added up in an order that changes from run to run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -41,12 +40,17 @@ class Groups:
     index: tuple[int, ...]
     count: int
     device: torch.device = torch.device("cpu")
+    _rows: _Rows | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        many = self.count > 1 and len(self.sizes) > FEW
+        object.__setattr__(self, "_rows", _Rows.of(self) if many else None)
 
     def spread(self, values: Tensor) -> Tensor:
         """One value a group, shape (..., count), to a shape that broadcasts with (..., P)."""
         if self.count == 1:
             return values
-        if len(self.sizes) <= FEW:
+        if self._rows is None:
             each = values.split(1, dim=-1)
             runs = [each[g].expand(*values.shape[:-1], n) for g, n in self._runs]
             return torch.cat(runs, dim=-1)
@@ -59,7 +63,7 @@ class Groups:
         """The sum over each group, shape (..., P) to (..., count)."""
         if self.count == 1:
             return values.sum(-1, keepdim=True)
-        if len(self.sizes) <= FEW:
+        if self._rows is None:
             totals: dict[int, Tensor] = {}
             for group, part in zip(self.index, values.split(self.sizes, dim=-1), strict=True):
                 total = part.sum(-1)
@@ -82,10 +86,6 @@ class Groups:
     @property
     def _runs(self) -> list[tuple[int, int]]:
         return list(zip(self.index, self.sizes, strict=True))
-
-    @cached_property
-    def _rows(self) -> _Rows:
-        return _Rows.of(self)
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,25 @@ Format 2 is the one that Zarr 2 and 3 both write, and that xarray and ArviZ read
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from pyro_aeb.errors import listed
+from pyro_aeb.trace_metadata import (
+    FINISHED,
+    Metadata,
+    check_chunks,
+    check_same,
+    consolidated,
+    own_nodes,
+    published,
+)
 from pyro_aeb.variables import SAMPLE_DIMS, AxisNames, Groups
 
 BLOCK_BYTES = 2**24
@@ -36,11 +43,6 @@ BLOCK_BYTES = 2**24
 
 SMALL_CHUNK_BYTES = 2**18
 """About how large a chunk is that takes several blocks or chains, and is rewritten as it fills."""
-
-FINISHED = "finished_draws"
-"""The attribute of the store and its groups that says how many draws each chain has."""
-
-Metadata = dict[str, dict[str, Any]]
 
 Arrays = dict[str, dict[str, np.ndarray]]
 """Group to site or statistic to values."""
@@ -61,28 +63,6 @@ def import_zarr() -> ModuleType:
             "pip install pyro_aeb[zarr]"
         ) from error
     return zarr
-
-
-def published(path: Path) -> Metadata:
-    """
-    The metadata that readers see, by the name of the file that they stand for.
-
-    :raises FileNotFoundError: if there is no such folder.
-    :raises ValueError: if it holds something else than a trace.
-    """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there is no trace {str(path)!r}; a run makes it when it writes its first draws"
-        )
-    try:
-        nodes = json.loads((path / ".zmetadata").read_text(encoding="utf-8"))["metadata"]
-        nodes[".zattrs"][FINISHED]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{str(path)!r} is no trace that pyro_aeb wrote, or a damaged one: expected a folder "
-            f"whose file .zmetadata has the attribute {FINISHED!r} ({error!r})"
-        ) from error
-    return nodes
 
 
 def selected(finished: Sequence[int], chains: Iterable[int] | None) -> tuple[list[int], int]:
@@ -132,11 +112,19 @@ def create(
     # Without the format, Zarr 2 writes format 2 and knows no such argument.
     zarr = import_zarr()
     version = {"zarr_format": 2} if _is_zarr_3(zarr) else {}
+    compressor = _compressor()
     root = zarr.open_group(str(partial), mode="w", **version)
     root.attrs.update({"creation_library": "pyro_aeb"})
 
     def array(name: str, shape: Sequence[int], dims: Sequence[str], **options: Any) -> Any:
-        made = zarr.create(shape=tuple(shape), store=str(partial), path=name, **options, **version)
+        made = zarr.create(
+            shape=tuple(shape),
+            store=str(partial),
+            path=name,
+            compressor=compressor,
+            **options,
+            **version,
+        )
         made.attrs.update({"_ARRAY_DIMENSIONS": list(dims)})
         return made
 
@@ -164,7 +152,7 @@ def create(
         file for file in partial.rglob(".z*") if file.name in (".zgroup", ".zarray", ".zattrs")
     ]
     keys = [file.relative_to(partial).as_posix() for file in nodes]
-    _publish(partial, _own(partial, keys), [0] * shape[0])
+    _publish(partial, own_nodes(partial, keys), [0] * shape[0])
     if path.exists():  # an empty folder
         path.rmdir()
     partial.rename(path)
@@ -185,10 +173,12 @@ class GrowingZarr:
         self._path = path
         seen = published(path)
         self.finished: list[int] = list(seen[".zattrs"][FINISHED])
-        self._nodes = _own(path, seen)
+        self._nodes = own_nodes(path, seen)
+        check_same(path, self._nodes, seen)
         self.arrays: dict[str, dict[str, Any]] = {}
         self._labels: list[Any] = []
         zarr = import_zarr()
+        version = {"zarr_format": 2} if _is_zarr_3(zarr) else {}
         # A chunk is written even if there are only zeros in it, so that a missing one is a loss.
         setting = {"array.write_empty_chunks": True}
         with zarr.config.set(setting) if _is_zarr_3(zarr) else contextlib.nullcontext():
@@ -197,7 +187,7 @@ class GrowingZarr:
                 if kind != ".zarray":
                     continue
                 group = name.split("/")[0]
-                array = zarr.open_array(store=str(path), path=name, mode="r+")
+                array = zarr.open_array(store=str(path), path=name, mode="r+", **version)
                 source = self._nodes[f"{name}/.zattrs"].get("source")
                 if source is not None:
                     self.arrays.setdefault(group, {})[source] = array
@@ -207,7 +197,7 @@ class GrowingZarr:
             group: {source: (array.dtype, array.shape[2:]) for source, array in variables.items()}
             for group, variables in self.arrays.items()
         }
-        self._check_chunks()
+        check_chunks(path, self._nodes, self.finished)
 
     @property
     def draws(self) -> int:
@@ -227,7 +217,7 @@ class GrowingZarr:
         for labels in self._labels:
             labels.resize((draws,))
             labels[:] = np.arange(draws)
-        self._nodes = _own(self._path, self._nodes)
+        self._nodes = own_nodes(self._path, self._nodes)
         self.publish(self.finished)
 
     def read(self) -> Arrays:
@@ -236,7 +226,7 @@ class GrowingZarr:
 
         :raises ValueError: if a chunk is missing or damaged.
         """
-        self._check_chunks()
+        check_chunks(self._path, self._nodes, self.finished)
         return {
             group: {source: self._values(array) for source, array in variables.items()}
             for group, variables in self.arrays.items()
@@ -251,46 +241,16 @@ class GrowingZarr:
                 f"damaged ({error})"
             ) from error
 
-    def _check_chunks(self) -> None:
-        missing = [
-            file
-            for variables in self.arrays.values()
-            for array in variables.values()
-            for file in _chunks(array, self.finished)
-            if not (self._path / file).is_file()
-        ]
-        if missing:
-            raise ValueError(
-                f"the trace {str(self._path)!r} is damaged: it lacks the files {listed(missing)}, "
-                "which hold finished draws"
-            )
 
+def _compressor() -> Any:
+    """Zarr's own, with a checksum: a byte that has changed is an error when it is read."""
+    from numcodecs import Zstd
 
-def _chunks(array: Any, finished: Sequence[int]) -> Iterator[str]:
-    """The files of an array in which finished draws are."""
-    if 0 in array.shape[2:]:
-        return
-    span, rows = array.chunks[:2]
-    for first in range(0, len(finished), span):
-        for row in range(math.ceil(max(finished[first : first + span]) / rows)):
-            yield f"{array.path}/{first // span}.{row}" + ".0" * (array.ndim - 2)
+    return Zstd(level=0, checksum=True)
 
 
 def _is_zarr_3(zarr: ModuleType) -> bool:
     return int(zarr.__version__.split(".")[0]) >= 3
-
-
-def _own(path: Path, keys: Iterable[str]) -> Metadata:
-    """The metadata of every array and group by itself, with room for all draws."""
-    nodes: Metadata = {}
-    for key in sorted(keys):
-        try:
-            nodes[key] = json.loads((path / key).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"the trace {str(path)!r} is damaged: cannot read its file {key!r} ({error!r})"
-            ) from error
-    return nodes
 
 
 def _publish(path: Path, nodes: Metadata, finished: Sequence[int]) -> None:
@@ -308,7 +268,5 @@ def _publish(path: Path, nodes: Metadata, finished: Sequence[int]) -> None:
             node = {**node, FINISHED: list(finished)}
         seen[key] = node
     partial = path / ".zmetadata.partial"
-    partial.write_text(
-        json.dumps({"zarr_consolidated_format": 1, "metadata": seen}), encoding="utf-8"
-    )
+    partial.write_text(consolidated(seen), encoding="utf-8")
     os.replace(partial, path / ".zmetadata")

@@ -5,7 +5,7 @@
 A finished ``MCMC`` run as an ArviZ object, read from what the run left behind: the draws, and the
 ``diagnostics()`` of every chain's kernel. The model is not run again.
 
-The run is checked (:func:`_chains`), its tensors are gathered into groups of variables
+The run is checked (:func:`chain_reports`), its tensors are gathered into groups of variables
 (:func:`_gather`), every axis gets a name (:class:`AxisNames`), and the groups go into the
 container of the installed ArviZ: ``InferenceData`` (0.x) or ``xarray.DataTree`` (1.x).
 """
@@ -34,9 +34,14 @@ def to_arviz(
     - ``posterior``: all that ``mcmc.get_samples()`` holds;
     - ``sample_stats``: one number a draw: ``diverging`` (always False: a run that blows up stops),
       ``potential`` (-Q by the last step's batch, at the weights before that step, without terms
-      that the weights do not enter), ``step_size``, ``inverse_temperature``, ``sa_weight``, and
+      that the weights do not enter), ``step_size``, ``inverse_temperature``, ``sa_weight``,
       ``sparsity``: with pruning the share of all weights that are zero, without it the share of
-      sparse weights that rather belong to the narrower component;
+      sparse weights that rather belong to the narrower component; ``kinetic_temperature``, and
+      whatever else the transition says of its last step; ``sa_residual_rho`` and, where they are
+      learned, ``sa_residual_sigma`` and ``sa_residual_delta``, how far these were from closing
+      their equations (a Euclidean norm; NaN where omega is 0); and with pruning
+      ``pruning_flips``, how many weights have become zero or have ceased to be since the draw
+      before;
     - ``adaptation``: what the stochastic approximation kept for every weight, such as ``beta_rho``,
       the inclusion probabilities of the site ``beta``;
     - ``moments``: of sites and inclusion probabilities that are not kept draw by draw, the mean and
@@ -74,7 +79,7 @@ def to_arviz(
     import arviz
     import xarray
 
-    chains = _chains(mcmc)
+    chains = chain_reports(mcmc, "to_arviz()")
     groups = _gather(mcmc, chains)
     axes = AxisNames(groups, chains[0]["roles"], chains[0]["dims"], coords or {}, dims or {})
     attributes = attributes_of_groups(groups["posterior"], chains[0].get("settings", {}))
@@ -93,17 +98,22 @@ def to_arviz(
     return inference_data(**datasets) if inference_data else xarray.DataTree.from_dict(datasets)
 
 
-def _chains(mcmc: object) -> list[dict[str, Any]]:
-    """What the kernel of every chain reported at its end, or an error if it is not ours."""
+def chain_reports(mcmc: object, reader: str) -> list[dict[str, Any]]:
+    """
+    What the kernel of every chain reported at its end.
+
+    :param mcmc: A finished run.
+    :param str reader: Who asks, for the errors.
+    :raises TypeError: If it keeps no draws, or its kernel is not an ``AEBKernel``.
+    :raises RuntimeError: If it has not been run.
+    """
     if isinstance(mcmc, StreamingMCMC):
         raise TypeError(
-            "to_arviz() needs draws, but StreamingMCMC keeps none, only their statistics: use "
+            f"{reader} needs draws, but StreamingMCMC keeps none, only their statistics: use "
             "pyro.infer.MCMC, or read mcmc.get_statistics()."
         )
     if not isinstance(mcmc, MCMC):
-        raise TypeError(
-            f"to_arviz() takes a pyro.infer.MCMC object after its run(), found {mcmc!r}."
-        )
+        raise TypeError(f"{reader} takes a pyro.infer.MCMC object after its run(), found {mcmc!r}.")
     if mcmc._samples is None:
         raise RuntimeError(
             "This MCMC object holds no draws: call its run() first. (Those of an AEBKernel's run "
@@ -112,7 +122,7 @@ def _chains(mcmc: object) -> list[dict[str, Any]]:
     chains: Any = mcmc._diagnostics
     if not {"sample_stats", "dims", "roles"} <= chains[0].keys():
         raise TypeError(
-            f"to_arviz() reads runs of pyro_aeb.AEBKernel, found one of "
+            f"{reader} reads runs of pyro_aeb.AEBKernel, found one of "
             f"{type(mcmc.kernel).__name__}: use arviz.from_pyro(mcmc) of ArviZ 0.x, or "
             'arviz.from_dict({"posterior": mcmc.get_samples(group_by_chain=True)}) of ArviZ 1.x.'
         )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from pyro_aeb.adaptation import StochasticApproximation
 from pyro_aeb.beginning import begin
-from pyro_aeb.blow_ups import bad_number, blown_up, check_batch
+from pyro_aeb.blow_ups import are_good, bad_number, blown_up, check_batch
 from pyro_aeb.chain import Chain
 from pyro_aeb.data_parallel import ranks_of_data
 from pyro_aeb.errors import CollapseWarning
@@ -25,7 +24,13 @@ from pyro_aeb.links import HandLinks
 from pyro_aeb.look import init_to_default
 from pyro_aeb.minibatches import Order, check_order
 from pyro_aeb.noise import Kind, check_kind
-from pyro_aeb.options import check_counts, check_data_parallel, check_options
+from pyro_aeb.options import (
+    check_counts,
+    check_data_parallel,
+    check_names,
+    check_options,
+    check_switch,
+)
 from pyro_aeb.pruning import Pruning
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.sources import open_arguments
@@ -92,9 +97,14 @@ class AEBKernel(MCMCKernel):
     :param str noise: ``"normal"``, or ``"three-point"``, numbers of the same moments up to the
         fifth that cost a third; see :mod:`pyro_aeb.noise`.
     :param str compile: ``"update"`` compiles what a step does after the likelihood's gradient
-        (prior, transition, latents) with :func:`torch.compile`, which takes some seconds at the
-        start of every chain. Where there is no C++ compiler a warning says so, and nothing is
-        compiled. The numbers are the same up to rounding.
+        (prior, transition, latents) with :func:`torch.compile`, ``"all"`` the gradient too. The
+        numbers are the same up to rounding. It takes seconds at the start of every chain, of a
+        deep network up to a minute. With ``"all"`` the model's Python runs only in the first two
+        steps of every kind of batch (shapes, dtypes, other arguments): what it reads of Python's
+        then, such as whether a module is in train mode, it keeps, while buffers, fixed weights and
+        random numbers of torch go on as ever. What cannot be compiled (a model with ``.item()`` or
+        branches on values, one that was another in the second step, a machine without a C++
+        compiler) runs as it is written, and a warning says why.
     :param int seed: for first values, minibatches and noise; chain i uses seed + i, counted over
         all sequential runs of this kernel object (a second run goes on with the next seed). Chains
         in processes count from 0 in every run. By default torch's global generator serves.
@@ -134,6 +144,7 @@ class AEBKernel(MCMCKernel):
         check_order(minibatches)
         check_kind(noise)
         check_compile(compile)
+        check_switch("freeze_after_warmup", freeze_after_warmup)
         check_data_parallel(data_parallel, seed)
         self.model = model
         self.transition = transition
@@ -220,17 +231,20 @@ class AEBKernel(MCMCKernel):
             chain.measure_potential(log_density)
         chain.torn = True
         noise = chain.noise.draw()
-        chain.state, chain.latents = chain.update(
+        moved = chain.update(
             chain.state, chain.latents, gradient, statistics, noise, numbers, weight
         )
+        if measure:
+            chain.measure_step(self.transition, moved, numbers, weight)
+        chain.state, chain.latents = moved
         chain.prune(k)
         chain.step = k
         chain.torn = False
 
     def _numbers(self, k: int) -> StepNumbers:
         numbers = StepNumbers(self.transition.step_size(k), self.inverse_temperature(k))
-        if 0.0 < numbers.step_size < math.inf and 0.0 < numbers.inverse_temperature < math.inf:
-            return numbers
+        if are_good(numbers):
+            return StepNumbers(*map(float, numbers))
         schedules = {
             "step_size": self.transition.step_size,
             "inverse_temperature": self.inverse_temperature,
@@ -355,6 +369,7 @@ class AEBKernel(MCMCKernel):
 
     @save_params.setter
     def save_params(self, names: Sequence[str] | None) -> None:
+        check_names("save_params", names)
         self._save_params = None if names is None else tuple(names)
 
     @property
@@ -386,6 +401,8 @@ class AEBKernel(MCMCKernel):
         return {
             "divergences": [],
             "run": chain.name,
+            "collapsed": chain.collapsed_now(),
+            "weights": structure.size,
             "moments": {"mean": chain.moments.mean(), "sd": chain.moments.sd()},
             "dims": {name: list(dims) for name, dims in chain.dims().items()},
             "roles": roles,

@@ -26,6 +26,7 @@ from pyro_aeb.chain_state import (
     state_of,
 )
 from pyro_aeb.checkpoint import from_bytes, to_bytes
+from pyro_aeb.errors import reading
 from pyro_aeb.kernel import AEBKernel
 
 Hook = Callable[[AEBKernel, Mapping[str, Tensor], str, int], Any]
@@ -132,10 +133,12 @@ class Lane:
 
         :param bytes state: from :meth:`snapshot`.
         :param str name: where it is from, for errors.
+        :raises CheckpointError: if it is no snapshot.
         """
         found = from_bytes(state, name, "chain", "facts")
         self.state, self.chain, self.buffers = state, None, None
-        self.draws, self.facts = found["chain"]["draws"], found["facts"]
+        with reading(name):
+            self.draws, self.facts = int(found["chain"]["draws"]), {**found["facts"]}
 
 
 def take_turns(lanes: Sequence[Lane], plan: Plan, last: int) -> dict[str, Any] | None:
@@ -156,7 +159,11 @@ def take_turns(lanes: Sequence[Lane], plan: Plan, last: int) -> dict[str, Any] |
 
 
 def _saved(state: bytes) -> Any:
-    return from_bytes(state, "the saved chain", "chain")["chain"]
+    chain = from_bytes(state, "the saved chain", "chain")["chain"]
+    with reading("the saved chain"):
+        if missing := {"random"} - chain.keys():
+            raise ValueError(f"no {missing}")
+        return {**chain, "step": int(chain["step"])}
 
 
 def advance(

@@ -10,9 +10,8 @@ running averages, say) are put back.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -52,13 +51,6 @@ def unchanged_random_numbers() -> Iterator[None]:
             yield
         finally:
             pyro.util.set_rng_state(state)
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Runs compiled modules as they were written; looks at them would only be recompiled for."""
-    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-        return torch.compiler.set_stance("force_eager")
-    return nullcontext()
 
 
 def check_continuous(site: Site) -> None:
@@ -133,7 +125,6 @@ def look(
         unchanged_buffers(),
         unchanged_random_numbers(),
         torch.set_grad_enabled(grad),
-        _eager(),
         pyro.validation_enabled(validate),
         InitMessenger(value_of),
         _PlateCheck(),

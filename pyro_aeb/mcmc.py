@@ -22,18 +22,24 @@ from pyro_aeb.chain_state import set_global_random_state
 from pyro_aeb.checkpoint import Checkpoint
 from pyro_aeb.data_parallel import agree_to_stop, ranks_of_data
 from pyro_aeb.distributed import agree, company, run_on_ranks
-from pyro_aeb.errors import NonFiniteError, RankError
+from pyro_aeb.errors import NonFiniteError, RankError, reading
 from pyro_aeb.fingerprint import Fingerprint, check_same, fingerprint
 from pyro_aeb.interrupts import between_steps
 from pyro_aeb.kernel import AEBKernel
 from pyro_aeb.lanes import Bar, Hook, Lane, Plan, advance, stage_of, take_turns
+from pyro_aeb.options import check_run_options
 from pyro_aeb.parallel import Job, Receiver, run_in_processes
-from pyro_aeb.ranks import words_about
+from pyro_aeb.ranks import check_as_begun, words_about
 from pyro_aeb.recipes import kernel_from, recipe_of
 from pyro_aeb.run_record import RunRecord
 from pyro_aeb.run_results import RunResults
 
 ChainMethod = Literal["sequential", "vectorized", "parallel", "distributed"]
+
+_FACTS = (
+    *("kernel", "num_samples", "kept", "warmup_steps", "num_chains", "chain_method"),
+    *("thinning", "every", "trace", "data"),
+)
 
 
 class MCMC(RunResults):
@@ -67,6 +73,8 @@ class MCMC(RunResults):
     :param str mp_context: of chains in processes: ``"fork"``, ``"spawn"`` or ``"forkserver"``.
     :param bool disable_progbar: whether to show no progress bar.
     :param disable_validation: as in Pyro's.
+    :param transforms: as in Pyro's: site name to a transform whose inverse is taken of the site's
+        draws where they are handed out. The kernel's own need none, they are in the site's support.
     :param save_params: names of the sites to keep, as the kernel's ``save``.
     :param str chain_method: how several chains run. ``"sequential"``: one after the other.
         ``"vectorized"``: together in one process, by one vectorised run of the model a step, each
@@ -119,7 +127,10 @@ class MCMC(RunResults):
         counts = {"num_samples": num_samples, "num_chains": num_chains}
         _check_counts({**counts, "thinning": thinning, "every": every}, least=1)
         _check_counts({"warmup_steps": warmup}, least=0)
-        if chain_method not in (None, *get_args(ChainMethod)):
+        paths = {"trace": trace, "checkpoint": checkpoint}
+        check_run_options(initial_params, hook_fn, mp_context, paths)
+        known = isinstance(chain_method, str) and chain_method in get_args(ChainMethod)
+        if chain_method is not None and not known:
             raise ValueError(
                 f"chain_method is {chain_method!r}, expected one of {list(get_args(ChainMethod))}"
             )
@@ -158,6 +169,7 @@ class MCMC(RunResults):
         plan = Plan(int(warmup), int(num_samples), self.thinning, kernel.steps_per_draw)
         self._lanes = self._make_lanes()
         self._data: Fingerprint | None = None
+        self._begun_on: int | None = None  # so many ranks that share a chain's data
         self._random: dict[str, Any] | None = None  # where global random numbers go on from
         self._every = int(every)
         self._record = RunRecord(
@@ -184,6 +196,7 @@ class MCMC(RunResults):
         mp_context: str | None = None,
         disable_progbar: bool = False,
         disable_validation: bool | None = True,
+        transforms: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> MCMC:
         """
@@ -201,31 +214,40 @@ class MCMC(RunResults):
 
         :param path: the folder.
         :param model: the model of the run.
+        :param transforms: those of the run, which the checkpoint cannot hold.
         :param options: options of :class:`~pyro_aeb.AEBKernel` that the checkpoint cannot hold,
             such as a schedule that is a function, or that shall change from here on; not ``seed``,
             ``steps_per_draw`` and ``save``, by which a run counts.
-        :raises ValueError: if one of these is given.
+        :raises ValueError: if one of these is given, or there are transforms of other sites than
+            in the run.
         :raises CheckpointError: if there is no run, it is damaged, or an option is missing.
         """
         checkpoint = Checkpoint(path)
-        facts = checkpoint.facts()
+        facts = checkpoint.facts(*_FACTS)
+        with reading(str(checkpoint.path)):
+            transformed = [str(name) for name in facts.get("transforms", [])]
+            begun_on = int(facts.get("ranks", 0)) or None
+        _check_transforms(transformed, transforms)
         kernel = kernel_from(facts["kernel"], model, options)
-        mcmc = cls(
-            kernel,
-            facts["num_samples"],
-            facts["warmup_steps"],
-            num_chains=facts["num_chains"],
-            hook_fn=hook_fn,
-            mp_context=mp_context,
-            disable_progbar=disable_progbar,
-            disable_validation=disable_validation,
-            chain_method=facts["chain_method"],
-            thinning=facts["thinning"],
-            every=facts["every"],
-        )
-        mcmc._data = [(name, word) for name, word in facts["data"]]
-        mcmc._record.extend(replace(mcmc._plan, kept=facts["kept"]))
-        mcmc._record.trace = None if facts["trace"] is None else Path(facts["trace"])
+        with reading(str(checkpoint.path)):
+            mcmc = cls(
+                kernel,
+                facts["num_samples"],
+                facts["warmup_steps"],
+                num_chains=facts["num_chains"],
+                hook_fn=hook_fn,
+                mp_context=mp_context,
+                disable_progbar=disable_progbar,
+                disable_validation=disable_validation,
+                transforms=transforms,
+                chain_method=facts["chain_method"],
+                thinning=facts["thinning"],
+                every=facts["every"],
+            )
+            mcmc._data = [(name, word) for name, word in facts["data"]]
+            mcmc._begun_on = begun_on
+            mcmc._record.extend(replace(mcmc._plan, kept=facts["kept"]))
+            mcmc._record.trace = None if facts["trace"] is None else Path(facts["trace"])
         mcmc._record.put_back(checkpoint, mcmc._lanes)
         if mcmc.chain_method in ("sequential", "vectorized"):
             mcmc._random = take_turns(mcmc._lanes, mcmc._plan, mcmc.num_samples)
@@ -240,7 +262,8 @@ class MCMC(RunResults):
         :param kwargs: its keyword arguments.
         :raises ModelError: if the model or the data cannot be sampled.
         :raises NonFiniteError: if a chain blows up; the draws before are kept.
-        :raises ValueError: if an earlier call had other arguments.
+        :raises ValueError: if an earlier call had other arguments, or a run whose ranks share the
+            data began on another number of them. Chains spread over ranks go on with any number.
         """
         args = tuple(arg.detach() if torch.is_tensor(arg) else arg for arg in args)
         data = fingerprint(args, kwargs)
@@ -258,8 +281,9 @@ class MCMC(RunResults):
                 self._run_on_ranks(args, kwargs, between)
                 return
             self._extend_if_finished()
-            rank = ranks_of_data(self.kernel.data_parallel).rank
-            self._quiet, self._record.writes = rank > 0, rank == 0
+            ranks = ranks_of_data(self.kernel.data_parallel)
+            check_as_begun(ranks, self._begun_on)
+            self._quiet, self._record.writes = ranks.rank > 0, ranks.rank == 0
             if self.chain_method == "parallel" and self.num_chains > 1:
                 self._run_in_processes(args, kwargs, between)
             else:
@@ -397,6 +421,8 @@ class MCMC(RunResults):
             "every": self._every,
             "trace": None if trace is None else str(trace),
             "data": self._data,
+            "transforms": sorted(self.transforms or {}),
+            "ranks": ranks_of_data(self.kernel.data_parallel).world,
         }
 
 
@@ -404,6 +430,15 @@ def _usual_method(kernel: AEBKernel, chains: int) -> ChainMethod:
     if kernel.data_parallel:
         return "sequential"
     return "parallel" if 1 < chains < torch.multiprocessing.cpu_count() else "sequential"
+
+
+def _check_transforms(begun: Sequence[str], given: Mapping[str, Any] | None) -> None:
+    if sorted(given or {}) != begun:
+        raise ValueError(
+            f"there are transforms of {sorted(given or {})}, and the run began with those of "
+            f"{begun}, which a checkpoint cannot hold; give the same, MCMC.resume(path, model, "
+            "transforms=...)"
+        )
 
 
 def _check_counts(counts: Mapping[str, Any], least: int) -> None:

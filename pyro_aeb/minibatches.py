@@ -13,7 +13,7 @@ the gradient (2) unbiased; a permutation has the smaller variance.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -140,7 +140,7 @@ def check_order(order: str) -> None:
     """
     :raises ValueError: if ``order`` is not the name of an order.
     """
-    if order not in ("permutation", "replacement"):
+    if not isinstance(order, str) or order not in get_args(Order):
         raise ValueError(
             f"minibatches is {order!r}, expected 'permutation' (every datum at most once an epoch) "
             "or 'replacement' (independent draws)"

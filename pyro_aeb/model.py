@@ -68,7 +68,7 @@ def inspect_model(
         check_loader_plates(observed, subsamples, loader_sizes, lengths)
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
     tracked = look_for_provenance(model, args, kwargs)
-    found = find_links(latent, tracked, sparse, links or {})
+    found = find_links(latent, tracked, sparse, {} if links is None else links)
     look_at = partial(look, model, args, kwargs)
     likelihoods = check_links(sites, sparse, found, look_at)
     groups = _Groups(latent, found, likelihoods)
@@ -119,9 +119,28 @@ def _named_tensors(
 
 @contextmanager
 def _explained(named: Mapping[str, Tensor]) -> Iterator[None]:
-    """Where a model fails on tensors of another dtype or device than torch's default, says so."""
+    """
+    Where a model fails on tensors of another dtype or device than torch's default, or of another
+    length than the rest of its data, says so.
+    """
     try:
         yield
+    except IndexError as error:
+        lengths = {name: len(value) for name, value in named.items() if value.dim()}
+        if len({*lengths.values()}) < 2:
+            raise
+        raise ModelError(
+            f"the model fails on its data: {error}. Its arguments have different lengths, "
+            f"{lengths}, expected as many data in all that the plate's indices pick from"
+        ) from error
+    except ValueError as error:
+        if not str(error).startswith("Shape mismatch inside plate"):
+            raise
+        raise ModelError(
+            f"{error}: what the model gives is of another size than the plate, expected one datum "
+            "for each of the plate's indices; index the data with them, "
+            "`with pyro.plate(..., subsample_size=n) as i: ... x[i] ... obs=y[i]`"
+        ) from error
     except RuntimeError as error:
         usual = torch.zeros(())
         odd = {
@@ -308,6 +327,12 @@ def _common_kind(
             "all; give the priors' parameters as tensors of one dtype on one device"
         )
     dtype, device = kinds.pop()
+    if dtype not in (torch.float32, torch.float64):
+        raise ModelError(
+            f"the latent sites are {dtype}, expected float32 or float64: steps are smaller than "
+            "what half precision rounds; give the priors float32 parameters, and use "
+            "torch.autocast inside the model where products may be in half precision"
+        )
     for name, site in observed.items():
         value = site["value"]
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:

@@ -10,32 +10,43 @@ normal number. A step sees noise through its sum over many steps only, so the la
 by terms of the order of its discretisation; second moments of a linear scheme do not differ at all.
 
 Such a number takes eight random bits here, in place of the two 24-bit numbers, the logarithm and
-the cosine of a normal one: the byte is looked up in a table of 256 values. As 256 is no multiple
-of 6, the table has two values more, :math:`\pm 1.128`, once each, and :math:`\pm 1.737` 42 times
-each, so that the second and the fourth moment are exactly 1 and 3 all the same.
+the cosine of a normal one: the byte is looked up in a table of 256 values. As 256 is no
+multiple of 6, the table has two values more, :math:`\pm 1.128`, once each, and :math:`\pm 1.737`
+42 times each, so that the second and the fourth moment are exactly 1 and 3 all the same.
+
+Where a CPU draws many three-point numbers, words of NumPy's SFC64 [2] are the source, the fastest
+of its generators. Normal numbers are those of ``torch.normal_``: words of SFC64 through the inverse
+of the distribution function, and halves drawn in two threads, took less time by themselves but not
+inside a step, whose second core torch's own threads keep busy.
 
 **References**
 
 [1] G. N. Milstein, M. V. Tretyakov (2004), "Stochastic numerics for mathematical physics",
     Springer, section 2.1.
+
+[2] C. Doty-Humphrey, PractRand; ``numpy.random.SFC64``.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_aeb.errors import ModelError
+
 Kind = Literal["normal", "three-point"]
 
-LARGE = 2**17
-"""Numbers of a chain from which on they come in two halves, which two threads draw at once."""
+LARGE = 2**15
+"""Three-point numbers of a chain from which on, on a CPU, words of NumPy's generator make them."""
+
+PIECE = 2**20
+"""Numbers whose words are drawn at once, so that no more of them are in memory."""
 
 
 def three_point_table() -> list[float]:
@@ -56,108 +67,149 @@ class Noise:
 
     :param str kind: ``"normal"`` or ``"three-point"``.
     :param Tensor like: of the shape of the numbers, (D,) or (C, D).
-    :param generators: one for every chain; None for torch's global one, which then serves all.
+    :param generators: one for every chain; None for torch's global one, which then serves all. A
+        large model's three-point numbers come from one of their own, which the chain's seeds.
     """
 
     def __init__(
         self, kind: Kind, like: Tensor, generators: Sequence[torch.Generator | None]
     ) -> None:
-        self._buffer = torch.empty_like(like)
-        self._table: Tensor | None = None
-        if kind == "three-point":
-            self._table = torch.tensor(three_point_table(), dtype=like.dtype, device=like.device)
-        rows = [self._buffer.view(-1)]
-        if like.dim() > 1 and generators[0] is not None:
-            rows = list(self._buffer)
-        self._pieces: list[_Piece] = []
-        self._own: list[torch.Generator] = []  # of second halves
-        on_cpu = like.device.type == "cpu"
-        for row, generator in zip(rows, generators, strict=False):
-            if on_cpu and len(row) >= LARGE:
-                half = len(row) // 2
-                self._own.append(_second(generator))
-                self._pieces.append(_Piece(row[:half], generator, self._table))
-                self._pieces.append(_Piece(row[half:], self._own[-1], self._table))
-            else:
-                self._pieces.append(_Piece(row, generator, self._table))
-        self._large = on_cpu and self._buffer.numel() >= LARGE and len(self._pieces) > 1
-        self._pool: ThreadPoolExecutor | None = None
-        self._process = 0  # that of the pool's thread
+        size, apart = like.shape[-1], like.dim() > 1 and generators[0] is not None
+        fill = _way(kind, like, size if apart else like.numel())
+        # Rows of pairs begin at even places.
+        padded = size + size % 2 if fill is _ThreePointWords else size
+        storage = like.new_empty(*like.shape[:-1], padded)
+        self._buffer = storage[..., :size]
+        rows = list(storage) if apart else [storage.view(-1)]
+        self._rows = [
+            fill(row, generator) for row, generator in zip(rows, generators, strict=False)
+        ]
 
     def draw(self) -> Tensor:
         """The numbers of the next step, in a buffer that every step reuses."""
-        if self._large and torch.get_num_threads() > 1:
-            other = self._second_thread().submit(_fill, self._pieces[1::2])
-            _fill(self._pieces[::2])
-            other.result()
-        else:
-            _fill(self._pieces)
+        for row in self._rows:
+            row.fill()
         return self._buffer
-
-    def _second_thread(self) -> ThreadPoolExecutor:
-        if self._pool is None or self._process != os.getpid():  # a fork has no such thread
-            self._pool, self._process = ThreadPoolExecutor(1, "noise"), os.getpid()
-        return self._pool
 
     def state(self) -> list[Tensor]:
         """The states of the generators that are its own."""
-        return [generator.get_state() for generator in self._own]
+        return [words.state() for words in self._words()]
 
     def load(self, states: Sequence[Tensor]) -> None:
-        """Goes on from another's :meth:`state`."""
-        for generator, state in zip(self._own, states, strict=True):
-            generator.set_state(state)
+        """
+        Goes on from another's :meth:`state`.
+
+        :raises ModelError: if the other one's numbers had other sources.
+        """
+        own = self._words()
+        found, expected = ([(s.dtype, *s.shape) for s in of] for of in (states, self.state()))
+        if found != expected:
+            raise ModelError(
+                f"the saved chain's random numbers have generators with states {found}, and here "
+                f"they have {expected}; go on with the version of pyro_aeb that the run began with"
+            )
+        for words, state in zip(own, states, strict=True):
+            words.load(state)
+
+    def _words(self) -> list[_ThreePointWords]:
+        return [row for row in self._rows if isinstance(row, _ThreePointWords)]
 
 
-class _Piece:
+def _way(kind: Kind, like: Tensor, count: int) -> type[_Row]:
+    """The fastest way to fill a row of so many numbers, with the dtype and device of ``like``."""
+    large = like.device.type == "cpu" and count >= LARGE
+    if kind == "normal":
+        return _Normal
+    return _ThreePointWords if large else _ThreePoint
+
+
+class _Row:
     """
-    A part of the buffer that one generator fills.
+    A row of the buffer, which one generator fills.
 
-    :param Tensor part: a view of the buffer, of one axis.
+    :param Tensor row: of one axis.
     :param generator: None for torch's global one.
-    :param Tensor table: what a byte stands for, None for normal numbers.
     """
 
-    def __init__(
-        self, part: Tensor, generator: torch.Generator | None, table: Tensor | None
-    ) -> None:
-        self._part = part
+    def __init__(self, row: Tensor, generator: torch.Generator | None) -> None:
+        self._row = row
         self._generator = generator
-        self._table = table
-        if table is not None:
-            size = (len(part) + 7) // 8
-            self._words = torch.empty(size, dtype=torch.int64, device=part.device)
-            self._bytes = self._words.view(torch.uint8)[: len(part)]
 
     def fill(self) -> None:
         """Draws its numbers."""
-        if self._table is None:
-            self._part.normal_(generator=self._generator)
-            return
-        self._words.random_(-(2**63), None, generator=self._generator)
-        torch.index_select(self._table, 0, self._bytes.int(), out=self._part)
+        raise NotImplementedError
 
 
-def _fill(pieces: Sequence[_Piece]) -> None:
-    for piece in pieces:
-        piece.fill()
+class _Normal(_Row):
+    """Normal numbers of torch's generators."""
+
+    def fill(self) -> None:
+        self._row.normal_(generator=self._generator)
 
 
-def _second(generator: torch.Generator | None) -> torch.Generator:
-    """A generator for the second half of a chain's numbers, of a stream of its own."""
-    if generator is None:
-        seed = int(torch.empty((), dtype=torch.int64).random_())
-    else:
-        words = np.random.SeedSequence([generator.initial_seed(), 2]).generate_state(1, np.uint64)
-        seed = int(words[0] >> 1)
-    return torch.Generator().manual_seed(seed)
+class _ThreePoint(_Row):
+    """Three-point numbers of torch's generators."""
+
+    def __init__(self, row: Tensor, generator: torch.Generator | None) -> None:
+        super().__init__(row, generator)
+        self._table = row.new_tensor(three_point_table())
+        size = (len(row) + 7) // 8
+        self._integers = torch.empty(size, dtype=torch.int64, device=row.device)
+        self._bytes = self._integers.view(torch.uint8)[: len(row)]
+
+    def fill(self) -> None:
+        self._integers.random_(-(2**63), None, generator=self._generator)
+        torch.index_select(self._table, 0, self._bytes.int(), out=self._row)
+
+
+class _ThreePointWords(_Row):
+    """
+    Three-point numbers made of the words of SFC64, of a stream of its own that the generator seeds;
+    two bytes at a time: what two bytes stand for is a complex number.
+    """
+
+    def __init__(self, row: Tensor, generator: torch.Generator | None) -> None:
+        super().__init__(row, generator)
+        if generator is None:
+            entropy = [int(torch.empty((), dtype=torch.int64).random_())]
+        else:
+            entropy = [generator.initial_seed(), 2]
+        self._source = np.random.SFC64(np.random.SeedSequence(entropy))
+        self._pieces = torch.view_as_complex(row.view(-1, 2)).split(PIECE // 2)
+        self._table = _pairs(row.dtype)
+
+    def fill(self) -> None:
+        for piece in self._pieces:
+            torch.index_select(self._table, 0, self._places(len(piece)), out=piece)
+
+    def _places(self, count: int) -> Tensor:
+        """The next numbers of two bytes."""
+        words = self._source.random_raw(-(-count // 4))
+        return torch.from_numpy(words.view(np.uint16)[:count]).int()
+
+    def state(self) -> Tensor:
+        words: Any = self._source.state["state"]["state"]
+        return torch.from_numpy(words.view(np.int64).copy())
+
+    def load(self, state: Tensor) -> None:
+        whole: Any = self._source.state
+        whole["state"]["state"] = state.numpy().view(np.uint64)
+        self._source.state = whole
+
+
+@cache
+def _pairs(dtype: torch.dtype) -> Tensor:
+    """What two bytes stand for, one table for all chains."""
+    table = torch.tensor(three_point_table(), dtype=dtype)
+    two_bytes = torch.from_numpy(np.arange(2**16, dtype=np.uint16).view(np.uint8))
+    return torch.view_as_complex(table[two_bytes.long()].view(-1, 2))
 
 
 def check_kind(kind: Any) -> None:
     """
     :raises ValueError: if ``kind`` is not the name of one.
     """
-    if kind not in get_args(Kind):
+    if not isinstance(kind, str) or kind not in get_args(Kind):
         raise ValueError(
             f"noise is {kind!r}, expected 'normal', or 'three-point' for numbers of the same "
             "moments up to the fifth that cost a third"

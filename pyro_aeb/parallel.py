@@ -7,19 +7,25 @@ Chains in processes of their own.
 Every worker advances one chain and sends its draws, and now and then its state, to the main
 process, which alone writes stores and checkpoints. A worker that is told to stop does so between
 two steps and sends its state, so nothing is lost.
+
+Each sends through a pipe of its own, and waits where the pipe is full: draws that the main process
+has not yet taken never pile up. A worker that dies, even half-way through a message, leaves the end
+of its pipe and takes no lock with it that others wait for.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
-import queue
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.connection import Connection, wait
+from typing import Any, cast
 
 import numpy as np
 import pyro
@@ -35,6 +41,9 @@ from pyro_aeb.run_record import RunRecord
 
 FIGURES_SECONDS = 0.2
 """How often a worker sends figures for its progress bar."""
+
+LOOK_SECONDS = 0.5
+"""How often the main process looks for Ctrl-C where nothing is sent."""
 
 
 @dataclass(frozen=True)
@@ -134,36 +143,35 @@ def run_in_processes(
     :raises RuntimeError: if a process died.
     """
     make: Any = mp.get_context(context)
-    results, stop = make.Queue(), make.Event()
-    processes = [
-        make.Process(name=str(job.lane.numbers[0]), target=_work, args=(job, results, stop))
-        for job in jobs
-    ]
+    stop = make.RawValue("b", 0)  # without a lock, which a worker that dies could keep
+    workers: dict[Connection, Any] = {}
     try:
-        for process in processes:
+        for job in jobs:
+            inbox, outbox = make.Pipe(duplex=False)
+            process = make.Process(
+                name=str(job.lane.numbers[0]), target=_work, args=(job, outbox, stop)
+            )
             process.daemon = False  # so that a loader in it may have workers
+            workers[inbox] = process
             process.start()
-        failure = _receive(processes, results, stop, receiver, between)
-        for process in processes:
+            outbox.close()  # the worker's alone, so that the pipe ends with it
+        failure = _receive(dict(workers), stop, receiver, between)
+        for process in workers.values():
             process.join()
     finally:
-        for process in processes:
+        for inbox, process in workers.items():
             if process.is_alive():
                 process.terminate()
+            inbox.close()
         receiver.close()
     if failure is not None:
         raise failure
 
 
 def _receive(
-    processes: Sequence[Any],
-    results: Any,
-    stop: Any,
-    receiver: Receiver,
-    between: Callable[[], object],
+    active: dict[Connection, Any], stop: Any, receiver: Receiver, between: Callable[[], object]
 ) -> BaseException | None:
     """Passes messages on until every worker has ended; the first failure."""
-    active = {int(process.name): process for process in processes}
     failure: BaseException | None = None
     while active:
         if failure is None:
@@ -171,37 +179,40 @@ def _receive(
                 between()
             except BaseException as interrupt:
                 failure = interrupt
-                stop.set()
-        try:
-            kind, lane, content = results.get(timeout=0.5)
-        except queue.Empty:
-            for lane, process in list(active.items()):
-                if not process.is_alive() and results.empty():
-                    del active[lane]
-                    stop.set()
-                    failure = failure or RuntimeError(
-                        f"the process of chain {lane} ended with exit code {process.exitcode} "
-                        "before its chain did (killed, or out of memory); what it had sent is "
-                        "kept. Run again to go on from its last checkpoint or draw"
-                    )
-            continue
-        if kind == "started":
-            receiver.started(lane, *content)
-        elif kind == "drawn":
-            record, figures = content
-            receiver.drawn(lane, record, figures)
-        elif kind == "stands":
-            receiver.stands(lane, content)
-        elif kind == "failed":
-            error, trace = content
-            place = RuntimeError(f"in the process of chain {lane}:\n{trace}")
-            if error is not None:
-                error.__cause__ = place
-            failure = failure or error or place
-            stop.set()
-        else:
-            del active[lane]
+                stop.value = 1
+        for inbox in cast("list[Connection]", wait([*active], LOOK_SECONDS)):
+            lane = int(active[inbox].name)
+            try:
+                kind, content = inbox.recv()
+            except (EOFError, OSError):  # at the end of the pipe, or half-way through a message
+                failure = failure or _death(lane, active[inbox])
+                kind, content = "ended", None
+            if kind == "started":
+                receiver.started(lane, *content)
+            elif kind == "drawn":
+                receiver.drawn(lane, *content)
+            elif kind == "stands":
+                receiver.stands(lane, content)
+            elif kind == "failed":
+                error, trace = content
+                place = RuntimeError(f"in the process of chain {lane}:\n{trace}")
+                if error is not None:
+                    error.__cause__ = place
+                failure = failure or error or place
+            elif kind == "ended":
+                del active[inbox]
+            if failure is not None:
+                stop.value = 1
     return failure
+
+
+def _death(lane: int, process: Any) -> RuntimeError:
+    process.join()
+    return RuntimeError(
+        f"the process of chain {lane} ended with exit code {process.exitcode} before its chain did "
+        "(killed, or out of memory); what it had sent is kept. Run again to go on from its last "
+        "checkpoint or draw"
+    )
 
 
 class _Stopped(Exception):
@@ -223,20 +234,18 @@ class _Sender(History):
         self.record = {"posterior": draw, "sample_stats": numbers, "adaptation": latents}
 
 
-def _work(job: Job, results: Any, stop: Any) -> None:
+def _work(job: Job, outbox: Connection, stop: Any) -> None:
     """What a worker does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
     torch.set_num_threads(job.threads)
     pyro.set_rng_seed(job.random_seed)
-    number = job.lane.numbers[0]
 
     def send(kind: str, content: Any = None) -> None:
-        results.put((kind, number, content))
-
-    main = mp.parent_process()
+        outbox.send((kind, content))
 
     def between() -> None:
-        if stop.is_set() or (main is not None and not main.is_alive()):
+        if stop.value:
             raise _Stopped
 
     try:
@@ -248,6 +257,14 @@ def _work(job: Job, results: Any, stop: Any) -> None:
     except BaseException as error:
         send("failed", (_sendable(error), traceback.format_exc()))
     send("ended")
+
+
+def _end_with_the_main_process() -> None:
+    """Ends this process, whatever it waits for, once there is nobody to take its draws."""
+    main = mp.parent_process()
+    assert main is not None
+    main.join()
+    os._exit(1)
 
 
 def _sendable(error: BaseException) -> BaseException | None:

@@ -19,6 +19,7 @@ from pyro_aeb.learned import LearnedSites
 from pyro_aeb.likelihood import Gradient, Likelihood, Statistics
 from pyro_aeb.ssgl_rule import SSGLLatents, SSGLRule
 from pyro_aeb.structure import Structure
+from pyro_aeb.traced import TracedLikelihood
 
 
 class Latents(NamedTuple):
@@ -53,13 +54,22 @@ class Posterior:
     ) -> None:
         self._average = average
         self.structure = structure
-        self.likelihood = Likelihood(model, structure, buffers)
+        self.likelihood: Likelihood | TracedLikelihood = Likelihood(model, structure, buffers)
         self.rule = SSGLRule(structure) if structure.sparse else None
         self.learned = LearnedSites(structure.learned)
         normal = NormalPrior(structure)
         self._normal = normal if normal.size else None
         self._sparse_range = slice(0, structure.sparse_size)
         self._normal_range = slice(structure.sparse_size, structure.sparse_size + normal.size)
+
+    def compile(self, buffers: Buffers) -> None:
+        """
+        Compiles the likelihood's gradient from here on.
+
+        :param Buffers buffers: those that the model changes.
+        """
+        if isinstance(self.likelihood, Likelihood):
+            self.likelihood = TracedLikelihood(self.likelihood, buffers)
 
     def init(
         self, values: Mapping[str, Tensor], request: StochasticApproximation

@@ -11,6 +11,7 @@ the gradient, which would be silently wrong. Moving a value sees everything.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,17 +67,38 @@ def gradient_reaches(
     :param leaves: the latent values of that look.
     """
     reached = {}
+    names = {id(leaf): name for name, leaf in leaves.items()}
     for name, site in sites.items():
         with torch.enable_grad():  # also where the caller has turned gradients off
             density = site["fn"].log_prob(site["value"]).sum()
-        gradients: tuple[Tensor | None, ...] = (None,) * len(leaves)
-        if density.requires_grad:
-            gradients = torch.autograd.grad(
-                density, list(leaves.values()), retain_graph=True, allow_unused=True
-            )
-        pairs = zip(leaves, gradients, strict=True)
-        reached[name] = frozenset(n for n, g in pairs if g is not None and n != name)
+        behind = [n for n in _behind(density, names) if n != name]
+        gradients: tuple[Tensor | None, ...] = ()
+        if behind:  # a function of the user's may pass no gradient on
+            inputs = [leaves[n] for n in behind]
+            gradients = torch.autograd.grad(density, inputs, retain_graph=True, allow_unused=True)
+        pairs = zip(behind, gradients, strict=True)
+        reached[name] = frozenset(n for n, g in pairs if g is not None)
     return reached
+
+
+def _behind(value: Tensor, names: Mapping[int, str]) -> list[str]:
+    """
+    The leaves that a value was computed from: in time that does not grow with the number of those
+    that it was not.
+
+    :param names: of the leaves, by id.
+    """
+    found, seen, waiting = [], set(), [value.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) in names:
+            found.append(names[id(leaf)])
+        waiting.extend(inner for inner, _ in node.next_functions)
+    return found
 
 
 def check_gradient_sees(
@@ -95,13 +117,19 @@ def check_gradient_sees(
     :raises ModelError: if a link is lost, or a support moves.
     """
     values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
-    unseen = {name: frozenset(sampled) - reached[name] for name in sites}
-    for hidden in {*unseen.values(), frozenset(sampled)} - {frozenset()}:
+    everything = frozenset(sampled)
+    alike: dict[frozenset[str], list[str]] = {frozenset(): []}  # sites by what their gradient sees
+    for name in sites:
+        alike.setdefault(reached[name] & everything, []).append(name)
+    for seen, names in alike.items():
+        hidden = everything - seen
+        if not hidden:
+            continue
         moved = look_at(moved_values(sites, values, hidden))
-        if hidden == frozenset(sampled):
+        if not seen:
             for name in values.keys() & moved.keys():
                 _check_support(sites[name], moved[name])
-        for name in (n for n in unseen if unseen[n] == hidden and n in moved):
+        for name in (n for n in names if n in moved):
             if not same_density(sites[name], moved[name]):
                 raise ModelError(
                     f"the distribution of site {name!r} follows one of the sites {sorted(hidden)} "

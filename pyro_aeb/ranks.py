@@ -45,6 +45,20 @@ def the_ranks(option: str) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
+def check_as_begun(ranks: Ranks, begun: int | None) -> None:
+    """
+    :param Ranks ranks: those that share a chain's data.
+    :param begun: how many there were when the run began; None where that is not known.
+    :raises ValueError: if there are more or fewer now.
+    """
+    if begun is not None and ranks.world != begun:
+        raise ValueError(
+            f"a chain's minibatches are shared out among {ranks.world} ranks, and the run began "
+            f"with {begun}, so its steps would be on other data; go on with data_parallel="
+            f"{begun > 1} and {begun} processes in all, or begin another run"
+        )
+
+
 def check_same_everywhere(found: list[Mapping[str, Any]]) -> None:
     """
     :param found: of every rank, what has to be the same on all of them.

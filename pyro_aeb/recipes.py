@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
+from pyro_aeb.errors import reading
 from pyro_aeb.kernel import AEBKernel
 from pyro_aeb.settings import plain, restored
 
@@ -47,8 +49,9 @@ def kernel_from(
             f"{kept[0]} = {given[kept[0]]!r} is given, but a run keeps its {', '.join(FIXED)}; "
             "leave it out, or begin another run"
         )
-    options = {
-        name: given[name] if name in given else restored(name, value)
-        for name, value in recipe.items()
-    }
-    return AEBKernel(model, **options)
+    with reading("the checkpoint's kernel"):
+        if unknown := sorted(recipe.keys() - {*OPTIONS}):
+            raise ValueError(f"options {unknown}")
+        stored = {n: restored(n, value) for n, value in recipe.items() if n not in given}
+    with reading("the checkpoint's kernel") if not given else nullcontext():
+        return AEBKernel(model, **{**stored, **given})

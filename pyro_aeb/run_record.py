@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_aeb.chain import Chain
 from pyro_aeb.checkpoint import Checkpoint
-from pyro_aeb.errors import CheckpointError
+from pyro_aeb.errors import CheckpointError, reading
 from pyro_aeb.history import Record
 from pyro_aeb.lanes import Lane, Plan
 from pyro_aeb.store import MemoryStore, Rows, Store, StoreRecorder
@@ -159,7 +159,8 @@ class RunRecord:
     def _fill(self, store: MemoryStore, checkpoint: Checkpoint, lane: Lane) -> None:
         row, at = lane.chains if isinstance(lane.chains, int) else None, 0
         for rows in checkpoint.rows(lane.numbers[0], lane.saved):
-            at += store.put(row, at, rows)
+            with reading(f"{checkpoint.path}/chain-{lane.numbers[0]}-draws-{at:09d}.pt"):
+                at += store.put(row, at, rows)
 
     def _new_store(self, facts: Mapping[str, Any]) -> Store:
         if self.trace is None:

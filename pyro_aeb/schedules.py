@@ -15,8 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
 
 
 @runtime_checkable
@@ -35,12 +37,61 @@ def as_schedule(value: Schedule | float, name: str) -> Schedule:
     :raises TypeError: if ``value`` is neither.
     """
     if isinstance(value, Real):
-        return Constant(float(value))
+        number = _as_float(name, value)
+        if not math.isfinite(number):
+            raise ValueError(f"{name} is {number}, expected a finite value or a schedule")
+        return Constant(number)
     if callable(value):
         return value
     raise TypeError(
         f"{name} is {value!r}, expected a number or a schedule such as Polynomial(1e-3, power=1/3)"
     )
+
+
+def check_numbers(owner: str, **numbers: Any) -> None:
+    """
+    Checks arguments that must be numbers, before they are compared with any.
+
+    :param str owner: what they are arguments of, for the error message.
+    :param numbers: by name.
+    :raises TypeError: if one is something else.
+    :raises ValueError: if one is beyond the range of a float.
+    """
+    for name, value in numbers.items():
+        if not isinstance(value, Real):
+            raise TypeError(f"{owner}: {name} is {value!r}, expected a number")
+        _as_float(f"{owner}: {name}", value)
+
+
+def _as_float(what: str, value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(
+            f"{what} is beyond the range of a float, expected a number up to 1.8e308"
+        ) from None
+
+
+def _read_numbers(schedule: Any, *names: str) -> None:
+    """Checks fields of a schedule that must be numbers, and makes NumPy's Python's."""
+    for name in names:
+        value = getattr(schedule, name)
+        check_numbers(type(schedule).__name__, **{name: value})
+        object.__setattr__(schedule, name, _plain(value))
+
+
+def _plain(value: Any) -> int | float:
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a schedule has given one number in the range of a float, or a tensor of one."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    try:
+        return isinstance(value, Real) and math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def _require(condition: bool, schedule: Any, expected: str) -> None:
@@ -59,6 +110,7 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
+        _read_numbers(self, "value")
         _require(math.isfinite(self.value), self, "a finite value")
 
     def __call__(self, k: int) -> float:
@@ -84,12 +136,16 @@ class Polynomial:
     power: float = 1.0
 
     def __post_init__(self) -> None:
+        _read_numbers(self, "scale", "offset", "power")
         _require(0 < self.scale < math.inf, self, "a finite scale > 0")
         _require(0 <= self.offset < math.inf, self, "a finite offset >= 0")
         _require(0 <= self.power < math.inf, self, "a finite power >= 0")
 
     def __call__(self, k: int) -> float:
-        return self.scale / (self.offset + k) ** self.power
+        try:
+            return self.scale / (float(self.offset) + k) ** float(self.power)
+        except OverflowError:  # what it is divided by is beyond all floats
+            return 0.0
 
 
 @dataclass(frozen=True)
@@ -109,13 +165,14 @@ class Geometric:
     every: int = 1
 
     def __post_init__(self) -> None:
+        _read_numbers(self, "initial", "rate", "every")
         _require(0 < self.initial < math.inf, self, "a finite initial value > 0")
         _require(0 < self.rate < math.inf, self, "a finite rate > 0")
         _require(self.every >= 1, self, "every >= 1")
 
     def __call__(self, k: int) -> float:
         try:
-            value = self.initial * self.rate ** ((k - 1) // self.every)
+            value = self.initial * float(self.rate) ** ((k - 1) // self.every)
         except OverflowError:
             value = math.inf
         if math.isinf(value):
@@ -142,19 +199,28 @@ class Piecewise:
     factors: Mapping[int, float]
 
     def __post_init__(self) -> None:
+        _read_numbers(self, "initial")
+        if not isinstance(self.factors, Mapping):
+            raise TypeError(
+                f"Piecewise: factors is {self.factors!r}, expected a mapping of steps to factors, "
+                "such as {1000: 0.1}"
+            )
+        for step, factor in self.factors.items():
+            check_numbers("Piecewise", **{"a step of factors": step, "a factor": factor})
         _require(math.isfinite(self.initial), self, "a finite initial value")
         _require(
             all(math.isfinite(factor) and factor > 0 for factor in self.factors.values()),
             self,
             "finite factors > 0",
         )
-        object.__setattr__(self, "factors", dict(sorted(self.factors.items())))
+        factors = {_plain(step): _plain(f) for step, f in sorted(self.factors.items())}
+        object.__setattr__(self, "factors", factors)
 
     def __hash__(self) -> int:
         return hash((self.initial, tuple(self.factors.items())))
 
     def __call__(self, k: int) -> float:
-        return self.initial * math.prod(f for step, f in self.factors.items() if k >= step)
+        return self.initial * math.prod(float(f) for step, f in self.factors.items() if k >= step)
 
 
 @dataclass(frozen=True)
@@ -173,6 +239,7 @@ class Cyclical:
     period: int
 
     def __post_init__(self) -> None:
+        _read_numbers(self, "initial", "period")
         _require(0 < self.initial < math.inf, self, "a finite initial value > 0")
         _require(self.period >= 1, self, "period >= 1")
 
@@ -198,6 +265,7 @@ class PruningSchedule:
     period: float = 50
 
     def __post_init__(self) -> None:
+        _read_numbers(self, "target", "damping", "period")
         _require(0 <= self.target <= 1, self, "a target share in [0, 1]; 90 % is 0.9")
         _require(0 <= self.damping < 1, self, "a damping in [0, 1)")
         _require(0 < self.period < math.inf, self, "a finite period > 0")

@@ -293,6 +293,12 @@ class LoaderArguments:
     def _arguments(self, batch: Any) -> Arguments:
         self._check_names(batch)
         arguments = unpacked(batch, self._kwargs)
+        if leading_lengths(*unpacked(batch, {})) == {0}:
+            raise ModelError(
+                f"batch {self._fetched} of epoch {self._epochs + 1} of the DataLoader has no data, "
+                "expected at least one datum in every batch; leave empty batches out of the "
+                "dataset or batch sampler"
+            )
         return arguments if self._device is None else moved(arguments, self._device)
 
     def _fetch(self) -> Any:

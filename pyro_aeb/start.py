@@ -43,7 +43,7 @@ def generator_of(seed: int | None, chain: int, device: torch.device) -> torch.Ge
     """The chain's own generator; None, torch's global one, where there is no seed."""
     if seed is None:
         return None
-    return torch.Generator(device=device).manual_seed(seed + chain)
+    return torch.Generator(device=device).manual_seed((seed + chain) % 2**64)
 
 
 def loader_seed(seed: int | None, chain: int, rank: int = 0) -> int | None:

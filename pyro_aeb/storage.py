@@ -116,5 +116,6 @@ class Moments:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from another's :meth:`state`."""
-        self.count = state["count"]
-        self._mean, self._square = dict(state["mean"]), dict(state["square"])
+        self.count = int(state["count"])
+        self._mean = {name: torch.as_tensor(mean) for name, mean in state["mean"].items()}
+        self._square = {name: torch.as_tensor(own) for name, own in state["square"].items()}

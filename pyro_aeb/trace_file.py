@@ -22,16 +22,15 @@ from torch import Tensor
 
 from pyro_aeb.errors import listed
 from pyro_aeb.growing_zarr import (
-    FINISHED,
     Arrays,
     GrowingZarr,
     Rows,
     block_rows,
     create,
     import_zarr,
-    published,
     selected,
 )
+from pyro_aeb.trace_metadata import FINISHED, check_chunks, published
 from pyro_aeb.variables import AxisNames, Groups, Variable, as_array, attributes_of_groups, by_name
 
 # What the values of a group are, but for those that have a role.
@@ -315,7 +314,8 @@ def open_trace(path: str | Path, chains: Sequence[int] | None = None) -> Any:
     :return: ``arviz.InferenceData`` with ArviZ 0.x, :class:`xarray.DataTree` with ArviZ 1.x.
     :raises FileNotFoundError: If there is no such folder.
     :raises ImportError: If the zarr library is missing.
-    :raises ValueError: If the folder holds something else than a trace.
+    :raises ValueError: If the folder holds something else than a trace, or a damaged one; also
+        when values are used whose file is damaged.
     """
     # Imported on use: together they take as long as Pyro.
     import arviz
@@ -323,14 +323,21 @@ def open_trace(path: str | Path, chains: Sequence[int] | None = None) -> Any:
 
     import_zarr()
     metadata = published(Path(path))
-    chosen, draws = selected(metadata[".zattrs"][FINISHED], chains)
+    finished = metadata[".zattrs"][FINISHED]
+    check_chunks(Path(path), metadata, finished)
+    chosen, draws = selected(finished, chains)
     groups = [key.split("/")[0] for key in metadata if key.endswith("/.zgroup")]
-    datasets = {
-        group: xarray.open_dataset(str(path), engine="zarr", group=group, consolidated=True).isel(
-            chain=chosen, draw=slice(draws)
-        )
-        for group in groups
-    }
+    try:
+        datasets = {
+            group: xarray.open_dataset(
+                str(path), engine="zarr", group=group, consolidated=True
+            ).isel(chain=chosen, draw=slice(draws))
+            for group in groups
+        }
+    except (ValueError, RuntimeError, LookupError, OSError) as error:
+        raise ValueError(
+            f"the trace {str(path)!r} is damaged: {type(error).__name__}: {error}"
+        ) from error
     # ArviZ 1.x answers arviz.InferenceData too, with a warning and another class.
     inference_data: Any = vars(arviz).get("InferenceData")
     return inference_data(**datasets) if inference_data else xarray.DataTree.from_dict(datasets)

@@ -20,7 +20,8 @@ from pyro_aeb.likelihood import Statistics
 from pyro_aeb.posterior import Latents, Posterior
 from pyro_aeb.transitions import StepNumbers, Transition
 
-Compile = Literal["update"]
+Compile = Literal["update", "all"]
+"""What a kernel compiles: what comes after the likelihood's gradient, or that too."""
 
 Moved = tuple[Any, Latents | None]
 """The transition's state and the latents."""
@@ -36,9 +37,9 @@ class Update:
 
     :param Posterior posterior: Q.
     :param Transition transition: how the weights move.
-    :param compile: ``"update"`` to compile it with :func:`torch.compile`, None not to. In compiled
-        code step size and inverse temperature are rounded to single precision, as torch's compiler
-        does with numbers that change.
+    :param compile: None to compile nothing, else it is compiled with :func:`torch.compile`. In
+        compiled code step size and inverse temperature are rounded to single precision, as torch's
+        compiler does with numbers that change.
     """
 
     def __init__(
@@ -135,8 +136,9 @@ def check_compile(compile: Any) -> None:
     """
     :raises ValueError: if ``compile`` is neither None nor the name of what can be compiled.
     """
-    if compile not in (None, *get_args(Compile)):
+    known = isinstance(compile, str) and compile in get_args(Compile)
+    if compile is not None and not known:
         raise ValueError(
-            f"compile is {compile!r}, expected None, or 'update' to compile what a step does "
-            "after the likelihood's gradient"
+            f"compile is {compile!r}, expected None, 'update' to compile what a step does after "
+            "the likelihood's gradient, or 'all' to compile the gradient too"
         )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,8 +17,16 @@ from pyro.infer import MCMC
 
 from pyro_aeb import SGLD, AEBKernel, ModelError, StochasticApproximation
 
+MET: Counter[str] = Counter()
+"""Bad inputs that got the error they should, by its kind; printed at the end of a run."""
+
 X, Y = linear_data()
 ADAPTATION = StochasticApproximation(0.3)
+
+
+def met(error: BaseException) -> None:
+    """Counts an error that was expected."""
+    MET[type(error).__name__] += 1
 
 
 @contextmanager
@@ -29,6 +38,7 @@ def says(*parts: str, error: type[Exception] = ModelError) -> Iterator[None]:
     for part in parts:
         assert part in rest, f"{part!r} is missing (or too late) in: {info.value}"
         rest = rest[rest.index(part) + len(part) :]
+    met(info.value)
 
 
 def run(model, *args, transition=None, draws=3, kwargs=None, **options) -> MCMC:

@@ -14,7 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+import multiprocessing  # noqa: E402
 import signal  # noqa: E402
+import sys  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 
 import pyro  # noqa: E402
@@ -26,6 +28,21 @@ import torch  # noqa: E402
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Processes of the kind "forkserver" get what they run by pickling, as those of "spawn" do, and are
+# forks of a server that has imported all this once: they begin within milliseconds, not seconds.
+multiprocessing.set_forkserver_preload(["pyro_aeb", "arviz", "xarray", "zarr", "h5netcdf"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """
+    Files are not forced to the disk. What that protects from, a machine that loses power, no test
+    can tell; a process that is killed loses nothing that it had written.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
 
 @pytest.fixture(autouse=True)
 def _fresh_state() -> Iterator[None]:
@@ -36,3 +53,11 @@ def _fresh_state() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many bad inputs got the error they should, where tests counted any."""
+    met = getattr(sys.modules.get("bad_runs"), "MET", {})
+    if met:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(met.items()))
+        terminalreporter.write_line(f"{sum(met.values())} bad inputs met: {kinds}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import pytest
+from bad_runs import met
 from models import linear_data
 
 from pyro_aeb import SSGL, ModelError
@@ -25,6 +26,7 @@ def refusal(model, *args, **options) -> str:
     """The message of the error that a model gets."""
     with pytest.raises(ModelError) as info:
         structure(model, *args, **options)
+    met(info.value)
     return str(info.value)
 
 

@@ -23,8 +23,8 @@ def batches_of(loader: DataLoader, count: int, **options) -> list:
     return [source.next() for _ in range(count)]
 
 
-def shuffled(**options) -> DataLoader:
-    return DataLoader(DATA, batch_size=6, shuffle=True, **options)
+def shuffled(batch_size: int = 6, **options) -> DataLoader:
+    return DataLoader(DATA, batch_size, shuffle=True, **options)
 
 
 def as_it_is(batch):

@@ -41,7 +41,7 @@ def sequential(of=None, **options) -> MCMC:
             return mcmc(of, num_chains=2, **options)
 
 
-def parallel(of=None, context="spawn", **options) -> MCMC:
+def parallel(of=None, context="forkserver", **options) -> MCMC:
     """Two chains in processes of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 8)

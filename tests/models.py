@@ -68,11 +68,11 @@ def sparse_classification(X, y=None, batch_size=None):
         return pyro.sample("y", dist.Bernoulli(logits=X[i] @ beta), obs=labels)
 
 
-def sparse_layers(X, y=None):
-    """Two SSGL layers, each with a delta of its own, and one sigma for both and for the noise."""
+def sparse_layers(X, y=None, widths=(4, 1)):
+    """SSGL layers, each with a delta of its own, and one sigma for all and for the noise."""
     sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0))
     h = X
-    for layer, width in enumerate([4, 1]):
+    for layer, width in enumerate(widths):
         delta = pyro.sample(f"delta{layer}", dist.Beta(2.0 + layer, 3.0))
         prior = SSGL(v0=0.1, v1=10.0, delta=delta, sigma=sigma2.sqrt())
         weight = pyro.sample(f"w{layer}", prior.expand([h.shape[-1], width]).to_event(2))

@@ -28,7 +28,6 @@ def on_ranks(program: Callable[..., Any], folder: Path, *args: Any, world: int =
     :param folder: an empty one.
     """
     context = mp.get_context("forkserver")  # which imports once for all
-    context.set_forkserver_preload(["pyro_aeb", "arviz", "xarray"])
     folder.mkdir(exist_ok=True)
     processes = [
         context.Process(target=_run, args=(program, rank, world, str(folder), args), daemon=True)

@@ -9,6 +9,7 @@ import inspect
 import multiprocessing as mp
 import os
 import signal
+import threading
 import time
 
 import pyro
@@ -36,6 +37,7 @@ from pyro.infer import NUTS, Predictive
 
 import pyro_aeb as aeb
 from pyro_aeb import NonFiniteError
+from pyro_aeb.parallel import Receiver
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -336,10 +338,77 @@ def main_process(pids) -> None:
     chains(draws=10_000, method="parallel", hook_fn=Telling()).run(X, Y, **DATA)
 
 
-def test_processes_end_with_the_main_one():
+def sleep_once(patch: pytest.MonkeyPatch, seconds: float, when) -> None:
+    """Keeps the main process from taking what workers send, at the first draw that it is to be."""
+    drawn, due = Receiver.drawn, [True]
+
+    def slow(self, lane, *sent):
+        if due and when(self._lanes, lane):
+            due.clear()
+            time.sleep(seconds)
+        drawn(self, lane, *sent)
+
+    patch.setattr(Receiver, "drawn", slow)
+
+
+def busy_main_process(pids) -> None:
+    """Its workers wait for it, half-way through a draw that no pipe has room for."""
+    sleep_once(pytest.MonkeyPatch(), 1000.0, lambda lanes, _: all(own.draws for own in lanes))
+    pids_of = lambda *_: pids.put(os.getpid())  # noqa: E731
+    chains(kernel(wide, adaptation=None), 10_000, 0, method="parallel", hook_fn=pids_of).run()
+
+
+WIDTH = 100_000
+
+
+def wide():
+    """Draws of 400 kB."""
+    pyro.sample("w", dist.Normal(0.0, 1.0).expand([WIDTH]).to_event(1))
+    pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(()))
+
+
+def test_draws_that_the_main_process_has_not_taken_do_not_pile_up(monkeypatch):
+    made = mp.get_context("fork").RawArray("i", 2)
+
+    def count(kernel, draw, stage, i):
+        made[int(stage == "Sample [1]")] += 1
+
+    drawn, ahead = Receiver.drawn, []
+
+    def look(self, lane, *sent):
+        ahead.append(made[lane] + 1 - self._lanes[lane].draws)
+        drawn(self, lane, *sent)
+
+    monkeypatch.setattr(Receiver, "drawn", look)
+    sleep_once(monkeypatch, 1.0, lambda _, lane: lane == 1)
+    run = chains(kernel(wide, adaptation=None), 100, 0, method="parallel", hook_fn=count)
+    run.run()
+    assert run._counts() == [100, 100]
+    # One that is on its way, and one that has just been made.
+    assert max(ahead) <= 2
+
+
+def test_a_process_that_dies_half_way_through_a_draw_is_told_of(monkeypatch):
+    def die_while_sending(kernel, draw, stage, i):
+        if (stage, i) == ("Sample [1]", 0):
+            threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+
+    sleep_once(monkeypatch, 1.5, lambda _, lane: lane == 1)
+    of = kernel(wide, adaptation=None)
+    run = chains(of, 10, 0, method="parallel", hook_fn=die_while_sending)
+    with pytest.raises(RuntimeError, match="process of chain 1 ended with exit code -9"):
+        run.run()
+    assert run._counts()[1] < 10
+    run._hook = None
+    run.run()
+    assert run._counts() == [10, 10]
+
+
+@pytest.mark.parametrize("program", [main_process, busy_main_process])
+def test_processes_end_with_the_main_one(program):
     context = mp.get_context("fork")
     pids = context.Queue()
-    main = context.Process(target=main_process, args=(pids,))
+    main = context.Process(target=program, args=(pids,))
     main.start()
     workers = {pids.get(timeout=30) for _ in range(2)}
     os.kill(main.pid, signal.SIGKILL)

@@ -8,6 +8,8 @@ set of their own.
 
 from __future__ import annotations
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from aeb_runs import Network as WithDropout
@@ -94,6 +96,20 @@ def test_buffers_are_given_back_after_an_error():
 
 def places(module: nn.Module) -> list:
     return [(module, "replaced"), (module, "added_to")]
+
+
+def test_a_compiled_module_in_a_model_is_looked_at_as_it_was_written():
+    """The compiler cannot follow the loan of copies; the steps after it run the compiled code."""
+    module = torch.compile(nn.BatchNorm1d(P), backend="eager")
+    module(X)  # the compiler is at work before the model is looked at
+
+    def model(x):
+        weights = pyro.sample("w", dist.Normal(torch.zeros(P), 1.0).to_event(1))
+        pyro.factor("fit", -(module(x) @ weights).square().sum())
+
+    run = aeb.MCMC(kernel(model, **NO_LATENTS), 2, warmup_steps=0, disable_progbar=True)
+    run.run(X)
+    assert int(module.num_batches_tracked) == 1 + 2 * 2  # two steps a draw
 
 
 def test_a_run_changes_the_buffers_it_is_lent_and_returns_them():

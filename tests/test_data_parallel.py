@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -167,8 +168,13 @@ class Drift:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ran")
+def folder(tmp_path_factory) -> Path:
+    """Of the runs' checkpoints."""
+    return tmp_path_factory.mktemp("ran")
+
+
+@pytest.fixture(scope="module")
+def ran(folder) -> list[dict[str, Any]]:
     found = on_ranks(many_runs, folder, str(folder), world=WORLD)
     for result in found:
         assert not isinstance(result, BaseException), result
@@ -236,6 +242,22 @@ def test_a_loader_goes_on_bit_for_bit(ran):
 
 
 # -- one rank, and none
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_run_does_not_go_on_on_another_number_of_ranks(ran, folder, tmp_path, shared):
+    """A minibatch, which all ranks' data make, would be of another size."""
+    run = aeb.MCMC.resume(f"{folder}/run", regression, data_parallel=shared, disable_progbar=True)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
+    )
+    try:
+        with pytest.raises(ValueError) as info:
+            run.run(X, Y, batch_size=3)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert "among 1 ranks, and the run began with 2" in str(info.value)
+    assert "go on with data_parallel=True and 2 processes" in str(info.value)
 
 
 def test_on_one_rank_it_is_the_plain_kernel(tmp_path):

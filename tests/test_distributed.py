@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,38 @@ def test_a_rank_that_stops_loses_nothing(tmp_path, one_after_the_other, what):
         assert_same(found, one_after_the_other[0])
 
 
+def cut_short(rank: int, folder: str) -> list[int]:
+    """Chains 0 and 2 have ended, and chain 1 has two draws."""
+    run = distributed(checkpoint=f"{folder}/run", every=2, hook_fn=at_draw_5_of_chain_1(fail))
+    with pytest.raises(aeb.RankError if rank == 0 else OSError):
+        run.run(X, Y, **DATA)
+    return run._counts()
+
+
+def without_a_chain(rank: int, folder: str) -> str:
+    """On three ranks with folders of their own: chain 2 was rank 0's, and is to be rank 2's."""
+    own = Path(folder) / f"of-{rank}"
+    shutil.copytree(Path(folder) / "run", own)
+    if rank > 0:
+        (own / "chain-2.pt").unlink()
+    run = aeb.MCMC.resume(own, kernel().model, disable_progbar=True)
+    with pytest.raises(ValueError) as info:
+        run.run(X, Y, **DATA)
+    return str(info.value)
+
+
+def test_a_run_goes_on_on_another_number_of_ranks(tmp_path, one_after_the_other):
+    assert on_ranks(cut_short, tmp_path / "two", str(tmp_path)) == [[6, 2, 6]] * 2
+    for error in on_ranks(without_a_chain, tmp_path / "apart", str(tmp_path), world=3):
+        assert "rank 2 is to go on with chain 2 and has 0 of its draws" in error
+        assert "rank 0 has 9" in error and "one checkpoint folder" in error
+    for world in (1, 3):
+        folder = tmp_path / f"run-on-{world}"
+        shutil.copytree(tmp_path / "run", folder)
+        for found in on_ranks(resumed, tmp_path / f"on-{world}", str(folder), world=world):
+            assert_same(found, one_after_the_other[0])
+
+
 # -- as a reader runs it
 
 
@@ -175,18 +208,22 @@ def test_a_rank_that_stops_loses_nothing(tmp_path, one_after_the_other, what):
 def test_the_tutorial_says_the_same_on_one_process_and_on_two(tmp_path):
     script = str(ROOT / "tutorials" / "several_machines.py")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    tables = []
-    for program in ([script], [*torchrun, script]):
-        folder = tmp_path / f"on-{len(tables)}"
-        done = subprocess.run(
-            [sys.executable, *program, "--smoke", "--out", str(folder)],
+    started = [
+        subprocess.Popen(
+            [sys.executable, *program, "--smoke", "--out", str(tmp_path / f"on-{i}")],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=SECONDS,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
-        title, *chains = done.stdout.split("one chain on")[0].splitlines()
+        for i, program in enumerate(([script], [*torchrun, script]))
+    ]
+    tables = []
+    for process in started:  # side by side: most of it is importing torch
+        with process:
+            out, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, errors[-3000:]
+        title, *chains = out.split("one chain on")[0].splitlines()
         assert title == f"four chains on {len(tables) + 1} processes"
         tables.append(chains)
     assert tables[0] == tables[1] and len(tables[0]) == 6

@@ -29,7 +29,7 @@ LAYERS: tuple[set[str], ...] = (
     {"latents"},
     {"priors"},
     {"schedules", "structure", "arguments", "buffers", "groups", "units", "variables"}
-    | {"settings"},
+    | {"settings", "trace_metadata"},
     {"ranks"},
     # What a step is made of, and what runs the model.
     {"transitions", "adaptation", "pruning", "dense", "minibatches", "health", "history", "look"}
@@ -37,10 +37,10 @@ LAYERS: tuple[set[str], ...] = (
     {"ssgl_rule", "probes", "options", "storage", "blow_ups", "data_checks", "store", "trace_file"},
     {"links", "learned"},
     {"likelihood"},
-    {"model"},
+    {"model", "traced"},
     # Q, where a chain starts, and a chain.
     {"posterior"},
-    {"start", "update"},
+    {"start", "update", "measures"},
     {"chain"},
     {"chain_state", "data_parallel"},
     {"beginning"},
@@ -51,6 +51,7 @@ LAYERS: tuple[set[str], ...] = (
     {"run_record"},
     {"parallel", "distributed", "run_results"},
     {"mcmc"},
+    {"diagnostics"},
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 # Below, but none of its business: a step takes a gradient and knows no model, and the latents'
@@ -60,7 +61,7 @@ KEPT_FROM = {
     "ssgl_rule": {"transitions", "minibatches", "look"},
 }
 # The only ones that may know Pyro's effect handlers.
-KNOW_HANDLERS = {"look", "model", "likelihood", "nn", "mcmc"}
+KNOW_HANDLERS = {"look", "model", "likelihood", "nn", "mcmc", "testing"}
 HANDLERS = ("pyro.poutine", "pyro.handlers")
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -413,7 +413,8 @@ def check_regression(idata, num_chains):
     assert idata.posterior.attrs["draws"] == "beta"
     assert idata.posterior.attrs["stochastic_approximation"] == "delta, sigma2"
     statistics = {
-        "diverging", "potential", "step_size", "inverse_temperature", "sa_weight", "sparsity"
+        "diverging", "potential", "step_size", "inverse_temperature", "sa_weight", "sparsity",
+        "kinetic_temperature", "sa_residual_rho", "sa_residual_sigma", "sa_residual_delta",
     }  # fmt: skip
     assert set(groups["sample_stats"]) == statistics
     for values in groups["sample_stats"].values():

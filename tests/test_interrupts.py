@@ -175,7 +175,7 @@ def stopped_run(kind: str, started, results, folder: str) -> None:
 
 @pytest.mark.parametrize("kind", [*METHODS, "loader"])
 def test_ctrl_c_at_a_terminal(kind, tmp_path):
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
     started, results = context.Event(), context.Queue()
     process = context.Process(
         target=stopped_run, args=(kind, started, results, str(tmp_path / "run"))

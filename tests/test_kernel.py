@@ -138,6 +138,10 @@ def test_diagnostics():
         "step_size",
         "inverse_temperature",
         "sa_weight",
+        "kinetic_temperature",
+        "sa_residual_rho",
+        "sa_residual_sigma",
+        "sa_residual_delta",
     }
     assert all(value.shape == (4,) for value in stats.values())
     assert stats["diverging"].dtype == torch.bool and not stats["diverging"].any()

@@ -64,6 +64,10 @@ def test_the_first_program_of_the_readme():
         "inverse_temperature",
         "sa_weight",
         "sparsity",
+        "kinetic_temperature",
+        "sa_residual_rho",
+        "sa_residual_sigma",
+        "sa_residual_delta",
     }
     assert statistics == set(idata.sample_stats.data_vars)
     assert all(idata.sample_stats[name].dims == ("chain", "draw") for name in statistics)
@@ -291,7 +295,7 @@ def test_a_run_that_blows_up_hands_out_its_draws():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", ["spawn", "fork"])
+@pytest.mark.parametrize("context", ["forkserver", "fork"])
 def test_a_chain_that_blows_up_in_a_process_hands_out_its_draws(context, capfd):
     """The process ends with its error, so nothing of the error may live in that process."""
     error = blown_up(parallel(kernel(Fuse(30), steps_per_draw=1), context, draws=100))

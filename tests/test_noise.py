@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 from bad_runs import says
+from scipy import stats
 
-from pyro_aeb.noise import LARGE, Noise, check_kind, three_point_table
+from pyro_aeb.checkpoint import from_bytes, to_bytes
+from pyro_aeb.errors import ModelError
+from pyro_aeb.noise import LARGE, PIECE, Noise, check_kind, three_point_table
 
 KINDS = ("normal", "three-point")
 SIZES = (1, 13, 1000, LARGE - 1, LARGE, LARGE + 3)
@@ -62,6 +67,60 @@ def test_every_value_of_the_table_is_drawn_as_often_as_it_is_there():
     assert ((counts - p * numbers.numel()).abs() < 5.0 * error).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_models_numbers_are_independent_of_one_another(kind):
+    """Products of different ones have mean 0 and variance 1: neighbours, steps, chains."""
+    numbers = drawn(Noise(kind, torch.empty(2, LARGE), [generator(1), generator(2)]), 20).double()
+    n = numbers.numel()
+    assert numbers.mean().abs() < 5.0 * math.sqrt(1.0 / n)
+    assert (numbers.square().mean() - 1.0).abs() < 5.0 * math.sqrt(2.0 / n)
+    neighbours = [numbers[..., d:] * numbers[..., :-d] for d in (1, 2, 3, 4, 8)]
+    steps, chains = numbers[1:] * numbers[:-1], numbers[:, 0] * numbers[:, 1]
+    for pairs in (*neighbours, steps, chains):
+        assert pairs.mean().abs() < 5.0 * math.sqrt(1.0 / pairs.numel())
+
+
+def test_a_large_models_normal_numbers_pass_kolmogorov_and_smirnovs_test():
+    numbers = Noise("normal", torch.empty(10**6), [generator(3)]).draw()
+    assert stats.kstest(numbers.double().numpy(), "norm").pvalue > 1e-6
+
+
+# -- where they come from
+
+
+def words_of(seed: int, count: int) -> np.ndarray:
+    return np.random.SFC64(np.random.SeedSequence([seed, 2])).random_raw(count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [LARGE, LARGE + 3, PIECE + 2])
+def test_a_large_models_three_point_numbers_are_bytes_of_sfc64(size, dtype):
+    found = Noise("three-point", torch.empty(size, dtype=dtype), [generator(7)]).draw()
+    expected = torch.tensor(three_point_table(), dtype=dtype)[
+        torch.from_numpy(words_of(7, (size + 7) // 8).view(np.uint8)[:size]).long()
+    ]
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(LARGE, torch.float32), (LARGE, torch.float64), (13, torch.float32)]
+)
+def test_normal_numbers_are_torchs(size, dtype):
+    found = drawn(Noise("normal", torch.empty(size, dtype=dtype), [generator(8)]))
+    same = generator(8)
+    expected = [torch.empty(size, dtype=dtype).normal_(generator=same) for _ in range(2)]
+    assert torch.equal(found, torch.stack(expected))
+
+
+def test_the_words_of_a_piece_are_all_that_is_in_memory_beside_the_numbers():
+    noise = Noise("three-point", torch.empty(4 * PIECE), [generator(9)])
+    tracemalloc.start()  # NumPy tells it of the words
+    drawn(noise)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert PIECE <= peak < 1.1 * PIECE  # a byte a number
+
+
 # -- the streams
 
 
@@ -99,21 +158,14 @@ def test_chains_together_have_the_numbers_of_each_alone(kind, size, threads):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(LARGE + 5,), (2, LARGE), (4, LARGE // 2)])
+@pytest.mark.parametrize("shape", [(LARGE + 5,), (2, LARGE), (4, LARGE // 2), (10**6 + 1,)])
 def test_the_number_of_threads_changes_no_number(kind, shape):
     found = []
-    for threads in (1, 2):
+    for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         chains = shape[0] if len(shape) > 1 else 1
         found.append(drawn(Noise(kind, torch.empty(shape), [generator(i) for i in range(chains)])))
-    assert torch.equal(*found)
-
-
-def test_halves_and_chains_share_no_numbers():
-    """In double precision equal numbers of two streams are next to impossible."""
-    like = torch.empty(2, LARGE, dtype=torch.float64)
-    numbers = drawn(Noise("normal", like, [generator(0), generator(1)]))
-    assert numbers.unique().numel() == numbers.numel()
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,25 +174,34 @@ def test_it_goes_on_from_a_saved_state(kind, size):
     own = generator(10)
     noise = Noise(kind, torch.empty(size), [own])
     drawn(noise, 3)
-    states = own.get_state(), noise.state()
+    saved = to_bytes({"own": own.get_state(), "noise": noise.state()})
     expected = drawn(noise, 3)
     other = generator(11)
     again = Noise(kind, torch.empty(size), [other])
     drawn(again, 1)
-    other.set_state(states[0])
-    again.load(states[1])
+    states = from_bytes(saved, "the test", "own", "noise")
+    other.set_state(states["own"])
+    again.load(states["noise"])
     assert torch.equal(drawn(again, 3), expected)
 
 
+def test_a_state_of_other_generators_is_refused():
+    like = torch.empty(LARGE)
+    for states in ([], [generator(0).get_state()], [torch.zeros(4, dtype=torch.int64)] * 2):
+        with says("the saved chain's random numbers", "go on with", error=ModelError):
+            Noise("three-point", like, [generator(11)]).load(states)
+
+
 def _draw(noise: Noise, results) -> None:
-    # Copies by NumPy: torch's own threads, too, are not in a fork.
+    torch.set_num_threads(1)  # as in every forked worker: torch's threads are not in a fork
     results.put([noise.draw().numpy().copy() for _ in range(3)])
 
 
-def test_a_forked_process_draws_the_same_though_it_has_no_thread_of_its_parents():
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forked_process_draws_the_same(kind):
     torch.set_num_threads(2)
-    noise, same = (Noise("normal", torch.empty(LARGE), [generator(12)]) for _ in range(2))
-    assert torch.equal(drawn(noise), drawn(same))  # both threads have run
+    noise, same = (Noise(kind, torch.empty(LARGE), [generator(12)]) for _ in range(2))
+    assert torch.equal(drawn(noise), drawn(same))
     fork = multiprocessing.get_context("fork")
     results = fork.Queue()
     child = fork.Process(target=_draw, args=(noise, results), daemon=True)

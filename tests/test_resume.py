@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import multiprocessing as mp
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from models import (
     sparse_layers,
     sparse_regression,
 )
+from torch.distributions.transforms import AffineTransform
 
 import pyro_aeb as aeb
 from pyro_aeb import ModelError
@@ -66,7 +68,10 @@ CASES = {
     "frozen latents": Case(options={"freeze_after_warmup": True}),
     "moments": Case(options={"save": ["sigma2"]}),
     "loader": Case(lambda: loader_regression, lambda: (shuffled(),)),
-    "loader with workers": Case(lambda: loader_regression, lambda: (shuffled(num_workers=2),)),
+    # Small batches, so that epochs, each of which starts workers, are few.
+    "loader with workers": Case(
+        lambda: loader_regression, lambda: (shuffled(batch_size=3, num_workers=2),)
+    ),
     "buffers and dropout": Case(Network, options={"adaptation": None}),
 }
 KINDS = {
@@ -81,8 +86,10 @@ def make(case: Case, kind: str, method: str, model: Any, **options) -> aeb.MCMC:
     return chains(kernel(model, **KINDS[kind], **case.options), draws=6, method=method, **options)
 
 
-def whole_run(case: Case, kind: str, method: str) -> tuple[dict, dict]:
+@functools.cache  # for the tests that cut the same run at many places
+def whole_run(case: str, kind: str, method: str) -> tuple[dict, dict]:
     """What a run that nothing happens to keeps, and the buffers that it leaves."""
+    case = CASES[case]
     model = case.model()
     run = make(case, kind, method, model)
     pyro.set_rng_seed(3)
@@ -116,7 +123,7 @@ def test_a_run_goes_on_bit_for_bit(name, kind, method, tmp_path):
     places = {"checkpoint": tmp_path / "run", "every": 4}
     if kind == "SGHMC":
         places["trace"] = tmp_path / "draws.zarr"
-    expected, buffers = whole_run(case, kind, method)
+    expected, buffers = whole_run(name, kind, method)
     stop(case, kind, method, (label("Sample", 1, method), 2), **places)
     found, left = go_on(case, tmp_path / "run")
     assert_equal(found, expected)
@@ -131,7 +138,7 @@ def test_a_run_goes_on_bit_for_bit(name, kind, method, tmp_path):
 )
 def test_wherever_it_stopped(stage, chain, number, kind, tmp_path):
     case = CASES["plates"]
-    expected, _ = whole_run(case, kind, "sequential")
+    expected, _ = whole_run("plates", kind, "sequential")
     at = (label(stage, chain, "sequential"), number)
     stop(case, kind, "sequential", at, checkpoint=tmp_path, every=100)
     assert_equal(go_on(case, tmp_path)[0], expected)
@@ -140,7 +147,7 @@ def test_wherever_it_stopped(stage, chain, number, kind, tmp_path):
 def test_again_and_again(tmp_path):
     """Two draws at a time, each time from the file."""
     case = CASES["loader"]
-    expected, _ = whole_run(case, "SGLD", "sequential")
+    expected, _ = whole_run("loader", "SGLD", "sequential")
     stop(case, "SGLD", "sequential", ("Warmup [0]", 1), checkpoint=tmp_path, every=100)
     places = [("Sample [0]", n) for n in (0, 2, 4)] + [("Warmup [1]", 2), ("Sample [1]", 3)]
     for place in places:
@@ -164,10 +171,10 @@ def test_another_process_goes_on(tmp_path):
     work, expected = [], []
     for name, method in itertools.product(names, ("sequential", "vectorized")):
         folder = tmp_path / f"{name} {method}"
-        expected.append(whole_run(CASES[name], "SGLD", method)[0])
+        expected.append(whole_run(name, "SGLD", method)[0])
         stop(CASES[name], "SGLD", method, (label("Sample", 1, method), 2), checkpoint=folder)
         work.append((name, str(folder)))
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
     results = context.Queue()
     process = context.Process(target=in_a_new_process, args=(work, results))
     process.start()
@@ -251,6 +258,18 @@ def test_options_may_change_after_a_blow_up(tmp_path):
     there = again._counts()[0]
     assert 0 < there <= len(kept)
     assert torch.equal(again.get_samples()["w"], kept[:there])
+
+
+def test_transforms_are_given_again(tmp_path):
+    """Draws are kept as they are in the chain, and handed out through the transforms."""
+    transforms = {"beta": AffineTransform(1.0, 2.0)}
+    run = chains(checkpoint=tmp_path, transforms=transforms)
+    run.run(X, Y, **DATA)
+    again = resumed(tmp_path, transforms=transforms)
+    assert_equal(records(again), records(run))
+    for given in (None, {"sigma2": AffineTransform(0.0, 2.0)}):
+        with says("the run began with those of ['beta']", "give the same", error=ValueError):
+            resumed(tmp_path, transforms=given)
 
 
 # -- what is not the same run

@@ -51,6 +51,7 @@ def fixed_sigma(X, y=None):
 MODELS = {
     "one layer": (sparse_regression, CHANGING),
     "two layers": (sparse_layers, CHANGING),
+    "six layers": (partial(sparse_layers, widths=(4, 3, 3, 3, 3, 1)), CHANGING),
     "fixed sigma": (fixed_sigma, CHANGING),
     "no latents": (dense_regression, {**CHANGING, "adaptation": None}),
     "latents frozen": (sparse_layers, {**CHANGING, "adaptation": aeb.StochasticApproximation(0.0)}),
@@ -211,10 +212,10 @@ def test_without_a_compiler_it_says_so_and_runs(tmp_path):
 
 
 def test_another_name_is_told_of():
-    for name in ("all", True, "eager"):
-        with says(f"compile is {name!r}", "None", "'update'", error=ValueError):
+    for name in ("everything", True, "eager"):
+        with says(f"compile is {name!r}", "None", "'update'", "'all'", error=ValueError):
             check_compile(name)
-    for name in (None, "update"):
+    for name in (None, "update", "all"):
         check_compile(name)
 
 

@@ -57,11 +57,10 @@ def write(path: Path, connection: Connection, chain: int, start: int) -> None:
 
 
 class Writer:
-    """A process that runs :func:`write`. The first takes seconds to start, others are its forks."""
+    """A process that runs :func:`write`."""
 
     def __init__(self, path: Path, chain: int = 0, start: int = 0) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pyro_aeb.trace_file"])
         self._receiver, sender = context.Pipe(duplex=False)
         self._process = context.Process(target=write, args=(path, sender, chain, start))
         self._process.start()

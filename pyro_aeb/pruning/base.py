@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.schedules import Schedule, as_schedule, check_numbers
 
 Scope = Literal["layer", "global"]
 
@@ -65,7 +65,7 @@ class Pruning(ABC):
         every: int = 1,
         sites: str | Sequence[str] | None = None,
     ) -> None:
-        _check_options(type(self).__name__, sparsity, scope, every)
+        _check_options(type(self).__name__, sparsity, scope, freeze, every)
         names = (sites,) if isinstance(sites, str) else sites
         if names is not None and not (
             isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
@@ -75,7 +75,7 @@ class Pruning(ABC):
             )
         object.__setattr__(self, "sparsity", as_schedule(sparsity, "sparsity"))
         object.__setattr__(self, "scope", scope)
-        object.__setattr__(self, "freeze", bool(freeze))
+        object.__setattr__(self, "freeze", freeze)
         object.__setattr__(self, "every", int(every))
         object.__setattr__(self, "sites", None if names is None else tuple(names))
 
@@ -140,10 +140,14 @@ class UnitPruning(Pruning):
         return (torch.linalg.vector_norm(weights, dim=-1) / math.sqrt(weights.shape[-1]),)
 
 
-def _check_options(kind: str, sparsity: Any, scope: Any, every: Any) -> None:
+def _check_options(kind: str, sparsity: Any, scope: Any, freeze: Any, every: Any) -> None:
+    if isinstance(sparsity, Real):
+        check_numbers(kind, sparsity=sparsity)
     if isinstance(sparsity, Real) and not 0.0 <= float(sparsity) <= 1.0:
         raise ValueError(f"{kind}: sparsity is {sparsity}, expected a share in [0, 1]; 90 % is 0.9")
-    if scope not in get_args(Scope):
+    if not isinstance(scope, str) or scope not in get_args(Scope):
         raise ValueError(f"{kind}: scope is {scope!r}, expected 'layer' or 'global'")
+    if not isinstance(freeze, bool):
+        raise TypeError(f"{kind}: freeze is {freeze!r}, expected True or False")
     if not isinstance(every, Integral) or int(every) < 1:
         raise ValueError(f"{kind}: every is {every!r}, expected a whole number of steps >= 1")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from pyro_aeb.errors import ModelError
 from pyro_aeb.pruning.base import Pruning
 from pyro_aeb.pruning.selection import all_but_enough, all_but_lowest, apportion
+from pyro_aeb.schedules import is_number
 from pyro_aeb.structure import Block, Structure
 
 
@@ -73,8 +73,8 @@ class Pruner:
         self._keep: Tensor | None = None
         self._position: Tensor | None = None
         sparsity = pruning.sparsity
-        known = getattr(sparsity, "target", getattr(sparsity, "value", None))
-        if isinstance(known, Real):
+        known: Any = getattr(sparsity, "target", getattr(sparsity, "value", None))
+        if is_number(known) and 0.0 <= float(known) <= 1.0:
             self._weights_of(float(known), "")
 
     def target(self, k: int) -> float:
@@ -83,13 +83,13 @@ class Pruner:
 
         :raises ValueError: if the schedule leaves [0, 1].
         """
-        share = float(self.pruning.sparsity(k))
-        if not 0.0 <= share <= 1.0:
+        share = self.pruning.sparsity(k)
+        if not (is_number(share) and 0.0 <= share <= 1.0):
             raise ValueError(
                 f"sparsity is {share} at step {k}, expected a share in [0, 1]; it comes from "
                 f"{self.pruning.sparsity!r}"
             )
-        return share
+        return float(share)
 
     def prune(self, state: Any, k: int, wide: Callable[[], Tensor]) -> Any:
         """

@@ -3,8 +3,16 @@
 
 """Stochastic-gradient MCMC transitions, one file each."""
 
-from pyro_aeb.transitions.base import StepNumbers, Transition
+from pyro_aeb.transitions.base import HasStatistics, StepNumbers, Transition
 from pyro_aeb.transitions.sghmc import SGHMC, SGHMCState
 from pyro_aeb.transitions.sgld import SGLD, SGLDState
 
-__all__ = ["SGHMC", "SGLD", "SGHMCState", "SGLDState", "StepNumbers", "Transition"]
+__all__ = [
+    "SGHMC",
+    "SGLD",
+    "HasStatistics",
+    "SGHMCState",
+    "SGLDState",
+    "StepNumbers",
+    "Transition",
+]

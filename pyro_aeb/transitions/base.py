@@ -13,7 +13,8 @@ axis of chains needs no change. A new sampler is one file in this folder.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -69,3 +70,41 @@ class Transition(Protocol[State]):
         :param StepNumbers numbers: step size and inverse temperature of this step.
         """
         ...
+
+
+@runtime_checkable
+class HasStatistics(Protocol):
+    """
+    A transition with figures of its own for every draw, beside the contract above; optional.
+
+    They go to ``sample_stats`` under their names, whatever these are. One name has a meaning to
+    :func:`pyro_aeb.check`: ``kinetic_temperature``, by :func:`kinetic_temperature`.
+    """
+
+    def statistics(self, before: Any, state: Any, numbers: StepNumbers) -> Mapping[str, Tensor]:
+        """
+        Figures of one step. Called at the last step before a draw, and before anything is pruned;
+        it must not wait for a value (no ``.item()``).
+
+        :param before: the state before the step.
+        :param state: the state after it.
+        :param StepNumbers numbers: of the step.
+        :returns: name to one number a chain, shape (...); the same names at every step.
+        """
+        ...
+
+
+def kinetic_temperature(displacement: Tensor, position: Tensor, expected: float) -> Tensor:
+    r"""
+    The mean square of what weights move by in a step, over what it is when the chain is at its
+    target temperature and its steps are small: 1 where all is well. Weights that are zero before
+    the step, which pruning may hold there, do not count; NaN where all are.
+
+    :param Tensor displacement: momentum, or displacement of a step, shape (..., D).
+    :param Tensor position: before the step, shape (..., D).
+    :param float expected: the mean square to expect.
+    :returns: shape (...).
+    """
+    moving = (position != 0.0).to(displacement.dtype)
+    total = (displacement * displacement).mul_(moving).sum(-1)
+    return total / (moving.sum(-1) * expected)

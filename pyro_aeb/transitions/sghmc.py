@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, as_schedule
-from pyro_aeb.transitions.base import StepNumbers
+from pyro_aeb.schedules import Schedule, as_schedule, check_numbers
+from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
 
 
 class SGHMCState(NamedTuple):
@@ -60,6 +61,7 @@ class SGHMC:
     def __init__(
         self, step_size: Schedule | float, friction: float = 0.1, gradient_noise: float = 0.0
     ) -> None:
+        check_numbers("SGHMC", friction=friction, gradient_noise=gradient_noise)
         if not 0.0 < friction <= 1.0:
             raise ValueError(
                 f"SGHMC: friction is {friction}, expected a number in (0, 1]; "
@@ -90,3 +92,27 @@ class SGHMC:
         variance = 2.0 * eta * (self.friction - self.gradient_noise) / tau
         momentum.add_(noise, alpha=math.sqrt(variance))
         return SGHMCState(state.position + momentum, momentum)
+
+    def statistics(
+        self, before: SGHMCState, state: SGHMCState, numbers: StepNumbers
+    ) -> Mapping[str, Tensor]:
+        r"""
+        ``kinetic_temperature``: the mean square of the momentum over :math:`\eta / (\tau (1 -
+        \alpha / 2))`, its stationary value for small steps.
+
+        At curvature h, with noise of variance g in the gradient, the discretised scheme's is
+
+        .. math:: \frac{2 \eta (\alpha - \hat\beta) / \tau + \eta^2 g}
+            {\alpha (2 - \alpha - \eta h / 2)},
+
+        so a number above 1 tells of noise in the gradient that :math:`\hat\beta` does not cover, or
+        of a large step.
+
+        :param before: the state before a step.
+        :param state: the state after it.
+        :param StepNumbers numbers: of the step.
+        """
+        eta, tau = numbers
+        expected = eta / (tau * (1.0 - self.friction / 2.0))
+        measured = kinetic_temperature(state.momentum, before.position, expected)
+        return {"kinetic_temperature": measured}

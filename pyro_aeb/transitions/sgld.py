@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
-from pyro_aeb.transitions.base import StepNumbers
+from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
 
 
 class SGLDState(NamedTuple):
@@ -61,3 +62,24 @@ class SGLD:
         position = torch.add(state.position, gradient, alpha=epsilon)
         position.add_(noise, alpha=math.sqrt(2.0 * epsilon / tau))
         return SGLDState(position)
+
+    def statistics(
+        self, before: SGLDState, state: SGLDState, numbers: StepNumbers
+    ) -> Mapping[str, Tensor]:
+        r"""
+        ``kinetic_temperature``: the mean square of the step over :math:`2 \epsilon / \tau`, that of
+        its noise alone.
+
+        At curvature h, with noise of variance g in the gradient, its stationary value for a
+        quadratic Q is :math:`(1 + \epsilon \tau g / 2) / (1 - \epsilon h / 2)`, which is also the
+        factor by which the weights' variance is too large: a number above 1 tells of noise in the
+        gradient, or of a large step.
+
+        :param before: the state before a step.
+        :param state: the state after it.
+        :param StepNumbers numbers: of the step.
+        """
+        epsilon, tau = numbers
+        step = state.position - before.position
+        measured = kinetic_temperature(step, before.position, 2.0 * epsilon / tau)
+        return {"kinetic_temperature": measured}

@@ -89,6 +89,10 @@ ROWS: dict[str, Row] = {
     "ours-compiled-three-point": Row(
         "… both", "ours", partial(dict, compile="update", noise="three-point")
     ),
+    "ours-all": Row("… gradient and update compiled", "ours", partial(dict, compile="all")),
+    "ours-all-three-point": Row(
+        "… and three-point noise", "ours", partial(dict, compile="all", noise="three-point")
+    ),
     "sgd": Row("torch.optim.SGD with momentum", "sgd"),
     "posteriors": Row("posteriors, sghmc", "posteriors_sghmc", package="posteriors"),
     "blackjax": Row("BlackJAX, sghmc (beside JAX alone)", "blackjax_sghmc", package="blackjax"),

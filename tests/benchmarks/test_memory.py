@@ -9,23 +9,17 @@ What a chain holds in memory.
 
 from __future__ import annotations
 
-import resource
-import sys
-
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 
 import pyro_aeb as aeb
 
-from . import memory
+from . import long_run, memory
 from .workloads import dense_network
 
 BYTES = 20.0
 """The most a sparse weight may take beyond the weight itself."""
 
-STEPS, STEPS_PER_DRAW = 100_000, 1000
 TENSOR = 64
 """Bytes of the smallest storage that torch allocates."""
 
@@ -56,38 +50,11 @@ def test_memory_counts_a_storage_once_and_finds_what_closures_hold():
     assert memory.bytes_of([x, y], but=[y[1:]]) == 40
 
 
-def model(x, y):
-    """A small model, in batches, with a learned sigma."""
-    sigma2 = pyro.sample("sigma2", dist.InverseGamma(2.0, 2.0))
-    prior = aeb.SSGL(0.1, 10.0, delta=0.5, sigma=sigma2.sqrt())
-    beta = pyro.sample("beta", prior.expand([2]).to_event(1))
-    with pyro.plate("data", len(x), subsample_size=5) as i:
-        pyro.sample("y", dist.Normal(x[i] @ beta, sigma2.sqrt()), obs=y[i])
-
-
-def peak() -> int:
-    """The most bytes of memory that this process has had."""
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else 1024 * size
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("as_in_mcmc")
-def test_memory_is_bounded_over_many_steps():
+def test_memory_is_bounded_over_many_steps(long_run_beside):
     """Less grows in 90,000 steps than the smallest tensor a step would."""
-    x, y = torch.randn(10, 2), torch.randn(10)
-    kernel = aeb.AEBKernel(
-        model,
-        aeb.SGHMC(1e-4),
-        aeb.StochasticApproximation(aeb.Polynomial(10.0, 1000.0, 0.7)),
-        steps_per_draw=STEPS_PER_DRAW,
-    )
-    kernel.setup(0, x, y)
-    draws, warm = STEPS // STEPS_PER_DRAW, STEPS // STEPS_PER_DRAW // 10
-    params = kernel.initial_params
-    for draw in range(draws):
-        if draw == warm:
-            before = peak()
-        params = kernel.sample(params)
-    assert kernel.chain.step == STEPS
-    assert peak() - before <= TENSOR * (draws - warm) * STEPS_PER_DRAW
+    out, errors = long_run_beside.communicate(timeout=600)
+    assert long_run_beside.returncode == 0, errors
+    steps, growth = map(int, out.split())
+    assert steps == long_run.STEPS == 100_000
+    assert growth <= TENSOR * (long_run.DRAWS - long_run.WARM) * long_run.STEPS_PER_DRAW

@@ -26,6 +26,9 @@ from .workloads import WORKLOADS, linear
 pytestmark = pytest.mark.usefixtures("as_in_mcmc")
 
 PRUNED: dict[str, Any] = {"pruning": aeb.MagnitudePruning(0.9)}
+UPDATE: dict[str, Any] = {"compile": "update"}
+ALL: dict[str, Any] = {"compile": "all"}
+THREE_POINT: dict[str, Any] = {"noise": "three-point"}
 
 # Workload, the kernel's options, the most that a step may cost; turns, and calls a turn.
 CASES = {
@@ -35,6 +38,14 @@ CASES = {
     "C": (WORKLOADS["C"], {}, 1.12, 40, 1),
     "R": (WORKLOADS["R"], {}, 1.05, 20, 1),
     "R, 90 % pruned at every step": (WORKLOADS["R"], PRUNED, 1.15, 20, 1),
+    "L, compiled update": (linear, UPDATE, 3.5, 60, 50),
+    "M, compiled update": (WORKLOADS["M"], UPDATE, 3.0, 60, 5),
+    "M, compiled update, three-point noise": (WORKLOADS["M"], UPDATE | THREE_POINT, 2.2, 60, 5),
+    "R, compiled update": (WORKLOADS["R"], UPDATE, 1.03, 20, 1),
+    "L, all compiled": (linear, ALL, 3.5, 60, 50),
+    "M, all compiled": (WORKLOADS["M"], ALL, 3.0, 60, 5),
+    "M, all compiled, three-point noise": (WORKLOADS["M"], ALL | THREE_POINT, 2.2, 60, 5),
+    "R, all compiled": (WORKLOADS["R"], ALL, 1.03, 20, 1),
 }
 
 

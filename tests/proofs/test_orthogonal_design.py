@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Proof 3. With an orthogonal design quadrature finds the limit theta* of the latents, which
-``orthogonal_design.py`` explains; the adaptive chain reaches it, and at the rate of the theorem,
+Proof 3. With an orthogonal design quadrature finds the limit theta* of the latents, as
+``pyro_aeb.testing.orthogonal_design`` explains; the adaptive chain reaches it, and at the rate of
+the theorem,
 
     E ||theta_k - theta*||^2 <= lambda omega_k:
 
@@ -27,8 +28,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from monte_carlo import Z, assert_agrees, replicates
-from orthogonal_design import OrthogonalDesign
 from pyro.infer import MCMC
 from pyro.infer.autoguide.initialization import init_to_value
 
@@ -36,6 +35,8 @@ from pyro_aeb import SGLD, SSGL, AEBKernel, Constant, Polynomial, StochasticAppr
 from pyro_aeb.model import inspect_model
 from pyro_aeb.ssgl_rule import SSGLLatents, SSGLRule
 from pyro_aeb.structure import Residuals
+from pyro_aeb.testing import OrthogonalDesign, assert_agrees, replicates
+from pyro_aeb.testing.monte_carlo import Z
 from pyro_aeb.transitions import StepNumbers
 
 # Three weights: one clearly in the model, one hardly, one between. Sigma is in the prior alone.

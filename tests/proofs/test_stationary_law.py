@@ -25,51 +25,39 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from monte_carlo import assert_agrees, assert_tells_apart, batch_means
 from pyro.infer import MCMC
 
 from pyro_aeb import SGHMC, SGLD, SSGL, AEBKernel, StochasticApproximation
+from pyro_aeb.testing import (
+    assert_agrees,
+    assert_tells_apart,
+    batch_means,
+    sghmc_covariance,
+    sgld_variance,
+)
+from pyro_aeb.testing import target_variance as limit_variance
 from pyro_aeb.transitions import StepNumbers
 
 CHAINS = 40_000
-
-
-def sgld_variance(step_size, tau, h, gradient_noise=0.0):
-    """The stationary variance of SGLD; ``gradient_noise`` is G."""
-    s2 = 2.0 * step_size / tau + step_size**2 * gradient_noise
-    return s2 / (1.0 - (1.0 - step_size * h) ** 2)
-
-
-def sghmc_covariance(step_size, tau, h, alpha, b=0.0, gradient_noise=0.0):
-    """The stationary covariance of (v, beta) of SGHMC, by the discrete Lyapunov equation."""
-    m = np.array([[1.0 - alpha, -step_size * h], [1.0 - alpha, 1.0 - step_size * h]])
-    s2 = 2.0 * step_size * (alpha - b) / tau + step_size**2 * gradient_noise
-    # vec(M C M^T) = (M kron M) vec(C)
-    return np.linalg.solve(np.eye(4) - np.kron(m, m), np.full(4, s2)).reshape(2, 2)
 
 
 def sgld_covariance(step_size, tau, h, gradient_noise=0.0):
     return np.array([[sgld_variance(step_size, tau, h, gradient_noise)]])
 
 
-def limit_variance(tau, h):
-    """The variance of exp(tau Q), which SGLD and SGHMC have in the limit of small steps."""
-    return 1.0 / (tau * h)
-
-
 def test_the_closed_forms():
     # They tend to the target for small steps ...
     for tau, h in ((1.0, 2.0), (0.5, 3.0)):
-        small = sghmc_covariance(1e-8, tau, h, alpha=0.3)
+        small = sghmc_covariance(1e-8, tau, h, 0.3)
         np.testing.assert_allclose(small[1, 1], limit_variance(tau, h), rtol=1e-6)
         np.testing.assert_allclose(sgld_variance(1e-8, tau, h), limit_variance(tau, h), rtol=1e-6)
     # ... are each other's with friction 1, where SGHMC is SGLD ...
-    full = sghmc_covariance(0.1, 0.5, 3.0, alpha=1.0)[1, 1]
+    full = sghmc_covariance(0.1, 0.5, 3.0, 1.0)[1, 1]
     np.testing.assert_allclose(full, sgld_variance(0.1, 0.5, 3.0), rtol=1e-12)
     # ... and that of SGHMC's position, as the AR(2) process beta'' = (2 - alpha - eta h) beta' -
     # (1 - alpha) beta + noise, is (1 - b / alpha) / (tau h (1 - eta h / (4 - 2 alpha))).
     ar2 = (1 - 0.1 / 0.3) / (0.5 * 3.0 * (1 - 0.2 * 3.0 / (4 - 2 * 0.3)))
-    found = sghmc_covariance(0.2, 0.5, 3.0, alpha=0.3, b=0.1)[1, 1]
+    found = sghmc_covariance(0.2, 0.5, 3.0, 0.3, 0.1)[1, 1]
     np.testing.assert_allclose(found, ar2, rtol=1e-12)
 
 

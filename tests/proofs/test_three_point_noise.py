@@ -14,7 +14,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from monte_carlo import assert_agrees, assert_tells_apart
 from pyro.infer import MCMC
 from test_stationary_law import (
     CHAINS,
@@ -25,17 +24,21 @@ from test_stationary_law import (
     N,
     assert_kernel_moments,
     assert_moments,
-    limit_variance,
     noise_of_the_gradient,
     normal_means,
     posterior_mean,
-    sghmc_covariance,
     sgld_covariance,
-    sgld_variance,
 )
 
 from pyro_aeb import SGHMC, SGLD, AEBKernel
 from pyro_aeb.noise import Noise, three_point_table
+from pyro_aeb.testing import (
+    assert_agrees,
+    assert_tells_apart,
+    sghmc_covariance,
+    sgld_variance,
+)
+from pyro_aeb.testing import target_variance as limit_variance
 from pyro_aeb.transitions import StepNumbers
 
 THREE_POINT, NORMAL = "three-point", "normal"

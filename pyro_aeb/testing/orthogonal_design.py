@@ -24,6 +24,7 @@ the expectation being over that law. Nothing here calls the package.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.polynomial.legendre import leggauss
@@ -31,15 +32,17 @@ from scipy.optimize import root
 from scipy.special import expit, logit
 from scipy.stats import laplace, norm
 
+from pyro_aeb.testing.linear import Array
+
 
 @dataclass(frozen=True)
 class Law:
     """The law of two consecutive states of one coordinate on its nodes."""
 
-    nodes: np.ndarray
-    one: np.ndarray
+    nodes: Array
+    one: Array
     """Probability of every node, shape (m,)."""
-    two: np.ndarray | None
+    two: Array | None
     """Probability of every pair (state, next state), shape (m, m); None for tiny steps."""
 
 
@@ -59,7 +62,7 @@ class OrthogonalDesign:
     :param nodes: of the quadrature, on either side of 0.
     """
 
-    b: np.ndarray
+    b: Array
     rss: float
     size: int
     v0: float
@@ -75,12 +78,12 @@ class OrthogonalDesign:
     def p(self) -> int:
         return len(self.b)
 
-    def split(self, theta):
+    def split(self, theta: Array) -> tuple[Array, Array, Array, Array]:
         """theta, shape (2 p + 2,), as rho, q, sigma, delta."""
         p = self.p
         return theta[:p], theta[p : 2 * p], theta[2 * p], theta[2 * p + 1]
 
-    def data(self, seed):
+    def data(self, seed: int) -> tuple[Array, Array]:
         """X and y with this b and rss."""
         generator = np.random.default_rng(seed)
         basis, _ = np.linalg.qr(generator.standard_normal((self.size, self.p + 1)))
@@ -89,7 +92,7 @@ class OrthogonalDesign:
 
     # -- the stationary law
 
-    def law(self, j, theta, step_size):
+    def law(self, j: int, theta: Array, step_size: float) -> Law:
         """The law of coordinate j at frozen latents; step size 0 is the limit of small steps."""
         _, q, sigma, _ = self.split(theta)
         kappa0, kappa1 = (1 - q[j]) / self.v0, q[j] / self.v1
@@ -117,7 +120,7 @@ class OrthogonalDesign:
 
     # -- the mean field
 
-    def mean_field(self, theta, step_size):
+    def mean_field(self, theta: Array, step_size: float) -> Array:
         """h(theta), shape (2 p + 2,)."""
         rho, q, sigma, delta = self.split(theta)
         laws = [self.law(j, theta, step_size) for j in range(self.p)]
@@ -127,13 +130,16 @@ class OrthogonalDesign:
         scale = self.mean_scale(laws, q)
         return np.concatenate([inclusion - rho, rho - q, [scale - sigma, sparsity - delta]])
 
-    def inclusion(self, x, sigma, delta):
+    def inclusion(self, x: Array, sigma: Any, delta: Any) -> Array:
         """Equation (4)."""
         odds = norm.logpdf(x, 0, sigma * self.v1**0.5) - laplace.logpdf(x, 0, sigma * self.v0)
         return expit(logit(delta) + odds)
 
-    def mean_scale(self, laws, q):
+    def mean_scale(self, laws: list[Law], q: Array) -> float:
         """E sigma~ of equation (6), over the product of the laws."""
+        absolute: Any
+        square: Any
+        weight: Any
         absolute, square, weight = 0.0, self.nu_lambda, 1.0
         count = self.p + self.nu + 2
         if self.noise is None:
@@ -143,9 +149,10 @@ class OrthogonalDesign:
             absolute = np.add.outer(absolute, b_j)
             square = np.add.outer(square, j_j + i_j)
             weight = np.multiply.outer(weight, probability)
-        return np.sum(weight * (absolute + np.sqrt(absolute**2 + 4 * count * square))) / (2 * count)
+        roots = absolute + np.sqrt(absolute**2 + 4 * count * square)
+        return float(np.sum(weight * roots) / (2 * count))
 
-    def _atoms(self, j, law, q):
+    def _atoms(self, j: int, law: Law, q: float) -> tuple[Any, Any, Any, Array]:
         """
         What coordinate j adds to B, J and I, and with which probability. B and J are those of the
         state after a step, I that of the state before it: it comes with the gradient.
@@ -162,11 +169,11 @@ class OrthogonalDesign:
 
     # -- its root
 
-    def limit(self, step_size=0.0):
+    def limit(self, step_size: float = 0.0) -> Array:
         """theta*, the latents at which h vanishes, shape (2 p + 2,)."""
         p = self.p
 
-        def full(reduced):  # at the root q = rho
+        def full(reduced: Array) -> Array:  # at the root q = rho
             return np.concatenate([reduced[:p], reduced])
 
         start = np.concatenate([np.full(p, 0.5), [1.0, 0.5]])
@@ -181,7 +188,7 @@ class OrthogonalDesign:
         assert found.success, found.message
         return full(found.x)
 
-    def jacobian(self, theta, step_size=0.0, difference=1e-5):
+    def jacobian(self, theta: Array, step_size: float = 0.0, difference: float = 1e-5) -> Array:
         """dh / dtheta by central differences, shape (2 p + 2, 2 p + 2)."""
         steps = difference * np.eye(len(theta))
         ahead = [self.mean_field(theta + d, step_size) for d in steps]
@@ -189,7 +196,7 @@ class OrthogonalDesign:
         return np.stack([(a - b) / (2 * difference) for a, b in zip(ahead, back, strict=True)], 1)
 
 
-def _panel(low, high, nodes):
+def _panel(low: float, high: float, nodes: int) -> Array:
     """Nodes and weights of Gauss-Legendre quadrature, shape (2, nodes)."""
     x, w = leggauss(nodes)
     return np.stack([(high - low) / 2 * x + (high + low) / 2, (high - low) / 2 * w])

@@ -12,18 +12,22 @@ with 39 degrees of freedom). Seeds are fixed, so a failure is a change of the co
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+from pyro_aeb.testing.linear import Array
 
 Z = 5.0
 
 
-def z_scores(estimate, truth, standard_error) -> np.ndarray:
+def z_scores(estimate: Any, truth: Any, standard_error: Any) -> Array:
     """``(estimate - truth) / standard error``, elementwise."""
-    estimate, truth, standard_error = map(np.asarray, (estimate, truth, standard_error))
-    return (estimate - truth) / standard_error
+    z: Array = (np.asarray(estimate) - np.asarray(truth)) / np.asarray(standard_error)
+    return z
 
 
-def assert_agrees(estimate, truth, standard_error) -> None:
+def assert_agrees(estimate: Any, truth: Any, standard_error: Any) -> None:
     """Fails unless all estimates lie within Z standard errors of the truth."""
     z = z_scores(estimate, truth, standard_error)
     assert np.all(np.abs(z) < Z), (
@@ -31,13 +35,13 @@ def assert_agrees(estimate, truth, standard_error) -> None:
     )
 
 
-def assert_tells_apart(estimate, wrong, standard_error) -> None:
+def assert_tells_apart(estimate: Any, wrong: Any, standard_error: Any) -> None:
     """Fails unless all estimates are more than Z standard errors away from the wrong answer."""
     z = z_scores(estimate, wrong, standard_error)
     assert np.all(np.abs(z) > Z), f"the test is too weak to tell {wrong} from {estimate}: z {z}"
 
 
-def batch_means(series, batches: int = 40) -> tuple[np.ndarray, np.ndarray]:
+def batch_means(series: Any, batches: int = 40) -> tuple[Any, Any]:
     """
     The mean of a stationary series and its standard error, from the means of consecutive batches,
     which must be much longer than the series' autocorrelation.
@@ -50,7 +54,7 @@ def batch_means(series, batches: int = 40) -> tuple[np.ndarray, np.ndarray]:
     return means.mean(0), means.std(0, ddof=1) / np.sqrt(batches)
 
 
-def replicates(values) -> tuple[np.ndarray, np.ndarray]:
+def replicates(values: Any) -> tuple[Any, Any]:
     """The mean over independent replicates, shape (replicates, ...), and its standard error."""
     values = np.asarray(values, dtype=np.float64)
     return values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values))

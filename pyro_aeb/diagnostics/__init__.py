@@ -1,0 +1,43 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Diagnostics of runs. :func:`check` reads what a run has recorded and says what to do; the others
+give the figures, or try things on a chain whose latents are held still::
+
+    aeb.check(mcmc)
+    aeb.diagnostics.step_halving(mcmc)
+    aeb.diagnostics.plot_latents(mcmc)
+"""
+
+from pyro_aeb.diagnostics.deltas import collapse
+from pyro_aeb.diagnostics.findings import Finding, Verdict
+from pyro_aeb.diagnostics.flips import pruning_flips
+from pyro_aeb.diagnostics.gradient_noise import NoiseRatio, noise_ratio
+from pyro_aeb.diagnostics.halving import StepHalving, step_halving
+from pyro_aeb.diagnostics.kinetics import Temperature, temperature
+from pyro_aeb.diagnostics.plots import plot_inclusion, plot_latents, plot_sparsity
+from pyro_aeb.diagnostics.settling import Residual, sa_residual
+from pyro_aeb.diagnostics.stein import KSD, ksd
+from pyro_aeb.diagnostics.verdict import check
+
+__all__ = [
+    "KSD",
+    "Finding",
+    "NoiseRatio",
+    "Residual",
+    "StepHalving",
+    "Temperature",
+    "Verdict",
+    "check",
+    "collapse",
+    "ksd",
+    "noise_ratio",
+    "plot_inclusion",
+    "plot_latents",
+    "plot_sparsity",
+    "pruning_flips",
+    "sa_residual",
+    "step_halving",
+    "temperature",
+]

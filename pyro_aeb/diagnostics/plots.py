@@ -1,0 +1,152 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Pictures of a run, in matplotlib: the paths of the learned latents, the inclusion probabilities
+layer by layer, and sparsity over time. ArviZ draws paths as draws, with densities beside them; a
+point estimate has none, so these are drawn here, and draws are left to ``arviz.plot_trace`` of
+:func:`~pyro_aeb.to_arviz`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pyro.infer import MCMC
+
+from pyro_aeb.diagnostics.run import Array, Run
+
+COLUMNS = 3
+
+
+def plot_latents(mcmc: MCMC, names: Sequence[str] | None = None) -> Any:
+    """
+    The path of every learned delta and sigma squared, and of the mean of every site's inclusion
+    probabilities, a line a chain. The shaded second half is what
+    :func:`~pyro_aeb.diagnostics.settling.sa_residual` judges.
+
+    :param MCMC mcmc: a run of an AEBKernel, finished or interrupted.
+    :param names: of the latents to show, by default all.
+    :returns: ``matplotlib.figure.Figure``.
+    :raises ImportError: if matplotlib is missing.
+    :raises ValueError: if there is none of these.
+    """
+    run = Run(mcmc, "plot_latents()")
+    paths = {n: v for n, v in run.learned.items() if names is None or n in names}
+    if not paths:
+        raise ValueError(f"no learned latents to show, expected some of {sorted(run.learned)}")
+    figure, panels = _panels(len(paths))
+    for axes, (name, path) in zip(panels, paths.items(), strict=True):
+        axes.axvspan(run.draws // 2, run.draws - 1, color="0.93", zorder=0)
+        _lines(axes, path)
+        axes.set(title=name, xlabel="draw")
+    if run.chains > 1:
+        panels[0].legend(fontsize="small")
+    return figure
+
+
+def plot_inclusion(mcmc: MCMC, sites: Sequence[str] | None = None) -> Any:
+    """
+    The inclusion probabilities of every SSGL site, averaged over chains and the second half of the
+    draws. A matrix is a heat map, of outputs by inputs as in torch; a convolution is a map of
+    filters by input channels, each the mean over its kernel; a vector is a row of stems.
+
+    :param MCMC mcmc: a run of an AEBKernel that keeps inclusion probabilities.
+    :param sites: which, by default all.
+    :returns: ``matplotlib.figure.Figure``.
+    :raises ImportError: if matplotlib is missing.
+    :raises ValueError: if none of them is kept.
+    """
+    run = Run(mcmc, "plot_inclusion()")
+    chosen = [site for site in run.sparse_sites if sites is None or site in sites]
+    if not chosen:
+        raise ValueError(
+            f"no inclusion probabilities are kept of {sites or 'any site'}, expected some of "
+            f"{run.sparse_sites}; name <site>_rho in save="
+        )
+    figure, panels = _panels(len(chosen))
+    image = None
+    for axes, site in zip(panels, chosen, strict=True):
+        rho = run.rho(site)
+        assert rho is not None
+        image = _map(axes, rho[:, run.draws // 2 :].mean((0, 1))) or image
+        axes.set_title(f"{site}: P(Gaussian component)")
+    if image is not None:
+        figure.colorbar(image, ax=panels)
+    return figure
+
+
+def plot_sparsity(mcmc: MCMC) -> Any:
+    """
+    The sparsity of every draw, a line a chain; with pruning against its schedule, and below how
+    many weights changed from pruned to not, or back, from draw to draw.
+
+    :param MCMC mcmc: a run of an AEBKernel, finished or interrupted.
+    :returns: ``matplotlib.figure.Figure``.
+    :raises ImportError: if matplotlib is missing.
+    :raises ValueError: if the run has no sparse weights.
+    """
+    run = Run(mcmc, "plot_sparsity()")
+    if "sparsity" not in run.stats:
+        raise ValueError("the run has no sparsity, expected SSGL sites that adapt, or pruning")
+    flips, pruning = run.stats.get("pruning_flips"), run.kernel.pruning
+    figure, panels = _panels(2 if flips is not None else 1, columns=1)
+    _lines(panels[0], run.stats["sparsity"])
+    if pruning is not None:
+        target = [float(pruning.sparsity(int(k))) for k in run.steps_of_draws]
+        panels[0].plot(target, color="black", linestyle="--", label="schedule")
+        panels[0].set(title="share of weights that are zero")
+    else:
+        panels[0].set(title="share of sparse weights in the narrower component")
+    panels[0].legend(fontsize="small")
+    if flips is not None:
+        _lines(panels[1], flips)
+        panels[1].set(
+            title="weights that changed from pruned to not, or back, since the draw before"
+        )
+    panels[-1].set(xlabel="draw")
+    return figure
+
+
+def _figure() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "plots need matplotlib, which is not installed: pip install pyro_aeb[plots]"
+        ) from error
+    return Figure
+
+
+def _panels(count: int, columns: int = COLUMNS) -> tuple[Any, list[Any]]:
+    """A figure with so many panels."""
+    width = min(count, columns)
+    height = -(-count // width)
+    figure = _figure()(figsize=(4.2 * width if columns > 1 else 7.0, 3.0 * height))
+    figure.set_layout_engine("constrained")
+    panels = list(np.ravel(figure.subplots(height, width)))
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
+
+
+def _lines(axes: Any, path: Array) -> None:
+    for chain, own in enumerate(path):
+        axes.plot(own, linewidth=0.9, label=f"chain {chain}")
+
+
+def _map(axes: Any, rho: Array) -> Any:
+    """One site's probabilities; what a colour bar explains, if anything."""
+    if rho.ndim < 2:
+        axes.vlines(np.arange(rho.size), 0.0, np.atleast_1d(rho))
+        axes.set(xlabel="weight", ylim=(0.0, 1.05))
+        return None
+    if rho.ndim > 2:
+        rho = rho.reshape(*rho.shape[:2], -1).mean(-1)
+        axes.set(xlabel="input channel", ylabel="filter")
+    else:
+        axes.set(xlabel="second axis (input)", ylabel="first axis (output)")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    return axes.imshow(rho, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")

@@ -1,0 +1,320 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What every transition must do whatever it samples; see :mod:`pyro_aeb.transitions.base`.
+
+A step is a pure function of its arguments: it changes none of them, hides nothing, draws no random
+numbers of its own, and gives every chain of a leading axis what that chain would get alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.schedules import Constant
+from pyro_aeb.testing.reports import Outcome, Report, require
+from pyro_aeb.testing.steps import (
+    NUMBERS,
+    copied,
+    eps,
+    equal,
+    random_numbers,
+    relative_error,
+    run,
+)
+from pyro_aeb.transitions import Transition
+
+DTYPES = (torch.float32, torch.float64)
+CHAINS, SIZE, STEPS = 3, 7, 5
+
+
+def check_contract(transition: Transition[Any]) -> Report:
+    """
+    The contract of transitions, in single and in double precision.
+
+    :param transition: any transition.
+    :returns: what was found.
+    :raises AssertionError: if it breaks the contract.
+    """
+    for _, _, function in CHECKS:
+        for dtype in DTYPES:
+            function(transition, dtype)
+    outcomes = tuple(Outcome(check, result) for check, result, _ in CHECKS)
+    return Report(repr(transition), outcomes)
+
+
+def _check_state(transition: Transition[Any], dtype: torch.dtype) -> None:
+    position = random_numbers(SIZE, dtype=dtype)
+    states = run(transition, position, random_numbers(STEPS, SIZE, dtype=dtype, seed=1))
+    for state in states:
+        fields: tuple[str, ...] = getattr(state, "_fields", ())
+        require(
+            fields[:1] == ("position",) and all(map(torch.is_tensor, state)),
+            "state",
+            f"{type(state).__name__} with fields {fields}",
+            "a NamedTuple of tensors whose first field is 'position'",
+            "a checkpoint, a leading axis of chains and pruning rely on it",
+        )
+        kinds = [(f, tuple(t.shape), t.dtype) for f, t in zip(fields, state, strict=True)]
+        first = [(f, tuple(t.shape), t.dtype) for f, t in zip(fields, states[0], strict=True)]
+        require(
+            kinds == first,
+            "state after a step",
+            kinds,
+            first,
+            "a step must keep fields, shapes and dtypes as init made them",
+        )
+        require(
+            state.position.shape == position.shape and state.position.dtype == dtype,
+            "position",
+            (tuple(state.position.shape), state.position.dtype),
+            (tuple(position.shape), dtype),
+            "the position has the shape and dtype that init was given",
+        )
+        floats = [tensor for tensor in state if tensor.is_floating_point()]
+        require(
+            all(bool(tensor.isfinite().all()) for tensor in floats),
+            "state after small steps on a standard normal",
+            "numbers that are not finite",
+            "finite numbers",
+            "look for a division by something that starts at 0",
+        )
+    require(
+        torch.equal(states[0].position, position),
+        "init",
+        "another position",
+        "the position that it was given",
+        "a chain starts where the kernel puts it",
+    )
+
+
+def _check_inputs(transition: Transition[Any], dtype: torch.dtype) -> None:
+    noise = random_numbers(STEPS, SIZE, dtype=dtype, seed=1)
+    state = run(transition, random_numbers(SIZE, dtype=dtype), noise)[-1]
+    gradient, z = random_numbers(2, SIZE, dtype=dtype, seed=2)
+    inputs = {**state._asdict(), "gradient": gradient, "noise": z}
+    before = {name: tensor.clone() for name, tensor in inputs.items()}
+    after = copied(shared := transition.step(state, gradient, z, NUMBERS))
+    changed = [name for name, tensor in inputs.items() if not torch.equal(tensor, before[name])]
+    require(
+        not changed,
+        "inputs of a step",
+        f"{changed} changed",
+        "all as they were",
+        "use operations that are not in place on what comes in",
+    )
+    gradient.zero_(), z.zero_()
+    require(
+        equal(shared, after),
+        "state after a step",
+        "a state that changes with the gradient's or the noise's memory",
+        "a state of its own",
+        "the kernel writes the next numbers into the same memory: clone what is kept",
+    )
+
+
+def _check_determinism(transition: Transition[Any], dtype: torch.dtype) -> None:
+    noise = random_numbers(STEPS, SIZE, dtype=dtype, seed=1)
+    states = run(transition, random_numbers(SIZE, dtype=dtype), noise)
+    z = noise[-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        generator = torch.get_rng_state()
+        first = copied(transition.step(states[-2], -states[-2].position, z, NUMBERS))
+        require(
+            torch.equal(torch.get_rng_state(), generator),
+            "random numbers",
+            "a step that draws from torch's generator",
+            "a step that uses the noise it is given",
+            "a run could not be replayed, nor resumed bit for bit",
+        )
+        transition.step(states[0], -states[0].position, z, NUMBERS)  # something else in between
+        again = transition.step(states[-2], -states[-2].position, z, NUMBERS)
+    require(
+        equal(first, again),
+        "the same step twice",
+        "two different states",
+        "the same to the last digit",
+        "whatever a step remembers belongs into the state, not into the transition",
+    )
+
+
+def _check_pickle(transition: Transition[Any], dtype: torch.dtype) -> None:
+    noise = random_numbers(STEPS, SIZE, dtype=dtype, seed=1)
+    state = run(transition, random_numbers(SIZE, dtype=dtype), noise)[-1]
+    try:
+        other, copy = pickle.loads(pickle.dumps((transition, state)))
+    except Exception as error:
+        raise AssertionError(
+            f"pickle: found {type(error).__name__}: {error}, expected a transition and a state "
+            "that pickle; chains in processes of their own get them so: define classes at the top "
+            "of a module, and use no lambda for a schedule"
+        ) from error
+    step = transition.step(state, -state.position, noise[0], NUMBERS)
+    require(
+        equal(other.step(copy, -copy.position, noise[0], NUMBERS), step),
+        "pickle",
+        "another step from a copy",
+        "the same to the last digit",
+        "something of the transition is lost on the way",
+    )
+
+
+def _check_chains(transition: Transition[Any], dtype: torch.dtype) -> None:
+    positions = random_numbers(CHAINS, SIZE, dtype=dtype)
+    noise = random_numbers(STEPS, CHAINS, SIZE, dtype=dtype, seed=1)
+    together = run(transition, positions, noise)
+    for c in range(CHAINS):
+        alone = run(transition, positions[c], noise[:, c])
+        for a, b in zip(together, alone, strict=True):
+            shapes = [tuple(tensor.shape) for tensor in a]
+            expected = [(CHAINS, *tensor.shape) for tensor in b]
+            require(
+                shapes == expected,
+                "leading axis of chains",
+                f"a state of shapes {shapes}",
+                expected,
+                "everything in a state has the chains' axis in front",
+            )
+            error = relative_error((tensor[c] for tensor in a), b)
+            require(
+                error <= 100 * eps(dtype),
+                "leading axis of chains",
+                f"a relative difference of {error:.2g} between chain {c} of {CHAINS} and alone",
+                "no more than rounding",
+                "sum over the last axis only, so that chains know nothing of each other",
+            )
+
+
+def _check_numbers(transition: Transition[Any], dtype: torch.dtype) -> None:
+    schedule: Any = getattr(transition, "step_size", None)
+    require(
+        callable(schedule) and float(schedule(1)) > 0.0,
+        "step_size",
+        repr(schedule),
+        "a schedule: step number to a positive float",
+        "the kernel reads it at every step; see schedules.as_schedule",
+    )
+    position, noise = (
+        random_numbers(SIZE, dtype=dtype),
+        random_numbers(1, SIZE, dtype=dtype, seed=1),
+    )
+    start = transition.init(position)
+
+    def moved(transition: Transition[Any], step_size: float) -> Any:
+        numbers = NUMBERS._replace(step_size=step_size)
+        return transition.step(start, -position, noise[0], numbers)
+
+    require(
+        not equal(moved(transition, 0.05), moved(transition, 0.1)),
+        "step size",
+        "the same step at step sizes 0.05 and 0.1",
+        "different ones",
+        "a step takes its size from its numbers, so that schedules hold",
+    )
+    if dataclasses.is_dataclass(type(transition)):
+        replace: Any = dataclasses.replace
+        for other in (Constant(1e-3), Constant(0.7)):
+            changed = replace(transition, step_size=other)
+            require(
+                equal(moved(changed, 0.05), moved(transition, 0.05)),
+                "step size",
+                "a step that depends on the transition's own schedule",
+                "one that takes its size from its numbers alone",
+                "the kernel reads the schedule at the step's number and passes it on",
+            )
+
+
+def _check_precision(transition: Transition[Any], dtype: torch.dtype) -> None:
+    position = random_numbers(SIZE, dtype=torch.float32)
+    noise = random_numbers(STEPS, SIZE, dtype=torch.float32, seed=1)
+    double = run(transition, position.double(), noise.double())[-1]
+    error = relative_error(run(transition, position.to(dtype), noise.to(dtype))[-1], double)
+    require(
+        error <= 1000 * eps(dtype),
+        f"precision of {dtype}",
+        f"a relative difference of {error:.2g} from float64 after {STEPS} steps",
+        "no more than rounding",
+        "look for differences of nearly equal numbers, or a constant of another dtype",
+    )
+    if dtype == torch.float64:
+        _check_digits(transition, position.double(), noise[0].double())
+
+
+def _check_digits(transition: Transition[Any], position: Tensor, noise: Tensor) -> None:
+    """A step in float64 sees changes that one in float32 could not."""
+    start = transition.init(position)
+
+    def step(gradient_factor: float, noise_factor: float) -> Any:
+        gradient, z = -position * gradient_factor, noise * noise_factor
+        return transition.step(start, gradient, z, NUMBERS)
+
+    usual, change = step(1.0, 1.0), 2e-11
+    for name, doubled, close in (
+        ("gradient", step(2.0, 1.0), step(1.0 + change, 1.0)),
+        ("noise", step(1.0, 2.0), step(1.0, 1.0 + change)),
+    ):
+        require(
+            equal(doubled, usual) or not equal(close, usual),
+            "precision of torch.float64",
+            f"a step that does not notice a change of the {name} by {change}",
+            "float64 throughout",
+            "look for a conversion to float32 on the way",
+        )
+
+
+def _check_statistics(transition: Transition[Any], dtype: torch.dtype) -> None:
+    statistics = getattr(transition, "statistics", None)
+    if statistics is None:
+        return
+    positions = random_numbers(CHAINS, SIZE, dtype=dtype)
+    noise = random_numbers(STEPS, CHAINS, SIZE, dtype=dtype, seed=1)
+    *_, before, after = run(transition, positions, noise)
+    copies = [copied(before), copied(after)]
+    figures = statistics(before, after, NUMBERS)
+    shapes = {name: tuple(figure.shape) for name, figure in figures.items()}
+    require(
+        set(shapes.values()) <= {(CHAINS,)},
+        "statistics",
+        f"figures of shapes {shapes} for {CHAINS} chains",
+        "one number a chain",
+        "they become columns of sample_stats: reduce over the last axis",
+    )
+    require(
+        equal(before, copies[0]) and equal(after, copies[1]),
+        "statistics",
+        "states that have changed",
+        "states as they were",
+        "use operations that are not in place on what comes in",
+    )
+    for c in range(CHAINS):
+        *_, before, after = run(transition, positions[c], noise[:, c])
+        alone = statistics(before, after, NUMBERS)
+        require(
+            alone.keys() == figures.keys()
+            and relative_error((f[c] for f in figures.values()), alone.values())
+            <= 1000 * eps(dtype),
+            "statistics",
+            f"others for chain {c} of {CHAINS} than for that chain alone",
+            "the same up to rounding",
+            "reduce over the last axis only",
+        )
+
+
+CHECKS: tuple[tuple[str, str, Callable[[Transition[Any], torch.dtype], None]], ...] = (
+    ("state", "a NamedTuple that keeps shapes and dtypes, position first", _check_state),
+    ("inputs", "left as they were; the state has memory of its own", _check_inputs),
+    ("determinism", "a function of its arguments alone", _check_determinism),
+    ("pickle", "a copy makes the same step", _check_pickle),
+    ("chains", "a leading axis gives every chain what it gets alone", _check_chains),
+    ("step size", "from the step's numbers, whatever the schedule", _check_numbers),
+    ("statistics", "one number a chain, if there are any", _check_statistics),
+    ("precision", "float32 agrees with float64 to rounding", _check_precision),
+)

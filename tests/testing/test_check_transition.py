@@ -1,0 +1,159 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""``check_transition`` passes the samplers that are right and catches every one that is wrong."""
+
+import inspect
+import re
+
+import broken_samplers as broken
+import pytest
+import torch
+
+import pyro_aeb as aeb
+import pyro_aeb.transitions
+from pyro_aeb import SGHMC, SGLD, Polynomial
+from pyro_aeb.testing import check_contract, check_simulated_law, check_transition
+
+OURS = [
+    SGLD(0.05),
+    SGLD(Polynomial(1e-3, power=1 / 3)),
+    SGHMC(0.05),
+    SGHMC(0.05, friction=0.9),
+    SGHMC(0.05, friction=1.0),
+]
+
+
+@pytest.mark.parametrize("transition", [*OURS, broken.Langevin()], ids=repr)
+def test_right_samplers_pass(transition):
+    report = aeb.testing.check_transition(transition)
+    assert report.subject == repr(transition)
+    assert "linear" in report["kind"].result
+    assert "order 1.0" in report["stationary covariance"].result
+
+
+def test_every_transition_of_the_package_is_here():
+    exported = [getattr(pyro_aeb.transitions, name) for name in pyro_aeb.transitions.__all__]
+    classes = {c for c in exported if inspect.isclass(c) and callable(getattr(c, "step", None))}
+    assert classes - {pyro_aeb.transitions.Transition} == {type(t) for t in OURS}
+
+
+def test_noise_in_the_gradient_that_is_made_up_for():
+    transition = SGHMC(0.05, friction=0.4, gradient_noise=0.3)
+
+    def variance(numbers):
+        """Of which beta hat is an estimate: beta hat = eta tau g / 2."""
+        return 2 * 0.3 / (numbers.step_size * numbers.inverse_temperature)
+
+    check_transition(transition, variance)
+    # Without it, only (alpha - beta hat) / alpha = 1/4 of the noise is there.
+    with pytest.raises(AssertionError, match="0.25 times the target's.*gradient_variance"):
+        check_transition(transition)
+
+
+WRONG = {
+    broken.NoiseTooSmall: "0.5 times the variance it should have at every temperature",
+    broken.NoiseOfAnotherOrder: "stationary covariance",
+    broken.WrongSign: "runs away from a Gaussian: look at the sign",
+    broken.NoTemperature: r"error grows like tau\^1: look at how the step uses the inverse",
+    broken.TemperatureTwice: r"error grows like tau\^-1: look at how the step uses the inverse",
+    broken.NoNoise: "look at the noise: does the step use it",
+    broken.WeightDecay: "stationary mean.*a force that is not the gradient's",
+    broken.OwnStepSize: "depends on the transition's own schedule",
+    broken.ConstantStepSize: "the same step at step sizes 0.05 and 0.1",
+    broken.OwnNoise: "draws from torch's generator",
+    broken.InPlace: r"\['position'\] changed",
+    broken.NoiseInPlace: r"\['noise'\] changed",
+    broken.MixesChains: "between chain 0 of 3 and alone",
+    broken.SinglePrecision: "a step that does not notice a change of the gradient by 2e-11",
+    broken.Remembers: "the same step twice",
+    broken.MeanOverChains: "one number a chain",
+    broken.PositionLast: "whose first field is 'position'",
+    broken.KeepsTheGradient: "changes with the gradient's or the noise's memory",
+}
+
+
+@pytest.mark.parametrize("kind", WRONG, ids=lambda kind: kind.__name__)
+def test_wrong_samplers_are_caught(kind):
+    with pytest.raises(AssertionError, match=WRONG[kind]) as caught:
+        check_transition(kind())
+    assert re.search("found .*expected ", str(caught.value), re.S)
+
+
+def test_every_wrong_sampler_is_here():
+    classes = {
+        kind
+        for kind in vars(broken).values()
+        if isinstance(kind, type) and issubclass(kind, broken.Langevin)
+    }
+    assert classes - {broken.Langevin} == WRONG.keys()
+
+
+def test_friction_that_does_not_match_the_noise_is_caught():
+    with pytest.raises(AssertionError, match="2 times the variance it should have"):
+        check_transition(broken.MomentumWithoutFriction(0.05, friction=0.01))
+
+
+def test_a_class_in_a_function_does_not_pickle():
+    class Local(broken.Langevin):
+        pass
+
+    with pytest.raises(AssertionError, match="define classes at the top of a module"):
+        check_contract(Local())
+
+
+# -- not linear: by simulation ---------------------------------------------------------------------
+
+
+def test_a_thermostat_passes_by_simulation():
+    report = check_transition(broken.Thermostat())
+    assert "not linear" in report["kind"].result
+
+
+def test_a_bias_above_the_tolerance_is_told():
+    # With friction 0.4 the variance is 1 / (1 + 0.2) to 1 - 0.2 times the target's.
+    with pytest.raises(AssertionError, match="allow for the bias of such steps"):
+        check_transition(broken.Thermostat(friction=0.4))
+    check_transition(broken.Thermostat(friction=0.4), tolerance=0.3)
+
+
+def test_a_thermostat_that_forgets_the_temperature_is_caught():
+    # Tau = 1/4 comes first, where the variances should be four times those at 1.
+    with pytest.raises(AssertionError, match="simulated law, tau = 0.25"):
+        check_transition(broken.ThermostatWithoutTemperature())
+
+
+def test_a_clipped_gradient_is_caught():
+    with pytest.raises(AssertionError, match="simulated law"):
+        check_transition(broken.Clipped(0.05))
+
+
+@pytest.mark.parametrize("transition", [SGLD(0.05), SGHMC(0.05)], ids=repr)
+def test_simulation_agrees_with_the_closed_form(transition):
+    check_simulated_law(transition)
+
+
+def test_simulation_catches_what_the_closed_form_does():
+    with pytest.raises(AssertionError, match="simulated law"):
+        check_simulated_law(broken.NoiseTooSmall())
+
+
+def test_the_checks_leave_torchs_generator_alone():
+    state = torch.get_rng_state()
+    check_transition(broken.Langevin())
+    check_simulated_law(SGLD(0.05), steps=10, tolerance=1.0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_report_reads_as_a_table():
+    text = repr(check_transition(SGLD(0.05)))
+    first, *lines = text.splitlines()
+    assert first == "SGLD(step_size=Constant(value=0.05)): 13 checks passed"
+    assert len(lines) == 13
+    column = lines[0].index("a NamedTuple")
+    assert all(line[column - 1] == " " and line[column] != " " for line in lines)
+
+
+def test_a_report_says_what_was_not_checked():
+    with pytest.raises(KeyError, match="'law' was not checked; checked were"):
+        check_contract(SGLD(0.05))["law"]
