@@ -185,14 +185,8 @@ class SSGLRule:
             count = count + (data.unsqueeze(-1) if isinstance(data, Tensor) else data) * own
         return scale_update(absolute, square, count, self._nu, self._nu_lambda)
 
-    def gradient(self, latents: SSGLLatents, beta: Tensor) -> Tensor:
-        """The prior's part of the gradient (2) at the sparse slab, shape (..., P)."""
-        gradient = torch.zeros_like(beta)
-        self.add_gradient(gradient, latents, beta)
-        return gradient
-
     def add_gradient(self, gradient: Tensor, latents: SSGLLatents, beta: Tensor) -> None:
-        """Adds :meth:`gradient` to another, in place."""
+        """Adds the prior's part to the gradient (2) at the sparse slab, shape (..., P), in place."""
         kappa0, kappa1 = penalties(latents.slab, latents.excess, self.v0, self.v1)
         sigma = self.sigma_groups.spread(latents.sigma)
         add_prior_gradient(gradient, beta, kappa0, kappa1, sigma)
