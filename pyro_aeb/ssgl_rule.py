@@ -186,7 +186,7 @@ class SSGLRule:
         return scale_update(absolute, square, count, self._nu, self._nu_lambda)
 
     def add_gradient(self, gradient: Tensor, latents: SSGLLatents, beta: Tensor) -> None:
-        """Adds the prior's part to the gradient (2) at the sparse slab, shape (..., P), in place."""
+        """Adds the prior's part to the gradient (2) at the sparse slab, shape (..., P)."""
         kappa0, kappa1 = penalties(latents.slab, latents.excess, self.v0, self.v1)
         sigma = self.sigma_groups.spread(latents.sigma)
         add_prior_gradient(gradient, beta, kappa0, kappa1, sigma)
