@@ -95,7 +95,7 @@ class AEBKernel(MCMCKernel):
         ``"replacement"``, independent draws. The N mod n data left over by a permutation wait for
         the next one.
     :param str noise: ``"normal"``, or ``"three-point"``, numbers of the same moments up to the
-        fifth that cost a third; see :mod:`pyro_aeb.noise`.
+        fifth that cost less; see :mod:`pyro_aeb.noise`.
     :param str compile: ``"update"`` compiles what a step does after the likelihood's gradient
         (prior, transition, latents) with :func:`torch.compile`, ``"all"`` the gradient too. The
         numbers are the same up to rounding. It takes seconds at the start of every chain, of a

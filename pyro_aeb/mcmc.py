@@ -37,9 +37,9 @@ from pyro_aeb.run_results import RunResults
 ChainMethod = Literal["sequential", "vectorized", "parallel", "distributed"]
 
 _FACTS = (
-    *("kernel", "num_samples", "kept", "warmup_steps", "num_chains", "chain_method"),
-    *("thinning", "every", "trace", "data"),
-)
+    "kernel num_samples kept warmup_steps num_chains chain_method thinning every trace data"
+).split()
+"""What a checkpoint says of its run, at least."""
 
 
 class MCMC(RunResults):
@@ -218,10 +218,12 @@ class MCMC(RunResults):
         :param options: options of :class:`~pyro_aeb.AEBKernel` that the checkpoint cannot hold,
             such as a schedule that is a function, or that shall change from here on; not ``seed``,
             ``steps_per_draw`` and ``save``, by which a run counts.
-        :raises ValueError: if one of these is given, or there are transforms of other sites than
-            in the run.
+        :raises ValueError: if one of these is given, there are transforms of other sites than in
+            the run, or there is no such way to start processes.
+        :raises TypeError: if ``hook_fn`` is no function.
         :raises CheckpointError: if there is no run, it is damaged, or an option is missing.
         """
+        check_run_options(None, hook_fn, mp_context, {})
         checkpoint = Checkpoint(path)
         facts = checkpoint.facts(*_FACTS)
         with reading(str(checkpoint.path)):

@@ -14,10 +14,8 @@ the cosine of a normal one: the byte is looked up in a table of 256 values. As 2
 multiple of 6, the table has two values more, :math:`\pm 1.128`, once each, and :math:`\pm 1.737`
 42 times each, so that the second and the fourth moment are exactly 1 and 3 all the same.
 
-Where a CPU draws many three-point numbers, words of NumPy's SFC64 [2] are the source, the fastest
-of its generators. Normal numbers are those of ``torch.normal_``: words of SFC64 through the inverse
-of the distribution function, and halves drawn in two threads, took less time by themselves but not
-inside a step, whose second core torch's own threads keep busy.
+Where a CPU draws many three-point numbers, words of NumPy's SFC64 [2] are the source. Normal
+numbers are those of ``torch.normal_``; ``python -m tests.benchmarks.noise`` times other ways.
 
 **References**
 
@@ -30,6 +28,7 @@ inside a step, whose second core torch's own threads keep busy.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal, get_args
@@ -117,13 +116,13 @@ class Noise:
 
 def _way(kind: Kind, like: Tensor, count: int) -> type[_Row]:
     """The fastest way to fill a row of so many numbers, with the dtype and device of ``like``."""
-    large = like.device.type == "cpu" and count >= LARGE
     if kind == "normal":
         return _Normal
+    large = like.device.type == "cpu" and count >= LARGE
     return _ThreePointWords if large else _ThreePoint
 
 
-class _Row:
+class _Row(ABC):
     """
     A row of the buffer, which one generator fills.
 
@@ -135,9 +134,9 @@ class _Row:
         self._row = row
         self._generator = generator
 
+    @abstractmethod
     def fill(self) -> None:
         """Draws its numbers."""
-        raise NotImplementedError
 
 
 class _Normal(_Row):
@@ -212,5 +211,5 @@ def check_kind(kind: Any) -> None:
     if not isinstance(kind, str) or kind not in get_args(Kind):
         raise ValueError(
             f"noise is {kind!r}, expected 'normal', or 'three-point' for numbers of the same "
-            "moments up to the fifth that cost a third"
+            "moments up to the fifth that cost less"
         )

@@ -242,7 +242,7 @@ class LoaderArguments:
         """
         Starts the epoch that was under way again, and passes over the batches it had given.
 
-        :raises ModelError: if the loader gives fewer.
+        :raises ModelError: if the loader gives fewer, or fails.
         """
         self.close()
         self._place = None
@@ -255,7 +255,7 @@ class LoaderArguments:
                 self._epoch.number(self._epochs)
                 self._iterator = iter(self._loader)
             for _ in range(state["fetched"]):
-                batch = next(self._iterator, None) if self._iterator is not None else None
+                batch = self._passed_over()
                 if batch is None:
                     raise ModelError(
                         f"the DataLoader gives {self._fetched} batches in an epoch, but had given "
@@ -268,6 +268,18 @@ class LoaderArguments:
         finally:
             torch.set_rng_state(before)
         self._random = state["random"]
+
+    def _passed_over(self) -> Any:
+        """The next batch of an epoch that is read again, None at its end."""
+        assert self._iterator is not None
+        try:
+            return next(self._iterator, None)
+        except Exception as error:  # of whatever kind a dataset's failures are
+            raise ModelError(
+                f"the DataLoader failed at batch {self._fetched + 1} of the epoch that is read "
+                f"again up to where this run stood ({type(error).__name__}: {error}); the "
+                "checkpoint is as it was: run again when the data can be read"
+            ) from error
 
     def _of_this_rank(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """A state that another rank has kept for all, with random numbers of this rank's own."""

@@ -215,14 +215,8 @@ class SSGLRule:
             count = count + (data.unsqueeze(-1) if isinstance(data, Tensor) else data) * own
         return scale_update(absolute, square, count, self._nu, self._nu_lambda)
 
-    def gradient(self, latents: SSGLLatents, beta: Tensor) -> Tensor:
-        """The prior's part of the gradient (2) at the sparse slab, shape (..., P)."""
-        gradient = torch.zeros_like(beta)
-        self.add_gradient(gradient, latents, beta)
-        return gradient
-
     def add_gradient(self, gradient: Tensor, latents: SSGLLatents, beta: Tensor) -> None:
-        """Adds :meth:`gradient` to another, in place."""
+        """Adds the prior's part to the gradient (2) at the sparse slab, shape (..., P)."""
         sigma = self.sigma_groups.spread(latents.sigma)
         u = torch.div(beta, sigma).abs_() if self._bends else None
         both = penalties(latents.slab, latents.excess, self.spike, self.slab, u)

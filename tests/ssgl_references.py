@@ -12,6 +12,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_aeb.ssgl_rule import SSGLLatents, SSGLRule
+
 PARAMETERS = ["v0", "v1", "delta", "sigma"]
 
 
@@ -37,3 +39,10 @@ def integral(f: Callable[[Tensor], Tensor], low: float, high: float, nodes: int 
     """The integral of f from low > 0 to high, by the trapezoidal rule in log(x)."""
     t = torch.linspace(math.log(low), math.log(high), nodes, dtype=torch.float64)
     return torch.trapezoid(f(t.exp()) * t.exp(), t)
+
+
+def prior_gradient(rule: SSGLRule, latents: SSGLLatents, beta: Tensor) -> Tensor:
+    """The prior's part of the gradient (2)."""
+    gradient = torch.zeros_like(beta)
+    rule.add_gradient(gradient, latents, beta)
+    return gradient

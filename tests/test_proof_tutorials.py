@@ -170,7 +170,7 @@ def test_coverage_by_hand() -> None:
         ("convergence", ("--settings", "alpha 0.75", "omega 1", "two points", "law 0.4"),
          ("rates.png", "law.png")),
         ("sbc", (), ("ranks.png",)),
-        ("coverage", (), ("against_exact.png",)),
+        ("interval_coverage", (), ("against_exact.png",)),
     ],
 )  # fmt: skip
 def test_a_script_runs_at_smoke_size(
@@ -180,7 +180,8 @@ def test_a_script_runs_at_smoke_size(
     run_script(f"reproduce/{script}.py", *command, cwd=tmp_path)
     results = tmp_path / "results"
     rows = read_rows(results / "replicates.csv")
-    assert len(rows) == {"convergence": 4, "sbc": len(ranks.SETTINGS), "coverage": 10}[script]
+    expected = {"convergence": 4, "sbc": len(ranks.SETTINGS), "interval_coverage": 10}
+    assert len(rows) == expected[script]
     page = (results / "table.md").read_text(encoding="utf-8")
     assert f"{script}.py --smoke" in page and "nan" not in page.split("## Settings")[0]
     for image in images:

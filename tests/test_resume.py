@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from aeb_runs import (
@@ -39,6 +40,7 @@ from models import (
     sparse_regression,
 )
 from torch.distributions.transforms import AffineTransform
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
 from pyro_aeb import ModelError
@@ -273,6 +275,44 @@ def test_transforms_are_given_again(tmp_path):
 
 
 # -- what is not the same run
+
+
+def test_what_is_given_wrong_is_not_laid_to_the_checkpoint(tmp_path):
+    chains(checkpoint=tmp_path).run(X, Y, **DATA)
+    with says("mp_context is 'threads', expected one of", error=ValueError):
+        resumed(tmp_path, mp_context="threads")
+    with says("hook_fn is 3, expected a function", error=TypeError):
+        resumed(tmp_path, hook_fn=3)
+
+
+def test_a_loader_that_fails_where_it_is_read_again_is_not_laid_to_the_checkpoint(tmp_path):
+    class Failing(TensorDataset):
+        """Gives so many data from now on."""
+
+        left = 10**6
+
+        def __getitem__(self, index):
+            self.left -= 1
+            if self.left < 0:
+                raise ValueError("the disk is gone")
+            return super().__getitem__(index)
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 20, subsample=x):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    data = Failing(torch.randn(20))
+    loader = DataLoader(data, batch_size=2)
+    of = aeb.AEBKernel(model, aeb.SGLD(1e-3), seed=1)
+    aeb.MCMC(of, 6, warmup_steps=0, checkpoint=tmp_path, disable_progbar=True).run(loader)
+    again = resumed(tmp_path, model)
+    data.left = 7  # enough to look at the model
+    with says("failed at batch 3", "ValueError: the disk is gone", "run again", error=ModelError):
+        again.run(loader)
+    data.left = 10**6
+    again.run(loader)
+    assert len(again.get_samples()["w"]) == 12
 
 
 def test_other_data_are_an_error(tmp_path):

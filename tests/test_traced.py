@@ -9,15 +9,11 @@ code; those of machine code, at the end, compile it with a C++ compiler.
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 import shutil
-import subprocess
-import sys
 import warnings
 from functools import partial
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -25,6 +21,7 @@ import pytest
 import torch
 import torch.distributed
 from aeb_runs import Network, Stop, StopAt, assert_equal, chains, records, resumed
+from compiler_runs import without_a_compiler
 from models import (
     SCHOOLS_SIGMA,
     SCHOOLS_Y,
@@ -428,23 +425,9 @@ print(*(w.message for w in caught if issubclass(w.category, CompileWarning)), se
 
 @pytest.mark.slow
 def test_without_a_compiler_it_says_so_and_runs(tmp_path):
-    here = str(Path(__file__).parent)
-    environment = {
-        **os.environ,
-        "CXX": "/nonexistent",
-        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join([here, str(Path(here).parent)]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_A_COMPILER],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("needs a C++ compiler") == 2  # of the gradient and of the update
-    assert done.stdout.count("runs as it is written") == 2
+    printed = without_a_compiler(WITHOUT_A_COMPILER, tmp_path)
+    assert printed.count("needs a C++ compiler") == 2  # of the gradient and of the update
+    assert printed.count("runs as it is written") == 2
 
 
 # -- processes, and runs that go on

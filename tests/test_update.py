@@ -8,14 +8,10 @@ without generating code; the slow ones, marked so, compile it with a C++ compile
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 import warnings
 from functools import partial
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -23,6 +19,7 @@ import pytest
 import torch
 from aeb_runs import Stop, StopAt, assert_equal, chains, records, resumed
 from bad_runs import says
+from compiler_runs import without_a_compiler
 from models import dense_regression, linear_data, sparse_layers, sparse_regression
 from torch._dynamo.testing import CompileCounter
 
@@ -192,23 +189,9 @@ print(*(w.message for w in caught if issubclass(w.category, CompileWarning)), se
 
 @pytest.mark.slow
 def test_without_a_compiler_it_says_so_and_runs(tmp_path):
-    here = str(Path(__file__).parent)
-    environment = {
-        **os.environ,
-        "CXX": "/nonexistent",
-        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join([here, str(Path(here).parent)]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_A_COMPILER],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("cannot be compiled") == 1
-    assert "needs a C++ compiler" in done.stdout
+    printed = without_a_compiler(WITHOUT_A_COMPILER, tmp_path)
+    assert printed.count("cannot be compiled") == 1
+    assert "needs a C++ compiler" in printed
 
 
 def test_another_name_is_told_of():

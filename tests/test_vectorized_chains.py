@@ -130,7 +130,9 @@ def assert_alike(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name].dtype == value.dtype
-        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-9, atol=1e-9, msg=name, equal_nan=True
+        )
 
 
 @pytest.fixture

@@ -184,6 +184,12 @@ def main(args: argparse.Namespace) -> None:
         print("\nPath of a point estimate (read mean only):")
         print(az.summary(trace, var_names=["delta"], kind="stats").to_string())
 
+    # `check` says in words what a run's own record shows. Of this one it finds two things that are
+    # the price of a run of seconds: steps that are not small next to the spikes, so that these are
+    # too wide, and draws that remember one another.
+    print()
+    aeb.check(mcmc)
+
     figure = draw(problem, found, beta, inclusion, [aeb.to_arviz(cold), trace])
     figure.savefig(args.out / "sparse_regression.png", dpi=110)
     print(f"\nsparse_regression.png and trace.nc are in {args.out}")

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,26 +49,28 @@ class Run:
         first = self.kernel.steps_per_draw * self._warmup
         return first + self.steps * np.arange(1, self.draws + 1)
 
-    @property
+    @cached_property
     def stats(self) -> dict[str, Array]:
         """The statistics of every draw, name to array of shape (chains, draws)."""
         names = self._reports[0]["sample_stats"]
         return {name: self._stacked("sample_stats", name) for name in names}
 
-    @property
+    @cached_property
     def sampled(self) -> dict[str, Array]:
         """Draws of the sites that the chain samples."""
-        return self._of_role("draw", lambda name, values: values)
+        return self._of_role("draw")
 
-    @property
+    @cached_property
     def learned(self) -> dict[str, Array]:
         """
         The paths of the learned latents, of shape (chains, draws): every delta and sigma squared
         that is kept, and the mean over its weights of every site's rho that is.
         """
-        paths = self._of_role("stochastic approximation", lambda name, values: _mean(values))
-        for name in self._reports[0].get("adaptation", {}):
-            paths[f"mean of {name}"] = _mean(self._stacked("adaptation", name))
+        learned = self._of_role("stochastic approximation")
+        paths = {name: _mean(values) for name, values in learned.items()}
+        for name in self._reports[0].get("adaptation", {}):  # chain by chain: they may be large
+            own = [_mean(as_array(report["adaptation"][name])[None]) for report in self._reports]
+            paths[f"mean of {name}"] = np.concatenate(own)
         return paths
 
     @property
@@ -93,21 +95,17 @@ class Run:
 
     def rho(self, site: str) -> Array | None:
         """A site's inclusion probabilities, shape (chains, draws, ...); None if not kept."""
-        name = rho_name(site)
-        return (
-            self._stacked("adaptation", name)
-            if name in self._reports[0].get("adaptation", {})
-            else None
-        )
+        return self._stacked("adaptation", rho_name(site)) if site in self.sparse_sites else None
 
     @property
     def sparse_sites(self) -> list[str]:
         """The sites whose inclusion probabilities are kept."""
-        return [site for site in self.roles if self.rho(site) is not None]
+        kept = self._reports[0].get("adaptation", {})
+        return [site for site in self.roles if rho_name(site) in kept]
 
-    def _of_role(self, role: str, of: Callable[[str, Array], Array]) -> dict[str, Array]:
+    def _of_role(self, role: str) -> dict[str, Array]:
         return {
-            name: of(name, as_array(values))
+            name: as_array(values)
             for name, values in self._samples.items()
             if self.roles.get(name, "draw") == role
         }
@@ -118,4 +116,4 @@ class Run:
 
 def _mean(values: Array) -> Array:
     """Over all axes but chains and draws, in double precision."""
-    return values.reshape(*values.shape[:2], -1).astype(np.float64).mean(-1)
+    return values.reshape(*values.shape[:2], -1).mean(-1, dtype=np.float64)

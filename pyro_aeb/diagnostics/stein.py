@@ -134,12 +134,14 @@ def stein_matrix(x: Array, score: Array) -> Array:
     :param score: shape (n, d).
     """
     d = x.shape[1]
-    difference = x[:, None] - x[None]  # (n, n, d)
-    squared = (difference**2).sum(-1)
+    x = x - x.mean(0)
+    inner, across = x @ x.T, x @ score.T  # pairs of draws at once, never (n, n, d) numbers
+    size, along = np.diag(inner), np.diag(across)
+    squared = np.maximum(size[:, None] + size - 2.0 * inner, 0.0)
     base = 1.0 + squared / d
     # k = base^(-1/2), grad_x k = -base^(-3/2) (x - y) / d, grad_y k = -grad_x k
     slope = base**-1.5 / d
-    mixed = np.einsum("ijd,ijd->ij", difference, score[:, None] - score[None])
+    mixed = along[:, None] + along - across - across.T  # (x - y) . (s_x - s_y)
     trace = d * slope - 3.0 * base**-2.5 * squared / d**2
     return (score @ score.T) * base**-0.5 + slope * mixed + trace
 

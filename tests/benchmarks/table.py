@@ -8,7 +8,7 @@ What a step costs, ours beside others', as one table.
 
 writes Markdown: for every workload and row the quartiles of step / (forward + backward), the
 median milliseconds of a step, and the operations and waits of one step. Time a quiet machine; it
-takes about six minutes. ``--smoke`` runs everything once, for nothing but to see that it runs.
+takes about ten minutes. ``--smoke`` runs everything once, for nothing but to see that it runs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import importlib  # noqa: E402
 import importlib.metadata  # noqa: E402
 import importlib.util  # noqa: E402
 import platform  # noqa: E402
+import warnings  # noqa: E402
 from collections.abc import Callable, Sequence  # noqa: E402
 from dataclasses import asdict, dataclass  # noqa: E402
 from functools import partial  # noqa: E402
@@ -127,6 +128,7 @@ def measure(workload: Workload, names: Sequence[str], rounds: int, turns: int) -
     :param names: of :data:`ROWS`.
     :param int turns: of a row, a round.
     """
+    warnings.simplefilter("error", aeb.CompileWarning)  # what was not compiled is not timed as if
     peers: dict[str, Peer] = {}
     counts: dict[str, Counts | None] = {}
     with as_in_mcmc():

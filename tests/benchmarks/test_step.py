@@ -23,7 +23,11 @@ from .peers import ours
 from .timing import Timing
 from .workloads import WORKLOADS, linear
 
-pytestmark = pytest.mark.usefixtures("as_in_mcmc")
+pytestmark = [
+    pytest.mark.usefixtures("as_in_mcmc"),
+    # What was not compiled is not timed as if it were.
+    pytest.mark.filterwarnings("error::pyro_aeb.errors.CompileWarning"),
+]
 
 PRUNED: dict[str, Any] = {"pruning": aeb.MagnitudePruning(0.9)}
 UPDATE: dict[str, Any] = {"compile": "update"}

@@ -30,6 +30,7 @@ import pytest
 import torch
 from pyro.infer import MCMC
 from pyro.infer.autoguide.initialization import init_to_value
+from ssgl_references import prior_gradient
 
 from pyro_aeb import SGLD, SSGL, AEBKernel, Constant, Polynomial, StochasticApproximation
 from pyro_aeb.model import inspect_model
@@ -111,7 +112,7 @@ def adaptive_chains(name, omega, checkpoints=CHECKPOINTS, count=REPLICATES):
     for k in range(1, checkpoints[-1] + 1):
         error = y - state.position @ x.T
         variance = latents.sigma.square() if design.noise is None else design.noise**2
-        gradient = error @ x / variance + rule.gradient(latents, state.position)
+        gradient = error @ x / variance + prior_gradient(rule, latents, state.position)
         residuals = {"y": Residuals(error.square().sum(-1), float(design.size))}
         noise.normal_(generator=generator)
         state = transition.step(state, gradient, noise, numbers)

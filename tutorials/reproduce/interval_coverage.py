@@ -4,7 +4,7 @@
 """
 How often 90 % intervals hold the truth, and how far adaptive latents are from the exact posterior.
 
-    python tutorials/reproduce/coverage.py --jobs 2 --out results
+    python tutorials/reproduce/interval_coverage.py --jobs 2 --out results
 
 Data sets of 60 rows and 20 features, four of which matter. SGHMC-SA stands beside the exact
 posterior of the same prior, which a Gibbs sampler draws from, with sigma and delta known and not.
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     protocol = SMOKE if args.smoke else Protocol()
     return run_experiment(
-        "coverage.py",
+        "interval_coverage.py",
         argv,
         args,
         tasks=[(seed, name) for seed in range(args.sets) for name in args.methods],
