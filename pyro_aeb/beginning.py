@@ -40,7 +40,7 @@ from pyro_aeb.start import (
     stacked_starts,
 )
 from pyro_aeb.storage import names_to_save
-from pyro_aeb.transitions import Transition
+from pyro_aeb.transitions import AnyTransition, TargetTransition
 from pyro_aeb.update import Compile, Update
 
 
@@ -48,7 +48,7 @@ class Recipe(Protocol):
     """What a kernel says of its chains; see :class:`~pyro_aeb.kernel.AEBKernel`."""
 
     model: Callable[..., Any]
-    transition: Transition
+    transition: AnyTransition
     adaptation: StochasticApproximation | None
     pruning: Pruning | None
     init_strategy: Callable[..., Any]
@@ -129,6 +129,9 @@ def begin(
     if recipe.compile == "all":
         posterior.compile(buffers)
     position, latents = stacked_starts(starts) if together else starts[0]
+    noise_size = structure.size
+    if isinstance(recipe.transition, TargetTransition):
+        noise_size = recipe.transition.noise_size(structure.size)
     if average is not None:
         average.buffers = buffers
         check_agreement(ranks, (position, *values_of(latents)))
@@ -143,7 +146,7 @@ def begin(
         warmup=warmup,
         saved=saved,
         buffers=buffers,
-        noise=Noise(recipe.noise, position, generators),
+        noise=Noise(recipe.noise, position.new_empty(*position.shape[:-1], noise_size), generators),
         update=Update(posterior, recipe.transition, recipe.compile),
         pruner=None if recipe.pruning is None else Pruner(recipe.pruning, structure),
     )

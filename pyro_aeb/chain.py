@@ -32,7 +32,8 @@ from pyro_aeb.ssgl_rule import SSGLLatents
 from pyro_aeb.start import flatten
 from pyro_aeb.storage import Moments
 from pyro_aeb.structure import Structure, norm_name, rho_name
-from pyro_aeb.transitions import HasStatistics, StepNumbers, Transition
+from pyro_aeb.target import StepTarget
+from pyro_aeb.transitions import AnyTransition, HasStatistics, StepNumbers
 from pyro_aeb.update import Moved, Update
 
 
@@ -111,6 +112,11 @@ class Chain:
         args, kwargs = self.source.next()
         return Batch(args, kwargs, self.minibatches.next(), self.source.per_chain)
 
+    def target(self, batch: Batch) -> StepTarget:
+        """Q at the step under way, with its data."""
+        cover = self.minibatches.cover if self.source.sizes is None else None
+        return StepTarget(self.posterior, self.latents, batch, self.step + 1, cover, self.buffers)
+
     def prune(self, k: int) -> None:
         """Sets to zero the weights that are pruned at step k."""
         if self.pruner is not None:
@@ -119,6 +125,12 @@ class Chain:
     def _wide_probability(self) -> Tensor:
         assert self.posterior.rule is not None and self.ssgl is not None
         return self.posterior.rule.wide_probability(self.ssgl)
+
+    def moving(self) -> dict[str, Tensor]:
+        """All weights by site, and what else the transition keeps of real numbers by its name."""
+        _, *others = self.state._asdict().items()
+        kept = {name: value for name, value in others if value.is_floating_point()}
+        return {**self.structure.unflatten(self.state.position), **kept}
 
     @staticmethod
     def first_non_finite(values: Mapping[str, Tensor]) -> str | None:
@@ -153,12 +165,12 @@ class Chain:
         self._potential = self.posterior.potential(log_density, self.state.position, self.latents)
 
     def measure_step(
-        self, transition: Transition[Any], moved: Moved, numbers: StepNumbers, weight: float
+        self, transition: AnyTransition, moved: Moved, numbers: StepNumbers, weight: float
     ) -> None:
         """
         Takes down what the step under way tells of the sampler, before anything is pruned.
 
-        :param Transition transition: that has made it.
+        :param transition: that has made it.
         :param moved: the state and the latents after it.
         :param StepNumbers numbers: step size and inverse temperature.
         :param float weight: omega.

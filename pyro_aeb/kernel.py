@@ -30,13 +30,14 @@ from pyro_aeb.options import (
     check_names,
     check_options,
     check_switch,
+    check_target_transition,
 )
 from pyro_aeb.pruning import Pruning
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.sources import open_arguments
 from pyro_aeb.ssgl_rule import SSGLLatents
 from pyro_aeb.start import chain_number, loader_seed
-from pyro_aeb.transitions import StepNumbers, Transition
+from pyro_aeb.transitions import AnyTransition, StepNumbers
 from pyro_aeb.update import Compile, check_compile
 
 
@@ -123,7 +124,7 @@ class AEBKernel(MCMCKernel):
     def __init__(
         self,
         model: Callable[..., Any],
-        transition: Transition,
+        transition: AnyTransition,
         adaptation: StochasticApproximation | None = None,
         inverse_temperature: Schedule | float = 1.0,
         steps_per_draw: int = 1,
@@ -144,6 +145,7 @@ class AEBKernel(MCMCKernel):
         check_order(minibatches)
         check_kind(noise)
         check_compile(compile)
+        check_target_transition(transition, noise, compile)
         check_switch("freeze_after_warmup", freeze_after_warmup)
         check_data_parallel(data_parallel, seed)
         self.model = model
@@ -219,9 +221,8 @@ class AEBKernel(MCMCKernel):
         numbers = self._numbers(k)
         weight = self._weight(chain, k)
         batch = chain.next_batch()
-        log_density, gradient, statistics = chain.posterior.likelihood_gradient(
-            chain.state.position, chain.latents, batch
-        )
+        found = chain.posterior.likelihood_gradient(chain.state.position, chain.latents, batch)
+        log_density, gradient, _ = found
         if not chain.health.watch(log_density, gradient):
             check_batch(k, batch, chain.history.draws())
             site = chain.first_non_finite(chain.structure.unflatten(gradient))
@@ -230,10 +231,8 @@ class AEBKernel(MCMCKernel):
         if measure:
             chain.measure_potential(log_density)
         chain.torn = True
-        noise = chain.noise.draw()
-        moved = chain.update(
-            chain.state, chain.latents, gradient, statistics, noise, numbers, weight
-        )
+        noise, target = chain.noise.draw(), chain.target(batch)
+        moved = chain.update(chain.state, chain.latents, found, noise, numbers, weight, target)
         if measure:
             chain.measure_step(self.transition, moved, numbers, weight)
         chain.state, chain.latents = moved
@@ -260,8 +259,7 @@ class AEBKernel(MCMCKernel):
     def _draw(self, chain: Chain) -> dict[str, Tensor]:
         k = chain.step
         draw = chain.draw()
-        weights = chain.structure.unflatten(chain.state.position)  # all, not only those saved
-        site = chain.first_non_finite({**weights, **draw})
+        site = chain.first_non_finite({**chain.moving(), **draw})
         if site or not chain.health.settle():
             what = f"site {site!r}" if site else "the potential"
             self._blown_up(k, site, what, chain.non_finite_chains(chain.state.position))

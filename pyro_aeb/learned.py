@@ -20,7 +20,7 @@ from pyro_aeb.adaptation import stochastic_approximation
 from pyro_aeb.arguments import axes
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.closed_form import InForm
-from pyro_aeb.latents.contract import LatentUpdate, Seen, check_value
+from pyro_aeb.latents.contract import LatentUpdate, MStep, Seen, check_value
 from pyro_aeb.look import Site, base, check_continuous
 from pyro_aeb.probes import moved_values
 from pyro_aeb.structure import LearnedSite
@@ -147,9 +147,15 @@ def _gradient(total: Tensor, leaf: Tensor, create_graph: bool) -> Tensor:
     return torch.zeros_like(leaf) if found is None else found
 
 
+def statistics_name(site: str) -> str:
+    """The name of what is averaged for a site with an MStep, beside the sites' values."""
+    return f"{site}/statistics"
+
+
 class LearnedSites:
     """
-    The sweep over the sites that updates learn. Their values are a dict, by site.
+    The sweep over the sites that updates learn. Their values are a dict, by site; from the first
+    step on with it stand averaged statistics, by :func:`statistics_name`.
 
     :param sites: from :func:`learned_sites`.
     """
@@ -168,21 +174,36 @@ class LearnedSites:
             for site in self._sites
         }
 
+    def values(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sites' values alone."""
+        return {site.name: held[site.name] for site in self._sites}
+
     def update(
-        self, values: Mapping[str, Tensor], seen: Mapping[str, Seen], weight: float | Tensor
+        self, held: Mapping[str, Tensor], seen: Mapping[str, Seen], weight: float | Tensor
     ) -> dict[str, Tensor]:
         """
         One sweep of (8).
 
-        :param values: before it, of shape (...) + the site's.
+        :param held: values and statistics before it, of shape (...) + their own.
         :param seen: by site, at these values.
         :param float weight: omega at this step.
         """
-        after = {}
+        after: dict[str, Tensor] = {}
         for site in self._sites:
-            old, update = values[site.name], site.update.update
-            if old.dim() > len(site.shape):
-                update = torch.vmap(update, in_dims=(axes(seen[site.name]),))
-            new = check_value(site.name, update(seen[site.name]), old.shape)
-            after[site.name] = stochastic_approximation(old, new.to(old.dtype), weight)
+            old, update = held[site.name], site.update
+            by_chain = old.dim() > len(site.shape)
+            if isinstance(update, MStep):
+                new = _statistics(update, seen[site.name], by_chain)
+                name = statistics_name(site.name)
+                before = held.get(name)
+                if before is None:
+                    before = _each(update.first, by_chain)(new, old)
+                after[name] = stochastic_approximation(before, new, weight)
+                value = _each(update.maximiser, by_chain)(after[name])
+                after[site.name] = check_value(site.name, value, old.shape).to(old.dtype)
+            else:
+                axis = axes(seen[site.name]) if by_chain else None
+                new = _each(update.update, by_chain, axis)(seen[site.name])
+                new = check_value(site.name, new, old.shape).to(old.dtype)
+                after[site.name] = stochastic_approximation(old, new, weight)
         return after

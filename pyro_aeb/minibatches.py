@@ -12,12 +12,14 @@ the gradient (2) unbiased; a permutation has the smaller variance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from pyro_aeb.errors import ModelError
 from pyro_aeb.ranks import ALONE, Ranks
 
 Order = Literal["permutation", "replacement"]
@@ -94,6 +96,27 @@ class Minibatches:
         self._starts[name] = start + batch
         return self._epochs[name][start : start + batch]
 
+    def cover(self) -> Iterator[dict[str, Tensor]]:
+        """
+        Batches that hold every datum equally often, in order: the mean of their gradients is that
+        of the whole data set. N / n of them, or lcm(N, n) / n where n does not divide N. Draws no
+        random number.
+
+        :raises ModelError: if more than one plate takes a part of its data.
+        """
+        if len(self._plates) > 1:
+            raise ModelError(
+                f"the transition asks for the whole data set, and plates {sorted(self._plates)} "
+                "each take a part of theirs, expected one such plate; give all but one "
+                "subsample_size=None"
+            )
+        if not self._plates:
+            yield self.first()
+        for name, (size, batch) in self._plates.items():
+            data = torch.arange(math.lcm(size, batch), device=self._device).remainder_(size)
+            for indices in data.split(batch):
+                yield {**self._indices, name: indices}
+
     def state(self) -> dict[str, Any]:
         """The permutations under way, and where they stand."""
         return {"epochs": dict(self._epochs), "starts": dict(self._starts)}
@@ -125,6 +148,15 @@ class ChainMinibatches:
             name: torch.stack([own, *(other[name] for other in others)]) if name in partial else own
             for name, own in first.items()
         }
+
+    def cover(self) -> Iterator[dict[str, Tensor]]:
+        """As of one chain, with the same data for all."""
+        first, chains = self._minibatches[0], len(self._minibatches)
+        for batch in first.cover():
+            yield {
+                name: own.expand(chains, -1) if name in first.partial else own
+                for name, own in batch.items()
+            }
 
     def state(self) -> dict[str, Any]:
         """Every chain's."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_aeb.adaptation import StochasticApproximation
 from pyro_aeb.pruning import Pruning
+from pyro_aeb.transitions import TargetTransition
 
 
 def check_options(
@@ -25,7 +26,8 @@ def check_options(
     """
     if not callable(model):
         raise TypeError(f"model is {model!r}, expected a Pyro model (a callable)")
-    if isinstance(transition, type) or not callable(getattr(transition, "step", None)):
+    moves = any(callable(getattr(transition, name, None)) for name in ("step", "move"))
+    if isinstance(transition, type) or not moves:
         raise TypeError(
             f"transition is {transition!r}, expected a transition such as SGLD(step_size=1e-5)"
         )
@@ -41,6 +43,25 @@ def check_options(
     if not callable(init_strategy):
         raise TypeError(
             f"init_strategy is {init_strategy!r}, expected one of Pyro's init_to_* functions"
+        )
+
+
+def check_target_transition(transition: Any, noise: Any, compile: Any) -> None:
+    """
+    Whether the options go with a transition that asks for Q itself.
+
+    :raises ValueError: if one does not.
+    """
+    if not isinstance(transition, TargetTransition):
+        return
+    if compile == "update":
+        raise ValueError(
+            f"compile is 'update' and a step of {transition!r} runs the model, which is not of the "
+            "update; use compile='all', which compiles the model's gradient, or None"
+        )
+    if noise != "normal" and transition.noise_size(1) > 1:
+        raise ValueError(
+            f"noise is {noise!r} and {transition!r} decides by its numbers, expected 'normal'"
         )
 
 

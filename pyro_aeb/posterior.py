@@ -27,7 +27,8 @@ class Latents(NamedTuple):
     All that is learned.
 
     :param SSGLLatents ssgl: the latents of SSGL sites, None where there are none.
-    :param dict sites: the values of sites that updates of their own learn, by name.
+    :param dict sites: the values of sites that updates of their own learn, by name, and beside them
+        the statistics of those that average statistics.
     """
 
     ssgl: SSGLLatents | None
@@ -151,4 +152,4 @@ class Posterior:
             return {}
         ssgl, rule = latents.ssgl, self.rule
         own = {} if rule is None or ssgl is None else rule.site_values(ssgl)
-        return {**own, **latents.sites}
+        return {**own, **self.learned.values(latents.sites)}

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.errors import CompileWarning
-from pyro_aeb.likelihood import Statistics
+from pyro_aeb.likelihood import Gradient, Statistics
 from pyro_aeb.posterior import Latents, Posterior
-from pyro_aeb.transitions import StepNumbers, Transition
+from pyro_aeb.target import StepTarget
+from pyro_aeb.transitions import AnyTransition, StepNumbers, TargetTransition
 
 Compile = Literal["update", "all"]
 """What a kernel compiles: what comes after the likelihood's gradient, or that too."""
@@ -36,42 +37,48 @@ class Update:
     The update of one model's chains.
 
     :param Posterior posterior: Q.
-    :param Transition transition: how the weights move.
+    :param transition: how the weights move.
     :param compile: None to compile nothing, else it is compiled with :func:`torch.compile`. In
         compiled code step size and inverse temperature are rounded to single precision, as torch's
-        compiler does with numbers that change.
+        compiler does with numbers that change. A transition that asks for Q itself is not compiled.
     """
 
     def __init__(
-        self, posterior: Posterior, transition: Transition, compile: Compile | None
+        self, posterior: Posterior, transition: AnyTransition, compile: Compile | None
     ) -> None:
         self._posterior = posterior
         self._transition = transition
         self._compiled: Callable[..., Moved] | None = None
-        if compile is not None:
+        if compile is not None and not isinstance(transition, TargetTransition):
             self._compiled = torch.compile(self._traced, dynamic=False, fullgraph=True)
 
     def __call__(
         self,
         state: Any,
         latents: Latents | None,
-        gradient: Tensor,
-        statistics: Statistics,
+        found: Gradient,
         noise: Tensor,
         numbers: StepNumbers,
         weight: float,
+        target: StepTarget,
     ) -> Moved:
         """
         The state and the latents after a step.
 
         :param state: the transition's state before it.
         :param latents: the latents before it, None where there are none.
-        :param Tensor gradient: of the likelihood, at the state's position; it is overwritten.
-        :param Statistics statistics: of the likelihood.
+        :param Gradient found: of the likelihood, at the state's position; it is overwritten.
         :param Tensor noise: the step's random numbers.
         :param StepNumbers numbers: step size and inverse temperature.
         :param float weight: omega at this step; 0 leaves the latents alone.
+        :param StepTarget target: Q at this step.
         """
+        _, gradient, statistics = found
+        if isinstance(self._transition, TargetTransition):
+            with torch.no_grad():
+                here = target.here(found, state.position)
+                state = self._transition.move(state, here, noise, numbers, target)
+                return state, self._learned(state, latents, statistics, weight)
         if self._compiled is None:
             return self._move(state, latents, gradient, statistics, noise, numbers, weight)
         # Numbers that change from step to step go in as tensors, or each would be compiled anew.
@@ -124,12 +131,17 @@ class Update:
         numbers: StepNumbers,
         weight: float | Tensor,
     ) -> Moved:
-        posterior = self._posterior
-        posterior.add_prior(gradient, state.position, latents)
+        assert not isinstance(self._transition, TargetTransition)
+        self._posterior.add_prior(gradient, state.position, latents)
         state = self._transition.step(state, gradient, noise, numbers)
+        return state, self._learned(state, latents, statistics, weight)
+
+    def _learned(
+        self, state: Any, latents: Latents | None, statistics: Statistics, weight: float | Tensor
+    ) -> Latents | None:
         if latents is not None and (isinstance(weight, Tensor) or weight > 0.0):
-            latents = posterior.update(latents, state.position, statistics, weight)
-        return state, latents
+            return self._posterior.update(latents, state.position, statistics, weight)
+        return latents
 
 
 def check_compile(compile: Any) -> None:

@@ -40,6 +40,7 @@ LAYERS: tuple[set[str], ...] = (
     {"model", "traced"},
     # Q, where a chain starts, and a chain.
     {"posterior"},
+    {"target"},
     {"start", "update", "measures"},
     {"chain"},
     {"chain_state", "data_parallel"},

@@ -104,11 +104,10 @@ class Frozen:
             numbers = numbers._replace(step_size=step_size)
         for _ in range(count):
             before, batch = chain.state, chain.next_batch()
-            _, gradient, statistics = chain.posterior.likelihood_gradient(
-                before.position, chain.latents, batch
-            )
+            found = chain.posterior.likelihood_gradient(before.position, chain.latents, batch)
             chain.state, _ = chain.update(
-                before, chain.latents, gradient, statistics, chain.noise.draw(), numbers, 0.0
+                *(before, chain.latents, found, chain.noise.draw(), numbers, 0.0),
+                chain.target(batch),
             )
             if not bool(torch.isfinite(chain.state.position).all()):
                 raise NonFiniteError(

@@ -12,6 +12,7 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from pyro_aeb.diagnostics.frozen import Frozen
+from pyro_aeb.transitions import TargetTransition
 
 
 class NoiseRatio(NamedTuple):
@@ -45,6 +46,8 @@ def noise_ratio(mcmc: MCMC, minibatches: int = 16, chain: int = 0) -> list[Noise
     :param int minibatches: how many gradients are computed, at least 2.
     :param int chain: which.
     :returns: first of all weights together, then of every site.
+    :raises ValueError: if the transition asks for Q itself, so that a step is no function of one
+        gradient.
     """
     if minibatches < 2:
         raise ValueError(f"minibatches is {minibatches}, expected at least 2, for a variance")
@@ -63,6 +66,11 @@ def noise_ratio(mcmc: MCMC, minibatches: int = 16, chain: int = 0) -> list[Noise
 def _response(frozen: Frozen, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """By how much one step moves each weight for noise of size 1, and for gradient of size 1."""
     transition, numbers = frozen.kernel.transition, frozen.numbers
+    if isinstance(transition, TargetTransition):
+        raise ValueError(
+            f"noise_ratio() reads off a step how it responds to its gradient, and {transition!r} "
+            "takes others than the one that it is given; use step_halving()"
+        )
     state = type(frozen.state)(*(v.double() if v.is_floating_point() else v for v in frozen.state))
     none, one = torch.zeros_like(gradient), torch.ones_like(gradient)
 

@@ -33,7 +33,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_aeb.latents.contract import LatentUpdate, Seen
+from pyro_aeb.latents.contract import LatentUpdate, MStep, Seen
 
 
 class Form(NamedTuple):
@@ -43,11 +43,13 @@ class Form(NamedTuple):
     :param numbers: (value, gradient, curvature) to A and B.
     :param gradient: (value, A, B) to the gradient.
     :param maximiser: (A, B) to the value.
+    :param moved: (value, A, B) to as many counts, as precise, with their maximiser at the value.
     """
 
     numbers: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
     maximiser: Callable[[Tensor, Tensor], Tensor]
+    moved: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def _inverse_gamma(value: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,14 +94,41 @@ def _shares(a: Tensor, _: Tensor) -> Tensor:
     return a / a.sum(-1, keepdim=True)
 
 
+def _moved_shares(value: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return value * a.sum(-1, keepdim=True), b
+
+
 FORMS: Mapping[type, Form] = {
     dist.InverseGamma: Form(
-        _inverse_gamma, lambda x, a, b: -a / x + b / x.square(), lambda a, b: _ratio(b, a)
+        _inverse_gamma,
+        gradient=lambda x, a, b: -a / x + b / x.square(),
+        maximiser=lambda a, b: _ratio(b, a),
+        moved=lambda x, a, b: (a, a * x),
     ),
-    dist.Gamma: Form(_gamma, lambda x, a, b: a / x - b, _ratio),
-    dist.Beta: Form(_beta, lambda x, a, b: a / x - b / (1.0 - x), _share),
-    dist.Normal: Form(_normal, lambda x, a, b: a - b * x, lambda a, b: a / b),
-    dist.Dirichlet: Form(_dirichlet, lambda x, a, b: a / x - b, _shares),
+    dist.Gamma: Form(
+        _gamma,
+        gradient=lambda x, a, b: a / x - b,
+        maximiser=_ratio,
+        moved=lambda x, a, b: (a, a / x),
+    ),
+    dist.Beta: Form(
+        _beta,
+        gradient=lambda x, a, b: a / x - b / (1.0 - x),
+        maximiser=_share,
+        moved=lambda x, a, b: ((a + b) * x, (a + b) * (1.0 - x)),
+    ),
+    dist.Normal: Form(
+        _normal,
+        gradient=lambda x, a, b: a - b * x,
+        maximiser=lambda a, b: a / b,
+        moved=lambda x, a, b: (b * x, b),
+    ),
+    dist.Dirichlet: Form(
+        _dirichlet,
+        gradient=lambda x, a, b: a / x - b,
+        maximiser=_shares,
+        moved=_moved_shares,
+    ),
 }
 """The conjugate priors, by class."""
 
@@ -110,6 +139,9 @@ class ClosedForm(LatentUpdate):
     Moves a latent to the maximiser of the log joint density given all else, the M-step of EM, in
     closed form. For sites with an InverseGamma, Gamma, Beta, Normal or Dirichlet prior that is
     conjugate to all that depends on them, which the look at the model makes sure of.
+
+    What equation (8) averages is A and B of the form, so that it ends where EM does; see
+    :class:`~pyro_aeb.latents.contract.MStep`. The first value counts as much as one step.
 
     The maximiser is that over the site's own value: of a Gamma precision, it is not one over that
     of an InverseGamma variance.
@@ -127,7 +159,7 @@ class ClosedForm(LatentUpdate):
 
 
 @dataclass(frozen=True)
-class InForm(LatentUpdate):
+class InForm(MStep):
     """
     The maximiser of a log joint density of a form.
 
@@ -137,6 +169,14 @@ class InForm(LatentUpdate):
     form: Form
     derivatives = 2
 
-    def update(self, seen: Seen) -> Tensor:
-        """The maximiser."""
-        return self.form.maximiser(*self.form.numbers(seen.value, *seen.derivatives()))
+    def statistics(self, seen: Seen) -> Tensor:
+        """A and B, along a first axis."""
+        return torch.stack(self.form.numbers(seen.value, *seen.derivatives()))
+
+    def maximiser(self, statistics: Tensor) -> Tensor:
+        """Given A and B."""
+        return self.form.maximiser(*statistics.unbind())
+
+    def first(self, statistics: Tensor, value: Tensor) -> Tensor:
+        """A and B of the first step, with their maximiser moved to the first value."""
+        return torch.stack(self.form.moved(value, *statistics.unbind()))

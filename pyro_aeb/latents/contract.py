@@ -6,8 +6,9 @@ The contract of an update: from what a step has seen, the value that a latent sh
 
 An update returns :math:`\tilde\theta`, in the space of the site's own values; the kernel moves the
 latent there by the weight :math:`\omega_k`, equation (8), keeps it in traces and checkpoints, and
-gives it to the model at the next step. It knows no chain: with several chains at once it is run
-through :func:`torch.vmap`.
+gives it to the model at the next step. An :class:`MStep` returns statistics, which are averaged in
+place of values. An update knows no chain: with several chains at once it is run through
+:func:`torch.vmap`.
 """
 
 from __future__ import annotations
@@ -79,6 +80,45 @@ class LatentUpdate:
     def update(self, seen: Seen) -> Tensor:
         r""":math:`\tilde\theta`, of the shape of ``seen.value``."""
         raise NotImplementedError
+
+
+class MStep(LatentUpdate):
+    r"""
+    An update that averages statistics in place of values: equation (8) moves them,
+    :math:`s \leftarrow (1 - \omega) s + \omega \tilde s`, and the latent is the maximiser given s.
+    Stochastic approximation EM, [1]. It comes to a fixed point of EM whatever the maximiser is,
+    where an average over maximisers does so only if these are linear in the statistics: the average
+    of a ratio is not the ratio of averages.
+
+    A kind of its own overrides :meth:`statistics` and :meth:`maximiser`.
+
+    **References**
+
+    [1] Bernard Delyon, Marc Lavielle, Eric Moulines (1999), "Convergence of a stochastic
+        approximation version of the EM algorithm", Annals of Statistics 27.
+    """
+
+    def statistics(self, seen: Seen) -> Tensor:
+        r""":math:`\tilde s`, a tensor of any shape, the same at every step."""
+        raise NotImplementedError
+
+    def maximiser(self, statistics: Tensor) -> Tensor:
+        """The latent's value given statistics."""
+        raise NotImplementedError
+
+    def first(self, statistics: Tensor, value: Tensor) -> Tensor:
+        """
+        The statistics before the first step. By default those of the first step, and the first
+        value of the latent has no weight.
+
+        :param Tensor statistics: those of the first step.
+        :param Tensor value: the latent before it.
+        """
+        return statistics
+
+    def update(self, seen: Seen) -> Tensor:
+        """The maximiser given the statistics of one step."""
+        return self.maximiser(self.statistics(seen))
 
 
 class Function(LatentUpdate):

@@ -96,7 +96,8 @@ class Pruner:
         Prunes after step k.
 
         :param state: the transition's ``NamedTuple``; its tensors ``position``, shape (..., D), and
-            ``momentum``, if it has one, are changed in place.
+            ``momentum``, if it has one (or those that its class names as ``held``), are changed in
+            place.
         :param int k: the step, counted from 1.
         :param wide: gives the probability of the wide component for all sparse weights, shape
             (..., P); called only if the pruning needs it.
@@ -171,7 +172,8 @@ class Pruner:
         return mask
 
     def _hold(self, state: Any, keep: Tensor) -> None:
-        for vector in (state.position, getattr(state, "momentum", None)):
+        for name in ("position", *getattr(state, "held", ("momentum",))):
+            vector = getattr(state, name, None)
             if vector is not None:
                 _zero(vector[..., self._start : self._stop], keep)
 

@@ -9,6 +9,13 @@ A transition knows no model. It is a frozen dataclass of hyperparameters with tw
 The gradient, the standard normal noise and the numbers of the step come in as arguments, so a step
 can be replayed to the last digit. Every formula is elementwise over the last axis: a leading
 axis of chains needs no change. A new sampler is one file in this folder.
+
+A transition that has to know Q elsewhere than at the position of its state, or its value, has
+``move`` in the place of ``step``; see :class:`TargetTransition`.
+
+Two names of a state's fields have a meaning to others. ``position`` holds the flat weights. Where
+pruning holds a weight at zero, it does so in ``momentum`` too, or in the fields that the state's
+class names as ``held``.
 """
 
 from __future__ import annotations
@@ -70,6 +77,96 @@ class Transition(Protocol[State]):
         :param StepNumbers numbers: step size and inverse temperature of this step.
         """
         ...
+
+
+class Evaluated(NamedTuple):
+    """
+    Q at a position, estimated from the data of a step or from all.
+
+    :param Tensor log_density: Q, for the whole data set (a sum, not a mean) and without terms that
+        the weights do not enter; shape (...).
+    :param Tensor gradient: of it, equation (2); shape (..., D).
+    """
+
+    log_density: Tensor
+    gradient: Tensor
+
+
+class Target(Protocol):
+    """Q as it is at this step, for a :class:`TargetTransition`."""
+
+    @property
+    def step(self) -> int:
+        """The number of the step under way, from 1."""
+        ...
+
+    def batch(self, position: Tensor, prior: bool = True) -> Evaluated:
+        """
+        Q at any position, estimated from the data of this step.
+
+        :param Tensor position: shape (..., D).
+        :param bool prior: whether the closed-form priors belong to it.
+        """
+        ...
+
+    def whole(self, position: Tensor, prior: bool = True) -> Evaluated:
+        """
+        Q at any position, of all data: N / n runs of the model, where a plate takes n of N.
+
+        :param Tensor position: shape (..., D).
+        :param bool prior: whether the closed-form priors belong to it.
+        :raises ModelError: if there is no telling what all data are (a DataLoader, two plates that
+            subsample).
+        """
+        ...
+
+
+@runtime_checkable
+class TargetTransition(Protocol[State]):
+    """One step of a transition that asks for Q itself, or for its gradient at other positions."""
+
+    @property
+    def step_size(self) -> Schedule: ...
+
+    def init(self, position: Tensor) -> State:
+        """
+        The state before the first step.
+
+        :param Tensor position: flat weights, shape (..., D).
+        """
+        ...
+
+    def noise_size(self, size: int) -> int:
+        """
+        How many standard normal numbers a step takes. With more than there are weights they do not
+        only move weights (a momentum, a decision), and the kernel refuses three-point noise.
+
+        :param int size: D.
+        """
+        ...
+
+    def move(
+        self,
+        state: State,
+        here: Evaluated,
+        noise: Tensor,
+        numbers: StepNumbers,
+        target: Target,
+    ) -> State:
+        """
+        The state after one step.
+
+        :param state: the state before it.
+        :param Evaluated here: Q at ``state.position``, estimated from the data of this step.
+        :param Tensor noise: standard normal draws, shape (..., noise_size(D)).
+        :param StepNumbers numbers: step size and inverse temperature of this step.
+        :param Target target: Q at other positions, and the number of the step.
+        """
+        ...
+
+
+AnyTransition = Transition[Any] | TargetTransition[Any]
+"""What a kernel steps with."""
 
 
 @runtime_checkable
