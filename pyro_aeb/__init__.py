@@ -11,7 +11,7 @@ import importlib
 from typing import Any
 
 import pyro_aeb.backend  # noqa: F401  (registers pyro.distributions.SSGL and the pyroapi backend)
-from pyro_aeb import latents, nn, priors
+from pyro_aeb import latents, nn, priors, transitions
 from pyro_aeb._version import __version__
 from pyro_aeb.adaptation import StochasticApproximation
 from pyro_aeb.errors import (
@@ -81,4 +81,5 @@ __all__ = [
     "priors",
     "testing",
     "to_arviz",
+    "transitions",
 ]

@@ -130,8 +130,9 @@ class StochasticApproximation:
         two components' penalties (at a weight of 0), positive. By default they start from equation
         (5) at the first rho.
     :param latents: how to learn other latent sites, site name to
-        :class:`~pyro_aeb.latents.ClosedForm`, :class:`~pyro_aeb.latents.GradientStep`, a function
-        of :class:`~pyro_aeb.latents.Seen`, or an update of one's own.
+        :class:`~pyro_aeb.latents.closed_form.ClosedForm`,
+        :class:`~pyro_aeb.latents.gradient_step.GradientStep`, a function of
+        :class:`~pyro_aeb.latents.contract.Seen`, or an update of one's own.
 
     The first values of sigma and delta are those of their sites; see ``init_strategy`` of
     :class:`~pyro_aeb.kernel.AEBKernel`.

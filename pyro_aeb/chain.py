@@ -33,7 +33,7 @@ from pyro_aeb.start import flatten
 from pyro_aeb.storage import Moments
 from pyro_aeb.structure import Structure, norm_name, rho_name
 from pyro_aeb.target import StepTarget
-from pyro_aeb.transitions import AnyTransition, HasStatistics, StepNumbers
+from pyro_aeb.transitions import AnyTransition, StepNumbers, statistics_of
 from pyro_aeb.update import Moved, Update
 
 
@@ -165,7 +165,12 @@ class Chain:
         self._potential = self.posterior.potential(log_density, self.state.position, self.latents)
 
     def measure_step(
-        self, transition: AnyTransition, moved: Moved, numbers: StepNumbers, weight: float
+        self,
+        transition: AnyTransition,
+        moved: Moved,
+        numbers: StepNumbers,
+        weight: float,
+        target: StepTarget,
     ) -> None:
         """
         Takes down what the step under way tells of the sampler, before anything is pruned.
@@ -174,11 +179,10 @@ class Chain:
         :param moved: the state and the latents after it.
         :param StepNumbers numbers: step size and inverse temperature.
         :param float weight: omega.
+        :param StepTarget target: Q at this step.
         """
         state, latents = moved
-        self._measured = {}
-        if isinstance(transition, HasStatistics):
-            self._measured.update(transition.statistics(self.state, state, numbers))
+        self._measured = {**statistics_of(transition, self.state, state, numbers, target)}
         if self.latents is not None and latents is not None:
             residuals = latent_residuals(self.latents, latents, weight, self.structure)
             self._measured.update(residuals)

@@ -72,7 +72,7 @@ class AEBKernel(MCMCKernel):
     :param model: a Pyro model. Data may be subsampled with ``pyro.plate(..., subsample_size=n)``,
         or come from a DataLoader.
     :param transition: how the weights move: :class:`~pyro_aeb.transitions.sgld.SGLD`,
-        :class:`~pyro_aeb.transitions.sghmc.SGHMC`.
+        :class:`~pyro_aeb.transitions.sghmc.SGHMC`, or another of :mod:`pyro_aeb.transitions`.
     :param StochasticApproximation adaptation: how the latents are learned; its weight 1 is the
         "-EM" variant and 0 freezes them. None samples every continuous site under the model's own
         prior (an SSGL site then scores with its own ``log_prob``).
@@ -234,7 +234,7 @@ class AEBKernel(MCMCKernel):
         noise, target = chain.noise.draw(), chain.target(batch)
         moved = chain.update(chain.state, chain.latents, found, noise, numbers, weight, target)
         if measure:
-            chain.measure_step(self.transition, moved, numbers, weight)
+            chain.measure_step(self.transition, moved, numbers, weight, target)
         chain.state, chain.latents = moved
         chain.prune(k)
         chain.step = k

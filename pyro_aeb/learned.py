@@ -9,6 +9,7 @@ them, and one sweep of equation (8) over them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -20,7 +21,13 @@ from pyro_aeb.adaptation import stochastic_approximation
 from pyro_aeb.arguments import axes
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.closed_form import InForm
-from pyro_aeb.latents.contract import LatentUpdate, MStep, Seen, check_value
+from pyro_aeb.latents.contract import (
+    AveragedStatistics,
+    LatentUpdate,
+    Seen,
+    check_statistics,
+    check_value,
+)
 from pyro_aeb.look import Site, base, check_continuous
 from pyro_aeb.probes import moved_values
 from pyro_aeb.structure import LearnedSite
@@ -68,7 +75,7 @@ def _learned(site: Site, update: LatentUpdate) -> LearnedSite:
 
 FORM_TOLERANCE = 1e-2
 """
-How far the gradient at another value may be off, as a part of its size: far above single precision,
+How far the gradient at other values may be off, as a part of its size: far above single precision,
 far below what another form makes.
 """
 
@@ -80,7 +87,7 @@ def check_forms(
 ) -> None:
     """
     Checks that the log joint density has the form that a closed form is for, by its gradient at
-    another value of the latent.
+    other values of the latent.
 
     :param sites: all sites of a look at feasible values.
     :param learned: the sites that updates learn.
@@ -92,18 +99,32 @@ def check_forms(
     for site in learned:
         if not isinstance(site.update, InForm):
             continue
-        moved = moved_values(sites, values, [site.name])
         form = site.update.form
-        here, there = (_seen_at(v, site, look_at) for v in (values, moved))
-        expected = form.gradient(there.value, *form.numbers(here.value, *here.derivatives()))
-        found, _ = there.derivatives()
-        size = torch.maximum(expected.abs().max(), found.abs().max())
-        if not bool((found - expected).abs().max() <= FORM_TOLERANCE * size):
-            raise ModelError(
-                f"latent {site.name!r} ~ {type(base(sites[site.name]['fn'])).__name__}: its prior "
-                "is not conjugate to what depends on it, so there is no closed form; use "
-                "latents.GradientStep(...) or a function of your own"
-            )
+        here = _seen_at(values, site, look_at)
+        first, second = here.derivatives()
+        numbers = form.numbers(here.value, first, second)
+        for value in _beside(sites, values, site):
+            there = _seen_at({**values, site.name: value}, site, look_at)
+            expected, (found, _) = form.gradient(there.value, *numbers), there.derivatives()
+            size = torch.stack([slope.abs().max() for slope in (expected, found, first)]).max()
+            if not bool((found - expected).abs().max() <= FORM_TOLERANCE * size):
+                raise ModelError(
+                    f"latent {site.name!r} ~ {type(base(sites[site.name]['fn'])).__name__}: its "
+                    "prior is not conjugate to what depends on it, so there is no closed form; use "
+                    "latents.GradientStep(...) or a function of your own"
+                )
+
+
+def _beside(
+    sites: Mapping[str, Site], values: Mapping[str, Tensor], site: LearnedSite
+) -> tuple[Tensor, Tensor]:
+    """
+    A value on either side, on one twice as far: where the density of a mixture all but has a form
+    between two values, it has not between three.
+    """
+    moved = moved_values(sites, values, [site.name])[site.name]
+    here, there = (site.transform.inv(value) for value in (values[site.name], moved))
+    return moved, site.transform(3.0 * here - 2.0 * there)
 
 
 def _seen_at(
@@ -148,7 +169,7 @@ def _gradient(total: Tensor, leaf: Tensor, create_graph: bool) -> Tensor:
 
 
 def statistics_name(site: str) -> str:
-    """The name of what is averaged for a site with an MStep, beside the sites' values."""
+    """The name of the statistics that are averaged for a site, beside the sites' values."""
     return f"{site}/statistics"
 
 
@@ -190,20 +211,26 @@ class LearnedSites:
         """
         after: dict[str, Tensor] = {}
         for site in self._sites:
-            old, update = held[site.name], site.update
-            by_chain = old.dim() > len(site.shape)
-            if isinstance(update, MStep):
-                new = _statistics(update, seen[site.name], by_chain)
-                name = statistics_name(site.name)
-                before = held.get(name)
+            name, update, old = site.name, site.update, held[site.name]
+            if isinstance(update, AveragedStatistics):
+                key = statistics_name(name)
+                new = check_statistics(name, _run(update.statistics, site, old, seen[name]))
+                before = held.get(key)
                 if before is None:
-                    before = _each(update.first, by_chain)(new, old)
-                after[name] = stochastic_approximation(before, new, weight)
-                value = _each(update.maximiser, by_chain)(after[name])
-                after[site.name] = check_value(site.name, value, old.shape).to(old.dtype)
+                    before = _run(update.first, site, old, new, old)
+                check_statistics(name, before, new.shape)
+                after[key] = stochastic_approximation(before, new, weight)
+                found = _run(update.maximiser, site, old, after[key])
+                after[name] = check_value(name, found, old.shape).to(old.dtype)
             else:
-                axis = axes(seen[site.name]) if by_chain else None
-                new = _each(update.update, by_chain, axis)(seen[site.name])
-                new = check_value(site.name, new, old.shape).to(old.dtype)
-                after[site.name] = stochastic_approximation(old, new, weight)
+                found = _run(update.update, site, old, seen[name])
+                new = check_value(name, found, old.shape).to(old.dtype)
+                after[name] = stochastic_approximation(old, new, weight)
         return after
+
+
+def _run(function: Callable[..., Any], site: LearnedSite, old: Tensor, *given: Any) -> Any:
+    """Calls a part of an update; of each chain, where the site's value has an axis of chains."""
+    if old.dim() > len(site.shape):
+        function = torch.vmap(function, in_dims=axes(given))
+    return function(*given)

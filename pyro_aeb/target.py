@@ -20,7 +20,7 @@ from pyro_aeb.transitions import Evaluated
 
 class StepTarget:
     """
-    Q with the latents and the data of one step; see :class:`pyro_aeb.transitions.Target`.
+    Q with the latents and the data of one step; see :class:`~pyro_aeb.transitions.base.Target`.
 
     What the model changes as it runs (averages of BatchNorm) is changed by the step's own gradient
     alone: after a run of the model here it is put back.
@@ -59,11 +59,11 @@ class StepTarget:
         return self._with_prior(found.log_density, found.gradient, position)
 
     def batch(self, position: Tensor, prior: bool = True) -> Evaluated:
-        """See :meth:`pyro_aeb.transitions.Target.batch`."""
+        """See :meth:`~pyro_aeb.transitions.base.Target.batch`."""
         return self._mean(position, iter([self._batch.indices]), prior)
 
     def whole(self, position: Tensor, prior: bool = True) -> Evaluated:
-        """See :meth:`pyro_aeb.transitions.Target.whole`."""
+        """See :meth:`~pyro_aeb.transitions.base.Target.whole`."""
         if self._cover is None:
             raise ModelError(
                 "the transition asks for the whole data set, and the data come from a DataLoader, "

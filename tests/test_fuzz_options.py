@@ -24,6 +24,7 @@ from models import sparse_regression
 from pruning_structures import pruned, structure
 
 import pyro_aeb as aeb
+from pyro_aeb import transitions
 from pyro_aeb.errors import ModelError
 from pyro_aeb.pruning import MagnitudePruning, ProbabilityPruning, Pruner, UnitPruning
 
@@ -103,6 +104,29 @@ def test_schedules_of_numbers_that_make_sense_are_positive_and_fall_or_rise(a, b
 
 # -- the parts of a kernel
 
+STEP, INNER = {"step_size": 1e-3}, {"inner": aeb.SGLD(1e-3)}
+# What each is made of where all is well, and its options.
+TRANSITIONS = {
+    transitions.SGNHT: (STEP, ["step_size", "friction", "coupling"]),
+    transitions.BAOAB: (STEP, ["step_size", "friction"]),
+    transitions.PSGLD: (STEP, ["step_size", "decay", "damping", "correction", "adapt_until"]),
+    transitions.HMC: (STEP, ["step_size", "leapfrogs"]),
+    transitions.CyclicalSGMCMC: (
+        {"inner": aeb.SGLD(aeb.Cyclical(1e-3, 10))},
+        ["inner", "exploration"],
+    ),
+    transitions.SVRG: ({**INNER, "every": 2}, ["inner", "every"]),
+    transitions.ReplicaExchange: (
+        INNER,
+        ["inner", "temperature_ratio", "step_size_ratio", "swap_every", "energies"]
+        + ["variance_every"],
+    ),
+    transitions.ContourSGLD: (
+        {**STEP, "energies": (0.0, 1.0)},
+        ["step_size", "energies", "bins", "zeta", "weight"],
+    ),
+}
+
 
 @given(st.fixed_dictionaries({"step_size": junk, "friction": junk, "gradient_noise": junk}))
 def test_a_transition_of_junk(options):
@@ -112,6 +136,19 @@ def test_a_transition_of_junk(options):
             kind(**given)
         except (TypeError, ValueError) as error:
             refused(error, *options, "Constant")
+
+
+@given(st.sampled_from(list(TRANSITIONS)), st.data())
+def test_another_transition_of_junk(kind, data):
+    right, names = TRANSITIONS[kind]
+    name = data.draw(st.sampled_from(names))
+    options = {**right, name: data.draw(junk)}
+    try:
+        made = kind(**options)
+    except (TypeError, ValueError) as error:
+        refused(error, *options, "Constant", "low")
+        return
+    assert made == kind(**options) and hash(made) == hash(kind(**options))
 
 
 @given(

@@ -23,6 +23,7 @@ needs("matplotlib", "pandas", "scipy", "tqdm")
 designs = importlib.import_module("theorem.designs")
 runs = importlib.import_module("theorem.runs")
 theorem_settings = importlib.import_module("theorem.settings")
+choices = importlib.import_module("choices.fits")
 exact = importlib.import_module("calibration.exact")
 fits = importlib.import_module("calibration.fits")
 fits_report = importlib.import_module("calibration.fits_report")
@@ -171,6 +172,7 @@ def test_coverage_by_hand() -> None:
          ("rates.png", "law.png")),
         ("sbc", (), ("ranks.png",)),
         ("interval_coverage", (), ("against_exact.png",)),
+        ("choosing", (), ("choices.png",)),
     ],
 )  # fmt: skip
 def test_a_script_runs_at_smoke_size(
@@ -181,6 +183,7 @@ def test_a_script_runs_at_smoke_size(
     results = tmp_path / "results"
     rows = read_rows(results / "replicates.csv")
     expected = {"convergence": 4, "sbc": len(ranks.SETTINGS), "interval_coverage": 10}
+    expected["choosing"] = 2 * len(choices.METHODS)
     assert len(rows) == expected[script]
     page = (results / "table.md").read_text(encoding="utf-8")
     assert f"{script}.py --smoke" in page and "nan" not in page.split("## Settings")[0]

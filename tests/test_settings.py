@@ -34,9 +34,18 @@ PRUNINGS = {
     "ProbabilityPruning": aeb.ProbabilityPruning(0.5, freeze=True),
     "UnitPruning": aeb.UnitPruning(0.2, scope="layer"),
 }
+INSIDE = transitions.SGNHT(1e-3, friction=0.2, coupling=0.1)
 TRANSITIONS = {
     "SGLD": aeb.SGLD(SCHEDULES["Cyclical"]),
     "SGHMC": aeb.SGHMC(1e-3, friction=0.2, gradient_noise=0.01),
+    "SGNHT": INSIDE,
+    "BAOAB": transitions.BAOAB(1e-3, friction=float("inf")),
+    "PSGLD": transitions.PSGLD(1e-3, 0.9, 2.0, correction=True, adapt_until=100),
+    "CyclicalSGMCMC": transitions.CyclicalSGMCMC(aeb.SGLD(SCHEDULES["Cyclical"]), 0.8),
+    "SVRG": transitions.SVRG(INSIDE, every=7),
+    "ReplicaExchange": transitions.ReplicaExchange(INSIDE, 3.0, 2.0, 5, "batch", 4),
+    "ContourSGLD": transitions.ContourSGLD(1e-3, (0.0, 9.0), 5, 0.5, SCHEDULES["Polynomial"]),
+    "HMC": transitions.HMC(1e-3, leapfrogs=4),
 }
 
 

@@ -112,6 +112,17 @@ def test_steps_are_those_of_the_update_as_it_is_written(traced, name, transition
     assert traced.frame_count >= 1
 
 
+@pytest.mark.parametrize("transition", [aeb.transitions.BAOAB, aeb.transitions.SGNHT])
+def test_so_are_those_of_other_transitions(traced, transition):
+    model, options = MODELS["two layers"]
+    expected, found = (
+        steps(kernel(model, transition(STEP_SIZE), compile, **options), range(3))
+        for compile in (None, "update")
+    )
+    assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert traced.frame_count >= 1
+
+
 def test_a_schedule_that_changes_at_every_step_is_not_traced_anew(traced):
     of = kernel(sparse_layers, aeb.SGHMC(STEP_SIZE), "update", **CHANGING)
     of.start(0, 0, (X, Y), {})

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pyro.infer import MCMC
+from torch import Tensor
 
 from pyro_aeb.diagnostics.batches import BATCHES, critical, mean_of
 from pyro_aeb.diagnostics.findings import Finding, Severity
 from pyro_aeb.diagnostics.frozen import Frozen
 from pyro_aeb.diagnostics.run import Run
-from pyro_aeb.transitions import HasStatistics
+from pyro_aeb.transitions import Evaluated, statistics_of
 
 NAME = "kinetic_temperature"
 TOLERANCE = 0.1
@@ -58,19 +59,38 @@ def temperature(mcmc: MCMC, steps: int = 200, chain: int = 0) -> list[Temperatur
         raise ValueError(f"steps is {steps}, expected at least {BATCHES}")
     with Frozen(mcmc, chain, "temperature()") as frozen:
         transition = frozen.kernel.transition
-        if not isinstance(transition, HasStatistics):
-            raise TypeError(
-                f"{transition!r} has no statistics(before, state, numbers); give it one that "
-                f"returns {NAME!r}, as pyro_aeb.transitions.base.HasStatistics says"
-            )
         found: dict[str, list[torch.Tensor]] = {name: [] for name in frozen.sites}
         for before, state in frozen.steps(steps):
             for name, place in frozen.sites.items():
                 parts = _part(before, place), _part(state, place)
-                found[name].append(transition.statistics(*parts, frozen.numbers)[NAME])
+                figures = statistics_of(transition, *parts, frozen.numbers, _NoTarget(transition))
+                if NAME not in figures:
+                    raise _no_figure(transition)
+                found[name].append(figures[NAME])
     series = {name: torch.stack(values).cpu().numpy() for name, values in found.items()}
     means = {name: mean_of(values) for name, values in series.items()}
     return [Temperature(name, mean.mean, mean.error) for name, mean in means.items()]
+
+
+def _no_figure(transition: Any) -> TypeError:
+    return TypeError(
+        f"{transition!r} has no statistics(before, state, numbers) with {NAME!r}; give it one, as "
+        "pyro_aeb.transitions.base.HasStatistics says"
+    )
+
+
+class _NoTarget:
+    """Of some coordinates alone there is no Q; figures that ask for it are others than this one."""
+
+    step = 0
+
+    def __init__(self, transition: Any) -> None:
+        self._transition = transition
+
+    def batch(self, position: Tensor, prior: bool = True) -> Evaluated:
+        raise _no_figure(self._transition)
+
+    whole = batch
 
 
 def _part(state: Any, place: slice) -> Any:

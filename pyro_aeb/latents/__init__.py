@@ -13,7 +13,7 @@ A new kind of update is one class or one function; see :mod:`pyro_aeb.latents.co
 """
 
 from pyro_aeb.latents.closed_form import ClosedForm
-from pyro_aeb.latents.contract import LatentUpdate, MStep, Seen
+from pyro_aeb.latents.contract import AveragedStatistics, LatentUpdate, Seen
 from pyro_aeb.latents.gradient_step import GradientStep
 
-__all__ = ["ClosedForm", "GradientStep", "LatentUpdate", "MStep", "Seen"]
+__all__ = ["ClosedForm", "GradientStep", "LatentUpdate", "AveragedStatistics", "Seen"]

@@ -33,7 +33,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_aeb.latents.contract import LatentUpdate, MStep, Seen
+from pyro_aeb.latents.contract import AveragedStatistics, LatentUpdate, Seen
 
 
 class Form(NamedTuple):
@@ -141,7 +141,8 @@ class ClosedForm(LatentUpdate):
     conjugate to all that depends on them, which the look at the model makes sure of.
 
     What equation (8) averages is A and B of the form, so that it ends where EM does; see
-    :class:`~pyro_aeb.latents.contract.MStep`. The first value counts as much as one step.
+    :class:`~pyro_aeb.latents.contract.AveragedStatistics`. The first value counts as much as the
+    first step does.
 
     The maximiser is that over the site's own value: of a Gamma precision, it is not one over that
     of an InverseGamma variance.
@@ -159,7 +160,7 @@ class ClosedForm(LatentUpdate):
 
 
 @dataclass(frozen=True)
-class InForm(MStep):
+class InForm(AveragedStatistics):
     """
     The maximiser of a log joint density of a form.
 

@@ -6,9 +6,9 @@ The contract of an update: from what a step has seen, the value that a latent sh
 
 An update returns :math:`\tilde\theta`, in the space of the site's own values; the kernel moves the
 latent there by the weight :math:`\omega_k`, equation (8), keeps it in traces and checkpoints, and
-gives it to the model at the next step. An :class:`MStep` returns statistics, which are averaged in
-place of values. An update knows no chain: with several chains at once it is run through
-:func:`torch.vmap`.
+gives it to the model at the next step. An update of the kind :class:`AveragedStatistics` returns
+statistics, which are averaged in place of values. An update knows no chain: with several chains at
+once it is run through :func:`torch.vmap`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class LatentUpdate:
         raise NotImplementedError
 
 
-class MStep(LatentUpdate):
+class AveragedStatistics(LatentUpdate):
     r"""
     An update that averages statistics in place of values: equation (8) moves them,
     :math:`s \leftarrow (1 - \omega) s + \omega \tilde s`, and the latent is the maximiser given s.
@@ -170,3 +170,22 @@ def check_value(name: str, value: Any, shape: torch.Size) -> Tensor:
         f"the update of latent {name!r} returned {found}, expected a tensor of shape "
         f"{tuple(shape)}, that of the site's value"
     )
+
+
+def check_statistics(name: str, statistics: Any, shape: torch.Size | None = None) -> Tensor:
+    """
+    :param shape: of the step before, None at the first step.
+    :raises ModelError: if an update has not returned statistics, or those of another shape.
+    """
+    if not isinstance(statistics, Tensor):
+        raise ModelError(
+            f"the statistics of latent {name!r} are {statistics!r}, expected a tensor; put several "
+            "into one with torch.cat or torch.stack"
+        )
+    if shape is not None and statistics.shape != shape:
+        raise ModelError(
+            f"the statistics of latent {name!r} were of shape {tuple(statistics.shape)} and are of "
+            f"shape {tuple(shape)} now, expected one shape at every step, which does not depend on "
+            "the batch"
+        )
+    return statistics.detach()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
-from pyro_aeb.latents.contract import LatentUpdate, Seen
+from pyro_aeb.latents.contract import AveragedStatistics, LatentUpdate, Seen
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class GradientStep(LatentUpdate):
     :math:`\tilde u = u + s \nabla_u \log p`. The fixed point is the maximiser over the site's own
     value (no term for the change of variables is added).
 
-    With the weight :math:`\omega_k` of equation (8) a step moves by :math:`\omega_k s` times the
-    gradient, to first order: choose s of the size of one over the curvature.
+    Equation (8) is taken in that space too, so a step moves by :math:`\omega_k s` times the
+    gradient: choose s of the size of one over the curvature.
 
     :param float step_size: s, positive. The gradient is that of the whole data set (a sum).
     """
@@ -44,7 +44,7 @@ class GradientStep(LatentUpdate):
 
 
 @dataclass(frozen=True)
-class InSpace(LatentUpdate):
+class InSpace(AveragedStatistics):
     """
     A step in an unconstrained space.
 
@@ -56,9 +56,17 @@ class InSpace(LatentUpdate):
     transform: Transform
     derivatives = 1
 
-    def update(self, seen: Seen) -> Tensor:
-        """A step up."""
+    def statistics(self, seen: Seen) -> Tensor:
+        """The unconstrained value after a step up."""
         free = self.transform.inv(seen.value)
         pull_back: Any = torch.func.vjp(self.transform, free)[1]
         (gradient,) = pull_back(seen.gradient)
-        return self.transform(free + self.step_size * gradient)
+        return free + self.step_size * gradient
+
+    def maximiser(self, statistics: Tensor) -> Tensor:
+        """The value itself."""
+        return self.transform(statistics)
+
+    def first(self, statistics: Tensor, value: Tensor) -> Tensor:
+        """The unconstrained value before the first step."""
+        return self.transform.inv(value)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,20 +22,23 @@ from pyro_aeb.schedules import Constant
 from pyro_aeb.testing.reports import Outcome, Report, require
 from pyro_aeb.testing.steps import (
     NUMBERS,
+    advance,
     copied,
     eps,
     equal,
+    noise_size,
     random_numbers,
     relative_error,
     run,
+    target_at,
 )
-from pyro_aeb.transitions import Transition
+from pyro_aeb.transitions import AnyTransition, HasStatistics, statistics_of
 
 DTYPES = (torch.float32, torch.float64)
 CHAINS, SIZE, STEPS = 3, 7, 5
 
 
-def check_contract(transition: Transition[Any]) -> Report:
+def check_contract(transition: AnyTransition) -> Report:
     """
     The contract of transitions, in single and in double precision.
 
@@ -50,9 +53,13 @@ def check_contract(transition: Transition[Any]) -> Report:
     return Report(repr(transition), outcomes)
 
 
-def _check_state(transition: Transition[Any], dtype: torch.dtype) -> None:
+def _noise(transition: AnyTransition, *shape: int, dtype: torch.dtype) -> Tensor:
+    return random_numbers(*shape, noise_size(transition, SIZE), dtype=dtype, seed=1)
+
+
+def _check_state(transition: AnyTransition, dtype: torch.dtype) -> None:
     position = random_numbers(SIZE, dtype=dtype)
-    states = run(transition, position, random_numbers(STEPS, SIZE, dtype=dtype, seed=1))
+    states = run(transition, position, _noise(transition, STEPS, dtype=dtype))
     for state in states:
         fields: tuple[str, ...] = getattr(state, "_fields", ())
         require(
@@ -95,13 +102,14 @@ def _check_state(transition: Transition[Any], dtype: torch.dtype) -> None:
     )
 
 
-def _check_inputs(transition: Transition[Any], dtype: torch.dtype) -> None:
-    noise = random_numbers(STEPS, SIZE, dtype=dtype, seed=1)
+def _check_inputs(transition: AnyTransition, dtype: torch.dtype) -> None:
+    noise = _noise(transition, STEPS, dtype=dtype)
     state = run(transition, random_numbers(SIZE, dtype=dtype), noise)[-1]
-    gradient, z = random_numbers(2, SIZE, dtype=dtype, seed=2)
+    gradient = random_numbers(SIZE, dtype=dtype, seed=2)
+    z = random_numbers(noise_size(transition, SIZE), dtype=dtype, seed=3)
     inputs = {**state._asdict(), "gradient": gradient, "noise": z}
     before = {name: tensor.clone() for name, tensor in inputs.items()}
-    after = copied(shared := transition.step(state, gradient, z, NUMBERS))
+    after = copied(shared := advance(transition, state, gradient, z, NUMBERS))
     changed = [name for name, tensor in inputs.items() if not torch.equal(tensor, before[name])]
     require(
         not changed,
@@ -120,14 +128,14 @@ def _check_inputs(transition: Transition[Any], dtype: torch.dtype) -> None:
     )
 
 
-def _check_determinism(transition: Transition[Any], dtype: torch.dtype) -> None:
-    noise = random_numbers(STEPS, SIZE, dtype=dtype, seed=1)
+def _check_determinism(transition: AnyTransition, dtype: torch.dtype) -> None:
+    noise = _noise(transition, STEPS, dtype=dtype)
     states = run(transition, random_numbers(SIZE, dtype=dtype), noise)
     z = noise[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         generator = torch.get_rng_state()
-        first = copied(transition.step(states[-2], -states[-2].position, z, NUMBERS))
+        first = copied(advance(transition, states[-2], -states[-2].position, z, NUMBERS))
         require(
             torch.equal(torch.get_rng_state(), generator),
             "random numbers",
@@ -135,8 +143,8 @@ def _check_determinism(transition: Transition[Any], dtype: torch.dtype) -> None:
             "a step that uses the noise it is given",
             "a run could not be replayed, nor resumed bit for bit",
         )
-        transition.step(states[0], -states[0].position, z, NUMBERS)  # something else in between
-        again = transition.step(states[-2], -states[-2].position, z, NUMBERS)
+        advance(transition, states[0], -states[0].position, z, NUMBERS)  # something else in between
+        again = advance(transition, states[-2], -states[-2].position, z, NUMBERS)
     require(
         equal(first, again),
         "the same step twice",
@@ -146,8 +154,8 @@ def _check_determinism(transition: Transition[Any], dtype: torch.dtype) -> None:
     )
 
 
-def _check_pickle(transition: Transition[Any], dtype: torch.dtype) -> None:
-    noise = random_numbers(STEPS, SIZE, dtype=dtype, seed=1)
+def _check_pickle(transition: AnyTransition, dtype: torch.dtype) -> None:
+    noise = _noise(transition, STEPS, dtype=dtype)
     state = run(transition, random_numbers(SIZE, dtype=dtype), noise)[-1]
     try:
         other, copy = pickle.loads(pickle.dumps((transition, state)))
@@ -157,9 +165,9 @@ def _check_pickle(transition: Transition[Any], dtype: torch.dtype) -> None:
             "that pickle; chains in processes of their own get them so: define classes at the top "
             "of a module, and use no lambda for a schedule"
         ) from error
-    step = transition.step(state, -state.position, noise[0], NUMBERS)
+    step = advance(transition, state, -state.position, noise[0], NUMBERS)
     require(
-        equal(other.step(copy, -copy.position, noise[0], NUMBERS), step),
+        equal(advance(other, copy, -copy.position, noise[0], NUMBERS), step),
         "pickle",
         "another step from a copy",
         "the same to the last digit",
@@ -167,9 +175,9 @@ def _check_pickle(transition: Transition[Any], dtype: torch.dtype) -> None:
     )
 
 
-def _check_chains(transition: Transition[Any], dtype: torch.dtype) -> None:
+def _check_chains(transition: AnyTransition, dtype: torch.dtype) -> None:
     positions = random_numbers(CHAINS, SIZE, dtype=dtype)
-    noise = random_numbers(STEPS, CHAINS, SIZE, dtype=dtype, seed=1)
+    noise = _noise(transition, STEPS, CHAINS, dtype=dtype)
     together = run(transition, positions, noise)
     for c in range(CHAINS):
         alone = run(transition, positions[c], noise[:, c])
@@ -193,7 +201,7 @@ def _check_chains(transition: Transition[Any], dtype: torch.dtype) -> None:
             )
 
 
-def _check_numbers(transition: Transition[Any], dtype: torch.dtype) -> None:
+def _check_numbers(transition: AnyTransition, dtype: torch.dtype) -> None:
     schedule: Any = getattr(transition, "step_size", None)
     require(
         callable(schedule) and float(schedule(1)) > 0.0,
@@ -204,13 +212,13 @@ def _check_numbers(transition: Transition[Any], dtype: torch.dtype) -> None:
     )
     position, noise = (
         random_numbers(SIZE, dtype=dtype),
-        random_numbers(1, SIZE, dtype=dtype, seed=1),
+        _noise(transition, 1, dtype=dtype),
     )
     start = transition.init(position)
 
-    def moved(transition: Transition[Any], step_size: float) -> Any:
+    def moved(transition: AnyTransition, step_size: float) -> Any:
         numbers = NUMBERS._replace(step_size=step_size)
-        return transition.step(start, -position, noise[0], numbers)
+        return advance(transition, start, -position, noise[0], numbers)
 
     require(
         not equal(moved(transition, 0.05), moved(transition, 0.1)),
@@ -219,7 +227,8 @@ def _check_numbers(transition: Transition[Any], dtype: torch.dtype) -> None:
         "different ones",
         "a step takes its size from its numbers, so that schedules hold",
     )
-    if dataclasses.is_dataclass(type(transition)):
+    fields: Any = dataclasses.fields(transition) if dataclasses.is_dataclass(transition) else ()
+    if any(field.name == "step_size" for field in fields):  # not that of a transition inside
         replace: Any = dataclasses.replace
         for other in (Constant(1e-3), Constant(0.7)):
             changed = replace(transition, step_size=other)
@@ -232,9 +241,9 @@ def _check_numbers(transition: Transition[Any], dtype: torch.dtype) -> None:
             )
 
 
-def _check_precision(transition: Transition[Any], dtype: torch.dtype) -> None:
+def _check_precision(transition: AnyTransition, dtype: torch.dtype) -> None:
     position = random_numbers(SIZE, dtype=torch.float32)
-    noise = random_numbers(STEPS, SIZE, dtype=torch.float32, seed=1)
+    noise = _noise(transition, STEPS, dtype=torch.float32)
     double = run(transition, position.double(), noise.double())[-1]
     error = relative_error(run(transition, position.to(dtype), noise.to(dtype))[-1], double)
     require(
@@ -248,13 +257,13 @@ def _check_precision(transition: Transition[Any], dtype: torch.dtype) -> None:
         _check_digits(transition, position.double(), noise[0].double())
 
 
-def _check_digits(transition: Transition[Any], position: Tensor, noise: Tensor) -> None:
+def _check_digits(transition: AnyTransition, position: Tensor, noise: Tensor) -> None:
     """A step in float64 sees changes that one in float32 could not."""
     start = transition.init(position)
 
     def step(gradient_factor: float, noise_factor: float) -> Any:
         gradient, z = -position * gradient_factor, noise * noise_factor
-        return transition.step(start, gradient, z, NUMBERS)
+        return advance(transition, start, gradient, z, NUMBERS)
 
     usual, change = step(1.0, 1.0), 2e-11
     for name, doubled, close in (
@@ -270,15 +279,19 @@ def _check_digits(transition: Transition[Any], position: Tensor, noise: Tensor) 
         )
 
 
-def _check_statistics(transition: Transition[Any], dtype: torch.dtype) -> None:
-    statistics = getattr(transition, "statistics", None)
-    if statistics is None:
+def _check_statistics(transition: AnyTransition, dtype: torch.dtype) -> None:
+    if not isinstance(transition, HasStatistics):
         return
+
+    def statistics(before: Any, after: Any) -> Mapping[str, Tensor]:
+        target = target_at(before.position, -before.position, STEPS)
+        return statistics_of(transition, before, after, NUMBERS, target)
+
     positions = random_numbers(CHAINS, SIZE, dtype=dtype)
-    noise = random_numbers(STEPS, CHAINS, SIZE, dtype=dtype, seed=1)
+    noise = _noise(transition, STEPS, CHAINS, dtype=dtype)
     *_, before, after = run(transition, positions, noise)
     copies = [copied(before), copied(after)]
-    figures = statistics(before, after, NUMBERS)
+    figures = statistics(before, after)
     shapes = {name: tuple(figure.shape) for name, figure in figures.items()}
     require(
         set(shapes.values()) <= {(CHAINS,)},
@@ -296,7 +309,7 @@ def _check_statistics(transition: Transition[Any], dtype: torch.dtype) -> None:
     )
     for c in range(CHAINS):
         *_, before, after = run(transition, positions[c], noise[:, c])
-        alone = statistics(before, after, NUMBERS)
+        alone = statistics(before, after)
         require(
             alone.keys() == figures.keys()
             and relative_error((f[c] for f in figures.values()), alone.values())
@@ -308,7 +321,7 @@ def _check_statistics(transition: Transition[Any], dtype: torch.dtype) -> None:
         )
 
 
-CHECKS: tuple[tuple[str, str, Callable[[Transition[Any], torch.dtype], None]], ...] = (
+CHECKS: tuple[tuple[str, str, Callable[[AnyTransition, torch.dtype], None]], ...] = (
     ("state", "a NamedTuple that keeps shapes and dtypes, position first", _check_state),
     ("inputs", "left as they were; the state has memory of its own", _check_inputs),
     ("determinism", "a function of its arguments alone", _check_determinism),

@@ -10,8 +10,8 @@ whatever else the transition keeps, in the noise z and in an error e of the grad
 
 .. math:: x' = A x + c + B z + C e.
 
-The matrices are read off ``transition.step`` itself, from steps in float64 along every axis, so no
-formula of the transition is needed. Random steps of several lengths tell whether it is affine at
+The matrices are read off the transition's step itself, from steps in float64 along every axis, so
+no formula of the transition is needed. Random steps of several lengths tell whether it is affine at
 all: a thermostat or a preconditioner is not.
 """
 
@@ -26,9 +26,13 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor
 
-from pyro_aeb.transitions import StepNumbers, Transition
+from pyro_aeb.testing.steps import Gaussian, advance, noise_size
+from pyro_aeb.transitions import AnyTransition, StepNumbers
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+STEPS = 24
+"""Steps of a run that must be the same affine map."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +42,7 @@ class LinearScheme:
 
     :param matrix: A, shape (S, S).
     :param offset: c, shape (S,).
-    :param noise: B, the response to the noise, shape (S, D).
+    :param noise: B, the response to the noise, shape (S, K), where a step takes K numbers.
     :param gradient: C, the response to an error of the gradient, shape (S, D).
     """
 
@@ -50,7 +54,7 @@ class LinearScheme:
     @property
     def size(self) -> int:
         """D, the length of the position."""
-        return self.noise.shape[1]
+        return self.gradient.shape[1]
 
     @property
     def spectral_radius(self) -> float:
@@ -83,7 +87,7 @@ class LinearScheme:
 
 
 def linear_scheme(
-    transition: Transition[Any], curvature: Array, mean: Array, numbers: StepNumbers
+    transition: AnyTransition, curvature: Array, mean: Array, numbers: StepNumbers
 ) -> LinearScheme | None:
     """
     The affine map of a step on the Gaussian target of some curvature and mean.
@@ -98,50 +102,58 @@ def linear_scheme(
     if flat is None:
         return None
     origin, step = flat
-    size = len(mean)
-    none = np.zeros(size)
-    at_origin = step(origin, none, none)
-    matrix = np.stack([step(origin + axis, none, none) for axis in np.eye(len(origin))], 1)
-    noise = np.stack([step(origin, axis, none) for axis in np.eye(size)], 1)
-    gradient = np.stack([step(origin, none, axis) for axis in np.eye(size)], 1)
+    numbers_a_step = noise_size(transition, len(mean))
+    z, e = np.zeros(numbers_a_step), np.zeros(len(mean))
+    at_origin = step(origin, z, e)
+    matrix = np.stack([step(origin + axis, z, e) for axis in np.eye(len(origin))], 1)
+    noise = np.stack([step(origin, axis, e) for axis in np.eye(numbers_a_step)], 1)
+    gradient = np.stack([step(origin, z, axis) for axis in np.eye(len(mean))], 1)
     matrix, noise, gradient = (m - at_origin[:, None] for m in (matrix, noise, gradient))
+    if not all(np.isfinite(m).all() for m in (matrix, noise, gradient)):
+        return None
     scheme = LinearScheme(matrix, at_origin - matrix @ origin, noise, gradient)
     return scheme if _explains(scheme, step, origin) else None
 
 
-_FlatStep = Callable[[Array, Array, Array], Array]
+_FlatStep = Callable[..., Array]
 
 
 def _flat_step(
-    transition: Transition[Any], curvature: Tensor, mean: Tensor, numbers: StepNumbers
+    transition: AnyTransition, curvature: Tensor, mean: Tensor, numbers: StepNumbers
 ) -> tuple[Array, _FlatStep] | None:
     """The first state and the step as a function of flat arrays: state, noise, gradient's error."""
     first = transition.init(mean.clone())
     if not all(tensor.is_floating_point() for tensor in first):
         return None
+    gaussian = Gaussian(curvature, mean)
     shapes = [tensor.shape for tensor in first]
     sizes = [shape.numel() for shape in shapes]
 
-    def step(flat: Array, noise: Array, error: Array) -> Array:
+    def step(flat: Array, noise: Array, error: Array, k: int = 1) -> Array:
         parts = torch.from_numpy(flat).split(sizes)
         state = type(first)(*(p.reshape(s).clone() for p, s in zip(parts, shapes, strict=True)))
-        gradient = -curvature @ (state.position - mean) + torch.from_numpy(error)
-        after = transition.step(state, gradient, torch.from_numpy(noise).clone(), numbers)
+        gradient = gaussian.evaluated(state.position).gradient + torch.from_numpy(error)
+        z = torch.from_numpy(noise).clone()
+        after = advance(transition, state, gradient, z, numbers, k, gaussian)
         return torch.cat([tensor.reshape(-1) for tensor in after]).numpy()
 
     return torch.cat([tensor.reshape(-1) for tensor in first]).numpy(), step
 
 
 def _explains(scheme: LinearScheme, step: _FlatStep, origin: Array) -> bool:
-    """Whether the affine map gives what random steps give, up to rounding in float64."""
+    """
+    Whether the affine map gives what random steps give, the first ones of a run, up to rounding in
+    float64.
+    """
     rng = np.random.default_rng(0)
-    for length in (0.1, 1.0, 10.0):
-        for _ in range(3):
-            x = origin + length * rng.standard_normal(len(origin))
-            z, e = length * rng.standard_normal((2, scheme.size))
-            found = step(x, z, e)
-            terms = [scheme.matrix @ x, scheme.offset, scheme.noise @ z, scheme.gradient @ e]
-            scale = 1.0 + sum(np.abs(term).max() for term in terms)
-            if not np.abs(found - sum(terms)).max() < 1e-10 * scale:  # NaN is no agreement either
-                return False
+    for k in range(1, STEPS + 1):
+        length = (0.1, 1.0, 10.0)[k % 3]
+        x = origin + length * rng.standard_normal(len(origin))
+        z = length * rng.standard_normal(scheme.noise.shape[1])
+        e = length * rng.standard_normal(scheme.size)
+        found = step(x, z, e, k)
+        terms = [scheme.matrix @ x, scheme.offset, scheme.noise @ z, scheme.gradient @ e]
+        scale = 1.0 + sum(np.abs(term).max() for term in terms)
+        if not np.abs(found - sum(terms)).max() < 1e-10 * scale:  # NaN is no agreement either
+            return False
     return True

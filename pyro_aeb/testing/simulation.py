@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The law of a transition that is not linear, by simulation: a thermostat, a preconditioner.
+The law of a transition that is not linear, by simulation: a thermostat, a preconditioner, a
+decision.
 
 Many chains start from the target itself, a Gaussian, and step together. A correct sampler stays
 there, up to its bias at this step size; a wrong one leaves for its own law. Each chain gives one
-independent figure for every moment, so the tests of :mod:`pyro_aeb.testing.sequential` apply.
+independent figure for every moment, so the tests of :mod:`pyro_aeb.testing.sequential` apply. The
+gradient is exact. Where a transition gives its draws weights (``log_weight`` in its statistics),
+moments are weighted.
 """
 
 from __future__ import annotations
@@ -19,14 +22,18 @@ import torch
 from pyro_aeb.testing.reports import Outcome, Report
 from pyro_aeb.testing.sequential import STANDARD, SequentialPlan, check_mean
 from pyro_aeb.testing.stationary import CURVATURE, MEAN, TEMPERATURES
-from pyro_aeb.transitions import StepNumbers, Transition
+from pyro_aeb.testing.steps import Gaussian, advance, noise_size, target_at
+from pyro_aeb.transitions import AnyTransition, StepNumbers, statistics_of
 
 PAIRS = 5
 """How many independent copies of the two coordinates a chain has."""
 
+EXPECTED = np.array([0.0, 0.0, 1.0, 1.0])
+"""Means and mean squares along both axes, in units of the target's."""
+
 
 def check_simulated_law(
-    transition: Transition[Any],
+    transition: AnyTransition,
     step_size: float = 0.02,
     tolerance: float = 0.1,
     steps: int = 300,
@@ -52,7 +59,6 @@ def check_simulated_law(
     :returns: what was found.
     :raises AssertionError: if the moments are others.
     """
-    expected = np.array([0.0, 0.0, 1.0, 1.0])
     verdicts = []
     for tau in TEMPERATURES:
         numbers = StepNumbers(step_size, tau)
@@ -61,7 +67,7 @@ def check_simulated_law(
             return _moments(transition, numbers, steps, size, rng)
 
         try:
-            verdicts.append(check_mean(draw, expected, tolerance, chains, seed, plan))
+            verdicts.append(check_mean(draw, EXPECTED, tolerance, chains, seed, plan))
         except (AssertionError, ValueError) as error:
             raise AssertionError(
                 f"simulated law, tau = {tau:g}, step size {step_size:g}: {error}. The figures are "
@@ -78,27 +84,37 @@ def check_simulated_law(
 
 
 def _moments(
-    transition: Transition[Any],
+    transition: AnyTransition,
     numbers: StepNumbers,
     steps: int,
     chains: int,
     rng: np.random.Generator,
 ) -> Any:
-    """Of every chain the means and mean squares along the axes of the target, shape (chains, 4)."""
+    """
+    Of every chain the means and mean squares along the axes of the target, shape (chains, 4). With
+    weights, a chain's figure is its weighted sum of what is off from the target's moments, over the
+    mean of all chains' sums of weights: their mean is off by what the weighted moments are.
+    """
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     values, axes = (torch.from_numpy(a) for a in np.linalg.eigh(CURVATURE))
     scale = (numbers.inverse_temperature * values).rsqrt()
-    curvature, mean = torch.from_numpy(CURVATURE), torch.from_numpy(MEAN)
+    gaussian = Gaussian(torch.from_numpy(CURVATURE), torch.from_numpy(MEAN))
     shape = (chains, PAIRS, 2)
     whitened = torch.randn(shape, generator=generator, dtype=torch.float64)
-    state = transition.init((mean + (whitened * scale) @ axes.T).reshape(chains, -1))
-    noise = torch.empty_like(state.position)
-    sums = torch.zeros(chains, 4, dtype=torch.float64)
-    for k in range(2 * steps):
-        away = state.position.reshape(shape) - mean
-        gradient = (-away @ curvature).reshape(chains, -1)
-        state = transition.step(state, gradient, noise.normal_(generator=generator), numbers)
-        if k >= steps:
-            whitened = ((state.position.reshape(shape) - mean) @ axes) / scale
-            sums += torch.cat([whitened.mean(1), whitened.square().mean(1)], 1)
-    return (sums / steps).numpy()
+    state = transition.init((gaussian.mean + (whitened * scale) @ axes.T).reshape(chains, -1))
+    noise = torch.empty(chains, noise_size(transition, 2 * PAIRS), dtype=torch.float64)
+    expected = torch.from_numpy(EXPECTED)
+    sums, total = torch.zeros(chains, 4, dtype=torch.float64), 0.0
+    for k in range(1, 2 * steps + 1):
+        before, gradient = state, gaussian.evaluated(state.position).gradient
+        z = noise.normal_(generator=generator)
+        state = advance(transition, before, gradient, z, numbers, k, gaussian)
+        if k > steps:
+            target = target_at(before.position, gradient, k, gaussian)
+            figures = statistics_of(transition, before, state, numbers, target)
+            weight = figures.get("log_weight", torch.zeros(chains)).double().exp().unsqueeze(-1)
+            whitened = ((state.position.reshape(shape) - gaussian.mean) @ axes) / scale
+            moments = torch.cat([whitened.mean(1), whitened.square().mean(1)], 1)
+            sums += weight * (moments - expected)
+            total += float(weight.mean())
+    return (sums / total + expected).numpy()

@@ -13,13 +13,12 @@ the target's as steps shrink, at every temperature.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from pyro_aeb.testing.linear import Array, LinearScheme, linear_scheme
 from pyro_aeb.testing.reports import Outcome, Report, require
-from pyro_aeb.transitions import StepNumbers, Transition
+from pyro_aeb.transitions import AnyTransition, StepNumbers
 
 GradientVariance = Callable[[StepNumbers], float]
 """The variance of the gradient's error in every coordinate, which a transition is told of."""
@@ -82,7 +81,7 @@ def target_variance(tau: float, curvature: float) -> float:
     return 1.0 / (tau * curvature)
 
 
-def stability_limit(transition: Transition[Any], tau: float = 1.0) -> float:
+def stability_limit(transition: AnyTransition, tau: float = 1.0) -> float:
     """
     The largest step size at which the chain is stable on a Gaussian of curvature 1, to six digits.
 
@@ -101,7 +100,7 @@ def stability_limit(transition: Transition[Any], tau: float = 1.0) -> float:
 
 
 def check_stationary_law(
-    transition: Transition[Any], gradient_variance: GradientVariance | None = None
+    transition: AnyTransition, gradient_variance: GradientVariance | None = None
 ) -> Report:
     r"""
     The stationary law of a transition that is linear on Gaussians.
@@ -142,7 +141,7 @@ def check_stationary_law(
 
 
 def _scheme(
-    transition: Transition[Any],
+    transition: AnyTransition,
     step_size: float,
     tau: float,
     curvature: Array | None = None,
@@ -160,7 +159,7 @@ def _scheme(
 
 
 def _stable_step_size(
-    transition: Transition[Any], curvature: Array, mean: Array, tau: float, first: float
+    transition: AnyTransition, curvature: Array, mean: Array, tau: float, first: float
 ) -> float:
     step_size = first
     while step_size > 2.0**-20:
@@ -176,7 +175,7 @@ def _stable_step_size(
 
 
 def _limit(
-    transition: Transition[Any], tau: float, gradient_variance: GradientVariance | None
+    transition: AnyTransition, tau: float, gradient_variance: GradientVariance | None
 ) -> tuple[Array, str]:
     """The covariance extrapolated to steps of size 0, and how fast it is reached, in words."""
     step_size = _stable_step_size(transition, CURVATURE, MEAN, tau, first=2.0**-3)
@@ -216,7 +215,7 @@ def _check_mean(scheme: LinearScheme, numbers: StepNumbers) -> None:
     )
 
 
-def _bias(transition: Transition[Any], gradient_variance: GradientVariance | None) -> str:
+def _bias(transition: AnyTransition, gradient_variance: GradientVariance | None) -> str:
     """The relative error of the variance to first order in step size x curvature."""
 
     def per_step_size(step_size: float) -> float:

@@ -1,17 +1,18 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A few steps of a transition, and their comparison."""
+"""A few steps of a transition on a Gaussian target, and their comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_aeb.transitions import StepNumbers, Transition
+from pyro_aeb.transitions import AnyTransition, Evaluated, StepNumbers, TargetTransition
 
 NUMBERS = StepNumbers(step_size=0.05, inverse_temperature=2.0)
 
@@ -21,11 +22,100 @@ def random_numbers(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
 
 
-def run(transition: Transition[Any], position: Tensor, noise: Tensor) -> list[Any]:
-    """The states of some steps on the standard normal target, shape of noise (steps, ..., D)."""
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """
+    Q of curvature H and mean m, of d coordinates, or of any number of independent copies of them.
+
+    :param Tensor curvature: H, shape (d, d), in float64.
+    :param Tensor mean: m, shape (d,), in float64.
+    """
+
+    curvature: Tensor
+    mean: Tensor
+
+    def evaluated(self, position: Tensor, share: float = 1.0) -> Evaluated:
+        """
+        A share of Q, at a position of shape (..., copies times d).
+        """
+        curvature, mean = self.curvature.to(position), self.mean.to(position)
+        away = position.unflatten(-1, (-1, len(mean))) - mean
+        gradient = (-share * away @ curvature).flatten(-2)
+        return Evaluated(0.5 * (away.flatten(-2) * gradient).sum(-1), gradient)
+
+
+STANDARD_NORMAL = Gaussian(torch.eye(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianTarget:
+    """
+    A :class:`~pyro_aeb.transitions.base.Target` of which a quarter is prior, and whose batch has an
+    error that is linear in the position: one and the same in the gradient everywhere.
+
+    :param Gaussian gaussian: Q of all data.
+    :param int step: the number of the step.
+    :param Tensor error: of the batch's gradient, shape (..., D).
+    """
+
+    gaussian: Gaussian
+    step: int
+    error: Tensor
+
+    def whole(self, position: Tensor, prior: bool = True) -> Evaluated:
+        return self.gaussian.evaluated(position, 1.0 if prior else 0.75)
+
+    def batch(self, position: Tensor, prior: bool = True) -> Evaluated:
+        log_density, gradient = self.whole(position, prior)
+        off = (position * self.error).sum(-1)
+        return Evaluated(log_density + off, gradient + self.error)
+
+
+def target_at(
+    position: Tensor, gradient: Tensor, k: int = 1, gaussian: Gaussian = STANDARD_NORMAL
+) -> GaussianTarget:
+    """The target of step k whose batch has some gradient at some position."""
+    error = gradient - gaussian.evaluated(position).gradient
+    return GaussianTarget(gaussian, k, error)
+
+
+def noise_size(transition: AnyTransition, size: int) -> int:
+    """How many random numbers a step with so many weights takes."""
+    return transition.noise_size(size) if isinstance(transition, TargetTransition) else size
+
+
+def advance(
+    transition: AnyTransition,
+    state: Any,
+    gradient: Tensor,
+    noise: Tensor,
+    numbers: StepNumbers,
+    k: int = 1,
+    gaussian: Gaussian = STANDARD_NORMAL,
+) -> Any:
+    """
+    One step of any transition.
+
+    :param Tensor gradient: of the batch, at the state's position.
+    :param int k: the number of the step.
+    :param Gaussian gaussian: Q of all data.
+    """
+    if not isinstance(transition, TargetTransition):
+        return transition.step(state, gradient, noise, numbers)
+    target = target_at(state.position, gradient, k, gaussian)
+    here = target.batch(state.position)._replace(gradient=gradient)
+    return transition.move(state, here, noise, numbers, target)
+
+
+def run(transition: AnyTransition, position: Tensor, noise: Tensor) -> list[Any]:
+    """
+    The states of some steps on the standard normal target; noise of shape (steps, ..., K), where a
+    step takes K numbers.
+    """
     states = [transition.init(position)]
-    for z in noise:
-        states.append(transition.step(states[-1], -states[-1].position, z, NUMBERS))
+    for k, z in enumerate(noise, 1):
+        gradient = -states[-1].position
+        states.append(advance(transition, states[-1], gradient, z, NUMBERS, k))
     return states
 
 

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pyro_aeb.testing.contract import check_contract
 from pyro_aeb.testing.linear import linear_scheme
 from pyro_aeb.testing.reports import Outcome, Report
@@ -18,11 +16,11 @@ from pyro_aeb.testing.stationary import (
     check_stationary_law,
 )
 from pyro_aeb.testing.steps import NUMBERS
-from pyro_aeb.transitions import Transition
+from pyro_aeb.transitions import AnyTransition
 
 
 def check_transition(
-    transition: Transition[Any],
+    transition: AnyTransition,
     gradient_variance: GradientVariance | None = None,
     step_size: float = 0.02,
     tolerance: float = 0.1,
@@ -36,9 +34,10 @@ def check_transition(
     The contract is checked by :func:`~pyro_aeb.testing.contract.check_contract`. A transition that
     is linear on Gaussians then has its stationary law computed and compared, by
     :func:`~pyro_aeb.testing.stationary.check_stationary_law`; any other is simulated, by
-    :func:`~pyro_aeb.testing.simulation.check_simulated_law`. Step sizes are the checks' own.
+    :func:`~pyro_aeb.testing.simulation.check_simulated_law`. Step sizes are the checks' own. One
+    that asks for Q itself gets that of the Gaussian, with an exact gradient.
 
-    :param transition: the transition.
+    :param transition: the transition, with ``step`` or ``move``.
     :param gradient_variance: for a transition that makes up for noise in the gradient, that noise's
         variance at some step numbers; see ``check_stationary_law``.
     :param float step_size: of a simulation.

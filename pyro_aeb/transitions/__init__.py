@@ -3,6 +3,7 @@
 
 """Stochastic-gradient MCMC transitions, one file each."""
 
+from pyro_aeb.transitions.baoab import BAOAB, BAOABState
 from pyro_aeb.transitions.base import (
     AnyTransition,
     Evaluated,
@@ -11,20 +12,43 @@ from pyro_aeb.transitions.base import (
     Target,
     TargetTransition,
     Transition,
+    statistics_of,
 )
+from pyro_aeb.transitions.contour import ContourSGLD, ContourSGLDState
+from pyro_aeb.transitions.cyclical import CyclicalSGMCMC
+from pyro_aeb.transitions.hmc import HMC, HMCState
+from pyro_aeb.transitions.psgld import PSGLD, CorrectedPSGLDState, PSGLDState
+from pyro_aeb.transitions.replica_exchange import ReplicaExchange
 from pyro_aeb.transitions.sghmc import SGHMC, SGHMCState
 from pyro_aeb.transitions.sgld import SGLD, SGLDState
+from pyro_aeb.transitions.sgnht import SGNHT, SGNHTState
+from pyro_aeb.transitions.svrg import SVRG
 
 __all__ = [
+    "BAOAB",
+    "HMC",
+    "PSGLD",
     "SGHMC",
     "SGLD",
+    "SGNHT",
+    "SVRG",
     "AnyTransition",
+    "BAOABState",
+    "ContourSGLD",
+    "ContourSGLDState",
+    "CorrectedPSGLDState",
+    "CyclicalSGMCMC",
     "Evaluated",
+    "HMCState",
     "HasStatistics",
+    "PSGLDState",
+    "ReplicaExchange",
     "SGHMCState",
     "SGLDState",
+    "SGNHTState",
     "StepNumbers",
     "Target",
     "TargetTransition",
     "Transition",
+    "statistics_of",
 ]

@@ -174,11 +174,15 @@ class HasStatistics(Protocol):
     """
     A transition with figures of its own for every draw, beside the contract above; optional.
 
-    They go to ``sample_stats`` under their names, whatever these are. One name has a meaning to
-    :func:`pyro_aeb.check`: ``kinetic_temperature``, by :func:`kinetic_temperature`.
+    They go to ``sample_stats`` under their names, whatever these are. Two names have a meaning to
+    others: ``kinetic_temperature``, by :func:`kinetic_temperature`, to :func:`pyro_aeb.check`; and
+    ``log_weight``, the logarithm of the weight of the draw where the draws are not the target's but
+    are to be weighted, to :func:`~pyro_aeb.testing.transition.check_transition`.
     """
 
-    def statistics(self, before: Any, state: Any, numbers: StepNumbers) -> Mapping[str, Tensor]:
+    def statistics(
+        self, before: Any, state: Any, numbers: StepNumbers, *target: Target
+    ) -> Mapping[str, Tensor]:
         """
         Figures of one step. Called at the last step before a draw, and before anything is pruned;
         it must not wait for a value (no ``.item()``).
@@ -186,9 +190,29 @@ class HasStatistics(Protocol):
         :param before: the state before the step.
         :param state: the state after it.
         :param StepNumbers numbers: of the step.
+        :param Target target: of the step, given to a :class:`TargetTransition` only.
         :returns: name to one number a chain, shape (...); the same names at every step.
         """
         ...
+
+
+def statistics_of(
+    transition: AnyTransition, before: Any, state: Any, numbers: StepNumbers, target: Target
+) -> Mapping[str, Tensor]:
+    """
+    A transition's figures of one step, none where it has none.
+
+    :param transition: any transition.
+    :param before: its state before the step.
+    :param state: its state after it.
+    :param StepNumbers numbers: of the step.
+    :param Target target: of the step.
+    """
+    if not isinstance(transition, HasStatistics):
+        return {}
+    if isinstance(transition, TargetTransition):
+        return transition.statistics(before, state, numbers, target)
+    return transition.statistics(before, state, numbers)
 
 
 def kinetic_temperature(displacement: Tensor, position: Tensor, expected: float) -> Tensor:

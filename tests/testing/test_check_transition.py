@@ -3,39 +3,39 @@
 
 """``check_transition`` passes the samplers that are right and catches every one that is wrong."""
 
-import inspect
 import re
 
+import broken_mechanisms as mechanisms
 import broken_samplers as broken
 import pytest
 import torch
+from samplers import LINEAR, OURS, SIMULATED, classes
 
 import pyro_aeb as aeb
-import pyro_aeb.transitions
-from pyro_aeb import SGHMC, SGLD, Polynomial
+from pyro_aeb import SGHMC, SGLD
 from pyro_aeb.testing import check_contract, check_simulated_law, check_transition
 
-OURS = [
-    SGLD(0.05),
-    SGLD(Polynomial(1e-3, power=1 / 3)),
-    SGHMC(0.05),
-    SGHMC(0.05, friction=0.9),
-    SGHMC(0.05, friction=1.0),
-]
 
-
-@pytest.mark.parametrize("transition", [*OURS, broken.Langevin()], ids=repr)
+@pytest.mark.parametrize("transition", [*LINEAR, broken.Langevin()], ids=repr)
 def test_right_samplers_pass(transition):
     report = aeb.testing.check_transition(transition)
     assert report.subject == repr(transition)
-    assert "linear" in report["kind"].result
-    assert "order 1.0" in report["stationary covariance"].result
+    assert "linear on Gaussians" in report["kind"].result
+    order = LINEAR.get(transition, "order 1.0")  # broken.Langevin() is SGLD
+    assert report["stationary covariance"].result.endswith(
+        order if order.startswith("exact") else f"{order} in the step size"
+    )
+
+
+@pytest.mark.parametrize("transition", SIMULATED, ids=repr)
+def test_right_samplers_that_are_not_linear_pass(transition):
+    report = aeb.testing.check_transition(transition)
+    assert "not linear" in report["kind"].result
+    assert "means and variances within 0.1" in report["simulated law"].result
 
 
 def test_every_transition_of_the_package_is_here():
-    exported = [getattr(pyro_aeb.transitions, name) for name in pyro_aeb.transitions.__all__]
-    classes = {c for c in exported if inspect.isclass(c) and callable(getattr(c, "step", None))}
-    assert classes - {pyro_aeb.transitions.Transition} == {type(t) for t in OURS}
+    assert classes() == {type(transition) for transition in OURS}
 
 
 def test_noise_in_the_gradient_that_is_made_up_for():
@@ -157,3 +157,26 @@ def test_a_report_reads_as_a_table():
 def test_a_report_says_what_was_not_checked():
     with pytest.raises(KeyError, match="'law' was not checked; checked were"):
         check_contract(SGLD(0.05))["law"]
+
+
+# -- the mechanisms of the package's other samplers, each with a mistake ---------------------------
+
+
+@pytest.mark.parametrize("transition", mechanisms.WRONG, ids=lambda t: type(t).__name__)
+def test_wrong_mechanisms_are_caught(transition):
+    with pytest.raises(AssertionError, match=mechanisms.WRONG[transition]):
+        check_transition(transition)
+
+
+@pytest.mark.parametrize("name", mechanisms.HIDDEN)
+def test_mistakes_that_hide_are_found_by_a_closer_look(name):
+    right, wrong, options = mechanisms.HIDDEN[name]
+    check_simulated_law(right, **options)
+    with pytest.raises(AssertionError, match="simulated law"):
+        check_simulated_law(wrong, **options)
+
+
+def test_preconditioning_without_a_correction_is_told():
+    # Its law is another one, as its docstring says, at any step size.
+    with pytest.raises(AssertionError, match="simulated law"):
+        check_transition(mechanisms.PSGLD(0.05))

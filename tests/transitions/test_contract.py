@@ -2,18 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-One contract, every transition. A new sampler joins with a line in ``TRANSITIONS``; what is its own
-(its equation, its stationary law) is in a file of its own.
+One contract, every transition, in words of its own beside ``check_contract`` (which all of them
+pass in ``tests/testing/test_check_transition.py``). A new sampler joins with a line in
+``samplers.py``; what is its own (its equation, its stationary law) is in a file of its own. The
+tests of steps are of the Euler steps of equations (3a) and (3b).
 """
 
-import inspect
 import pickle
 
 import pytest
 import torch
+from samplers import OURS, classes
 
 import pyro_aeb.transitions
-from pyro_aeb.schedules import Constant, Polynomial
+from pyro_aeb.schedules import Constant, Cyclical, Polynomial
 from pyro_aeb.transitions import SGHMC, SGLD, StepNumbers
 
 TRANSITIONS = [
@@ -22,6 +24,8 @@ TRANSITIONS = [
     SGHMC(0.05, friction=0.4, gradient_noise=0.3),
     SGHMC(0.05, friction=1.0),
 ]
+BY_NAME = sorted(classes(), key=lambda kind: kind.__name__)
+NAMES = {"Constant": Constant, "Cyclical": Cyclical, "Polynomial": Polynomial, "inf": float("inf")}
 NUMBERS = StepNumbers(step_size=0.05, inverse_temperature=2.0)
 
 
@@ -49,9 +53,7 @@ def run(transition, position, steps=5, seed=1, noise=None):
 
 
 def test_every_transition_is_here():
-    exported = [getattr(pyro_aeb.transitions, name) for name in pyro_aeb.transitions.__all__]
-    classes = {c for c in exported if inspect.isclass(c) and callable(getattr(c, "step", None))}
-    assert classes - {pyro_aeb.transitions.Transition} == {type(t) for t in TRANSITIONS}
+    assert classes() == {type(transition) for transition in OURS}
 
 
 def test_a_state_is_a_named_tuple_of_tensors_that_starts_with_the_position(transition, dtype):
@@ -132,29 +134,57 @@ def test_the_noise_is_that_of_the_inverse_temperature(transition):
     assert moves[0].abs().min() > 0.0
 
 
-def test_pickles_compares_and_prints_as_the_call_that_makes_it(transition):
-    copy = pickle.loads(pickle.dumps(transition))
-    assert copy == transition and hash(copy) == hash(transition)
-    assert eval(repr(transition), {**globals(), "Constant": Constant}) == transition
+@pytest.mark.parametrize("of_ours", OURS, ids=repr)
+def test_pickles_compares_and_prints_as_the_call_that_makes_it(of_ours):
+    copy = pickle.loads(pickle.dumps(of_ours))
+    assert copy == of_ours and hash(copy) == hash(of_ours)
+    assert eval(repr(of_ours), {**vars(pyro_aeb.transitions), **NAMES}) == of_ours
 
 
-def test_is_frozen(transition):
+@pytest.mark.parametrize("kind", BY_NAME, ids=lambda kind: kind.__name__)
+def test_is_frozen(kind):
+    of_ours = next(transition for transition in OURS if type(transition) is kind)
     with pytest.raises(AttributeError):
-        transition.step_size = Constant(1.0)
+        of_ours.step_size = Constant(1.0)
+    with pytest.raises(AttributeError):
+        setattr(of_ours, next(iter(vars(of_ours))), None)
 
 
-@pytest.mark.parametrize("kind", dict.fromkeys(type(t) for t in TRANSITIONS))
+WITH_STEP_SIZE = {
+    SGLD: {},
+    SGHMC: {},
+    pyro_aeb.transitions.SGNHT: {},
+    pyro_aeb.transitions.BAOAB: {},
+    pyro_aeb.transitions.PSGLD: {},
+    pyro_aeb.transitions.HMC: {},
+    pyro_aeb.transitions.ContourSGLD: {"energies": (0.0, 1.0)},
+}
+
+
+@pytest.mark.parametrize("kind", WITH_STEP_SIZE, ids=lambda kind: kind.__name__)
 class TestStepSize:
     def test_a_number_stands_for_a_constant(self, kind):
-        assert kind(0.1).step_size == Constant(0.1) and kind(0.1) == kind(Constant(0.1))
+        one, other = (kind(size, **WITH_STEP_SIZE[kind]) for size in (0.1, Constant(0.1)))
+        assert one.step_size == Constant(0.1) and one == other
 
     def test_a_schedule_is_kept(self, kind):
         schedule = Polynomial(1e-3, power=1 / 3)
-        assert kind(step_size=schedule).step_size is schedule
+        assert kind(step_size=schedule, **WITH_STEP_SIZE[kind]).step_size is schedule
 
     def test_anything_else_is_refused(self, kind):
         with pytest.raises(TypeError, match="step_size is None, expected a number or a schedule"):
-            kind(None)
+            kind(None, **WITH_STEP_SIZE[kind])
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k in BY_NAME if k not in WITH_STEP_SIZE], ids=lambda kind: kind.__name__
+)
+def test_a_transition_that_moves_with_another_has_its_schedule(kind):
+    of_ours = next(transition for transition in OURS if type(transition) is kind)
+    assert of_ours.step_size is of_ours.inner.step_size
+    for wrong in (SGLD, None, pyro_aeb.transitions.HMC(0.1)):
+        with pytest.raises(TypeError, match="inner is .*expected a transition that moves by the"):
+            kind(**{**vars(of_ours), "inner": wrong})
 
 
 def test_the_step_takes_its_numbers_from_the_caller_not_from_its_own_schedule(transition):

@@ -1,0 +1,132 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Trajectories, and the decision that makes them exact."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from loader_data import shuffled
+from models import loader_regression
+
+import pyro_aeb as aeb
+from pyro_aeb import StochasticApproximation
+from pyro_aeb.testing import assert_agrees, batch_means, check_mean
+from pyro_aeb.testing.steps import STANDARD_NORMAL, target_at
+from pyro_aeb.transitions import HMC, Evaluated, HMCState, StepNumbers
+
+
+def moved(transition, position, noise, numbers):
+    target = target_at(position, -position)
+    state = HMCState(position, torch.ones_like(position[..., :1]))
+    return transition.move(state, target.batch(position), noise, numbers, target)
+
+
+def test_a_trajectory_is_that_of_the_leapfrog():
+    eta, tau = 0.3, 2.0
+    x, z = torch.randn(2, 4, dtype=torch.float64)
+    sure = torch.cat([z, torch.full((1,), -torch.inf).double()])
+    after = moved(HMC(1.0, 3), x, sure, StepNumbers(eta, tau))
+    v, before = math.sqrt(eta / tau) * z, x
+    energy = tau * (x.square().sum() / 2 + v.square().sum() / (2 * eta))
+    for _ in range(3):
+        v = v - eta / 2 * x
+        x = x + v
+        v = v - eta / 2 * x
+    change = tau * (x.square().sum() / 2 + v.square().sum() / (2 * eta)) - energy
+    torch.testing.assert_close(after.position, x, rtol=1e-13, atol=1e-13)
+    assert float(after.acceptance) == pytest.approx(min(1.0, math.exp(-float(change))), rel=1e-10)
+    # And back, with the momentum turned round.
+    back = torch.cat([-v / math.sqrt(eta / tau), torch.full((1,), -torch.inf).double()])
+    again = moved(HMC(1.0, 3), x, back, StepNumbers(eta, tau))
+    torch.testing.assert_close(again.position, before, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_not_accepted_stays_and_so_does_what_runs_away():
+    x, z = torch.randn(2, 4, dtype=torch.float64)
+    refused = torch.cat([z, torch.full((1,), torch.inf).double()])
+    assert torch.equal(moved(HMC(1.0, 3), x, refused, StepNumbers(0.3, 2.0)).position, x)
+    sure = torch.cat([z, torch.full((1,), -5.0).double()])
+    after = moved(HMC(1.0, 400), x, sure, StepNumbers(100.0, 2.0))  # unstable from 4 on
+    assert torch.equal(after.position, x) and float(after.acceptance) == 0.0
+
+
+@pytest.mark.parametrize("eta", [0.5, 2.0, 3.5])
+def test_a_gaussian_is_exact_with_steps_as_large_as_can_be(eta):
+    """Twenty weights at curvature 1, stable below 4. One trajectory from the target stays there."""
+    tau, size = 2.0, 20
+    transition, numbers = HMC(1.0, leapfrogs=2), StepNumbers(eta, tau)
+
+    def draw(chains, rng):
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        x = torch.randn(chains, size, generator=generator, dtype=torch.float64) / math.sqrt(tau)
+        for _ in range(5):
+            z = torch.randn(chains, size + 1, generator=generator, dtype=torch.float64)
+            x = moved(transition, x, z, numbers).position
+        return (x.square().mean(-1) * tau).numpy()
+
+    check_mean(draw, 1.0, size=2000)
+
+
+def test_energies_are_subtracted_in_double_precision():
+    """
+    Where Q is 1e6 its digits in single precision are 1/16 apart, and that is all that is lost:
+    kinetic energies of many weights are summed and subtracted in double precision.
+    """
+
+    class FarDown:
+        step = 1
+
+        def whole(self, position, prior=True):
+            found = STANDARD_NORMAL.evaluated(position)
+            return Evaluated(found.log_density - 1e6, found.gradient)
+
+        batch = whole
+
+    x = torch.randn(10_000)
+    z = torch.cat([torch.randn(10_000), torch.zeros(1)])
+    numbers, target = StepNumbers(1e-6, 1.0), FarDown()
+    state = HMC(1.0, 1).init(x)
+    acceptance = HMC(1.0, 1).move(state, target.batch(x), z, numbers, target).acceptance
+    assert abs(math.log(float(acceptance))) <= 1 / 8  # either end is off by at most 1/16
+
+
+def means(y, batch=None):
+    """A Gaussian posterior of curvature N / 0.9^2 + 1 / 1.5^2."""
+    with pyro.plate("columns", y.shape[1]):
+        mu = pyro.sample("mu", dist.Normal(5.0, 1.5))
+    with pyro.plate("data", len(y), subsample_size=batch) as i:
+        pyro.sample("y", dist.Normal(mu, 0.9).to_event(1), obs=y[i])
+
+
+@pytest.mark.parametrize("batch", [None, 5])
+def test_in_the_kernel_it_is_exact_whatever_the_batch(batch):
+    y = torch.randn(20, 30) + 2.0
+    curvature, tau = 20 / 0.9**2 + 1 / 1.5**2, 2.0
+    transition = HMC(1.0 / curvature, leapfrogs=2)
+    kernel = aeb.AEBKernel(means, transition, inverse_temperature=tau, seed=1)
+    run = aeb.MCMC(kernel, 240, 10, disable_progbar=True)
+    run.run(y, batch)
+    draws = run.get_samples()["mu"].double()
+    mean = ((y.sum(0) / 0.9**2 + 5.0 / 1.5**2) / curvature).double()
+    estimate, error = batch_means(((draws - mean) ** 2).mean(1).numpy())
+    assert_agrees(estimate, 1 / (tau * curvature), error)
+    rate = aeb.to_arviz(run).sample_stats["acceptance_rate"].values
+    assert 0.0 < rate.min() < rate.max() <= 1.0 and 0.3 < rate.mean() < 0.95
+
+
+def test_a_loader_has_no_whole():
+    kernel = aeb.AEBKernel(
+        loader_regression, HMC(1e-3), adaptation=StochasticApproximation(0.1), seed=1
+    )
+    with pytest.raises(aeb.ModelError, match="asks for the whole data set.*DataLoader"):
+        aeb.MCMC(kernel, 2, 0, disable_progbar=True).run(shuffled())
+
+
+@pytest.mark.parametrize("leapfrogs", [0, 1.5, True])
+def test_junk_is_refused(leapfrogs):
+    with pytest.raises(ValueError, match="expected how many leapfrogs a trajectory has"):
+        HMC(0.1, leapfrogs)
