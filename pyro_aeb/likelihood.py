@@ -108,7 +108,9 @@ class Likelihood:
                     unconstrained, latents, Batch(arguments[0], arguments[1], indices)
                 )
                 for name, own in residuals.items():
-                    residuals[name] = own._replace(data=torch.as_tensor(own.data))
+                    if not isinstance(own.data, Tensor):  # a number: vmap returns tensors only
+                        count = own.square.new_full((), own.data)
+                        residuals[name] = own._replace(data=count)
                 found.update(log_density=log_density, residuals=residuals)
 
             after = buffers.run(given, run)
