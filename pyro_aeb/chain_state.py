@@ -86,7 +86,7 @@ def _load(chain: Chain, state: Mapping[str, Any]) -> None:
     chain.minibatches.load(state["minibatches"])
     chain.source.load(state["source"])
     chain.buffers.load(state["buffers"])
-    chain.moments.load(state["moments"])
+    chain.moments.load(state["moments"], position.device)
     chain.collapsed = {str(name) for name in state["collapsed"]}
     if chain.flips is not None and state.get("zeros") is not None:
         chain.flips.zero = _to(state["zeros"], position.device)

@@ -27,7 +27,7 @@ class Health:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
         pinned = device.type == "cuda"
-        self._host = torch.zeros((), dtype=dtype, pin_memory=pinned)
+        self._host = torch.zeros((), dtype=dtype, device="cpu", pin_memory=pinned)
         self._number = self._host.numpy()
 
     def watch(self, log_density: Tensor, gradient: Tensor) -> bool:

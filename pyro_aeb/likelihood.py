@@ -150,7 +150,9 @@ class Likelihood:
                     unconstrained, latents, Batch(arguments[0], arguments[1], indices)
                 )
                 for name, own in residuals.items():
-                    residuals[name] = own._replace(data=torch.as_tensor(own.data))
+                    if not isinstance(own.data, Tensor):  # a number: vmap returns tensors only
+                        count = own.square.new_full((), own.data)
+                        residuals[name] = own._replace(data=count)
                 found.update(scored=(log_density, residuals, recorded))
 
             after = buffers.run(given, run)

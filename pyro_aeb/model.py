@@ -148,7 +148,7 @@ def _explained(named: Mapping[str, Tensor]) -> Iterator[None]:
             for name, value in named.items()
             if (value.dtype, value.device.type) != (usual.dtype, usual.device.type)
             # Whole numbers are right for classes, and wrong where torch complains of dtypes.
-            and (value.is_floating_point() or "dtype" in str(error))
+            and (value.is_floating_point() or _of_dtypes(error))
         }
         if not odd:
             raise
@@ -159,6 +159,11 @@ def _explained(named: Mapping[str, Tensor]) -> Iterator[None]:
             "and torch.set_default_device, or give priors of the data's kind. The failure was: "
             f"{error}"
         ) from error
+
+
+def _of_dtypes(error: RuntimeError) -> bool:
+    """Whether torch complains of dtypes, in the words of any of its versions."""
+    return "dtype" in str(error) or "scalar type" in str(error)
 
 
 def _deterministic(site: Site) -> bool:

@@ -35,14 +35,14 @@ def moved_values(
     :param values: latent site name to constrained value.
     :param which: the sites to move.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     moved = dict(values)
     for name in sorted(which):
         transform = biject_to(sites[name]["fn"].support)
         free = transform.inv(values[name])
         fan_in = free.numel() / (free.shape[0] if free.dim() > 1 else 1)
-        sign = 1.0 - 2.0 * torch.randint(2, free.shape, generator=generator)
-        size = 0.75 + 0.5 * torch.rand(free.shape, generator=generator)
+        sign = 1.0 - 2.0 * torch.randint(2, free.shape, generator=generator, device="cpu")
+        size = 0.75 + 0.5 * torch.rand(free.shape, generator=generator, device="cpu")
         moved[name] = transform(free + (sign * size * (2.0 / fan_in) ** 0.5).to(free))
     return moved
 

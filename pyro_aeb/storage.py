@@ -114,8 +114,11 @@ class Moments:
         """All that the next draw is added to."""
         return {"count": self.count, "mean": self._mean, "square": self._square}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from another's :meth:`state`."""
+    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on from another's :meth:`state`, on a device."""
+
+        def there(values: Mapping[str, Any]) -> dict[str, Tensor]:
+            return {n: torch.as_tensor(value, device=device) for n, value in values.items()}
+
         self.count = int(state["count"])
-        self._mean = {name: torch.as_tensor(mean) for name, mean in state["mean"].items()}
-        self._square = {name: torch.as_tensor(own) for name, own in state["square"].items()}
+        self._mean, self._square = there(state["mean"]), there(state["square"])

@@ -65,10 +65,13 @@ class MemoryStore:
         self._chains = chains
         self._draws = draws
         self._rows: Rows = {}
+        self._put = False
 
     def write(self, chain: int | None, draw: int, record: Record) -> None:
         if not self._rows:
             self._allocate(chain, record)
+        if self._put:
+            self._move(record)
         for group, values in record.items():
             rows = self._rows[group]
             for name, value in values.items():
@@ -88,6 +91,7 @@ class MemoryStore:
         if not self._rows:
             record = {g: {n: v[:, 0] for n, v in values.items()} for g, values in rows.items()}
             self._allocate(None, record)
+        self._put = True
         place = slice(None) if chain is None else slice(chain, chain + 1)
         for group, values in rows.items():
             for name, value in values.items():
@@ -110,6 +114,14 @@ class MemoryStore:
 
     def close(self) -> None:
         pass
+
+    def _move(self, record: Record) -> None:
+        """What was put back came from a file: goes on on the device of the draws."""
+        for group, values in record.items():
+            rows = self._rows[group]
+            for name, value in values.items():
+                rows[name] = rows[name].to(value.device)
+        self._put = False
 
     def _allocate(self, chain: int | None, record: Record) -> None:
         axes = 0 if chain is not None else 1

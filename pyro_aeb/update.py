@@ -81,11 +81,14 @@ class Update:
                 return state, self._learned(state, latents, statistics, weight)
         if self._compiled is None:
             return self._move(state, latents, gradient, statistics, noise, numbers, weight)
-        # Numbers that change from step to step go in as tensors, or each would be compiled anew.
-        values = torch.tensor(numbers, dtype=torch.float64)
+        # Numbers that change from step to step go in as tensors, or each would be compiled anew; as
+        # tensors of one number each on the CPU, which kernels of a GPU take by value.
+        values = tuple(torch.tensor(n, dtype=torch.float64, device="cpu") for n in numbers)
         omega = noise.new_full((), weight) if weight > 0.0 else None
         if latents is not None and latents.ssgl is not None:
-            excess = torch.as_tensor(latents.ssgl.excess).to(noise)
+            excess = latents.ssgl.excess
+            if not isinstance(excess, Tensor):
+                excess = noise.new_full((), excess)
             latents = latents._replace(ssgl=latents.ssgl._replace(excess=excess))
         given = (state, latents, gradient, statistics, noise)
         try:
@@ -112,11 +115,11 @@ class Update:
         gradient: Tensor,
         statistics: Statistics,
         noise: Tensor,
-        values: Tensor,
+        values: tuple[Tensor, ...],
         omega: Tensor | None,
     ) -> Moved:
         """What is compiled: inside, the step's numbers are floats of no known value."""
-        numbers = StepNumbers(values[0].item(), values[1].item())
+        numbers = StepNumbers(*(value.item() for value in values))
         weight = 0.0 if omega is None else omega
         return self._move(state, latents, gradient.clone(), statistics, noise, numbers, weight)
 

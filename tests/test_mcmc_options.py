@@ -195,7 +195,7 @@ def test_latents_freeze_after_warm_up():
         (["beta_rho"], set(), {"beta_rho"}),
         ([], set(), set()),
     ],
-    ids=str,
+    ids=["by default", "weights", "sigma2 and rho", "rho", "nothing"],
 )
 def test_what_a_draw_holds(save, sites, summaries):
     run, whole = mcmc(kernel(save=save)), mcmc()

@@ -36,11 +36,18 @@ def as_in_mcmc() -> Iterator[None]:
 
 
 def seconds(call: Step, calls: int) -> float:
-    """Seconds a call, on average."""
+    """Seconds a call, on average; on an accelerator until all is done."""
+    _wait()
     start = time.perf_counter()
     for _ in range(calls):
         call()
+    _wait()
     return (time.perf_counter() - start) / calls
+
+
+def _wait() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 @dataclass

@@ -71,8 +71,9 @@ class Latents:
             if name not in self.rho:
                 zeros += (beta == 0).sum().item()
                 continue
-            gauss = Normal(torch.tensor([0.0]), np.sqrt(own.v1)).log_prob(beta).exp()
-            laplace = Laplace(torch.tensor([0.0]), own.v0).log_prob(beta).exp()
+            zero = torch.tensor([0.0], device=beta.device)
+            gauss = Normal(zero, np.sqrt(own.v1)).log_prob(beta).exp()
+            laplace = Laplace(zero, own.v0).log_prob(beta).exp()
             gauss, laplace = gauss * self.delta[name], laplace * (1 - self.delta[name])
             rho = (1 - omega) * self.rho[name] + omega * gauss / (gauss + laplace)
             self.rho[name] = rho
