@@ -84,6 +84,8 @@ class Chain:
         self._potential = torch.full(self.shape, torch.nan)
         self._measured: dict[str, Tensor] = {}
         self.flips = None if self.pruner is None else Flips(self.state.position)
+        # Asked once: a loader looks at its next batch for an answer.
+        self._cover = self.minibatches.cover if self.source.sizes is None else None
         self.collapsed: set[str] = set()
         self._clock = (time.perf_counter(), self.step)
         self.finished = False
@@ -114,8 +116,9 @@ class Chain:
 
     def target(self, batch: Batch) -> StepTarget:
         """Q at the step under way, with its data."""
-        cover = self.minibatches.cover if self.source.sizes is None else None
-        return StepTarget(self.posterior, self.latents, batch, self.step + 1, cover, self.buffers)
+        return StepTarget(
+            self.posterior, self.latents, batch, self.step + 1, self._cover, self.buffers
+        )
 
     def prune(self, k: int) -> None:
         """Sets to zero the weights that are pruned at step k."""

@@ -421,10 +421,10 @@ class LeimkuhlerMatthews:
     .. math:: \beta_{k+1} = \beta_k + \epsilon \nabla Q(\beta_k)
         + \sqrt{2 \epsilon / \tau}\, (z_k + z_{k+1}) / 2.
 
-    :param step_size: epsilon, a schedule.
+    :param step_size: epsilon, a schedule: from the number of a step to its size.
     """
 
-    step_size: aeb.schedules.Schedule
+    step_size: Callable[[int], float]
 
     def init(self, position: Tensor) -> AveragedNoise:
         return AveragedNoise(position, torch.zeros_like(position))
