@@ -52,10 +52,15 @@ CASES = {
     "R, all compiled": (WORKLOADS["R"], ALL, 1.03, 20, 1),
 }
 
+SHORT = ("L", "L in batches of 50", "M")
+"""What runs, untimed, with the other tests."""
+
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_costs_a_small_multiple_of_forward_and_backward(case, benchmark):
     workload, options, bound, turns, calls = CASES[case]
+    if benchmark.disabled and case not in SHORT:
+        pytest.skip("takes long without telling anything, but with --benchmark-enable")
     peer = ours.start(workload(), **options)
     benchmark.pedantic(peer.step, rounds=3, warmup_rounds=1)
     if benchmark.disabled:
