@@ -21,9 +21,8 @@ PROGRAMS = re.findall(r"^<!-- runs -->\n```python\n(.*?)^```$", PAGE, re.M | re.
 
 def test_every_sampler_has_a_row():
     rows = re.findall(r"^\| \{py:class\}`~pyro_aeb\.transitions\.(\w+)\.(\w+)`", PAGE, re.M)
-    assert {name for _, name in rows} == {kind.__name__ for kind in classes()}
-    for module, name in rows:
-        assert (ROOT / "pyro_aeb" / "transitions" / f"{module}.py").is_file(), name
+    expected = {(kind.__module__.rpartition(".")[2], kind.__name__) for kind in classes()}
+    assert set(rows) == expected
 
 
 def test_draws_are_selected_and_weighted():
