@@ -47,9 +47,10 @@ class Update:
         self, posterior: Posterior, transition: AnyTransition, compile: Compile | None
     ) -> None:
         self._posterior = posterior
-        self._transition = transition
+        self._transition: Any = transition
+        self._moves = isinstance(transition, TargetTransition)  # asked once: not cheap in a step
         self._compiled: Callable[..., Moved] | None = None
-        if compile is not None and not isinstance(transition, TargetTransition):
+        if compile is not None and not self._moves:
             self._compiled = torch.compile(self._traced, dynamic=False, fullgraph=True)
 
     def __call__(
@@ -74,7 +75,7 @@ class Update:
         :param StepTarget target: Q at this step.
         """
         _, gradient, statistics = found
-        if isinstance(self._transition, TargetTransition):
+        if self._moves:
             with torch.no_grad():
                 here = target.here(found, state.position)
                 state = self._transition.move(state, here, noise, numbers, target)
@@ -134,7 +135,6 @@ class Update:
         numbers: StepNumbers,
         weight: float | Tensor,
     ) -> Moved:
-        assert not isinstance(self._transition, TargetTransition)
         self._posterior.add_prior(gradient, state.position, latents)
         state = self._transition.step(state, gradient, noise, numbers)
         return state, self._learned(state, latents, statistics, weight)
