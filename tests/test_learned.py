@@ -12,7 +12,7 @@ import torch
 
 import pyro_aeb as aeb
 from pyro_aeb.errors import ModelError
-from pyro_aeb.latents import ClosedForm, GradientStep, LatentUpdate, Seen
+from pyro_aeb.latents import AveragedStatistics, ClosedForm, GradientStep, LatentUpdate, Seen
 
 CLOSED = ClosedForm()
 N = 60
@@ -263,6 +263,26 @@ def test_a_site_that_is_not_there():
 def test_something_that_is_no_update():
     wrong({"variance": 3.0}, r"latents\['variance'\] is 3.0, expected", kind=TypeError)
     wrong({"variance": ClosedForm}, "is the class ClosedForm, expected an instance", kind=TypeError)
+
+
+def test_an_update_without_its_method():
+    class Empty(LatentUpdate):
+        pass
+
+    class Half(AveragedStatistics):
+        def statistics(self, seen):
+            return seen.value
+
+    class OtherHalf(AveragedStatistics):
+        def maximiser(self, statistics):
+            return statistics
+
+    for update, method in (
+        (Empty(), r"Empty has no update\(seen\)"),
+        (Half(), r"Half has no maximiser\(statistics\)"),
+        (OtherHalf(), r"OtherHalf has no statistics\(seen\)"),
+    ):
+        wrong({"variance": update}, f"{method} of its own, expected", kind=NotImplementedError)
 
 
 def test_a_prior_that_is_not_conjugate():

@@ -51,6 +51,14 @@ class Seen(NamedTuple):
         return self.gradient, self.curvature
 
 
+def missing(update: object, method: str, what: str) -> str:
+    """The message of an error about a method that a kind of update lacks."""
+    return (
+        f"{type(update).__name__} has no {method} of its own, expected a method that returns "
+        f"{what}; write it, or give latents= a function of what a step has seen"
+    )
+
+
 class LatentUpdate:
     """
     How a latent site is learned: the base of all updates. A kind of its own overrides
@@ -79,7 +87,7 @@ class LatentUpdate:
 
     def update(self, seen: Seen) -> Tensor:
         r""":math:`\tilde\theta`, of the shape of ``seen.value``."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "update(seen)", "the value to move to"))
 
 
 class AveragedStatistics(LatentUpdate):
@@ -100,11 +108,11 @@ class AveragedStatistics(LatentUpdate):
 
     def statistics(self, seen: Seen) -> Tensor:
         r""":math:`\tilde s`, a tensor of any shape, the same at every step."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "statistics(seen)", "what is averaged"))
 
     def maximiser(self, statistics: Tensor) -> Tensor:
         """The latent's value given statistics."""
-        raise NotImplementedError
+        raise NotImplementedError(missing(self, "maximiser(statistics)", "the latent's value"))
 
     def first(self, statistics: Tensor, value: Tensor) -> Tensor:
         """
