@@ -45,6 +45,9 @@ class HMC:
     with any transition, by the statistics of the step's own batch; run it with all data in the
     batch (no ``subsample_size``) and all of a run is exact but for their moving.
 
+    With pruning it is not exact: the decision is about a trajectory in which the weights that
+    pruning then sets to zero have moved with the others.
+
     A step takes L + 1 gradients of all data, and the one of the batch that every step takes.
 
     *Rounding.* Log densities of N data in single precision are off by about :math:`10^{-7} |Q|`.
