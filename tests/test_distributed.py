@@ -205,6 +205,7 @@ def test_a_run_goes_on_on_another_number_of_ranks(tmp_path, one_after_the_other)
 
 
 @pytest.mark.slow
+@pytest.mark.tutorial
 def test_the_tutorial_says_the_same_on_one_process_and_on_two(tmp_path):
     script = str(ROOT / "tutorials" / "several_machines.py")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -31,7 +31,10 @@ def test_continuous_integration_runs_it(script: str) -> None:
     if not program.exists():
         pytest.skip("the tests run without the folder .ci beside them")
     text = program.read_text(encoding="utf-8")
+    assert "-m tutorial" in text
     text += (ROOT / "README.md").read_text(encoding="utf-8")  # its command is one that CI reads
+    tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")]
+    text += "".join(test for test in tests if "@pytest.mark.tutorial" in test)
     assert re.search(rf"\b{Path(script).stem}\b", text)
 
 

@@ -143,6 +143,7 @@ def test_the_transition_passes_and_is_exact_on_gaussians() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.tutorial
 def test_the_tutorial_runs_at_smoke_size(tmp_path: Path) -> None:
     printed = run_script("custom_kernel.py", "--smoke", cwd=tmp_path)
     for line in ("exact: mean (sd)", "64 chains", "temperature", "the same", "x1", "checks passed"):

@@ -165,6 +165,7 @@ def test_coverage_by_hand() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.tutorial
 @pytest.mark.parametrize(
     ("script", "arguments", "images"),
     [

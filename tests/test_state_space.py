@@ -311,6 +311,7 @@ def test_a_hidden_markov_model_is_learned_as_by_forward_backward_em() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.tutorial
 def test_the_tutorial_runs_at_smoke_size(tmp_path: Path) -> None:
     printed = run_script("state_space.py", "--smoke", "--out", "results", cwd=tmp_path)
     table = (tmp_path / "results" / "table.md").read_text(encoding="utf-8")

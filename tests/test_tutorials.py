@@ -142,6 +142,7 @@ def test_a_table_says_the_command_without_where_the_data_were(argv: list[str], s
 
 
 @pytest.mark.slow
+@pytest.mark.tutorial
 def test_reproduction_runs_at_smoke_size(tmp_path: Path) -> None:
     arguments = ("--smoke", "--replicates", "1", "--jobs", "2", "--out", "results")
     printed = run_script("reproduce/large_p_small_n.py", *arguments, cwd=tmp_path)
@@ -161,6 +162,7 @@ def test_reproduction_runs_at_smoke_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.tutorial
 def test_walkthrough_runs_at_smoke_size(tmp_path: Path) -> None:
     printed = run_script("sparse_regression.py", "--smoke", cwd=tmp_path)
     for line in (

@@ -290,6 +290,8 @@ def test_settings_that_matter_are_in_every_row(tmp_path: Path) -> None:
         job.settings_of("fashion net2 nothing")
 
 
+@pytest.mark.slow
+@pytest.mark.tutorial
 def test_mnist_and_its_adversaries_at_smoke_size(tmp_path: Path) -> None:
     run_script("reproduce/mnist.py", "--smoke", "--networks", "net1", cwd=tmp_path)
     out = tmp_path / "mnist_smoke"
@@ -319,6 +321,8 @@ def test_mnist_and_its_adversaries_at_smoke_size(tmp_path: Path) -> None:
         assert by_name[row["method"]] == pytest.approx(float(row[f"accuracy_{kind}"]))
 
 
+@pytest.mark.slow
+@pytest.mark.tutorial
 def test_the_sparse_classifier_at_smoke_size(tmp_path: Path) -> None:
     printed = run_script("sparse_classifier.py", "--smoke", cwd=tmp_path)
     assert "accuracy" in printed

@@ -317,26 +317,26 @@ def image_network(
     )
 
 
-def convolutional() -> Workload:
+def convolutional(batch_size: int = 100) -> Workload:
     """The first network of the MNIST experiments; its first linear layer, 627,200, is sparse."""
     return image_network(
         "C",
         networks.Net1(),
         "fc1",
         (1, 28, 28),
-        100,
+        batch_size,
         Priors(v0=1.0, v1=0.1, a=6.3e5, b=6.3e5, nu=1000.0, nu_lambda=1e6),
     )
 
 
-def resnet() -> Workload:
+def resnet(batch_size: int = 128) -> Workload:
     """A ResNet20; its 3x3 convolutions but the stem, 267,264 weights, are sparse."""
     return image_network(
         "R",
         networks.resnet20(),
         "*.conv*",
         (3, 32, 32),
-        128,
+        batch_size,
         Priors(v0=0.005, v1=1e-5, a=2.7e5, b=2.7e5, nu=1000.0, nu_lambda=1e6),
     )
 
