@@ -99,7 +99,7 @@ def main() -> int:
     if not table.exists():
         table.write_text(",".join(COLUMNS) + "\n")
     for _ in tqdm(range(options.runs), unit="run"):
-        row = run(["-n", options.processes, *options.tests])
+        row = run(["-n", options.processes, "--dist", "worksteal", *options.tests])
         with table.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
     with table.open(newline="") as file:
