@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> dict[str, object]:
             text=True,
         )
         seconds = time.monotonic() - began
-        if not report.exists():
+        if done.returncode not in (0, 1) or not report.exists():  # not a run to its end
             raise SystemExit(f"pytest has ended with {done.returncode}:\n{done.stdout[-5000:]}")
         found = outcomes(report)
     failures = sorted(name for name, outcome in found.items() if outcome == "failed")
@@ -101,7 +101,7 @@ def main() -> int:
     for _ in tqdm(range(options.runs), unit="run"):
         row = run(["-n", options.processes, "--dist", "worksteal", *options.tests])
         with table.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     kinds: dict[tuple[str, ...], set[str]] = {}

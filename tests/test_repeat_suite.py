@@ -48,3 +48,11 @@ def test_a_flaky_test_is_found(tmp_path):
     done, steady = repeat(test, 1, tmp_path / "steady")
     assert done.returncode == 0, done.stderr
     assert steady[0]["outcomes"] == rows[1]["outcomes"]
+
+
+def test_a_run_that_did_not_reach_its_end_is_no_row(tmp_path):
+    empty = tmp_path / "test_none.py"
+    empty.write_text("")
+    done, rows = repeat(empty, 1, tmp_path)
+    assert done.returncode == 1 and not rows
+    assert "pytest has ended with 5" in done.stderr
