@@ -370,11 +370,11 @@ def test_persistent_workers_are_told_of():
 @pytest.mark.slow
 def test_the_law_is_that_of_chains_alone():
     """
-    Ends of chains of each kind, more of those that cost little: Kolmogorov and Smirnov's test, at a
-    level of 1e-4 a site.
+    Ends of chains of each kind, more of those that cost little (as telling as 200 of each):
+    Kolmogorov and Smirnov's test, at a level of 1e-4 a site.
     """
     ends = []
-    for method, seed, number in (("vectorized", 1, 400), ("sequential", 2, 133)):
+    for method, seed, number in (("vectorized", 1, 400), ("sequential", 2, 134)):
         pyro.set_rng_seed(seed)
         of = kernel(step_size=5e-3, seed=None, steps_per_draw=1)
         run = chains(of, draws=1, warmup=60, number=number, method=method)
@@ -384,5 +384,5 @@ def test_the_law_is_that_of_chains_alone():
     for name, j in columns.items():
         site = name.split()[0]
         one, other = ((end[site] if site != "beta" else end[site][:, j]).numpy() for end in ends)
-        assert (len(one), len(other)) == (400, 133)
+        assert (len(one), len(other)) == (400, 134)
         assert ks_2samp(one, other).pvalue > 1e-4, name
