@@ -28,8 +28,9 @@ Moved = tuple[Any, Latents | None]
 """The transition's state and the latents."""
 
 
-_DYNAMO = {"capture_scalar_outputs": True, "recompile_limit": 64}
-"""Settings of the compiler: floats from tensors, and an update for each of many chains."""
+def _settings() -> Any:
+    """The compiler's settings: floats from tensors, and an update for each of many chains."""
+    return torch._dynamo.config.patch({"capture_scalar_outputs": True, "recompile_limit": 64})
 
 
 class Update:
@@ -50,6 +51,12 @@ class Update:
         self._transition: Any = transition
         self._moves = isinstance(transition, TargetTransition)  # asked once: not cheap in a step
         self._compiled: Callable[..., Moved] | None = None
+        # Numbers that change from step to step go in as tensors, or each would be compiled anew; as
+        # tensors of one number each on the CPU, which kernels of a GPU take by value.
+        self._values = tuple(
+            torch.zeros((), dtype=torch.float64, device="cpu") for _ in StepNumbers._fields
+        )
+        self._begun = False  # whether anything has been compiled
         if compile is not None and not self._moves:
             self._compiled = torch.compile(self._traced, dynamic=False, fullgraph=True)
 
@@ -82,9 +89,8 @@ class Update:
                 return state, self._learned(state, latents, statistics, weight)
         if self._compiled is None:
             return self._move(state, latents, gradient, statistics, noise, numbers, weight)
-        # Numbers that change from step to step go in as tensors, or each would be compiled anew; as
-        # tensors of one number each on the CPU, which kernels of a GPU take by value.
-        values = tuple(torch.tensor(n, dtype=torch.float64, device="cpu") for n in numbers)
+        for value, number in zip(self._values, numbers, strict=True):
+            value.fill_(number)
         omega = noise.new_full((), weight) if weight > 0.0 else None
         if latents is not None and latents.ssgl is not None:
             excess = latents.ssgl.excess
@@ -93,8 +99,7 @@ class Update:
             latents = latents._replace(ssgl=latents.ssgl._replace(excess=excess))
         given = (state, latents, gradient, statistics, noise)
         try:
-            with torch._dynamo.config.patch(_DYNAMO):
-                return self._compiled(*given, values, omega)
+            return self._run_compiled(self._compiled, *given, self._values, omega)
         except Exception as error:  # of whatever kind the compiler's failures are
             moved = self._move(*given, numbers, weight)
             # It was the compiler, for the same step goes well without it.
@@ -108,6 +113,21 @@ class Update:
                 stacklevel=4,
             )
             return moved
+
+    def _run_compiled(self, compiled: Callable[..., Moved], *given: Any) -> Moved:
+        """
+        The compiler's settings are changed only where it has something to compile: changing them
+        takes as long as a small model's update.
+        """
+        if self._begun:
+            try:
+                return compiled(*given)
+            except Exception:  # of whatever kind: something new, such as omega = 0
+                pass
+        with _settings():
+            moved = compiled(*given)
+        self._begun = True
+        return moved
 
     def _traced(
         self,

@@ -24,6 +24,7 @@ from models import dense_regression, linear_data, sparse_layers, sparse_regressi
 from torch._dynamo.testing import CompileCounter
 
 import pyro_aeb as aeb
+from pyro_aeb import update
 from pyro_aeb.errors import CompileWarning
 from pyro_aeb.update import check_compile
 
@@ -143,6 +144,18 @@ def test_freezing_the_latents_traces_once_more_and_leaves_them(traced):
     assert traced.frame_count == traces + 1
     for name, value in before._asdict().items():
         assert torch.equal(torch.as_tensor(getattr(of.latents, name)), torch.as_tensor(value)), name
+
+
+def test_the_compilers_settings_are_changed_only_to_compile(traced, monkeypatch):
+    of = kernel(sparse_layers, aeb.SGLD(STEP_SIZE), "update", **CHANGING, freeze_after_warmup=True)
+    of.start(2, 0, (X, Y), {})
+    draw, changes, settings = of.sample(of.initial_params), [], update._settings
+    monkeypatch.setattr(update, "_settings", lambda: changes.append(1) or settings())
+    draw = of.sample(draw)
+    assert not changes
+    for _ in range(5):  # the first of these has something new to compile: latents are frozen
+        draw = of.sample(draw)
+    assert len(changes) <= 1  # none with versions of torch whose usual settings will do
 
 
 # -- what cannot be compiled
