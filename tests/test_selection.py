@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import random
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+from pyro_aeb.pruning import selection
 from pyro_aeb.pruning.selection import (
-    SAMPLE,
     SAMPLED,
     _all_but_lowest_on_device,
+    _kth_lowest,
+    _sample,
     all_but_enough,
     all_but_lowest,
     apportion,
@@ -89,7 +92,7 @@ def score(kind: str, n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor
     generator = torch.Generator().manual_seed(n)
     normal = torch.randn(n, dtype=dtype, generator=generator).abs()
     taken = torch.zeros(n, dtype=torch.bool)
-    taken[:: n // SAMPLE | 1] = True
+    _sample(taken)[:] = True
     return {
         "distinct": normal,
         "few values": (normal * 3).floor(),
@@ -128,6 +131,17 @@ class TestAllButLowest:
             expected = np.zeros(n, dtype=bool)
             expected[np.lexsort((second.numpy(), values.numpy()))[count:]] = True
             assert np.array_equal(stays.numpy(), expected)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_of_so_many_that_what_is_left_is_sampled_again(share):
+    values = np.random.default_rng(0).random(2**21, np.float32)
+    count = int(share * len(values))
+    with mock.patch.object(selection, "_kth_lowest", wraps=_kth_lowest) as again:
+        found = _kth_lowest(values, count)
+    assert found == np.sort(values)[count - 1]
+    looked_at = [len(call.args[0]) for call in again.call_args_list]
+    assert looked_at[0] >= SAMPLED and looked_at[-1] < SAMPLED
 
 
 def test_ties_do_not_take_more_than_their_number():

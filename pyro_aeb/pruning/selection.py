@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,11 @@ from torch import Tensor
 SAMPLED = 2**14
 """From this length on, :func:`_kth_lowest` looks at a sample first."""
 
-SAMPLE = 2**12
+STRIDE = 31
+"""Of so many values one is in the sample; a prime, so that it falls on all places of a kernel."""
+
+SAMPLE = 2**15
+"""What a sample of still more values is held to, about."""
 
 
 def apportion(
@@ -116,27 +121,40 @@ def _kth_lowest(values: np.ndarray, count: int) -> np.floating | float:
     """
     The ``count``-th lowest value, by the method of Floyd and Rivest ("Expected time bounds for
     selection", 1975): the quantiles of a sample bracket it, and only what lies between them is
-    partitioned. For 200,000 values that takes a fifth of the time of partitioning them all.
+    looked at again. For 200,000 values that takes a tenth of the time of partitioning them all.
     """
-    if len(values) >= SAMPLED:
-        sample = values[:: len(values) // SAMPLE | 1]
-        rank, spread = count * len(sample) // len(values), 2 * math.isqrt(len(sample))
-        low, high = max(rank - spread, 0), min(rank + spread, len(sample) - 1)
-        sample = np.partition(sample, (low, high))
-        floor = sample[low] if low else -np.inf
-        ceiling = sample[high] if high < len(sample) - 1 else np.inf
-        between = values[(values > floor) & (values < ceiling)]
-        up_to_floor = int(np.count_nonzero(values <= floor))
-        if up_to_floor < count <= up_to_floor + len(between):
-            values, count = between, count - up_to_floor
-        elif np.count_nonzero(values < floor) < count <= up_to_floor:
+    size = len(values)
+    if size >= SAMPLED:
+        floor, ceiling = _bracket(_sample(values), count / size)
+        above, below = values > floor, values < ceiling
+        up_to_floor = size - int(np.count_nonzero(above))
+        below_ceiling = int(np.count_nonzero(below))
+        if up_to_floor < count <= below_ceiling:
+            # By their places: picking by booleans takes three times as long.
+            between = values[np.flatnonzero(np.logical_and(above, below, out=below))]
+            return _kth_lowest(between, count - up_to_floor)
+        if np.count_nonzero(values < floor) < count <= up_to_floor:
             return floor
-        elif up_to_floor + len(between) < count <= np.count_nonzero(values <= ceiling):
+        if below_ceiling < count <= np.count_nonzero(values <= ceiling):
             return ceiling
     # Two ranks at once: numpy finds a single one by a vectorized method that takes more than 20
     # times as long where many values are equal, such as weights held at zero.
     ranks = (count - 1, min(count, len(values) - 1))
     return np.partition(values, ranks)[count - 1]
+
+
+def _sample(values: Any) -> Any:
+    """A view of some of them, evenly spaced."""
+    return values[:: max(len(values) // SAMPLE, STRIDE) | 1]
+
+
+def _bracket(sample: np.ndarray, share: float) -> tuple[np.floating | float, np.floating | float]:
+    """Two values between which the quantile of that share is, but for one case in some hundred."""
+    size = len(sample)
+    rank, spread = int(share * size), 1 + math.ceil(3 * math.sqrt(size * share * (1 - share)))
+    low, high = max(rank - spread, 0), min(rank + spread, size - 1)
+    sample = np.partition(sample, (low, high))
+    return sample[low] if low else -np.inf, sample[high] if high < size - 1 else np.inf
 
 
 def _all_but_lowest_on_device(keys: Sequence[Tensor], count: int) -> Tensor:
