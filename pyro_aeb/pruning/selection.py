@@ -23,7 +23,7 @@ from torch import Tensor
 SAMPLED = 2**14
 """From this length on, :func:`_kth_lowest` looks at a sample first."""
 
-STRIDE = 31
+STRIDE = 61
 """Of so many values one is in the sample; a prime, so that it falls on all places of a kernel."""
 
 SAMPLE = 2**15
@@ -81,7 +81,9 @@ def all_but_lowest(keys: Sequence[Tensor], count: int) -> Tensor:
     numpy_does = first.dtype in (torch.float32, torch.float64)
     if first.device.type == "cpu" and numpy_does:  # 2 to 4 times as quick, from 30,000 weights on
         rows = zip(*(key.reshape(-1, first.shape[-1]).numpy() for key in keys), strict=True)
-        stays = np.stack([~_lowest(row, count) for row in rows])
+        stays = np.empty((first.numel() // first.shape[-1], first.shape[-1]), dtype=bool)
+        for row, own in zip(stays, rows, strict=True):
+            np.logical_not(_lowest(own, count, row), out=row)
         return torch.from_numpy(stays).view(first.shape)
     return _all_but_lowest_on_device(keys, count)
 
@@ -102,11 +104,11 @@ def all_but_enough(scores: Tensor, sizes: Tensor, total: int) -> Tensor:
     return torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, before >= total)
 
 
-def _lowest(keys: Sequence[np.ndarray], count: int) -> np.ndarray:
-    """True for exactly the ``count`` lowest entries, 0 < count <= n."""
+def _lowest(keys: Sequence[np.ndarray], count: int, out: np.ndarray | None = None) -> np.ndarray:
+    """True for exactly the ``count`` lowest entries, 0 < count <= n; in ``out``, if there is."""
     first, rest = keys[0], keys[1:]
     bound = _kth_lowest(first, count)
-    marked = first <= bound
+    marked = np.less_equal(first, bound, out=out)
     surplus = int(np.count_nonzero(marked)) - count
     if surplus > 0:
         ties = np.flatnonzero(first == bound)
@@ -121,7 +123,7 @@ def _kth_lowest(values: np.ndarray, count: int) -> np.floating | float:
     """
     The ``count``-th lowest value, by the method of Floyd and Rivest ("Expected time bounds for
     selection", 1975): the quantiles of a sample bracket it, and only what lies between them is
-    looked at again. For 200,000 values that takes a tenth of the time of partitioning them all.
+    looked at again. For 200,000 values that takes a fifth of the time of partitioning them all.
     """
     size = len(values)
     if size >= SAMPLED:
@@ -137,7 +139,7 @@ def _kth_lowest(values: np.ndarray, count: int) -> np.floating | float:
             return floor
         if below_ceiling < count <= np.count_nonzero(values <= ceiling):
             return ceiling
-    # Two ranks at once: numpy finds a single one by a vectorized method that takes more than 20
+    # Two ranks at once: numpy finds a single one by a vectorized method that takes 5 to 14
     # times as long where many values are equal, such as weights held at zero.
     ranks = (count - 1, min(count, len(values) - 1))
     return np.partition(values, ranks)[count - 1]

@@ -7,8 +7,9 @@ What pruning costs, and what its less obvious lines save, on one thread.
     python -m pytest tests/benchmarks/test_pruning.py --benchmark-enable -s
 
 Two ways to the same result are timed in turn, a few calls each, and the ratio is taken turn by
-turn; its median and quartiles are printed. Where a line saves nothing its test fails. Time a quiet
-machine.
+turn; its median and quartiles are printed. Where a line saves nothing its test fails. Values to
+choose among are others in every call, or the processor would learn how comparisons come out. Time a
+quiet machine.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,8 @@ from pyro_aeb.pruning.selection import _all_but_lowest_on_device, _kth_lowest, a
 from pyro_aeb.transitions import SGLDState
 
 TURNS, CALLS = 30, 5
+OTHERS = 30
+"""How many sets of values take turns."""
 WEIGHTS = 267_264
 """Those of a ResNet20's sparse layers."""
 
@@ -113,20 +117,21 @@ def test_numpy_chooses_quicker_than_torch(benchmark, n, bound):
     Among the weights of the smallest and of the largest sparse layer of a ResNet20, and among all.
     The smallest is where it does not pay: there it may not cost twice as much.
     """
-    scores, count = torch.randn(n).abs(), 9 * n // 10
+    scores, count = cycle([torch.randn(n).abs() for _ in range(OTHERS)]), 9 * n // 10
     what = f"torch's choice among {n} weights, not numpy's"
-    slow = lambda: _all_but_lowest_on_device([scores], count)  # noqa: E731
-    fast = lambda: all_but_lowest([scores], count)  # noqa: E731
+    slow = lambda: _all_but_lowest_on_device([next(scores)], count)  # noqa: E731
+    fast = lambda: all_but_lowest([next(scores)], count)  # noqa: E731
     assert times_as_long(benchmark, what, slow, fast) > bound
 
 
 def test_a_sample_is_quicker_than_partitioning_all(benchmark):
-    values = np.abs(np.random.default_rng(0).standard_normal(200_000, np.float32))
-    count = 180_000
+    generator, count = np.random.default_rng(0), 180_000
+    rows = np.abs(generator.standard_normal((OTHERS, 200_000), np.float32))
+    values = cycle(rows)
     what = "partitioning 200,000 values, not those that a sample brackets"
-    slow = lambda: np.partition(values, (count - 1, count))[count - 1]  # noqa: E731
-    fast = lambda: _kth_lowest(values, count)  # noqa: E731
-    assert slow() == fast()
+    slow = lambda: np.partition(next(values), (count - 1, count))[count - 1]  # noqa: E731
+    fast = lambda: _kth_lowest(next(values), count)  # noqa: E731
+    assert [slow() for _ in rows] == [fast() for _ in rows]
     assert times_as_long(benchmark, what, slow, fast) > 1
 
 
@@ -134,12 +139,12 @@ def test_a_sample_is_quicker_than_partitioning_all(benchmark):
 def test_two_ranks_are_quicker_than_one_among_equal_values(benchmark, zeros):
     """Of a layer too small to sample, where a mask holds as many at zero as are to go."""
     generator = np.random.default_rng(0)
-    values = np.abs(generator.standard_normal(9216, np.float32))
-    count = int(zeros * len(values))
-    values[:count] = 0.0
-    generator.shuffle(values)
+    rows = np.abs(generator.standard_normal((OTHERS, 9216), np.float32))
+    count = int(zeros * rows.shape[1])
+    rows[:, :count] = 0.0
+    values = cycle(generator.permuted(rows, axis=1))
     what = f"one rank, not two, {100 * zeros:.0f} % zeros"
-    slow = lambda: np.partition(values, count - 1)[count - 1]  # noqa: E731
-    fast = lambda: np.partition(values, (count - 1, count))[count - 1]  # noqa: E731
-    assert slow() == fast()
+    slow = lambda: np.partition(next(values), count - 1)[count - 1]  # noqa: E731
+    fast = lambda: np.partition(next(values), (count - 1, count))[count - 1]  # noqa: E731
+    assert [slow() for _ in rows] == [fast() for _ in rows]
     assert times_as_long(benchmark, what, slow, fast) > 1
