@@ -135,6 +135,8 @@ def begin(
     if average is not None:
         average.buffers = buffers
         check_agreement(ranks, (position, *values_of(latents)))
+    update = Update(posterior, recipe.transition, recipe.compile)
+    like = position.new_empty(*position.shape[:-1], noise_size)
     return Chain(
         structure=structure,
         posterior=posterior,
@@ -146,7 +148,7 @@ def begin(
         warmup=warmup,
         saved=saved,
         buffers=buffers,
-        noise=Noise(recipe.noise, position.new_empty(*position.shape[:-1], noise_size), generators),
-        update=Update(posterior, recipe.transition, recipe.compile),
+        noise=Noise(recipe.noise, like, generators, bits=update.compiled),
+        update=update,
         pruner=None if recipe.pruning is None else Pruner(recipe.pruning, structure),
     )

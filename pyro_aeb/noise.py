@@ -14,8 +14,10 @@ the cosine of a normal one: the byte is looked up in a table of 256 values. As 2
 multiple of 6, the table has two values more, :math:`\pm 1.128`, once each, and :math:`\pm 1.737`
 42 times each, so that the second and the fourth moment are exactly 1 and 3 all the same.
 
-Where a CPU draws many three-point numbers, words of NumPy's SFC64 [2] are the source. Normal
-numbers are those of ``torch.normal_``; ``python -m tests.benchmarks.noise`` times other ways.
+Where a CPU draws many three-point numbers, or many bits for a compiled update
+(:mod:`pyro_aeb.bits`), words of NumPy's SFC64 [2] are the source: torch's generators take longer to
+make bits than all that is done with them. All else is drawn by ``torch.normal_`` and
+``torch.random_``; ``python -m tests.benchmarks.noise`` times these ways and others.
 
 **References**
 
@@ -27,7 +29,6 @@ numbers are those of ``torch.normal_``; ``python -m tests.benchmarks.noise`` tim
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
@@ -37,27 +38,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_aeb.bits import three_point_table
 from pyro_aeb.errors import ModelError
 
 Kind = Literal["normal", "three-point"]
 
 LARGE = 2**15
-"""Three-point numbers of a chain from which on, on a CPU, words of NumPy's generator make them."""
+"""Numbers of a chain from which on, on a CPU, words of NumPy's generator are the source."""
 
 PIECE = 2**20
 """Numbers whose words are drawn at once, so that no more of them are in memory."""
-
-
-def three_point_table() -> list[float]:
-    r"""
-    The 256 values that a byte stands for.
-
-    With counts 170 of 0, 42 each of :math:`\pm a` and one each of :math:`\pm b`, the moments
-    :math:`42 a^2 + b^2 = 128` and :math:`42 a^4 + b^4 = 384` are those of 256 normal numbers.
-    """
-    a2 = (10752 + math.sqrt(21504)) / 3612
-    a, b = math.sqrt(a2), math.sqrt(128 - 42 * a2)
-    return [0.0] * 170 + [a] * 42 + [-a] * 42 + [b, -b]
 
 
 class Noise:
@@ -67,17 +57,24 @@ class Noise:
     :param str kind: ``"normal"`` or ``"three-point"``.
     :param Tensor like: of the shape of the numbers, (D,) or (C, D).
     :param generators: one for every chain; None for torch's global one, which then serves all. A
-        large model's three-point numbers come from one of their own, which the chain's seeds.
+        large model's three-point numbers, and its bits, come from one of their own, which the
+        chain's seeds.
+    :param bool bits: whether bits will do, of which :func:`~pyro_aeb.bits.numbers_of` makes the
+        numbers; they are drawn where that is faster.
     """
 
     def __init__(
-        self, kind: Kind, like: Tensor, generators: Sequence[torch.Generator | None]
+        self,
+        kind: Kind,
+        like: Tensor,
+        generators: Sequence[torch.Generator | None],
+        bits: bool = False,
     ) -> None:
         size, apart = like.shape[-1], like.dim() > 1 and generators[0] is not None
-        fill = _way(kind, like, size if apart else like.numel())
+        fill = _way(kind, like, size if apart else like.numel(), bits)
         # Rows of pairs begin at even places.
         padded = size + size % 2 if fill is _ThreePointWords else size
-        storage = like.new_empty(*like.shape[:-1], padded)
+        storage = like.new_empty(*like.shape[:-1], padded, dtype=fill.dtype)
         self._buffer = storage[..., :size]
         rows = list(storage) if apart else [storage.view(-1)]
         self._rows = [
@@ -85,7 +82,7 @@ class Noise:
         ]
 
     def draw(self) -> Tensor:
-        """The numbers of the next step, in a buffer that every step reuses."""
+        """The numbers of the next step, or bits for them, in a buffer that every step reuses."""
         for row in self._rows:
             row.fill()
         return self._buffer
@@ -110,15 +107,18 @@ class Noise:
         for words, state in zip(own, states, strict=True):
             words.load(state)
 
-    def _words(self) -> list[_ThreePointWords]:
-        return [row for row in self._rows if isinstance(row, _ThreePointWords)]
+    def _words(self) -> list[_Words]:
+        return [row for row in self._rows if isinstance(row, _Words)]
 
 
-def _way(kind: Kind, like: Tensor, count: int) -> type[_Row]:
+def _way(kind: Kind, like: Tensor, count: int, bits: bool) -> type[_Row]:
     """The fastest way to fill a row of so many numbers, with the dtype and device of ``like``."""
-    if kind == "normal":
-        return _Normal
     large = like.device.type == "cpu" and count >= LARGE
+    bits = bits and large and like.dtype == torch.float32
+    if kind == "normal":
+        return _NormalBits if bits else _Normal
+    if bits:
+        return _ThreePointBits
     return _ThreePointWords if large else _ThreePoint
 
 
@@ -129,6 +129,9 @@ class _Row(ABC):
     :param Tensor row: of one axis.
     :param generator: None for torch's global one.
     """
+
+    dtype: torch.dtype | None = None
+    """Of the row; None for that of the numbers."""
 
     def __init__(self, row: Tensor, generator: torch.Generator | None) -> None:
         self._row = row
@@ -161,30 +164,19 @@ class _ThreePoint(_Row):
         torch.index_select(self._table, 0, self._bytes.int(), out=self._row)
 
 
-class _ThreePointWords(_Row):
-    """
-    Three-point numbers made of the words of SFC64, of a stream of its own that the generator seeds;
-    two bytes at a time: what two bytes stand for is a complex number.
-    """
+class _Words(_Row):
+    """What is made of words of SFC64, of a stream of its own that the generator seeds."""
+
+    stream: int
+    """Which of a seed's streams."""
 
     def __init__(self, row: Tensor, generator: torch.Generator | None) -> None:
         super().__init__(row, generator)
         if generator is None:
             entropy = [int(torch.empty((), dtype=torch.int64).random_())]
         else:
-            entropy = [generator.initial_seed(), 2]
+            entropy = [generator.initial_seed(), self.stream]
         self._source = np.random.SFC64(np.random.SeedSequence(entropy))
-        self._pieces = torch.view_as_complex(row.view(-1, 2)).split(PIECE // 2)
-        self._table = _pairs(row.dtype)
-
-    def fill(self) -> None:
-        for piece in self._pieces:
-            torch.index_select(self._table, 0, self._places(len(piece)), out=piece)
-
-    def _places(self, count: int) -> Tensor:
-        """The next numbers of two bytes."""
-        words = self._source.random_raw(-(-count // 4))
-        return torch.from_numpy(words.view(np.uint16)[:count]).int()
 
     def state(self) -> Tensor:
         words: Any = self._source.state["state"]["state"]
@@ -194,6 +186,49 @@ class _ThreePointWords(_Row):
         whole: Any = self._source.state
         whole["state"]["state"] = state.numpy().view(np.uint64)
         self._source.state = whole
+
+    def _next(self, count: int, dtype: Any) -> np.ndarray:
+        """So many integers of a NumPy dtype: all bits of the next words."""
+        size = np.dtype(dtype).itemsize
+        return self._source.random_raw(-(-count * size // 8)).view(dtype)[:count]
+
+
+class _ThreePointWords(_Words):
+    """Three-point numbers, two bytes at a time: what two bytes stand for is a complex number."""
+
+    stream = 2
+
+    def __init__(self, row: Tensor, generator: torch.Generator | None) -> None:
+        super().__init__(row, generator)
+        self._pieces = torch.view_as_complex(row.view(-1, 2)).split(PIECE // 2)
+        self._table = _pairs(row.dtype)
+
+    def fill(self) -> None:
+        for piece in self._pieces:
+            places = torch.from_numpy(self._next(len(piece), np.uint16)).int()
+            torch.index_select(self._table, 0, places, out=piece)
+
+
+class _ThreePointBits(_Words):
+    """Bytes for three-point numbers, those of :class:`_ThreePointWords`."""
+
+    stream = 2
+    dtype = torch.uint8
+
+    def fill(self) -> None:
+        for piece in self._row.split(PIECE):
+            piece.copy_(torch.from_numpy(self._next(len(piece), np.uint8)))
+
+
+class _NormalBits(_Words):
+    """Integers of 32 bits for normal numbers."""
+
+    stream = 3
+    dtype = torch.int32
+
+    def fill(self) -> None:
+        for piece in self._row.split(PIECE):
+            piece.copy_(torch.from_numpy(self._next(len(piece), np.int32)))
 
 
 @cache

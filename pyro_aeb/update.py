@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from pyro_aeb.bits import numbers_of
 from pyro_aeb.errors import CompileWarning
 from pyro_aeb.likelihood import Gradient, Statistics
 from pyro_aeb.posterior import Latents, Posterior
@@ -60,6 +61,11 @@ class Update:
         if compile is not None and not self._moves:
             self._compiled = torch.compile(self._traced, dynamic=False, fullgraph=True)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether it is compiled, or will be."""
+        return self._compiled is not None
+
     def __call__(
         self,
         state: Any,
@@ -76,7 +82,7 @@ class Update:
         :param state: the transition's state before it.
         :param latents: the latents before it, None where there are none.
         :param Gradient found: of the likelihood, at the state's position; it is overwritten.
-        :param Tensor noise: the step's random numbers.
+        :param Tensor noise: the step's random numbers; if compiled, bits will do.
         :param StepNumbers numbers: step size and inverse temperature.
         :param float weight: omega at this step; 0 leaves the latents alone.
         :param StepTarget target: Q at this step.
@@ -91,11 +97,11 @@ class Update:
             return self._move(state, latents, gradient, statistics, noise, numbers, weight)
         for value, number in zip(self._values, numbers, strict=True):
             value.fill_(number)
-        omega = noise.new_full((), weight) if weight > 0.0 else None
+        omega = gradient.new_full((), weight) if weight > 0.0 else None
         if latents is not None and latents.ssgl is not None:
             excess = latents.ssgl.excess
             if not isinstance(excess, Tensor):
-                excess = noise.new_full((), excess)
+                excess = gradient.new_full((), excess)
             latents = latents._replace(ssgl=latents.ssgl._replace(excess=excess))
         given = (state, latents, gradient, statistics, noise)
         try:
@@ -156,7 +162,7 @@ class Update:
         weight: float | Tensor,
     ) -> Moved:
         self._posterior.add_prior(gradient, state.position, latents)
-        state = self._transition.step(state, gradient, noise, numbers)
+        state = self._transition.step(state, gradient, numbers_of(noise), numbers)
         return state, self._learned(state, latents, statistics, weight)
 
     def _learned(

@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
 from pyro_aeb import NonFiniteError
-from pyro_aeb.noise import Noise, three_point_table
+from pyro_aeb.bits import three_point_table
+from pyro_aeb.noise import Noise
 from pyro_aeb.testing.monte_carlo import assert_agrees
 from pyro_aeb.testing.stationary import sghmc_covariance, sgld_variance
 

@@ -15,11 +15,12 @@ import torch
 from bad_runs import says
 from scipy import stats
 
+from pyro_aeb.bits import numbers_of, three_point_table
 from pyro_aeb.checkpoint import from_bytes, to_bytes
 from pyro_aeb.errors import ModelError
-from pyro_aeb.noise import LARGE, PIECE, Noise, check_kind, three_point_table
+from pyro_aeb.noise import LARGE, PIECE, Noise, check_kind
 
-KINDS = ("normal", "three-point")
+KINDS = ("normal", "three-point", "normal, of bits", "three-point, of bits")
 SIZES = (1, 13, 1000, LARGE - 1, LARGE, LARGE + 3)
 
 
@@ -27,9 +28,15 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def noise_of(kind: str, like: torch.Tensor, generators: list[torch.Generator | None]) -> Noise:
+    """As for an update as it is written, or as for one that is compiled."""
+    kind, *bits = kind.split(", ")
+    return Noise(kind, like, generators, bits=bool(bits))
+
+
 def drawn(noise: Noise, steps: int = 2) -> torch.Tensor:
     """The numbers of some steps; copies, as the buffer is used again."""
-    return torch.stack([noise.draw().clone() for _ in range(steps)])
+    return torch.stack([numbers_of(noise.draw()).clone() for _ in range(steps)])
 
 
 # -- the law
@@ -48,7 +55,7 @@ def test_the_table_has_the_moments_of_a_normal_number():
 def test_drawn_numbers_have_mean_0_and_variance_1_at_every_place(kind, dtype):
     """Of n numbers of kurtosis 3 mean and mean square have errors sqrt(1/n) and sqrt(2/n)."""
     steps = 4000
-    numbers = drawn(Noise(kind, torch.empty(100, dtype=dtype), [generator(1)]), steps).double()
+    numbers = drawn(noise_of(kind, torch.empty(100, dtype=dtype), [generator(1)]), steps).double()
     for values, n in ((numbers.flatten(), numbers.numel()), (numbers, steps)):
         assert (values.mean(0).abs() < 5.0 * math.sqrt(1.0 / n)).all()
         assert ((values.square().mean(0) - 1.0).abs() < 5.0 * math.sqrt(2.0 / n)).all()
@@ -70,7 +77,9 @@ def test_every_value_of_the_table_is_drawn_as_often_as_it_is_there():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_large_models_numbers_are_independent_of_one_another(kind):
     """Products of different ones have mean 0 and variance 1: neighbours, steps, chains."""
-    numbers = drawn(Noise(kind, torch.empty(2, LARGE), [generator(1), generator(2)]), 20).double()
+    numbers = drawn(
+        noise_of(kind, torch.empty(2, LARGE), [generator(1), generator(2)]), 20
+    ).double()
     n = numbers.numel()
     assert numbers.mean().abs() < 5.0 * math.sqrt(1.0 / n)
     assert (numbers.square().mean() - 1.0).abs() < 5.0 * math.sqrt(2.0 / n)
@@ -80,16 +89,17 @@ def test_a_large_models_numbers_are_independent_of_one_another(kind):
         assert pairs.mean().abs() < 5.0 * math.sqrt(1.0 / pairs.numel())
 
 
-def test_a_large_models_normal_numbers_pass_kolmogorov_and_smirnovs_test():
-    numbers = Noise("normal", torch.empty(10**6), [generator(3)]).draw()
+@pytest.mark.parametrize("kind", ["normal", "normal, of bits"])
+def test_a_large_models_normal_numbers_pass_kolmogorov_and_smirnovs_test(kind):
+    numbers = drawn(noise_of(kind, torch.empty(10**6), [generator(3)]), 1)[0]
     assert stats.kstest(numbers.double().numpy(), "norm").pvalue > 1e-6
 
 
 # -- where they come from
 
 
-def words_of(seed: int, count: int) -> np.ndarray:
-    return np.random.SFC64(np.random.SeedSequence([seed, 2])).random_raw(count)
+def words_of(seed: int, count: int, stream: int = 2) -> np.ndarray:
+    return np.random.SFC64(np.random.SeedSequence([seed, stream])).random_raw(count)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -100,6 +110,24 @@ def test_a_large_models_three_point_numbers_are_bytes_of_sfc64(size, dtype):
         torch.from_numpy(words_of(7, (size + 7) // 8).view(np.uint8)[:size]).long()
     ]
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [LARGE, LARGE + 3, PIECE + 1])
+def test_bits_for_a_compiled_update_are_words_of_sfc64(size):
+    like = torch.empty(size)
+    integers = Noise("normal", like, [generator(7)], bits=True).draw()
+    expected = words_of(7, (size + 1) // 2, stream=3).view(np.int32)[:size]
+    assert torch.equal(integers, torch.from_numpy(expected))
+    bytes_ = Noise("three-point", like, [generator(7)], bits=True)
+    assert bytes_.draw().dtype == torch.uint8
+    assert torch.equal(drawn(bytes_), drawn(Noise("three-point", like, [generator(7)]), 3)[1:])
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(LARGE - 1, torch.float32), (LARGE, torch.float64)])
+def test_no_bits_for_few_numbers_or_double_precision(size, dtype):
+    like = torch.empty(size, dtype=dtype)
+    for kind in ("normal", "three-point"):
+        assert Noise(kind, like, [generator(7)], bits=True).draw().dtype == dtype
 
 
 @pytest.mark.parametrize(
@@ -128,7 +156,7 @@ def test_the_words_of_a_piece_are_all_that_is_in_memory_beside_the_numbers():
 @pytest.mark.parametrize("size", SIZES)
 def test_a_seed_gives_the_same_numbers_again_and_every_step_others(kind, size):
     like = torch.empty(size)
-    first, second, other = (drawn(Noise(kind, like, [generator(s)]), 100) for s in (3, 3, 4))
+    first, second, other = (drawn(noise_of(kind, like, [generator(s)]), 100) for s in (3, 3, 4))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert not torch.equal(first[:50], first[50:])
@@ -140,7 +168,7 @@ def test_without_a_generator_torchs_own_serves(kind, size):
     found = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        found.append(drawn(Noise(kind, torch.empty(2, size), [None, None])))
+        found.append(drawn(noise_of(kind, torch.empty(2, size), [None, None])))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
     assert not torch.equal(found[0][:, 0], found[0][:, 1])
 
@@ -151,9 +179,9 @@ def test_without_a_generator_torchs_own_serves(kind, size):
 def test_chains_together_have_the_numbers_of_each_alone(kind, size, threads):
     torch.set_num_threads(threads)
     seeds = (7, 8, 9)
-    together = drawn(Noise(kind, torch.empty(3, size), [generator(s) for s in seeds]))
+    together = drawn(noise_of(kind, torch.empty(3, size), [generator(s) for s in seeds]))
     for chain, seed in enumerate(seeds):
-        alone = drawn(Noise(kind, torch.empty(size), [generator(seed)]))
+        alone = drawn(noise_of(kind, torch.empty(size), [generator(seed)]))
         assert torch.equal(together[:, chain], alone)
 
 
@@ -164,7 +192,9 @@ def test_the_number_of_threads_changes_no_number(kind, shape):
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         chains = shape[0] if len(shape) > 1 else 1
-        found.append(drawn(Noise(kind, torch.empty(shape), [generator(i) for i in range(chains)])))
+        found.append(
+            drawn(noise_of(kind, torch.empty(shape), [generator(i) for i in range(chains)]))
+        )
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
@@ -172,12 +202,12 @@ def test_the_number_of_threads_changes_no_number(kind, shape):
 @pytest.mark.parametrize("size", [13, LARGE])
 def test_it_goes_on_from_a_saved_state(kind, size):
     own = generator(10)
-    noise = Noise(kind, torch.empty(size), [own])
+    noise = noise_of(kind, torch.empty(size), [own])
     drawn(noise, 3)
     saved = to_bytes({"own": own.get_state(), "noise": noise.state()})
     expected = drawn(noise, 3)
     other = generator(11)
-    again = Noise(kind, torch.empty(size), [other])
+    again = noise_of(kind, torch.empty(size), [other])
     drawn(again, 1)
     states = from_bytes(saved, "the test", "own", "noise")
     other.set_state(states["own"])
@@ -194,13 +224,13 @@ def test_a_state_of_other_generators_is_refused():
 
 def _draw(noise: Noise, results) -> None:
     torch.set_num_threads(1)  # as in every forked worker: torch's threads are not in a fork
-    results.put([noise.draw().numpy().copy() for _ in range(3)])
+    results.put([noise.draw().numpy().copy() for _ in range(3)])  # numbers or bits
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_forked_process_draws_the_same(kind):
     torch.set_num_threads(2)
-    noise, same = (Noise(kind, torch.empty(LARGE), [generator(12)]) for _ in range(2))
+    noise, same = (noise_of(kind, torch.empty(LARGE), [generator(12)]) for _ in range(2))
     assert torch.equal(drawn(noise), drawn(same))
     fork = multiprocessing.get_context("fork")
     results = fork.Queue()
@@ -217,5 +247,5 @@ def test_another_kind_is_told_of():
     for kind in ("gaussian", None, "Normal"):
         with says(f"noise is {kind!r}", "'normal'", "'three-point'", error=ValueError):
             check_kind(kind)
-    for kind in KINDS:
+    for kind in ("normal", "three-point"):
         check_kind(kind)

@@ -25,7 +25,10 @@ from torch._dynamo.testing import CompileCounter
 
 import pyro_aeb as aeb
 from pyro_aeb import update
+from pyro_aeb.bits import numbers_of
 from pyro_aeb.errors import CompileWarning
+from pyro_aeb.noise import LARGE
+from pyro_aeb.transitions import StepNumbers
 from pyro_aeb.update import check_compile
 
 STEPS = 20
@@ -35,6 +38,7 @@ CHANGING = {
     "inverse_temperature": aeb.Geometric(1.0, 1.01),
 }
 STEP_SIZE = aeb.Polynomial(1e-3, 10.0, 0.5)
+SMALL = aeb.SGLD(1e-6)
 
 
 def fixed_sigma(X, y=None):
@@ -158,6 +162,48 @@ def test_the_compilers_settings_are_changed_only_to_compile(traced, monkeypatch)
     assert len(changes) <= 1  # none with versions of torch whose usual settings will do
 
 
+# -- a large model's random numbers, which a compiled update makes of bits
+
+
+@pytest.fixture
+def many() -> tuple[torch.Tensor, torch.Tensor]:
+    """So many columns that random numbers are made of bits."""
+    torch.set_default_dtype(torch.float32)
+    return torch.randn(4, LARGE), torch.randn(4)
+
+
+@pytest.mark.parametrize("chains", [0, range(2)])
+def test_bits_give_the_same_three_point_numbers(traced, many, chains):
+    expected, found = (
+        steps(kernel(sparse_regression, SMALL, way, noise="three-point"), chains, many, 3)
+        for way in (None, "update")
+    )
+    assert_close(found, expected)
+    moved = (expected["position"] - expected["position"][0]).abs().max()
+    assert moved > 1000 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("compile", [None, "update"])
+def test_a_step_with_bits_is_one_with_their_numbers(traced, many, compile):
+    """Compiled or, where that failed, as it is written."""
+    of = kernel(sparse_regression, SMALL, "update")
+    of.start(0, 0, many, {})
+    chain, batch = of.chain, of.chain.next_batch()
+    if compile is None:
+        chain.update._compiled = None
+    bits = chain.noise.draw()
+    assert bits.dtype == torch.int32
+
+    def step(noise):
+        found = chain.posterior.likelihood_gradient(chain.state.position, chain.latents, batch)
+        numbers = StepNumbers(SMALL.step_size(1), 1.0)
+        moved = (chain.state, chain.latents, found, noise, numbers, 0.5)
+        return chain.update(*moved, chain.target(batch))[0].position
+
+    torch.testing.assert_close(step(bits), step(numbers_of(bits)))
+    assert not torch.equal(step(bits), step(torch.zeros(bits.shape)))
+
+
 # -- what cannot be compiled
 
 
@@ -237,20 +283,24 @@ def test_a_kernel_under_way_can_be_pickled(traced):
     assert_equal(steps(again), expected)
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("method", ["sequential", "vectorized"])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(traced, tmp_path, method):
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(traced, tmp_path, many, method, large):
+    data, transition = (many, SMALL) if large else ((X, Y), aeb.SGHMC(STEP_SIZE))
+
     def run(**options):
-        of = kernel(sparse_regression, aeb.SGHMC(STEP_SIZE), "update", **CHANGING)
+        of = kernel(sparse_regression, transition, "update", **CHANGING)
         return chains(of, method=method, **options)
 
+    torch.set_default_dtype(data[0].dtype)
     whole = run()
-    whole.run(X, Y)
+    whole.run(*data)
     path, stage = tmp_path / "run.ckpt", "Sample" if method == "vectorized" else "Sample [0]"
     with pytest.raises(Stop):
-        run(checkpoint=path, every=1, hook_fn=StopAt(stage, 3)).run(X, Y)
+        run(checkpoint=path, every=1, hook_fn=StopAt(stage, 3)).run(*data)
     second = resumed(path, sparse_regression)
     assert second.kernel.compile == "update"
-    second.run(X, Y)
+    second.run(*data)
     assert_equal(records(second), records(whole))
 
 
