@@ -47,7 +47,10 @@ LARGE = 2**15
 """Numbers of a chain from which on, on a CPU, words of NumPy's generator are the source."""
 
 PIECE = 2**20
-"""Numbers whose words are drawn at once, so that no more of them are in memory."""
+"""Three-point numbers whose words are drawn at once, so that no more of them are in memory."""
+
+BITS = 2**15
+"""Numbers whose bits are drawn at once: they are copied while in cache, and take no new pages."""
 
 
 class Noise:
@@ -209,26 +212,29 @@ class _ThreePointWords(_Words):
             torch.index_select(self._table, 0, places, out=piece)
 
 
-class _ThreePointBits(_Words):
-    """Bytes for three-point numbers, those of :class:`_ThreePointWords`."""
+class _Bits(_Words):
+    """Bits for a compiled update."""
 
-    stream = 2
-    dtype = torch.uint8
+    integer: type[np.integer]
+    """NumPy's name of the row's type."""
 
     def fill(self) -> None:
-        for piece in self._row.split(PIECE):
-            piece.copy_(torch.from_numpy(self._next(len(piece), np.uint8)))
+        row = self._row.numpy()
+        for start in range(0, len(row), BITS):
+            piece = row[start : start + BITS]
+            piece[:] = self._next(len(piece), self.integer)
 
 
-class _NormalBits(_Words):
+class _NormalBits(_Bits):
     """Integers of 32 bits for normal numbers."""
 
-    stream = 3
-    dtype = torch.int32
+    stream, dtype, integer = 3, torch.int32, np.int32
 
-    def fill(self) -> None:
-        for piece in self._row.split(PIECE):
-            piece.copy_(torch.from_numpy(self._next(len(piece), np.int32)))
+
+class _ThreePointBits(_Bits):
+    """Bytes for three-point numbers, those of :class:`_ThreePointWords`."""
+
+    stream, dtype, integer = 2, torch.uint8, np.uint8
 
 
 @cache

@@ -25,7 +25,7 @@ PACKAGE = ROOT / "pyro_aeb"
 # its own, and files of one subpackage from one another; modules of one layer know nothing of each
 # other.
 LAYERS: tuple[set[str], ...] = (
-    {"_version", "errors", "interrupts"},
+    {"_version", "errors", "interrupts", "bits"},
     {"latents"},
     {"priors"},
     {"schedules", "structure", "arguments", "buffers", "groups", "units", "variables"}

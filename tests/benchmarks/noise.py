@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Ways to draw a step's random numbers, by themselves and inside a step of the MLP.
+Ways to draw a step's random numbers, by themselves and inside a step of the MLP; with a compiled
+update also as bits, of which it makes the numbers itself.
 
     python -m tests.benchmarks.noise
 
@@ -36,9 +37,9 @@ Draw = Callable[[], Tensor]
 """Numbers for one step, in memory of their own."""
 
 
-def as_drawn(kind: str, like: Tensor) -> Draw:
-    """The kernel's."""
-    return Noise(kind, like, [torch.Generator()]).draw  # type: ignore[arg-type]
+def as_drawn(kind: str, like: Tensor, bits: bool = False) -> Draw:
+    """As the kernel draws numbers, or bits for a compiled update."""
+    return Noise(kind, like, [torch.Generator()], bits=bits).draw  # type: ignore[arg-type]
 
 
 def in_two_threads(like: Tensor) -> Draw:
@@ -70,15 +71,20 @@ def by_inverse(like: Tensor) -> Draw:
     return draw
 
 
-def ways(like: Tensor) -> dict[str, Draw]:
-    """All of them, by name."""
+def ways(like: Tensor) -> dict[str, tuple[bool, Draw]]:
+    """All of them, by name: whether the update is compiled, and how to draw."""
     still = torch.randn_like(like)
     return {
-        "normal": as_drawn("normal", like),
-        "normal, two threads": in_two_threads(like),
-        "normal, by the inverse": by_inverse(like),
-        "three-point": as_drawn("three-point", like),
-        "none": lambda: still,
+        "normal": (False, as_drawn("normal", like)),
+        "... in two threads": (False, in_two_threads(like)),
+        "... by the inverse": (False, by_inverse(like)),
+        "three-point": (False, as_drawn("three-point", like)),
+        "none": (False, lambda: still),
+        "compiled: normal": (True, as_drawn("normal", like)),
+        "... of bits": (True, as_drawn("normal", like, bits=True)),
+        "compiled: three-point": (True, as_drawn("three-point", like)),
+        "... of bytes": (True, as_drawn("three-point", like, bits=True)),
+        "compiled: none": (True, lambda: still),
     }
 
 
@@ -89,14 +95,22 @@ def main() -> None:
     turns = parser.parse_args().turns
     with as_in_mcmc():
         workload = dense_network()
-        kernel = workload.kernel(seed=0)
-        found = ways(kernel.chain.state.position)
+        kernels = {
+            compiled: workload.kernel(seed=0, compile="update" if compiled else None)
+            for compiled in (False, True)
+        }
+        found = ways(kernels[False].chain.state.position)
         timings = {name: Timing() for name in found}
-        peers = {name: _peer(kernel, draw, workload.alone()) for name, draw in found.items()}
+        peers = {
+            name: _peer(kernels[compiled], draw, workload.alone())
+            for name, (compiled, draw) in found.items()
+        }
+        for peer in peers.values():  # the first step compiles
+            peer.step()
         for _ in range(turns):
             for name, peer in peers.items():
                 timings[name].take_turns(peer, 1, 1)
-        for name, draw in found.items():
+        for name, (_, draw) in found.items():
             alone = 1e3 * median(seconds(draw, 1) for _ in range(turns))
             low, middle, high = timings[name].ratio()
             print(f"{name:24} {alone:6.2f} ms   {middle:.2f} [{low:.2f}, {high:.2f}]")
