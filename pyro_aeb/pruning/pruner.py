@@ -54,7 +54,7 @@ class Pruner:
     def __init__(self, pruning: Pruning, structure: Structure) -> None:
         self.pruning = pruning
         self._size = structure.size
-        self._dtype, self._device = structure.dtype, structure.device
+        self._device = structure.device
         places = _prunable(pruning, structure)
         self._start, self._stop = places[0][0], places[-1][0] + places[-1][1].size
         self._layers = tuple(_layer(at - self._start, b, pruning.by_unit) for at, b in places)
@@ -112,7 +112,7 @@ class Pruner:
             self._set_counts(k)
             keep = self._choose(weights, wide)
             if self.pruning.freeze:
-                self._keep = keep if self._keep is None else self._keep.mul_(keep)
+                self._keep = keep if self._keep is None else self._keep.logical_and_(keep)
                 self._hold(state, self._keep)
             else:
                 _zero(weights, keep)
@@ -135,7 +135,7 @@ class Pruner:
         a tensor of its own: ``total``, the weights to go; ``counts``, the units of each site that
         go; ``keep``, the mask of the prunable weights, or None.
         """
-        keep = None if self._keep is None else self._keep.bool()
+        keep = None if self._keep is None else self._keep.clone()
         return {"total": self._total, "counts": list(self._counts), "keep": keep}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -156,7 +156,7 @@ class Pruner:
                 "pruning that it was saved with"
             )
         self._total, self._counts = state["total"], counts
-        self._keep = None if keep is None else keep.to(self._device, self._dtype)
+        self._keep = None if keep is None else keep.to(self._device, copy=True)
         self._position = None
 
     @property
@@ -167,8 +167,8 @@ class Pruner:
         """
         if self._keep is None:
             return None
-        mask = self._keep.new_ones((*self._keep.shape[:-1], self._size), dtype=torch.bool)
-        mask[..., self._start : self._stop] = self._keep.bool()
+        mask = self._keep.new_ones(*self._keep.shape[:-1], self._size)
+        mask[..., self._start : self._stop] = self._keep
         return mask
 
     def _hold(self, state: Any, keep: Tensor) -> None:
@@ -199,7 +199,7 @@ class Pruner:
         )
 
     def _choose(self, weights: Tensor, wide: Callable[[], Tensor]) -> Tensor:
-        """1 for weights that stay and 0 for those that go, shape (..., n)."""
+        """True for weights that stay and False for those that go, shape (..., n)."""
         pruning = self.pruning
         probability: Sequence[Tensor | None]
         if pruning.needs_probability:
@@ -215,11 +215,8 @@ class Pruner:
         else:
             together = [torch.cat(parts, -1) for parts in zip(*keys, strict=True)]
             stay = self._choose_globally(together)
-        # A mask of the weights' type: multiplying by booleans takes 7 times as long. It is filled
-        # from bytes, for torch converts booleans 8 times as slowly (tests/benchmarks/test_pruning).
-        keep = torch.ones_like(weights)
+        keep = torch.ones_like(weights, dtype=torch.bool)
         for part, stays in zip(self._by_layer(keep), stay, strict=True):
-            stays = stays.view(torch.uint8)
             part.copy_(stays.unsqueeze(-1) if pruning.by_unit else stays)
         return keep
 
@@ -292,4 +289,5 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _zero(vector: Tensor, keep: Tensor) -> None:
     """Multiplies by the mask in place; adding 0 turns -0 to 0. Infinities become NaN, not 0."""
-    vector.mul_(keep).add_(0.0)
+    # As bytes: multiplying by booleans takes several times as long (tests/benchmarks/test_pruning).
+    vector.mul_(keep.view(torch.uint8)).add_(0.0)
