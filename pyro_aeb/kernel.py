@@ -99,8 +99,9 @@ class AEBKernel(MCMCKernel):
         fifth that cost less; see :mod:`pyro_aeb.noise`.
     :param str compile: ``"update"`` compiles what a step does after the likelihood's gradient
         (prior, transition, latents) with :func:`torch.compile`, ``"all"`` the gradient too. The
-        numbers are the same up to rounding. It takes seconds at the start of every chain, of a
-        deep network up to a minute. With ``"all"`` the model's Python runs only in the first two
+        numbers are the same up to rounding, but for the normal noise of 32,768 weights and more
+        on a CPU, which is then made of other random bits. It takes seconds at the start of every
+        chain, of a deep network up to a minute. With ``"all"`` the model's Python runs only in the first two
         steps of every kind of batch (shapes, dtypes, other arguments): what it reads of Python's
         then, such as whether a module is in train mode, it keeps, while buffers, fixed weights and
         random numbers of torch go on as ever. What cannot be compiled (a model with ``.item()`` or

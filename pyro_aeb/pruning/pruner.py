@@ -42,7 +42,7 @@ class Pruner:
     that go, and each has its own lowest scores and its own mask.
 
     All it does is elementwise or along the last axis, and it reads nothing back from an
-    accelerator. On one core a call takes 1 to 3 ms for the sparse layers of a ResNet20 (267,000
+    accelerator. On one core a call takes 1 to 2 ms for the sparse layers of a ResNet20 (267,000
     weights, of which 90 % go), against 4 to 6 ms that each image costs in the gradient:
     ``python -m pytest tests/benchmarks/test_pruning.py --benchmark-enable -s``.
 

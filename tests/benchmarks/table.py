@@ -94,6 +94,11 @@ ROWS: dict[str, Row] = {
     "ours-all-three-point": Row(
         "… and three-point noise", "ours", partial(dict, compile="all", noise="three-point")
     ),
+    "ours-all-pruned": Row(
+        "… gradient and update compiled, 90 % pruned",
+        "ours",
+        lambda: _pruned() | {"compile": "all"},
+    ),
     "sgd": Row("torch.optim.SGD with momentum", "sgd"),
     "posteriors": Row("posteriors, sghmc", "posteriors_sghmc", package="posteriors"),
     "blackjax": Row("BlackJAX, sghmc (beside JAX alone)", "blackjax_sghmc", package="blackjax"),
