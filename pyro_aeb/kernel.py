@@ -101,12 +101,12 @@ class AEBKernel(MCMCKernel):
         (prior, transition, latents) with :func:`torch.compile`, ``"all"`` the gradient too. The
         numbers are the same up to rounding, but for the normal noise of 32,768 weights and more
         on a CPU, which is then made of other random bits. It takes seconds at the start of every
-        chain, of a deep network up to a minute. With ``"all"`` the model's Python runs only in the first two
-        steps of every kind of batch (shapes, dtypes, other arguments): what it reads of Python's
-        then, such as whether a module is in train mode, it keeps, while buffers, fixed weights and
-        random numbers of torch go on as ever. What cannot be compiled (a model with ``.item()`` or
-        branches on values, one that was another in the second step, a machine without a C++
-        compiler) runs as it is written, and a warning says why.
+        chain, of a deep network up to a minute. With ``"all"`` the model's Python runs only in the
+        first two steps of every kind of batch (shapes, dtypes, other arguments): what it reads of
+        Python's then, such as whether a module is in train mode, it keeps, while buffers, fixed
+        weights and random numbers of torch go on as ever. What cannot be compiled (a model with
+        ``.item()`` or branches on values, one that was another in the second step, a machine
+        without a C++ compiler) runs as it is written, and a warning says why.
     :param int seed: for first values, minibatches and noise; chain i uses seed + i, counted over
         all sequential runs of this kernel object (a second run goes on with the next seed). Chains
         in processes count from 0 in every run. By default torch's global generator serves.

@@ -126,7 +126,7 @@ class SSGLRule:
         sigma = [v.sqrt() if s.site else v for v, s in zip(sigma, self.sigmas, strict=True)]
         delta = [self._first(d, initial) for d in self.deltas]
         rho = self._first_rho(request.initial_inclusion)
-        slab, excess = rho, 0.0 * self.spike.strength
+        slab, excess = rho.clone(), 0.0 * self.spike.strength
         if request.initial_penalty is not None:
             first = [request.initial_penalty / part.strength for part in (self.spike, self.slab)]
             slab = torch.zeros_like(rho) + first[1]

@@ -52,10 +52,11 @@ class Update:
         self._transition: Any = transition
         self._moves = isinstance(transition, TargetTransition)  # asked once: not cheap in a step
         self._compiled: Callable[..., Moved] | None = None
-        # Numbers that change from step to step go in as tensors, or each would be compiled anew; as
-        # tensors of one number each on the CPU, which kernels of a GPU take by value.
+        # Numbers that change from step to step go in as tensors, or each would be compiled anew: as
+        # tensors of one number each on the CPU, which kernels of a GPU take by value, and of single
+        # precision, as torch takes doubles for numbers of Python's, and those for constants.
         self._values = tuple(
-            torch.zeros((), dtype=torch.float64, device="cpu") for _ in StepNumbers._fields
+            torch.zeros((), dtype=torch.float32, device="cpu") for _ in StepNumbers._fields
         )
         self._begun = False  # whether anything has been compiled
         if compile is not None and not self._moves:

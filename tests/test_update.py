@@ -22,6 +22,7 @@ from bad_runs import says
 from compiler_runs import without_a_compiler
 from models import dense_regression, linear_data, sparse_layers, sparse_regression
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 import pyro_aeb as aeb
 from pyro_aeb import update
@@ -38,6 +39,18 @@ CHANGING = {
     "inverse_temperature": aeb.Geometric(1.0, 1.01),
 }
 STEP_SIZE = aeb.Polynomial(1e-3, 10.0, 0.5)
+
+
+def in_single_precision(schedule):
+    """As compiled code is given its numbers."""
+    return lambda k: torch.tensor(schedule(k), dtype=torch.float32).item()
+
+
+EXACT = in_single_precision(STEP_SIZE)
+AS_COMPILED = {
+    **CHANGING,
+    "inverse_temperature": in_single_precision(CHANGING["inverse_temperature"]),
+}
 SMALL = aeb.SGLD(1e-6)
 
 
@@ -51,15 +64,18 @@ def fixed_sigma(X, y=None):
 
 
 MODELS = {
-    "one layer": (sparse_regression, CHANGING),
-    "two layers": (sparse_layers, CHANGING),
-    "six layers": (partial(sparse_layers, widths=(4, 3, 3, 3, 3, 1)), CHANGING),
-    "fixed sigma": (fixed_sigma, CHANGING),
-    "no latents": (dense_regression, {**CHANGING, "adaptation": None}),
-    "latents frozen": (sparse_layers, {**CHANGING, "adaptation": aeb.StochasticApproximation(0.0)}),
+    "one layer": (sparse_regression, AS_COMPILED),
+    "two layers": (sparse_layers, AS_COMPILED),
+    "six layers": (partial(sparse_layers, widths=(4, 3, 3, 3, 3, 1)), AS_COMPILED),
+    "fixed sigma": (fixed_sigma, AS_COMPILED),
+    "no latents": (dense_regression, {**AS_COMPILED, "adaptation": None}),
+    "latents frozen": (
+        sparse_layers,
+        {**AS_COMPILED, "adaptation": aeb.StochasticApproximation(0.0)},
+    ),
     "kappa given": (
         sparse_regression,
-        {**CHANGING, "adaptation": aeb.StochasticApproximation(0.3, initial_penalty=2.0)},
+        {**AS_COMPILED, "adaptation": aeb.StochasticApproximation(0.3, initial_penalty=2.0)},
     ),
 }
 
@@ -110,9 +126,9 @@ def traced(monkeypatch):
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_are_those_of_the_update_as_it_is_written(traced, name, transition, chains):
     model, options = MODELS[name]
-    expected = steps(kernel(model, transition(STEP_SIZE), None, **options), chains)
+    expected = steps(kernel(model, transition(EXACT), None, **options), chains)
     assert traced.frame_count == 0
-    found = steps(kernel(model, transition(STEP_SIZE), "update", **options), chains)
+    found = steps(kernel(model, transition(EXACT), "update", **options), chains)
     assert_close(found, expected, rtol=1e-10, atol=1e-12)
     assert traced.frame_count >= 1
 
@@ -121,21 +137,30 @@ def test_steps_are_those_of_the_update_as_it_is_written(traced, name, transition
 def test_so_are_those_of_other_transitions(traced, transition):
     model, options = MODELS["two layers"]
     expected, found = (
-        steps(kernel(model, transition(STEP_SIZE), compile, **options), range(3))
+        steps(kernel(model, transition(EXACT), compile, **options), range(3))
         for compile in (None, "update")
     )
     assert_close(found, expected, rtol=1e-10, atol=1e-12)
     assert traced.frame_count >= 1
 
 
-def test_a_schedule_that_changes_at_every_step_is_not_traced_anew(traced):
-    of = kernel(sparse_layers, aeb.SGHMC(STEP_SIZE), "update", **CHANGING)
-    of.start(0, 0, (X, Y), {})
-    of.advance(3)
-    traces = traced.frame_count
-    assert traces >= 1
-    of.advance(3 * STEPS)
-    assert traced.frame_count == traces
+@pytest.mark.parametrize(
+    "transition", [aeb.SGLD, aeb.SGHMC, aeb.transitions.BAOAB, aeb.transitions.SGNHT]
+)
+@pytest.mark.parametrize("compile", ["update", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_schedule_that_changes_at_every_step_is_compiled_once(
+    monkeypatch, transition, compile, dtype
+):
+    """By all of the compiler but its code: passes on the way make constants of numbers, too."""
+    torch.set_default_dtype(dtype)
+    through = partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr("pyro_aeb.update.torch.compile", through)
+    of = kernel(sparse_layers, transition(STEP_SIZE), compile, **CHANGING)
+    of.start(0, 0, (X.to(dtype), Y.to(dtype)), {})
+    counters.clear()
+    of.advance(STEPS)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_freezing_the_latents_traces_once_more_and_leaves_them(traced):
@@ -321,10 +346,12 @@ COMPILED = [
 @pytest.mark.parametrize("name, transition, chains", COMPILED)
 def test_steps_in_machine_code(name, transition, chains):
     model, options = MODELS[name]
-    expected = steps(kernel(model, transition(STEP_SIZE), None, **options), chains)
+    expected = steps(kernel(model, transition(EXACT), None, **options), chains)
+    counters.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error", CompileWarning)
-        found = steps(kernel(model, transition(STEP_SIZE), "update", **options), chains)
+        found = steps(kernel(model, transition(EXACT), "update", **options), chains)
+    assert counters["stats"]["unique_graphs"] == 1
     # Compiled code rounds step size and temperature to single precision, once a step.
     rounding = STEPS * torch.finfo(torch.float32).eps
     assert_close(found, expected, rtol=0.0, atol=rounding)
