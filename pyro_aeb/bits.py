@@ -61,7 +61,7 @@ def numbers_of(drawn: Tensor) -> Tensor:
 
 def normal(bits: Tensor) -> Tensor:
     """
-    Normal numbers, 4e-7 of each from the inverse of the distribution function.
+    Normal numbers: the inverse of the distribution function, to one part in a million.
 
     :param Tensor bits: integers of 32 bits. The last one is not used: with it set, an integer is
         never 0, and a share of the distribution never 0 or 1; the largest number is 6.23.

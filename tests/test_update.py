@@ -145,12 +145,19 @@ def test_so_are_those_of_other_transitions(traced, transition):
 
 
 @pytest.mark.parametrize(
-    "transition", [aeb.SGLD, aeb.SGHMC, aeb.transitions.BAOAB, aeb.transitions.SGNHT]
+    ("compile", "transition", "dtype"),
+    [
+        ("update", aeb.SGLD, torch.float32),
+        ("update", aeb.SGHMC, torch.float32),
+        ("update", aeb.SGHMC, torch.float64),
+        ("update", aeb.transitions.BAOAB, torch.float32),
+        ("update", aeb.transitions.SGNHT, torch.float32),
+        ("all", aeb.SGHMC, torch.float32),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
-@pytest.mark.parametrize("compile", ["update", "all"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_schedule_that_changes_at_every_step_is_compiled_once(
-    monkeypatch, transition, compile, dtype
+    monkeypatch, compile, transition, dtype
 ):
     """By all of the compiler but its code: passes on the way make constants of numbers, too."""
     torch.set_default_dtype(dtype)
