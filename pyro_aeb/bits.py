@@ -87,7 +87,7 @@ def three_point(bits: Tensor) -> Tensor:
     (a, b), (plus, minus) = _VALUES, (_ZERO + _A, _ZERO + 2 * _A)
     size = torch.where(place < _ZERO, 0.0, torch.where(place < minus, a, b))
     positive = (place < plus) | ((place >= minus) & (place < minus + _B))
-    return torch.where(positive, size, -size)
+    return torch.where(positive, size, -size).float()  # also where torch's default is double
 
 
 def _power_series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:

@@ -61,6 +61,12 @@ def test_the_table_and_what_a_byte_stands_for_are_one():
     assert torch.equal(found, torch.tensor(three_point_table()))
 
 
+def test_numbers_are_of_single_precision_whatever_torchs_default_is():
+    torch.set_default_dtype(torch.float64)
+    for bits in (torch.arange(256, dtype=torch.uint8), both_sides()):
+        assert numbers_of(bits).dtype == torch.float32
+
+
 def test_numbers_stay_as_they_are():
     for dtype in (torch.float32, torch.float64):
         numbers = torch.randn(3, dtype=dtype)
