@@ -15,9 +15,9 @@ multiple of 6, the table has two values more, :math:`\pm 1.128`, once each, and 
 42 times each, so that the second and the fourth moment are exactly 1 and 3 all the same.
 
 Where a CPU draws many three-point numbers, or many bits for a compiled update
-(:mod:`pyro_aeb.bits`), words of NumPy's SFC64 [2] are the source: torch's generators take longer to
-make bits than all that is done with them. All else is drawn by ``torch.normal_`` and
-``torch.random_``; ``python -m tests.benchmarks.noise`` times these ways and others.
+(:mod:`pyro_aeb.bits`), words of NumPy's SFC64 [2] are the source, which takes less time. All else
+is drawn by ``torch.normal_`` and ``torch.random_``; ``python -m tests.benchmarks.noise`` times
+these ways and others.
 
 **References**
 
@@ -215,26 +215,23 @@ class _ThreePointWords(_Words):
 class _Bits(_Words):
     """Bits for a compiled update."""
 
-    integer: type[np.integer]
-    """NumPy's name of the row's type."""
-
     def fill(self) -> None:
         row = self._row.numpy()
         for start in range(0, len(row), BITS):
             piece = row[start : start + BITS]
-            piece[:] = self._next(len(piece), self.integer)
+            piece[:] = self._next(len(piece), row.dtype)
 
 
 class _NormalBits(_Bits):
     """Integers of 32 bits for normal numbers."""
 
-    stream, dtype, integer = 3, torch.int32, np.int32
+    stream, dtype = 3, torch.int32
 
 
 class _ThreePointBits(_Bits):
     """Bytes for three-point numbers, those of :class:`_ThreePointWords`."""
 
-    stream, dtype, integer = 2, torch.uint8, np.uint8
+    stream, dtype = 2, torch.uint8
 
 
 @cache

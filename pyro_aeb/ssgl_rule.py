@@ -126,6 +126,7 @@ class SSGLRule:
         sigma = [v.sqrt() if s.site else v for v, s in zip(sigma, self.sigmas, strict=True)]
         delta = [self._first(d, initial) for d in self.deltas]
         rho = self._first_rho(request.initial_inclusion)
+        # Two tensors: one in two places is compiled for, and anew when they part at the next step.
         slab, excess = rho.clone(), 0.0 * self.spike.strength
         if request.initial_penalty is not None:
             first = [request.initial_penalty / part.strength for part in (self.spike, self.slab)]

@@ -27,7 +27,7 @@ STRIDE = 31
 """Of so many values one is in the sample; a prime, so that it falls on all places of a kernel."""
 
 SAMPLE = 2**15
-"""What a sample of still more values is held to, about."""
+"""About the most values in a sample."""
 
 
 def apportion(
@@ -132,7 +132,7 @@ def _kth_lowest(values: np.ndarray, count: int) -> np.floating | float:
         up_to_floor = size - int(np.count_nonzero(above))
         below_ceiling = int(np.count_nonzero(below))
         if up_to_floor < count <= below_ceiling:
-            # By their places: picking by booleans takes three times as long.
+            # By their places, which is quicker than to pick by booleans.
             values = values[np.flatnonzero(np.logical_and(above, below, out=below))]
             count -= up_to_floor
             if len(values) <= size // 2:  # or the sample told little, and the next may tell no more
