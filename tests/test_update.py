@@ -160,6 +160,7 @@ def test_a_schedule_that_changes_at_every_step_is_compiled_once(
     monkeypatch, compile, transition, dtype
 ):
     """By all of the compiler but its code: passes on the way make constants of numbers, too."""
+    warnings.simplefilter("error", CompileWarning)
     torch.set_default_dtype(dtype)
     through = partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr("pyro_aeb.update.torch.compile", through)
@@ -353,11 +354,12 @@ COMPILED = [
 @pytest.mark.parametrize("name, transition, chains", COMPILED)
 def test_steps_in_machine_code(name, transition, chains):
     model, options = MODELS[name]
-    expected = steps(kernel(model, transition(EXACT), None, **options), chains)
+    options = {**options, "inverse_temperature": CHANGING["inverse_temperature"]}
+    expected = steps(kernel(model, transition(STEP_SIZE), None, **options), chains)
     counters.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error", CompileWarning)
-        found = steps(kernel(model, transition(EXACT), "update", **options), chains)
+        found = steps(kernel(model, transition(STEP_SIZE), "update", **options), chains)
     assert counters["stats"]["unique_graphs"] == 1
     # Compiled code rounds step size and temperature to single precision, once a step.
     rounding = STEPS * torch.finfo(torch.float32).eps
