@@ -13,7 +13,7 @@ from typing import Any
 import pyro_aeb.backend  # noqa: F401  (registers pyro.distributions.SSGL and the pyroapi backend)
 from pyro_aeb import latents, nn, priors, transitions
 from pyro_aeb._version import __version__
-from pyro_aeb.adaptation import StochasticApproximation
+from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.errors import (
     CheckpointError,
     CollapseWarning,
@@ -23,9 +23,8 @@ from pyro_aeb.errors import (
     RankError,
     SaveSizeWarning,
 )
-from pyro_aeb.inference_data import to_arviz
-from pyro_aeb.kernel import AEBKernel
-from pyro_aeb.mcmc import MCMC
+from pyro_aeb.kernel.aeb_kernel import AEBKernel
+from pyro_aeb.mcmc.api import MCMC
 from pyro_aeb.priors import SSGL
 from pyro_aeb.pruning import MagnitudePruning, ProbabilityPruning, UnitPruning
 from pyro_aeb.schedules import (
@@ -36,7 +35,8 @@ from pyro_aeb.schedules import (
     Polynomial,
     PruningSchedule,
 )
-from pyro_aeb.trace_file import open_trace
+from pyro_aeb.storage.inference_data import to_arviz
+from pyro_aeb.storage.zarr_trace import open_trace
 from pyro_aeb.transitions import SGHMC, SGLD
 
 

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,26 +24,6 @@ class ModelError(ValueError):
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or of another run; the message says what to do."""
-
-
-@contextmanager
-def reading(name: str) -> Iterator[None]:
-    """
-    Where what was read is of another kind than what is written, says so.
-
-    :param str name: what is read, for the error.
-    :raises CheckpointError: in place of what goes wrong inside, unless that is a ValueError of this
-        package, which says more.
-    """
-    try:
-        yield
-    except (ModelError, CheckpointError):
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{name} holds other values than a run writes there ({type(error).__name__}: {error}); "
-            "it was changed, or written by another version of pyro_aeb. Take a copy that is whole"
-        ) from error
 
 
 class NonFiniteError(ArithmeticError):

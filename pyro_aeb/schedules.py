@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from pyro_aeb.validation import _as_float, check_numbers
 
 
 @runtime_checkable
@@ -48,30 +48,6 @@ def as_schedule(value: Schedule | float, name: str) -> Schedule:
     )
 
 
-def check_numbers(owner: str, **numbers: Any) -> None:
-    """
-    Checks arguments that must be numbers, before they are compared with any.
-
-    :param str owner: what they are arguments of, for the error message.
-    :param numbers: by name.
-    :raises TypeError: if one is something else.
-    :raises ValueError: if one is beyond the range of a float.
-    """
-    for name, value in numbers.items():
-        if not isinstance(value, Real):
-            raise TypeError(f"{owner}: {name} is {value!r}, expected a number")
-        _as_float(f"{owner}: {name}", value)
-
-
-def _as_float(what: str, value: Real) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(
-            f"{what} is beyond the range of a float, expected a number up to 1.8e308"
-        ) from None
-
-
 def _read_numbers(schedule: Any, *names: str) -> None:
     """Checks fields of a schedule that must be numbers, and makes NumPy's Python's."""
     for name in names:
@@ -82,16 +58,6 @@ def _read_numbers(schedule: Any, *names: str) -> None:
 
 def _plain(value: Any) -> int | float:
     return int(value) if isinstance(value, Integral) else float(value)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a schedule has given one number in the range of a float, or a tensor of one."""
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex()
-    try:
-        return isinstance(value, Real) and math.isfinite(float(value))
-    except OverflowError:
-        return False
 
 
 def _require(condition: bool, schedule: Any, expected: str) -> None:

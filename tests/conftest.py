@@ -18,10 +18,14 @@ import multiprocessing  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# Models, data and runs that tests of several folders share.
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 # A shell without job control starts what runs in its background with Ctrl-C ignored; the tests of
 # Ctrl-C, and the processes that they start, need it to arrive.
@@ -57,7 +61,7 @@ def _fresh_state() -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says how many bad inputs got the error they should, where tests counted any."""
-    met = getattr(sys.modules.get("bad_runs"), "MET", {})
+    met = getattr(sys.modules.get("refusals"), "MET", {})
     if met:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(met.items()))
         terminalreporter.write_line(f"{sum(met.values())} bad inputs met: {kinds}")

@@ -19,15 +19,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from aeb_runs import Stop, StopAt, assert_equal, chains, kernel, records, resumed
 from models import linear_data, sparse_regression
+from runs import Stop, StopAt, assert_equal, chains, kernel, records, resumed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
 from pyro_aeb import NonFiniteError
-from pyro_aeb.bits import three_point_table
-from pyro_aeb.noise import Noise
+from pyro_aeb.kernel.noise import Noise
+from pyro_aeb.kernel.random_bits import three_point_table
 from pyro_aeb.testing.monte_carlo import assert_agrees
 from pyro_aeb.testing.stationary import sghmc_covariance, sgld_variance
 

@@ -29,7 +29,7 @@ def test_backend_adds_ssgl() -> None:
 
 
 def test_backend_adds_the_kernel() -> None:
-    from pyro_aeb.kernel import AEBKernel
+    from pyro_aeb.kernel.aeb_kernel import AEBKernel
 
     with pyro_backend("aeb"):
         assert infer.AEBKernel is AEBKernel

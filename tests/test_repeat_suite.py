@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""``tests/repeat_suite.py`` finds a test that passes in one run and fails in another."""
+"""``tests/tools/repeat_suite.py`` finds a test that passes in one run and fails in another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parent / "repeat_suite.py"
+SCRIPT = Path(__file__).parent / "tools" / "repeat_suite.py"
 
 TESTS = """
 from pathlib import Path

@@ -10,7 +10,7 @@ import pyro.infer
 
 def __getattr__(name: str) -> Any:
     if name == "AEBKernel":
-        from pyro_aeb.kernel import AEBKernel
+        from pyro_aeb.kernel.aeb_kernel import AEBKernel
 
         return AEBKernel
     return getattr(pyro.infer, name)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from pyro_aeb.diagnostics.batches import FALSE_ALARM, batch_means
+from pyro_aeb.diagnostics.batch_means import FALSE_ALARM, batch_means
 from pyro_aeb.diagnostics.findings import Finding
-from pyro_aeb.diagnostics.run import Array, Run
+from pyro_aeb.diagnostics.recorded_run import Array, Run
 from pyro_aeb.diagnostics.settling import LEAST, wandering
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pyro.infer import MCMC
 
 from pyro_aeb.diagnostics.findings import Finding
-from pyro_aeb.diagnostics.run import Run
+from pyro_aeb.diagnostics.recorded_run import Run
 
 
 def collapse(mcmc: MCMC) -> list[str]:

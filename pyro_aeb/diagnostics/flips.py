@@ -9,7 +9,7 @@ import numpy as np
 from pyro.infer import MCMC
 
 from pyro_aeb.diagnostics.findings import Finding
-from pyro_aeb.diagnostics.run import Array, Run
+from pyro_aeb.diagnostics.recorded_run import Array, Run
 
 MANY = 0.05
 """Share of the pruned weights that may change from one draw to the next."""

@@ -19,8 +19,8 @@ import torch
 from pyro.infer import MCMC
 from scipy import stats
 
-from pyro_aeb.diagnostics.batches import BATCHES, critical
-from pyro_aeb.diagnostics.frozen import Frozen
+from pyro_aeb.diagnostics.batch_means import BATCHES, critical
+from pyro_aeb.diagnostics.frozen_chain import Frozen
 
 BURN_IN = 0.25
 """Share of both runs that is left out, in which the finer one forgets the coarser one's law."""
@@ -62,7 +62,7 @@ def step_halving(mcmc: MCMC, steps: int = 2000, chain: int = 0) -> list[StepHalv
     could have been missed.
 
     :param MCMC mcmc: a run of an AEBKernel, whose chain is in this process; see
-        :class:`~pyro_aeb.diagnostics.frozen.Frozen`.
+        :class:`~pyro_aeb.diagnostics.frozen_chain.Frozen`.
     :param int steps: of the coarser run, at least 100.
     :param int chain: which.
     :raises NonFiniteError: if these steps run away.

@@ -20,10 +20,10 @@ import torch
 from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_aeb.diagnostics.batches import BATCHES, critical, mean_of
+from pyro_aeb.diagnostics.batch_means import BATCHES, critical, mean_of
 from pyro_aeb.diagnostics.findings import Finding, Severity
-from pyro_aeb.diagnostics.frozen import Frozen
-from pyro_aeb.diagnostics.run import Run
+from pyro_aeb.diagnostics.frozen_chain import Frozen
+from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.transitions import Evaluated, statistics_of
 
 NAME = "kinetic_temperature"
@@ -49,7 +49,7 @@ def temperature(mcmc: MCMC, steps: int = 200, chain: int = 0) -> list[Temperatur
     its latents held still. The run itself is put back where it was.
 
     :param MCMC mcmc: a run whose chain is in this process; see
-        :class:`~pyro_aeb.diagnostics.frozen.Frozen`.
+        :class:`~pyro_aeb.diagnostics.frozen_chain.Frozen`.
     :param int steps: at least 10; each costs what a step of the run does.
     :param int chain: of several, which.
     :returns: first of all weights together, then of every site.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyro_aeb.diagnostics.findings import Finding
-from pyro_aeb.diagnostics.run import Array, Run
+from pyro_aeb.diagnostics.recorded_run import Array, Run
 
 MOST = 200
 """How many coordinates of a site are looked at, evenly spaced: ArviZ takes about 1 ms for each."""

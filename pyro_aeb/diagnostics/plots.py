@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pyro.infer import MCMC
 
-from pyro_aeb.diagnostics.run import Array, Run
+from pyro_aeb.diagnostics.recorded_run import Array, Run
 
 COLUMNS = 3
 

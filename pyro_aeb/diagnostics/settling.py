@@ -32,9 +32,9 @@ import numpy as np
 from pyro.infer import MCMC
 from scipy import stats
 
-from pyro_aeb.diagnostics.batches import BATCHES, FALSE_ALARM, batch_means, critical
+from pyro_aeb.diagnostics.batch_means import BATCHES, FALSE_ALARM, batch_means, critical
 from pyro_aeb.diagnostics.findings import Finding
-from pyro_aeb.diagnostics.run import Array, Run
+from pyro_aeb.diagnostics.recorded_run import Array, Run
 
 SETTLED = "learned latents: settled"
 """The check's name."""

@@ -28,16 +28,21 @@ blind to modes that no draw has reached.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pyro.infer import MCMC
+from torch import Tensor
 
-from pyro_aeb.diagnostics.frozen import Frozen
-from pyro_aeb.diagnostics.full_data import positions, scores
-from pyro_aeb.diagnostics.run import Array, Run
+from pyro_aeb.data.arguments import Batch, tensors_of
+from pyro_aeb.diagnostics.frozen_chain import Frozen
+from pyro_aeb.diagnostics.recorded_run import Array, Run
+from pyro_aeb.model.structure import flatten
+from pyro_aeb.posterior.posterior import Posterior
+from pyro_aeb.testing.objective import whole_plates
 
 
 class KSD(NamedTuple):
@@ -71,7 +76,7 @@ def ksd(
     zero, is taken as given. Costs as many gradients on all data as draws.
 
     :param MCMC mcmc: a run of an AEBKernel that keeps all its sampled sites, whose chain is in this
-        process; see :class:`~pyro_aeb.diagnostics.frozen.Frozen`.
+        process; see :class:`~pyro_aeb.diagnostics.frozen_chain.Frozen`.
     :param sites: whose coordinates the kernel sees; by default all.
     :param int draws: how many of the chain's, evenly spaced, are used at most.
     :param int chain: which.
@@ -161,3 +166,54 @@ def _signs(count: int, length: int, flip: float, generator: np.random.Generator)
     changes = np.where(generator.random((count, length)) < flip, -1.0, 1.0)
     changes[:, 0] = np.where(generator.random(count) < 0.5, -1.0, 1.0)
     return np.cumprod(changes, axis=1)
+
+
+def positions(frozen: Frozen, draws: Mapping[str, Tensor]) -> Tensor:
+    """
+    Draws as flat positions, shape (n, D).
+
+    :param Frozen frozen: of the model.
+    :param draws: constrained values of all sampled sites, each with a leading axis of length n.
+    """
+    count = len(next(iter(draws.values())))
+    rows = [{name: value[i] for name, value in draws.items()} for i in range(count)]
+    return torch.stack([flatten(frozen.structure, row) for row in rows])
+
+
+def scores(frozen: Frozen, points: Tensor) -> Tensor:
+    """
+    The gradient of tau Q on all data, shape (n, D).
+
+    :param Frozen frozen: says what the latents, tau and the data are.
+    :param Tensor points: positions, shape (n, D).
+    """
+    tau, latents = frozen.numbers.inverse_temperature, frozen.latents
+    plates = {name: (size, size) for name, (size, _) in frozen.structure.plates.items()}
+    posterior = Posterior(frozen.kernel.model, replace(frozen.structure, plates=plates))
+    total, weight = torch.zeros_like(points), 0
+    with whole_plates():
+        for batch, data in _all_data(frozen, plates):
+            rows = [posterior.gradient(point, latents, batch).gradient for point in points]
+            total += data * torch.stack(rows)
+            weight += data
+    return total * (tau / weight)
+
+
+def _all_data(frozen: Frozen, plates: Mapping[str, tuple[int, int]]) -> Iterator[tuple[Batch, int]]:
+    """Batches that hold all data once, and how many data each holds."""
+    source, device = frozen.chain.source, frozen.structure.device
+    indices = {name: torch.arange(size, device=device) for name, (size, _) in plates.items()}
+    if source.sizes is None:
+        yield frozen.next_batch()._replace(indices=indices), 1
+        return
+    if not source.sizes:
+        raise RuntimeError(
+            "how many data the DataLoader holds is not known, expected a dataset with a length"
+        )
+    source.close()  # so that the next batch is the first of an epoch
+    seen, size = 0, min(source.sizes)
+    while seen < size:
+        batch = frozen.next_batch()._replace(indices=indices)
+        data = max(len(tensor) for _, tensor in tensors_of(batch) if tensor.dim())
+        seen += data
+        yield batch, data

@@ -13,7 +13,7 @@ from pyro_aeb.diagnostics.findings import Verdict
 from pyro_aeb.diagnostics.flips import pruning_finding
 from pyro_aeb.diagnostics.kinetics import temperature_finding
 from pyro_aeb.diagnostics.mixing import mixing
-from pyro_aeb.diagnostics.run import Run
+from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.diagnostics.settling import SETTLED, settled
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from pyro_aeb.arguments import Arguments, moved, tensors_of, unpacked
+from pyro_aeb.data.arguments import Arguments, moved, tensors_of, unpacked
 
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -27,7 +27,7 @@ _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 class Batches:
     """
     The model's arguments, batch by batch. A DataLoader's batches are unpacked as in ``mcmc.run``,
-    by :func:`~pyro_aeb.arguments.unpacked`.
+    by :func:`~pyro_aeb.data.arguments.unpacked`.
 
     :param args: one DataLoader, or the positional arguments of the only batch.
     :param kwargs: keyword arguments of every batch.

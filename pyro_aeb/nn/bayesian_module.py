@@ -37,14 +37,13 @@ from pyro_aeb.nn.priors import (
     Priors,
     beta,
     delta_prior,
-    flag,
     inverse_gamma,
     normal,
     number,
-    positive,
     sigma2_prior,
 )
 from pyro_aeb.priors import SSGL, Group
+from pyro_aeb.validation import flag, positive
 
 SIGMA2 = "sigma2"
 """The site of sigma squared."""

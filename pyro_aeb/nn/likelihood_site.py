@@ -18,9 +18,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_aeb.arguments import Arguments
+from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.errors import ModelError, listed
-from pyro_aeb.look import base
+from pyro_aeb.model.tracing import base
 from pyro_aeb.nn.mixture import Mixture, predicted
 
 REMEDY = (

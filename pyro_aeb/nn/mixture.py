@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, OneHotCategorical
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.look import base
+from pyro_aeb.model.tracing import base
 
 Kind = Literal["classes", "binary", "number"]
 

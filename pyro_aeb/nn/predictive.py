@@ -25,10 +25,9 @@ from pyro.infer.mcmc.api import StreamingMCMC
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_aeb.buffers import unchanged_buffers
 from pyro_aeb.errors import ModelError
-from pyro_aeb.kernel import AEBKernel
-from pyro_aeb.look import unchanged_random_numbers
+from pyro_aeb.kernel.aeb_kernel import AEBKernel
+from pyro_aeb.model.side_effects import unchanged_buffers, unchanged_random_numbers
 from pyro_aeb.nn.batches import Batches, given
 from pyro_aeb.nn.evaluation import Evaluation, evaluated
 from pyro_aeb.nn.evaluation_mode import BatchNormStatistics, evaluation_mode

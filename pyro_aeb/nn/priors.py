@@ -11,7 +11,6 @@ outside of inference mode, as no gradient goes through a tensor that was made in
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
@@ -20,6 +19,8 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+
+from pyro_aeb.validation import positive
 
 Kind = tuple[torch.dtype, torch.device]
 
@@ -55,31 +56,6 @@ class Priors:
             f"{' by unit' if self.by_unit else ''}, "
             f"Normal(0, {self.dense_scale:g})"
         )
-
-
-def positive(name: str, value: Any) -> float:
-    """
-    A positive number, checked.
-
-    :raises TypeError: if it is no number.
-    :raises ValueError: if it is not positive and finite.
-    """
-    if not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}, expected a number > 0")
-    if not 0.0 < float(value) < math.inf:
-        raise ValueError(f"{name} is {value!r}, expected a finite number > 0")
-    return float(value)
-
-
-def flag(name: str, value: Any) -> bool:
-    """
-    A bool, checked.
-
-    :raises TypeError: if it is none.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, expected True or False")
-    return value
 
 
 def delta_prior(delta: Any) -> float | tuple[float, float]:

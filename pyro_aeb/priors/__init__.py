@@ -14,9 +14,9 @@ from pyro_aeb.priors.group import Group
 from pyro_aeb.priors.horseshoe import horseshoe, horseshoe_latents
 from pyro_aeb.priors.lasso import SpikeAndSlabLasso
 from pyro_aeb.priors.normal import SpikeAndSlabNormal
-from pyro_aeb.priors.quantiles import TwoScales
 from pyro_aeb.priors.ssgl import SSGL
 from pyro_aeb.priors.student import SpikeAndSlabStudent
+from pyro_aeb.priors.two_scales import TwoScales
 
 __all__ = [
     "SSGL",

@@ -71,7 +71,7 @@ def horseshoe(name: str, shape: Sequence[int], scale: float | Tensor = 1.0) -> T
 def horseshoe_latents(name: str) -> dict[str, ClosedForm]:
     """
     The updates of the sites above weights that :func:`horseshoe` samples, for ``latents=`` of
-    :class:`~pyro_aeb.adaptation.StochasticApproximation`.
+    :class:`~pyro_aeb.adaptation.options.StochasticApproximation`.
 
     :param str name: of the site of the weights.
     """

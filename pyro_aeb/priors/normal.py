@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pyro_aeb.priors.components import Gaussian, Number
-from pyro_aeb.priors.quantiles import TwoScales
+from pyro_aeb.priors.two_scales import TwoScales
 
 
 class SpikeAndSlabNormal(TwoScales):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pyro.distributions as dist
 
 from pyro_aeb.priors.components import Gaussian, Laplace, Number
-from pyro_aeb.priors.quantiles import TwoScales
+from pyro_aeb.priors.two_scales import TwoScales
 
 
 class SSGL(TwoScales):

@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, as_schedule, check_numbers
+from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.validation import check_numbers
 
 Scope = Literal["layer", "global"]
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.errors import ModelError
+from pyro_aeb.model.structure import Block, Structure
 from pyro_aeb.pruning.base import Pruning
 from pyro_aeb.pruning.selection import all_but_enough, all_but_lowest, apportion
-from pyro_aeb.schedules import is_number
-from pyro_aeb.structure import Block, Structure
+from pyro_aeb.validation import is_number
 
 
 class Layer(NamedTuple):
@@ -291,3 +291,21 @@ def _zero(vector: Tensor, keep: Tensor) -> None:
     """Multiplies by the mask in place; adding 0 turns -0 to 0. Infinities become NaN, not 0."""
     # As bytes: multiplying by booleans takes several times as long (tests/benchmarks/test_pruning).
     vector.mul_(keep.view(torch.uint8)).add_(0.0)
+
+
+class Flips:
+    """
+    Counts the weights that have become zero, or have ceased to be, from one draw to the next.
+
+    :param Tensor position: where the chain starts, shape (..., D).
+    """
+
+    def __init__(self, position: Tensor) -> None:
+        self.zero = position == 0.0
+
+    def count(self, position: Tensor) -> Tensor:
+        """How many since the last call, shape (...)."""
+        now = position == 0.0
+        flipped = torch.count_nonzero(now != self.zero, dim=-1)
+        self.zero.copy_(now)
+        return flipped

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.arguments import Batch
-from pyro_aeb.look import base, look
-from pyro_aeb.model import inspect_model
-from pyro_aeb.posterior import Latents, Posterior
-from pyro_aeb.ssgl_rule import SSGLLatents, SSGLRule
-from pyro_aeb.structure import Residuals, Structure
+from pyro_aeb.adaptation.spike_and_slab import SSGLLatents, SSGLRule
+from pyro_aeb.adaptation.sweep import Latents
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.model.structure import Residuals, Structure
+from pyro_aeb.model.tracing import base, look
+from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.testing.m_steps import check_m_step
 from pyro_aeb.testing.objective import Model, by_site, component_log_joints, objective_at
 from pyro_aeb.testing.points import gradient_at, points

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.arguments import Batch
-from pyro_aeb.minibatches import Order
-from pyro_aeb.model import inspect_model
-from pyro_aeb.posterior import Latents, Posterior
+from pyro_aeb.adaptation.sweep import Latents
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.minibatches import Order
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.testing.objective import Model, by_site, objective_at, whole_plates
 from pyro_aeb.testing.points import gradient_at, points
 from pyro_aeb.testing.reports import Outcome, require
@@ -77,7 +78,7 @@ def check_unbiased_gradient(
     :param args: its arguments, a tiny data set, best in float64.
     :param kwargs: its keyword arguments.
     :param bool adapt: whether latents of SSGL sites are learned.
-    :param order: how minibatches are drawn; see :class:`~pyro_aeb.minibatches.Minibatches`.
+    :param order: how minibatches are drawn; see :class:`~pyro_aeb.data.minibatches.Minibatches`.
     :param int seed: of the points at which gradients are compared.
     :raises AssertionError: if they differ by more than rounding.
     :raises ValueError: if no plate subsamples, or there are too many minibatches.

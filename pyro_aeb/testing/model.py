@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from pyro_aeb.arguments import Batch
-from pyro_aeb.links import is_sparse
-from pyro_aeb.look import look
-from pyro_aeb.model import inspect_model
-from pyro_aeb.posterior import Posterior
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.model.links import is_sparse
+from pyro_aeb.model.tracing import look
+from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.testing.enumeration import check_unbiased_gradient, whole_gradient
 from pyro_aeb.testing.objective import Model, whole_plates
 from pyro_aeb.testing.points import gradient_at, points

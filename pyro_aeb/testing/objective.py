@@ -22,12 +22,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_aeb.buffers import unchanged_buffers
-from pyro_aeb.look import base, unchanged_random_numbers
-from pyro_aeb.posterior import Posterior
+from pyro_aeb.model.side_effects import unchanged_buffers, unchanged_random_numbers
+from pyro_aeb.model.structure import Structure
+from pyro_aeb.model.tracing import base
+from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.priors import SpikeAndSlab
 from pyro_aeb.priors.group import group_size
-from pyro_aeb.structure import Structure
 
 Model = Callable[..., Any]
 

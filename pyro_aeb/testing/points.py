@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation import StochasticApproximation
-from pyro_aeb.arguments import Batch
-from pyro_aeb.buffers import unchanged_buffers
-from pyro_aeb.likelihood import Gradient
-from pyro_aeb.look import unchanged_random_numbers
-from pyro_aeb.posterior import Latents, Posterior
-from pyro_aeb.structure import LearnedSite
+from pyro_aeb.adaptation.options import StochasticApproximation
+from pyro_aeb.adaptation.sweep import Latents
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.model.side_effects import unchanged_buffers, unchanged_random_numbers
+from pyro_aeb.model.structure import LearnedSite
+from pyro_aeb.posterior.likelihood import Gradient
+from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.testing.objective import by_site
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
-from pyro_aeb.transitions.checks import check_positive
+from pyro_aeb.validation import check_positive
 
 
 class BAOABState(NamedTuple):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Polynomial, Schedule, as_schedule, check_numbers
+from pyro_aeb.schedules import Polynomial, Schedule, as_schedule
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target
-from pyro_aeb.transitions.checks import check_count
+from pyro_aeb.validation import check_count, check_numbers
 
 WEIGHT = Polynomial(1.0, 1000.0, 0.75)
 """How fast the shares of the bins are learned, by default."""

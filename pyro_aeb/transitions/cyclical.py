@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Cyclical, check_numbers
+from pyro_aeb.schedules import Cyclical
 from pyro_aeb.transitions.base import HasStatistics, StepNumbers, Transition
-from pyro_aeb.transitions.checks import check_inner
+from pyro_aeb.validation import check_inner, check_numbers
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target
-from pyro_aeb.transitions.checks import check_count
+from pyro_aeb.validation import check_count
 
 
 class HMCState(NamedTuple):

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, as_schedule, check_numbers
+from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target
-from pyro_aeb.transitions.checks import check_count, check_positive
+from pyro_aeb.validation import check_count, check_numbers, check_positive
 
 
 class PSGLDState(NamedTuple):

@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, check_numbers
+from pyro_aeb.schedules import Schedule
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target, Transition
-from pyro_aeb.transitions.checks import check_count, check_inner, check_positive
-from pyro_aeb.transitions.inner import held_of, inner_state, joined
+from pyro_aeb.transitions.joined_state import held_of, inner_state, joined
+from pyro_aeb.validation import check_count, check_inner, check_numbers, check_positive
 
 Energies = Literal["whole", "batch"]
 """Of which data the energies are that decide on a swap."""

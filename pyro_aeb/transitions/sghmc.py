@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, as_schedule, check_numbers
+from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
+from pyro_aeb.validation import check_numbers
 
 
 class SGHMCState(NamedTuple):

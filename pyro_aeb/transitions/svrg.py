@@ -20,8 +20,8 @@ from pyro_aeb.transitions.base import (
     Target,
     Transition,
 )
-from pyro_aeb.transitions.checks import check_count, check_inner
-from pyro_aeb.transitions.inner import inner_state, joined
+from pyro_aeb.transitions.joined_state import inner_state, joined
+from pyro_aeb.validation import check_count, check_inner
 
 
 @dataclass(frozen=True)

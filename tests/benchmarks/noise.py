@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_aeb.noise import Noise
+from pyro_aeb.kernel.noise import Noise
 
 from .peers import ours
 from .peers.base import Peer

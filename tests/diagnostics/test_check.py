@@ -9,10 +9,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from aeb_runs import Stop, StopAt
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide.initialization import init_to_sample
 from pyro.infer.mcmc.api import StreamingMCMC
+from runs import Stop, StopAt
 from small_runs import X, Y, data, gaussian, kernel, regression, run
 
 import pyro_aeb as aeb

@@ -11,8 +11,8 @@ from models import double_regression, linear_data
 from small_runs import P, gaussian, kernel, regression, run
 
 import pyro_aeb as aeb
-from pyro_aeb.adaptation import sparsity_update
-from pyro_aeb.measures import Flips
+from pyro_aeb.adaptation.equations import sparsity_update
+from pyro_aeb.pruning.pruner import Flips
 from pyro_aeb.testing import linear_scheme, sghmc_covariance, sgld_variance
 from pyro_aeb.transitions import SGHMCState, SGLDState, StepNumbers
 

@@ -12,12 +12,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from mcmc_runs import by_chain, kernel, mcmc, parallel, sequential
 from modules import KINDS, Classifier, Convolutions, HandWritten, Tied, bayesian, perceptron
 from pyro import poutine
 from pyro.infer import Predictive
 from pyro.infer.inspect import get_dependencies
 from pyro.nn import PyroModule
+from pyro_runs import by_chain, kernel, mcmc, parallel, sequential
 from torch import nn
 
 import pyro_aeb as aeb

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mcmc_runs import kernel, mcmc, sequential
 from modules import KINDS, Classifier, Convolutions, Tied, bayesian, perceptron
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from pyro.infer.mcmc.api import StreamingMCMC
+from pyro_runs import kernel, mcmc, sequential
 from torch import nn
 
 import pyro_aeb as aeb

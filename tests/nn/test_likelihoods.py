@@ -17,9 +17,9 @@ from pyro.infer import MCMC
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
-from pyro_aeb.arguments import Batch
-from pyro_aeb.model import inspect_model
-from pyro_aeb.posterior import Posterior
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.posterior.posterior import Posterior
 
 N = 12
 

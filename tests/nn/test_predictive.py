@@ -11,7 +11,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from mcmc_runs import X, Y, kernel, mcmc
 from models import sparse_regression
 from predicted_models import (
     INPUTS,
@@ -24,6 +23,7 @@ from predicted_models import (
     loader,
     regression,
 )
+from pyro_runs import X, Y, kernel, mcmc
 from replayed_runs import replayed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset

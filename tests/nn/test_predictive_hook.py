@@ -11,9 +11,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from mcmc_runs import X, Y, assert_same, kernel, mcmc, parallel, sequential
 from models import DenseNetwork, sparse_classification, sparse_regression
 from pyro.infer import MCMC
+from pyro_runs import X, Y, assert_same, kernel, mcmc, parallel, sequential
 from replayed_runs import Replay
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset

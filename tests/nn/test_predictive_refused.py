@@ -8,10 +8,10 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import pytest
-from mcmc_runs import X, Y, kernel, mcmc
 from models import sparse_regression
 from predicted_models import INPUTS, LABELS, SLOPES, VALUES, WEIGHTS, classifier, loader, regression
 from pyro.infer.mcmc.api import StreamingMCMC
+from pyro_runs import X, Y, kernel, mcmc
 from replayed_runs import replayed
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -14,13 +14,13 @@ from prior_families import FAMILIES
 from pyro import poutine
 
 from pyro_aeb import SSGL, StochasticApproximation
+from pyro_aeb.adaptation.spike_and_slab import SSGLRule
 from pyro_aeb.errors import ModelError
-from pyro_aeb.look import base
-from pyro_aeb.model import inspect_model
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.model.structure import Delta, Sigma, SparseBlock, Structure
+from pyro_aeb.model.tracing import base
 from pyro_aeb.priors import Group
 from pyro_aeb.priors.group import group_size
-from pyro_aeb.ssgl_rule import SSGLRule
-from pyro_aeb.structure import Delta, Sigma, SparseBlock, Structure
 
 
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)

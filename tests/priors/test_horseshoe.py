@@ -16,7 +16,7 @@ from pyro import poutine
 
 import pyro_aeb as aeb
 from pyro_aeb import priors
-from pyro_aeb.model import inspect_model
+from pyro_aeb.model.inspection import inspect_model
 
 P = 4
 X = torch.randn(30, P, generator=torch.Generator().manual_seed(5))

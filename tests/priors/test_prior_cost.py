@@ -5,7 +5,7 @@
 What the update of a prior's latents costs, in passes over the weights: no prior takes more than
 SSGL but a Student slab, whose penalty is another number for every weight, and a penalty that a
 prior does not have costs nothing. That SSGL's own update has at most 70 operations is in
-``tests/test_update_cost.py``.
+``tests/kernel/test_update_cost.py``.
 """
 
 import pytest
@@ -14,8 +14,8 @@ from prior_families import FAMILIES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_aeb import StochasticApproximation
-from pyro_aeb.ssgl_rule import SSGLRule
-from pyro_aeb.structure import Delta, Sigma, SparseBlock, Structure
+from pyro_aeb.adaptation.spike_and_slab import SSGLRule
+from pyro_aeb.model.structure import Delta, Sigma, SparseBlock, Structure
 
 SIZE = 1000
 

@@ -22,10 +22,11 @@ from prior_families import FAMILIES, Family, laplace, student
 from ssgl_references import prior_gradient
 
 from pyro_aeb import StochasticApproximation, priors
-from pyro_aeb.arguments import Batch
+from pyro_aeb.adaptation.sweep import Latents
+from pyro_aeb.data.arguments import Batch
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model import inspect_model
-from pyro_aeb.posterior import Latents, Posterior
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.priors.components import Laplace, Student
 
 N, GROUPS, SIZE = 20, 4, 3

@@ -7,8 +7,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from aeb_runs import assert_equal, chains, kernel, records, resumed
 from prior_families import FAMILIES
+from runs import assert_equal, chains, kernel, records, resumed
 from torch import nn
 
 import pyro_aeb as aeb

@@ -3,7 +3,7 @@
 
 """
 Every spike-and-slab prior as a distribution: against the mixture of Pyro's own densities, by
-quadrature and by Monte Carlo. What SSGL has more is in ``tests/test_distributions.py``.
+quadrature and by Monte Carlo. What SSGL has more is in ``tests/priors/test_distributions.py``.
 """
 
 import math
@@ -18,7 +18,7 @@ from scipy.stats import kstest
 from ssgl_references import integral
 
 from pyro_aeb import priors
-from pyro_aeb.links import is_sparse
+from pyro_aeb.model.links import is_sparse
 
 DELTA, SIGMA = 0.3, 1.7
 TWO_SCALES = {name: f for name, f in FAMILIES.items() if issubclass(f.make, priors.TwoScales)}

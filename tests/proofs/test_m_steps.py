@@ -26,9 +26,10 @@ import pytest
 import torch
 
 from pyro_aeb import SSGL, StochasticApproximation
-from pyro_aeb.arguments import Batch
-from pyro_aeb.model import inspect_model
-from pyro_aeb.posterior import Latents, Posterior
+from pyro_aeb.adaptation.sweep import Latents
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.posterior.posterior import Posterior
 
 N, BATCH = 11, 4
 

@@ -33,9 +33,9 @@ from pyro.infer.autoguide.initialization import init_to_value
 from ssgl_references import prior_gradient
 
 from pyro_aeb import SGLD, SSGL, AEBKernel, Constant, Polynomial, StochasticApproximation
-from pyro_aeb.model import inspect_model
-from pyro_aeb.ssgl_rule import SSGLLatents, SSGLRule
-from pyro_aeb.structure import Residuals
+from pyro_aeb.adaptation.spike_and_slab import SSGLLatents, SSGLRule
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.model.structure import Residuals
 from pyro_aeb.testing import OrthogonalDesign, assert_agrees, replicates
 from pyro_aeb.testing.monte_carlo import Z
 from pyro_aeb.transitions import StepNumbers

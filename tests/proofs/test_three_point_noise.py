@@ -31,8 +31,8 @@ from test_stationary_law import (
 )
 
 from pyro_aeb import SGHMC, SGLD, AEBKernel
-from pyro_aeb.bits import three_point_table
-from pyro_aeb.noise import Noise
+from pyro_aeb.kernel.noise import Noise
+from pyro_aeb.kernel.random_bits import three_point_table
 from pyro_aeb.testing import (
     assert_agrees,
     assert_tells_apart,

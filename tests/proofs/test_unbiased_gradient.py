@@ -20,11 +20,12 @@ import torch
 from scipy.stats import chi2
 from torch.nn.functional import logsigmoid
 
-from pyro_aeb.adaptation import StochasticApproximation
-from pyro_aeb.arguments import Batch
-from pyro_aeb.minibatches import Minibatches
-from pyro_aeb.model import inspect_model
-from pyro_aeb.posterior import Latents, Posterior
+from pyro_aeb.adaptation.options import StochasticApproximation
+from pyro_aeb.adaptation.sweep import Latents
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.minibatches import Minibatches
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.priors import SSGL
 
 N, P, CLASSES = 6, 3, 4

@@ -17,7 +17,7 @@ from models import (
     sparse_regression,
 )
 
-import pyro_aeb.ssgl_rule as ssgl_rule
+import pyro_aeb.adaptation.spike_and_slab as ssgl_rule
 from pyro_aeb.testing import check_adaptation, check_m_step
 
 X, Y = linear_data(6, dtype=torch.float64)

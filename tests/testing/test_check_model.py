@@ -22,8 +22,8 @@ from models import (
 )
 from torch import nn
 
-import pyro_aeb.likelihood
-import pyro_aeb.posterior
+import pyro_aeb.posterior.likelihood
+import pyro_aeb.posterior.posterior
 from pyro_aeb import SSGL
 from pyro_aeb.testing import check_gradient, check_model, check_unbiased_gradient, minibatches
 from pyro_aeb.testing import objective as q
@@ -103,7 +103,7 @@ def test_a_biased_gradient_is_caught(model):
 
 
 def test_a_wrong_closed_form_of_the_prior_is_caught(monkeypatch):
-    original = pyro_aeb.posterior.Posterior.add_prior
+    original = pyro_aeb.posterior.posterior.Posterior.add_prior
 
     def without_sigma(self, gradient, position, latents):
         """Penalties that are not divided by sigma."""
@@ -112,19 +112,19 @@ def test_a_wrong_closed_form_of_the_prior_is_caught(monkeypatch):
             latents = latents._replace(ssgl=ssgl)
         original(self, gradient, position, latents)
 
-    monkeypatch.setattr(pyro_aeb.posterior.Posterior, "add_prior", without_sigma)
+    monkeypatch.setattr(pyro_aeb.posterior.posterior.Posterior, "add_prior", without_sigma)
     with pytest.raises(AssertionError, match="gradient of site 'beta'"):
         check_model(sparse_regression, X, Y, 2)
 
 
 def test_a_likelihood_without_its_scale_is_caught(monkeypatch):
-    original = pyro_aeb.likelihood.Likelihood.gradient
+    original = pyro_aeb.posterior.likelihood.Likelihood.gradient
 
     def of_the_batch_alone(self, *args):
         found = original(self, *args)
         return found._replace(gradient=found.gradient / 3.0)
 
-    monkeypatch.setattr(pyro_aeb.likelihood.Likelihood, "gradient", of_the_batch_alone)
+    monkeypatch.setattr(pyro_aeb.posterior.likelihood.Likelihood, "gradient", of_the_batch_alone)
     with pytest.raises(AssertionError, match="gradient of site 'w'"):
         check_model(dense_regression, X, Y, 2)
 

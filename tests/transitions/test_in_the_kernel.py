@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from aeb_runs import Stop, StopAt, X, Y, assert_equal, chains, records, resumed
-from mcmc_runs import ADAPTATION
 from models import sparse_regression
+from pyro_runs import ADAPTATION
+from runs import Stop, StopAt, X, Y, assert_equal, chains, records, resumed
 from samplers import classes
 
 import pyro_aeb as aeb

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyro_aeb import SGHMC, SGLD, SSGL, AEBKernel, StochasticApproximation
-from pyro_aeb.target import StepTarget
+from pyro_aeb.posterior.step_target import StepTarget
 from pyro_aeb.testing import minibatches
 from pyro_aeb.transitions import SVRG, StepNumbers
 

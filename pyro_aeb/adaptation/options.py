@@ -1,0 +1,107 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""How latents are learned: the options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.latents.contract import LatentUpdate, Seen, as_update
+from pyro_aeb.schedules import Constant, Schedule, as_schedule
+from pyro_aeb.validation import check_numbers, is_number
+
+
+@dataclass(frozen=True, repr=False)
+class StochasticApproximation:
+    r"""
+    Learn the latents by stochastic approximation, Algorithm 1 of [1].
+
+    :param weight: :math:`\omega_k` in [0, 1], a number or a schedule. ``Polynomial(10, 1000, 0.7)``
+        is the paper's; 1 is the "-EM" variant, in which the latents follow the last draw of the
+        weights; 0 freezes them at their first values.
+    :param initial_inclusion: the first value of every rho, in [0, 1]: one number, or a tensor for
+        each sparse site, by name (to go on from an earlier run, with other settings).
+    :param float initial_penalty: the first value of every kappa0 and kappa1, the strengths of the
+        two components' penalties (at a weight of 0), positive. By default they start from equation
+        (5) at the first rho.
+    :param latents: how to learn other latent sites, site name to
+        :class:`~pyro_aeb.latents.closed_form.ClosedForm`,
+        :class:`~pyro_aeb.latents.gradient_step.GradientStep`, a function of
+        :class:`~pyro_aeb.latents.contract.Seen`, or an update of one's own.
+
+    The first values of sigma and delta are those of their sites; see ``init_strategy`` of
+    :class:`~pyro_aeb.kernel.aeb_kernel.AEBKernel`.
+    """
+
+    weight: Schedule
+    initial_inclusion: float | Mapping[str, Tensor] = 0.5
+    initial_penalty: float | None = None
+    latents: Mapping[str, LatentUpdate] = field(default_factory=dict, hash=False)
+
+    def __init__(
+        self,
+        weight: Schedule | float,
+        initial_inclusion: float | Mapping[str, Tensor] = 0.5,
+        initial_penalty: float | None = None,
+        latents: Mapping[str, LatentUpdate | Callable[[Seen], Tensor]] | None = None,
+    ) -> None:
+        object.__setattr__(self, "weight", as_schedule(weight, "weight"))
+        object.__setattr__(self, "initial_inclusion", initial_inclusion)
+        object.__setattr__(self, "initial_penalty", initial_penalty)
+        updates = {name: as_update(name, update) for name, update in (latents or {}).items()}
+        object.__setattr__(self, "latents", updates)
+        given: Any = initial_inclusion
+        if not isinstance(given, (Real, Mapping)):
+            raise TypeError(
+                f"initial_inclusion is {given!r}, expected a number or a tensor for each SSGL site"
+            )
+        if isinstance(given, Mapping):
+            first = tuple(given.values())
+        else:
+            check_numbers("StochasticApproximation", initial_inclusion=given)
+            first = (torch.tensor(float(given)),)
+        for values in first:
+            if not isinstance(values, Tensor):
+                raise TypeError(
+                    f"initial_inclusion holds {values!r}, expected a tensor for each SSGL site"
+                )
+            if not bool(((values >= 0.0) & (values <= 1.0)).all()):
+                raise ValueError(f"{self!r}: expected initial_inclusion in [0, 1]")
+        if initial_penalty is not None:
+            check_numbers("StochasticApproximation", initial_penalty=initial_penalty)
+        if initial_penalty is not None and not 0.0 < initial_penalty < math.inf:
+            raise ValueError(f"{self!r}: expected initial_penalty > 0, or None for equation (5)")
+        if isinstance(self.weight, Constant):
+            self.weight_at(1)
+
+    def __repr__(self) -> str:
+        first: object = self.initial_inclusion
+        if isinstance(self.initial_inclusion, Mapping):  # thousands of numbers help nobody
+            first = {name: tuple(rho.shape) for name, rho in self.initial_inclusion.items()}
+        return (
+            f"StochasticApproximation(weight={self.weight!r}, initial_inclusion={first!r}, "
+            f"initial_penalty={self.initial_penalty!r}"
+            + (f", latents={self.latents!r})" if self.latents else ")")
+        )
+
+    def weight_at(self, k: int) -> float:
+        """
+        omega at step k.
+
+        :raises ValueError: if it is outside [0, 1].
+        """
+        weight = self.weight(k)
+        if not (is_number(weight) and 0.0 <= weight <= 1.0):
+            raise ValueError(
+                f"the stochastic-approximation weight {self.weight!r} is {weight} at step {k}, "
+                "expected a number in [0, 1]; a larger offset brings the first weights down"
+            )
+        return float(weight)

@@ -1,0 +1,458 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Where the arguments of every step come from: always the same, or the next batch of a
+:class:`torch.utils.data.DataLoader`.
+
+:func:`open_arguments` decides which from the arguments of ``mcmc.run``. All sources have
+``peek()``, the arguments of the step to come; ``next()``, which takes them; ``sizes``, what the
+data behind the batches may be counted as; a ``state()`` from which another source of the same
+arguments goes on; and ``close()``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, SequentialSampler
+
+from pyro_aeb.data.arguments import Arguments, leading_lengths, moved, stacked, unpacked
+from pyro_aeb.errors import ModelError
+
+
+class Source(Protocol):
+    """Where the arguments of every step come from."""
+
+    @property
+    def sizes(self) -> frozenset[int] | None:
+        """
+        What the plate of the data may have as its size, empty where that is not known; None where
+        the arguments are the same at every step.
+        """
+        ...
+
+    @property
+    def per_chain(self) -> bool:
+        """Whether tensors of :meth:`next` have a leading axis of chains."""
+        ...
+
+    def peek(self) -> Arguments:
+        """The arguments of the step to come, which stay to be taken."""
+        ...
+
+    def next(self) -> Arguments:
+        """The arguments of the next step."""
+        ...
+
+    def move_to(self, device: torch.device) -> None:
+        """Has tensors of batches moved to a device from now on."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, in tensors and plain values."""
+        ...
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where another source of the same arguments stood."""
+        ...
+
+    def suspend(self) -> None:
+        """Lets a loader's workers go until the next batch is asked for; keeps the place."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what it holds open; it may be opened again by asking for more."""
+        ...
+
+
+def open_arguments(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], seeds: Sequence[int | None], rank: int = 0
+) -> Source:
+    """
+    :param args: positional arguments of ``mcmc.run``; a DataLoader stands alone among them.
+    :param kwargs: its keyword arguments, which go to the model at every step.
+    :param seeds: for every chain that steps along, of a loader's shuffling and random transforms;
+        None for torch's global generator.
+    :param int rank: of the processes that share a chain's data.
+    :raises ModelError: if a DataLoader is not the only positional argument.
+    """
+    loaders = [i for i, value in enumerate(args) if isinstance(value, DataLoader)]
+    named = [name for name, value in kwargs.items() if isinstance(value, DataLoader)]
+    if not loaders and not named:
+        return FixedArguments(args, kwargs)
+    if named or len(args) > 1:
+        where = f"argument {named[0]!r}" if named else f"one of {len(args)} positional arguments"
+        raise ModelError(
+            f"a DataLoader is {where}, expected it to be the only positional one: "
+            "mcmc.run(loader, name=value). The model gets the loader's batches, not the loader"
+        )
+    sources = [LoaderArguments(args[0], kwargs, seed, rank) for seed in seeds]
+    sources[0].warn_of_short_batches()
+    return sources[0] if len(sources) == 1 else ChainArguments(sources)
+
+
+class FixedArguments:
+    """
+    The same arguments at every step.
+
+    :param tuple args: positional.
+    :param kwargs: by keyword.
+    """
+
+    sizes = None
+    per_chain = False
+
+    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._arguments = Arguments(args, kwargs)
+
+    def peek(self) -> Arguments:
+        return self._arguments
+
+    def next(self) -> Arguments:
+        return self._arguments
+
+    def move_to(self, device: torch.device) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        pass
+
+    def suspend(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class LoaderArguments:
+    """
+    The batches of a DataLoader, epoch after epoch. A tuple or list becomes the model's positional
+    arguments, a mapping its keyword arguments, anything else its only argument.
+
+    With a seed, the loader's shuffling and whatever draws from torch's global generator in the
+    loading process (or seeds the workers) follow a stream of random numbers of their own.
+
+    :param DataLoader loader: the batches.
+    :param kwargs: arguments that every call of the model gets as well.
+    :param seed: None for torch's global generator.
+    :param int rank: of the processes that share a chain's data, each with a seed of its own.
+    """
+
+    per_chain = False
+
+    def __init__(
+        self, loader: DataLoader, kwargs: Mapping[str, Any], seed: int | None, rank: int = 0
+    ) -> None:
+        self._loader = loader
+        self._rank = rank
+        self._kwargs = dict(kwargs)
+        self._random = None if seed is None else torch.Generator().manual_seed(seed).get_state()
+        self._iterator: Iterator[Any] | None = None
+        self._waiting: Arguments | None = None
+        self._device: torch.device | None = None
+        self._epochs = 0
+        self._epoch = _EpochStart(loader)
+        self._fetched = 0  # batches of the epoch under way
+        self._place: Mapping[str, Any] | None = None  # where to go on after a suspension
+
+    @property
+    def sizes(self) -> frozenset[int]:
+        loader = self._loader
+        batch = loader.batch_size
+        if batch is None and loader.batch_sampler is None:
+            return frozenset()  # an item is a batch, of who knows how many data
+        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        args, kwargs = self.peek()
+        if batch is not None and max(leading_lengths(args, kwargs), default=0) > batch:
+            return frozenset()  # an item is several data
+        return frozenset(
+            len(part)
+            for part in (loader.dataset, sampler)
+            if isinstance(part, Sized) and _has_length(part)
+        )
+
+    def check_not_persistent(self) -> None:
+        """
+        :raises ModelError: if the loader's workers outlive an epoch.
+        """
+        if self._loader.persistent_workers:
+            raise ModelError(
+                "the DataLoader has persistent_workers=True, and such workers serve one chain at a "
+                "time; chains that step together need persistent_workers=False, or use "
+                'chain_method="sequential"'
+            )
+
+    def warn_of_short_batches(self) -> None:
+        """
+        :warns UserWarning: if the same data are the short last batch of every epoch.
+        """
+        loader, batch = self._loader, self._loader.batch_size
+        if not isinstance(loader.sampler, SequentialSampler) or loader.drop_last or not batch:
+            return
+        if (last := len(loader.sampler) % batch) and len(loader.sampler) > batch:
+            warnings.warn(
+                f"the DataLoader does not shuffle, and the last {last} data are a short batch in "
+                f"every epoch, scaled by N/{last} where the others are by N/{batch}: these data "
+                "count for more than all others; use shuffle=True, or drop_last=True",
+                stacklevel=6,
+            )
+
+    def move_to(self, device: torch.device) -> None:
+        self._device = device
+        if self._waiting is not None:
+            self._waiting = moved(self._waiting, device)
+
+    def peek(self) -> Arguments:
+        if self._place is not None:
+            place, self._place = self._place, None
+            self.load(place)
+        if self._waiting is None:
+            self._waiting = self._arguments(self._fetch())
+        return self._waiting
+
+    def next(self) -> Arguments:
+        arguments, self._waiting = self.peek(), None
+        return arguments
+
+    def state(self) -> dict[str, Any]:
+        """
+        Where the loader stands: the random numbers that the epoch under way started from, and how
+        many batches it has given.
+        """
+        if self._place is not None:
+            return dict(self._place)
+        return {
+            "epochs": self._epochs,
+            "fetched": self._fetched,
+            "waiting": self._waiting is not None,
+            "epoch": self._epoch.state,
+            "random": self._random,
+            "rank": self._rank,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """
+        Starts the epoch that was under way again, and passes over the batches it had given.
+
+        :raises ModelError: if the loader gives fewer, or fails.
+        """
+        self.close()
+        self._place = None
+        state = self._of_this_rank(state)
+        self._epochs, self._fetched = state["epochs"], 0
+        before = torch.get_rng_state()
+        try:
+            if state["fetched"]:
+                self._epoch.put_back(state["epoch"])
+                self._epoch.number(self._epochs)
+                self._iterator = iter(self._loader)
+            for _ in range(state["fetched"]):
+                batch = self._passed_over()
+                if batch is None:
+                    raise ModelError(
+                        f"the DataLoader gives {self._fetched} batches in an epoch, but had given "
+                        f"{state['fetched']} where this run stood; go on with the same data and "
+                        "batch size"
+                    )
+                self._fetched += 1
+            if state["waiting"]:
+                self._waiting = self._arguments(batch)
+        finally:
+            torch.set_rng_state(before)
+        self._random = state["random"]
+
+    def _passed_over(self) -> Any:
+        """The next batch of an epoch that is read again, None at its end."""
+        assert self._iterator is not None
+        try:
+            return next(self._iterator, None)
+        except Exception as error:  # of whatever kind a dataset's failures are
+            raise ModelError(
+                f"the DataLoader failed at batch {self._fetched + 1} of the epoch that is read "
+                f"again up to where this run stood ({type(error).__name__}: {error}); the "
+                "checkpoint is as it was: run again when the data can be read"
+            ) from error
+
+    def _of_this_rank(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state that another rank has kept for all, with random numbers of this rank's own."""
+        if state.get("rank", 0) == self._rank or state["random"] is None:
+            return state
+        first = torch.Generator()
+        first.set_state(state["random"])
+        seed = int(torch.randint(2**62, (), generator=first)) + self._rank
+        random = torch.Generator().manual_seed(seed).get_state()
+        return {**state, "random": random, "epoch": [random, *state["epoch"][1:]]}
+
+    def suspend(self) -> None:
+        if self._loader.num_workers and self._iterator is not None:
+            self._place = self.state()
+            self.close()
+
+    def close(self) -> None:
+        """Ends the epoch under way, and with it the loader's workers unless they are persistent."""
+        self._iterator = None
+        self._waiting = None
+        self._fetched = 0
+
+    def _arguments(self, batch: Any) -> Arguments:
+        self._check_names(batch)
+        arguments = unpacked(batch, self._kwargs)
+        if leading_lengths(*unpacked(batch, {})) == {0}:
+            raise ModelError(
+                f"batch {self._fetched} of epoch {self._epochs + 1} of the DataLoader has no data, "
+                "expected at least one datum in every batch; leave empty batches out of the "
+                "dataset or batch sampler"
+            )
+        return arguments if self._device is None else moved(arguments, self._device)
+
+    def _fetch(self) -> Any:
+        if self._random is None:
+            return self._next_batch()
+        before = torch.get_rng_state()
+        torch.set_rng_state(self._random)
+        try:
+            return self._next_batch()
+        finally:
+            self._random = torch.get_rng_state()
+            torch.set_rng_state(before)
+
+    def _next_batch(self) -> Any:
+        if self._iterator is not None:
+            try:
+                return self._next_of_epoch(self._iterator)
+            except StopIteration:
+                self._epochs += 1
+        self._epoch.remember()
+        self._epoch.number(self._epochs)
+        self._fetched = 0
+        self._iterator = iter(self._loader)
+        try:
+            return self._next_of_epoch(self._iterator)
+        except StopIteration:
+            self._iterator = None
+        if self._epochs:
+            raise ModelError(
+                f"the DataLoader gave no batch in epoch {self._epochs + 1}, expected one that "
+                "starts anew in every epoch, as a map-style dataset does; a generator that has "
+                "been read stays empty. The draws finished before are in kernel.recover()"
+            )
+        raise ModelError(
+            "the DataLoader gives no batch: its dataset is empty, or smaller than one batch with "
+            "drop_last=True"
+        )
+
+    def _next_of_epoch(self, iterator: Iterator[Any]) -> Any:
+        batch = next(iterator)
+        self._fetched += 1
+        return batch
+
+    def _check_names(self, batch: Any) -> None:
+        names = batch.keys() if isinstance(batch, Mapping) else set()
+        if twice := sorted(names & self._kwargs.keys()):
+            raise ModelError(
+                f"the DataLoader's batches and mcmc.run(...) both give the arguments {twice}, "
+                "expected each from one of them"
+            )
+
+
+class _EpochStart:
+    """
+    The random numbers that an epoch of a loader starts from: torch's global generator, and the
+    generators of the loader and its sampler where they have any.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        found = (getattr(loader, "generator", None), getattr(sampler, "generator", None))
+        self._generators = [g for g in found if isinstance(g, torch.Generator)]
+        samplers: tuple[Any, ...] = (sampler, loader.batch_sampler)
+        self._numbered = [own for own in samplers if hasattr(own, "set_epoch")]
+        self.state: list[Tensor] = []
+
+    def remember(self) -> None:
+        self.state = [torch.get_rng_state(), *(g.get_state() for g in self._generators)]
+
+    def number(self, epoch: int) -> None:
+        """Tells samplers that want to know which epoch it is, such as DistributedSampler."""
+        for sampler in self._numbered:
+            sampler.set_epoch(epoch)
+
+    def put_back(self, state: Sequence[Tensor]) -> None:
+        self.state = list(state)
+        torch.set_rng_state(self.state[0])
+        for generator, own in zip(self._generators, self.state[1:], strict=True):
+            generator.set_state(own)
+
+
+class ChainArguments:
+    """
+    The next batch of every chain, from a loader that each goes through in an order of its own; the
+    batches' tensors are stacked, with a leading axis of chains.
+
+    :param sources: one for every chain.
+    :raises ModelError: if the loader keeps its workers, which serve one chain at a time.
+    """
+
+    per_chain = True
+
+    def __init__(self, sources: Sequence[LoaderArguments]) -> None:
+        self._sources = tuple(sources)
+        sources[0].check_not_persistent()
+
+    @property
+    def sizes(self) -> frozenset[int] | None:
+        return self._sources[0].sizes
+
+    def peek(self) -> Arguments:
+        """The first chain's arguments of the step to come, without the axis of chains."""
+        return self._sources[0].peek()
+
+    def next(self) -> Arguments:
+        taken = [source.next() for source in self._sources]
+        first, *rest = taken
+        try:
+            return Arguments(
+                stacked(first.args, [other.args for other in rest]),
+                stacked(first.kwargs, [other.kwargs for other in rest]),
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"the chains' batches cannot be stacked ({error}); chains that step together need "
+                "batches of tensors of equal shapes. Use a loader with drop_last=True and without "
+                'padding by batch, or chain_method="sequential"'
+            ) from error
+
+    def move_to(self, device: torch.device) -> None:
+        for source in self._sources:
+            source.move_to(device)
+
+    def state(self) -> dict[str, Any]:
+        return {"chains": [source.state() for source in self._sources]}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        for source, own in zip(self._sources, state["chains"], strict=True):
+            source.load(own)
+
+    def suspend(self) -> None:
+        for source in self._sources:
+            source.suspend()
+
+    def close(self) -> None:
+        for source in self._sources:
+            source.close()
+
+
+def _has_length(part: Sized) -> bool:
+    try:
+        len(part)
+    except (TypeError, NotImplementedError):
+        return False
+    return True

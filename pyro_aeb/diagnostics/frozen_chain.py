@@ -1,0 +1,188 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+A chain with its latents held still, to try things on: further steps, and gradients on other
+minibatches. Afterwards the run stands where it stood.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pyro.infer import MCMC
+from torch import Tensor
+
+from pyro_aeb.adaptation.spike_and_slab import SSGLLatents
+from pyro_aeb.adaptation.sweep import Latents
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.minibatches import Minibatches
+from pyro_aeb.errors import NonFiniteError
+from pyro_aeb.kernel.aeb_kernel import AEBKernel
+from pyro_aeb.kernel.chain import Chain
+from pyro_aeb.kernel.chain_state import load, state_of
+from pyro_aeb.model.side_effects import (
+    global_random_state,
+    set_global_random_state,
+    unchanged_buffers,
+)
+from pyro_aeb.storage.inference_data import chain_reports
+from pyro_aeb.transitions import StepNumbers
+
+
+class Frozen:
+    """
+    One chain of a run within a ``with`` statement, its latents, step size and temperature those of
+    the last step. The chain, module buffers and global random numbers are put back at the end; a
+    DataLoader is read again up to its place.
+
+    :param MCMC mcmc: a run of an AEBKernel. Of several chains under Pyro's own MCMC, only the last
+        is left in this process, and none of chains in processes of their own.
+    :param int chain: which.
+    :param str reader: who asks, for errors.
+    :raises TypeError: if ``mcmc`` is no run of an AEBKernel.
+    :raises RuntimeError: if there is no such chain in this process.
+    """
+
+    def __init__(self, mcmc: MCMC, chain: int, reader: str) -> None:
+        chain_reports(mcmc, reader)
+        self._mcmc, self._number = mcmc, chain
+        self.kernel: AEBKernel = mcmc.kernel
+
+    def __enter__(self) -> Frozen:
+        with ExitStack() as stack:
+            stack.callback(set_global_random_state, global_random_state())
+            stack.callback(setattr, self.kernel, "_chain", self.kernel._chain)
+            self.chain, self._row, buffers = _chain_of(self._mcmc, self.kernel, self._number)
+            stack.callback(self.chain.buffers.load, buffers)
+            stack.enter_context(unchanged_buffers())
+            stack.callback(load, self.chain, copy.deepcopy(state_of(self.chain)))
+            self._stack = stack.pop_all()
+        self.structure = self.chain.structure
+        k = max(self.chain.step, 1)
+        transition = self.kernel.transition
+        self.numbers = StepNumbers(transition.step_size(k), self.kernel.inverse_temperature(k))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    @property
+    def state(self) -> Any:
+        """The transition's state, of this chain alone."""
+        return self._own_state(self.chain.state)
+
+    @property
+    def latents(self) -> Latents | None:
+        """The chain's latents."""
+        latents = self.chain.latents
+        if latents is None or self._row is None:
+            return latents
+        ssgl = latents.ssgl
+        if ssgl is not None:
+            own: list[Any] = [self._own(v) if _has_axes(v) else v for v in ssgl]
+            ssgl = SSGLLatents(*own)
+        return Latents(ssgl, {name: self._own(value) for name, value in latents.sites.items()})
+
+    def steps(self, count: int, step_size: float | None = None) -> Iterator[tuple[Any, Any]]:
+        """
+        The states before and after every one of some further steps, with frozen latents. Pruning
+        goes on, at the share of the last step.
+
+        :param int count: how many.
+        :param float step_size: in place of the run's.
+        :raises NonFiniteError: if they run away.
+        """
+        chain, numbers = self.chain, self.numbers
+        if step_size is not None:
+            numbers = numbers._replace(step_size=step_size)
+        for _ in range(count):
+            before, batch = chain.state, chain.next_batch()
+            found = chain.posterior.likelihood_gradient(before.position, chain.latents, batch)
+            chain.state, _ = chain.update(
+                *(before, chain.latents, found, chain.noise.draw(), numbers, 0.0),
+                chain.target(batch),
+            )
+            if not bool(torch.isfinite(chain.state.position).all()):
+                raise NonFiniteError(
+                    f"further steps of size {numbers.step_size:g} ran away, expected the chain to "
+                    "stay where it is; the step size is too large",
+                    chain.step,
+                    None,
+                    {},
+                )
+            yield self._own_state(before), self._own_state(chain.state)
+            chain.prune(max(chain.step, 1))
+
+    def minibatch_gradients(self, count: int) -> Tensor:
+        """
+        Gradients of Q where the chain stands on fresh minibatches, shape (count, D). Plates draw
+        each anew from all data; a loader gives the next ones of its epoch.
+        """
+        order, structure, found = self.kernel.minibatches, self.structure, []
+        for _ in range(count):
+            indices = Minibatches(structure.plates, order, structure.device).next()
+            batch = self.next_batch()._replace(indices=indices)
+            gradient = self.chain.posterior.gradient(self.state.position, self.latents, batch)
+            found.append(gradient.gradient)
+        return torch.stack(found)
+
+    @property
+    def sites(self) -> dict[str, slice]:
+        """Where every site is in the position; ``"all"`` is all of it."""
+        places, at = {"all": slice(None)}, 0
+        for block in self.structure.blocks:
+            places[block.name] = slice(at, at + block.size)
+            at += block.size
+        return places
+
+    def next_batch(self) -> Batch:
+        """The next arguments of this chain, without indices of plates."""
+        source = self.chain.source
+        args, kwargs = source.next()
+        if source.per_chain:
+            args = tuple(self._own(v) if _has_axes(v) else v for v in args)
+            kwargs = {n: self._own(v) if _has_axes(v) else v for n, v in kwargs.items()}
+        return Batch(args, kwargs, {})
+
+    def _own(self, value: Any) -> Any:
+        return value if self._row is None else value[self._row]
+
+    def _own_state(self, state: Any) -> Any:
+        return type(state)(*(self._own(v) if v.dim() else v for v in state))
+
+
+def _has_axes(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _chain_of(mcmc: Any, kernel: AEBKernel, number: int) -> tuple[Chain, int | None, list[Tensor]]:
+    """
+    A chain in this process; its row, where several step together; and what is in the buffers of
+    modules before they become this chain's.
+    """
+    for lane in getattr(mcmc, "_lanes", ()):
+        if number in lane.numbers:
+            waiting = [] if lane.chain is None else [v.clone() for v in lane.chain.buffers.values()]
+            if lane.chain is None and lane.state is None:
+                break
+            if lane.chain is None and not hasattr(mcmc, "_args"):
+                raise RuntimeError("the data are not at hand; call run() with them first")
+            # A copy: a lane in whose stead a chain runs in another process must hold none here.
+            chain = replace(lane).start(kernel, mcmc._plan, mcmc._args, mcmc._kwargs)
+            return (
+                chain,
+                None if isinstance(lane.chains, int) else number,
+                waiting or [v.clone() for v in chain.buffers.values()],
+            )
+    if hasattr(mcmc, "_lanes") or kernel._chain is None or number != mcmc.num_chains - 1:
+        raise RuntimeError(
+            f"chain {number} is not in this process. Of the chains of Pyro's MCMC, only the last "
+            "of those that ran one after the other is; aeb.MCMC keeps them all"
+        )
+    return kernel.chain, None, [v.clone() for v in kernel.chain.buffers.values()]

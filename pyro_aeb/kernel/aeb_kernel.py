@@ -1,0 +1,435 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Algorithm 1 as a kernel for :class:`pyro.infer.MCMC`."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from pyro_aeb.adaptation.options import StochasticApproximation
+from pyro_aeb.adaptation.spike_and_slab import SSGLLatents
+from pyro_aeb.data.loaders import open_arguments
+from pyro_aeb.data.minibatches import Order, check_order
+from pyro_aeb.errors import CollapseWarning
+from pyro_aeb.kernel.chain import Chain
+from pyro_aeb.kernel.initialization import begin
+from pyro_aeb.kernel.noise import Kind, check_kind
+from pyro_aeb.kernel.non_finite import are_good, bad_number, blown_up, check_batch
+from pyro_aeb.kernel.options import (
+    check_counts,
+    check_data_parallel,
+    check_options,
+    check_target_transition,
+)
+from pyro_aeb.kernel.seeds import chain_number, loader_seed
+from pyro_aeb.kernel.update import Compile, check_compile
+from pyro_aeb.model.links import HandLinks
+from pyro_aeb.model.tracing import init_to_default
+from pyro_aeb.posterior.data_parallel import ranks_of_data
+from pyro_aeb.pruning import Pruning
+from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.transitions import AnyTransition, StepNumbers
+from pyro_aeb.validation import check_names, check_switch
+
+
+class AEBKernel(MCMCKernel):
+    r"""
+    Adaptive empirical Bayes: samples the weights of a Pyro model by stochastic-gradient MCMC while
+    stochastic approximation learns the latents of its SSGL priors. Algorithm 1 of [1].
+
+    Use it with :class:`pyro.infer.MCMC` or ``StreamingMCMC``, as any kernel of Pyro's::
+
+        kernel = AEBKernel(
+            model,
+            SGLD(step_size=1e-5),
+            adaptation=StochasticApproximation(Polynomial(10.0, 1000.0, 0.7)),
+            steps_per_draw=100,
+        )
+        mcmc = MCMC(kernel, num_samples=1000, warmup_steps=200)
+        mcmc.run(X, y, batch_size=50)
+
+    What each site is follows from the model. Sites with a spike-and-slab prior, SSGL or another of
+    :mod:`pyro_aeb.priors`, are sparse weights. A Beta site that is the ``delta`` of such a prior,
+    and an InverseGamma site whose square root is its ``sigma``, are latents that adaptation learns:
+    their "draws" are the trajectory of a point estimate. All other continuous latents are sampled,
+    in unconstrained space, under their own prior. A number in place of a site fixes it. Random
+    number generators and module buffers are unchanged by the look at the model.
+
+    The data are the model's arguments, of which a plate may take a subsample,
+    ``mcmc.run(X, y, batch_size=50)``; or a :class:`torch.utils.data.DataLoader`, alone, whose next
+    batch every step gets, ``mcmc.run(loader)``, epoch after epoch. The model then scales the batch
+    by ``pyro.plate("data", N, subsample=x)``.
+
+    :param model: a Pyro model. Data may be subsampled with ``pyro.plate(..., subsample_size=n)``,
+        or come from a DataLoader.
+    :param transition: how the weights move: :class:`~pyro_aeb.transitions.sgld.SGLD`,
+        :class:`~pyro_aeb.transitions.sghmc.SGHMC`, or another of :mod:`pyro_aeb.transitions`.
+    :param StochasticApproximation adaptation: how the latents are learned; its weight 1 is the
+        "-EM" variant and 0 freezes them. None samples every continuous site under the model's own
+        prior (an SSGL site then scores with its own ``log_prob``).
+    :param inverse_temperature: tau, a number or a schedule; the target is proportional to
+        exp(tau Q). Rising schedules give the annealed "A-" variants.
+    :param int steps_per_draw: steps between draws, at least 1 (thinning). Warm-up is counted in
+        draws too.
+    :param init_strategy: where a chain starts, one of Pyro's ``init_to_*``; by default
+        :func:`~pyro_aeb.model.tracing.init_to_default`.
+    :param pruning: sets weights to zero after every step, by
+        :class:`~pyro_aeb.pruning.base.MagnitudePruning` or another of :mod:`pyro_aeb.pruning`.
+    :param save: names of the sites and summaries that a draw holds, by default all: every latent
+        site, and ``"<site>_rho"``, the inclusion probabilities of every SSGL site. If that takes
+        over 4 MiB a draw, sites of more than 1024 numbers are left out by default, with a warning;
+        of what is left out the run keeps norms and running moments.
+    :param links: by hand, SSGL site to ``{"delta": Beta site, "sigma": InverseGamma site}``, where
+        the model itself does not tell (``float(x)`` loses the link).
+    :param bool freeze_after_warmup: whether the latents stay fixed once warm-up ends. False, as in
+        Algorithm 1.
+    :param str minibatches: ``"permutation"``, every datum at most once an epoch, or
+        ``"replacement"``, independent draws. The N mod n data left over by a permutation wait for
+        the next one.
+    :param str noise: ``"normal"``, or ``"three-point"``, numbers of the same moments up to the
+        fifth that cost less; see :mod:`pyro_aeb.kernel.noise`.
+    :param str compile: ``"update"`` compiles what a step does after the likelihood's gradient
+        (prior, transition, latents) with :func:`torch.compile`, ``"all"`` the gradient too. The
+        numbers are the same up to rounding, but for the normal noise of 32,768 weights and more
+        on a CPU, which is then made of other random bits. It takes seconds at the start of every
+        chain, of a deep network up to a minute. With ``"all"`` the model's Python runs only in the
+        first two steps of every kind of batch (shapes, dtypes, other arguments): what it reads of
+        Python's then, such as whether a module is in train mode, it keeps, while buffers, fixed
+        weights and random numbers of torch go on as ever. What cannot be compiled (a model with
+        ``.item()`` or branches on values, one that was another in the second step, a machine
+        without a C++ compiler) runs as it is written, and a warning says why.
+    :param int seed: for first values, minibatches and noise; chain i uses seed + i, counted over
+        all sequential runs of this kernel object (a second run goes on with the next seed). Chains
+        in processes count from 0 in every run. By default torch's global generator serves.
+    :param bool data_parallel: whether the processes that ``torchrun`` has started run one chain
+        together, each with n data of every minibatch; see
+        :mod:`pyro_aeb.posterior.data_parallel`. Needs a seed.
+    :raises ModelError: at the start of a run, if the model or the data cannot be sampled.
+    :raises NonFiniteError: during a run, if it blows up; it carries the draws finished before.
+
+    **References**
+
+    [1] Wei Deng, Xiao Zhang, Faming Liang, Guang Lin (2019), "An adaptive empirical Bayesian method
+        for sparse deep learning", NeurIPS, arXiv 1910.10791.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        transition: AnyTransition,
+        adaptation: StochasticApproximation | None = None,
+        inverse_temperature: Schedule | float = 1.0,
+        steps_per_draw: int = 1,
+        *,
+        pruning: Pruning | None = None,
+        init_strategy: Callable[..., Any] = init_to_default,
+        save: Sequence[str] | None = None,
+        links: HandLinks | None = None,
+        freeze_after_warmup: bool = False,
+        minibatches: Order = "permutation",
+        noise: Kind = "normal",
+        compile: Compile | None = None,
+        seed: int | None = None,
+        data_parallel: bool = False,
+    ) -> None:
+        check_options(model, transition, adaptation, init_strategy, pruning)
+        check_counts(steps_per_draw, save, seed)
+        check_order(minibatches)
+        check_kind(noise)
+        check_compile(compile)
+        check_target_transition(transition, noise, compile)
+        check_switch("freeze_after_warmup", freeze_after_warmup)
+        check_data_parallel(data_parallel, seed)
+        self.model = model
+        self.transition = transition
+        self.adaptation = adaptation
+        self.inverse_temperature = as_schedule(inverse_temperature, "inverse_temperature")
+        self.steps_per_draw = int(steps_per_draw)
+        self.pruning = pruning
+        self.init_strategy = init_strategy
+        self.save = None if save is None else tuple(save)
+        self.links = links
+        self.freeze_after_warmup = freeze_after_warmup
+        self.minibatches = minibatches
+        self.noise = noise
+        self.compile = compile
+        self.seed = None if seed is None else int(seed)
+        self.data_parallel = data_parallel
+        self.transforms: dict[str, Any] = {}  # draws are in constrained space already
+        self._save_params: tuple[str, ...] | None = None
+        self._initial_params: Mapping[str, Tensor] | None = None
+        self._chain: Chain | None = None
+        self._chains_started = 0
+        super().__init__()
+
+    def __repr__(self) -> str:
+        model = getattr(self.model, "__name__", type(self.model).__name__)
+        return (
+            f"AEBKernel({model}, {self.transition!r}, adaptation={self.adaptation!r}, "
+            f"inverse_temperature={self.inverse_temperature!r}, pruning={self.pruning!r}, "
+            f"steps_per_draw={self.steps_per_draw})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Spawned chains get the options, not a chain under way."""
+        return {**self.__dict__, "_chain": None}
+
+    # -- Algorithm 1 ---------------------------------------------------------------------------
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """
+        The next draw, ``steps_per_draw`` steps after ``params``.
+
+        :param dict params: the last draw, or other constrained values to go on from; those of
+            learned sites (delta, sigma squared) are not read, and the momentum is kept.
+        :returns: site name to constrained value.
+        """
+        chain = self.chain
+        if params is not chain.last_draw:
+            chain.move_to(params)
+        try:
+            return self.advance(self.steps_per_draw)
+        except BaseException:  # MCMC calls no cleanup() then
+            chain.source.close()
+            raise
+
+    def advance(self, steps: int, between: Callable[[], object] | None = None) -> dict[str, Tensor]:
+        """
+        The draw after some steps from where the chain stands.
+
+        :param int steps: how many, at least 1.
+        :param between: called before every step; what it raises ends the run between two steps,
+            from where it can go on.
+        """
+        for left in reversed(range(steps)):
+            if between is not None:
+                between()
+            self._step(self.chain, measure=left == 0)
+        return self._draw(self.chain)
+
+    def _step(self, chain: Chain, measure: bool = False) -> None:
+        """One iteration of Algorithm 1: batch, gradient, weights, latents, pruning."""
+        k = chain.step + 1
+        numbers = self._numbers(k)
+        weight = self._weight(chain, k)
+        batch = chain.next_batch()
+        found = chain.posterior.likelihood_gradient(chain.state.position, chain.latents, batch)
+        log_density, gradient, _ = found
+        if not chain.health.watch(log_density, gradient):
+            check_batch(k, batch, chain.history.draws())
+            site = chain.first_non_finite(chain.structure.unflatten(gradient))
+            what = f"the gradient of site {site!r}" if site else "the potential"
+            self._blown_up(k, site, what, chain.non_finite_chains(gradient, log_density))
+        if measure:
+            chain.measure_potential(log_density)
+        chain.torn = True
+        noise, target = chain.noise.draw(), chain.target(batch)
+        moved = chain.update(chain.state, chain.latents, found, noise, numbers, weight, target)
+        if measure:
+            chain.measure_step(self.transition, moved, numbers, weight, target)
+        chain.state, chain.latents = moved
+        chain.prune(k)
+        chain.step = k
+        chain.torn = False
+
+    def _numbers(self, k: int) -> StepNumbers:
+        numbers = StepNumbers(self.transition.step_size(k), self.inverse_temperature(k))
+        if are_good(numbers):
+            return StepNumbers(*map(float, numbers))
+        schedules = {
+            "step_size": self.transition.step_size,
+            "inverse_temperature": self.inverse_temperature,
+        }
+        raise bad_number(k, numbers, schedules)
+
+    def _weight(self, chain: Chain, k: int) -> float:
+        frozen = self.freeze_after_warmup and not chain.warming_up
+        if self.adaptation is None or chain.latents is None or frozen:
+            return 0.0
+        return self.adaptation.weight_at(k)
+
+    def _draw(self, chain: Chain) -> dict[str, Tensor]:
+        k = chain.step
+        draw = chain.draw()
+        site = chain.first_non_finite({**chain.moving(), **draw})
+        if site or not chain.health.settle():
+            what = f"site {site!r}" if site else "the potential"
+            self._blown_up(k, site, what, chain.non_finite_chains(chain.state.position))
+        stats = {**chain.statistics(), **self._numbers(k)._asdict()}
+        stats["sa_weight"] = self._weight(chain, k)
+        self._warn_of_collapse(chain)
+        return chain.record(draw, stats)
+
+    def _warn_of_collapse(self, chain: Chain) -> None:
+        for site in chain.newly_collapsed():
+            warnings.warn(
+                f"step {chain.step}: delta site {site!r} has collapsed: next to no weight (or next "
+                "to every weight) of its SSGL sites is expected in the Gaussian component, and "
+                "equation (7) cannot leave 0 or 1. Use a Beta prior with a > 1 (b > 1 at the other "
+                "end), a smaller stochastic-approximation weight, or a larger v0 / smaller v1, so "
+                "that the components overlap more",
+                CollapseWarning,
+                stacklevel=4,
+            )
+
+    def _blown_up(self, k: int, site: str | None, what: str, chains: list[int]) -> NoReturn:
+        if chains:
+            what += f" of chain {', '.join(map(str, chains))}"
+        raise blown_up(k, site, what, self.transition.step_size(k), self.chain.history.draws())
+
+    # -- the contract of pyro.infer.MCMC -------------------------------------------------------
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """
+        Starts a chain; called by MCMC.
+
+        :param int warmup_steps: draws of warm-up.
+        """
+        self.start(warmup_steps, chain_number(self._chains_started), args, kwargs)
+        self._chains_started += 1
+
+    def start(
+        self,
+        warmup_steps: int,
+        chains: int | Sequence[int],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """
+        Starts a chain, or several that step together.
+
+        :param int warmup_steps: draws of warm-up.
+        :param chains: the chain's number, from which its seed follows; or the numbers of chains
+            that step together, whose draws, states and latents then have a leading axis.
+        :param args: the model's arguments, or a DataLoader.
+        :param kwargs: its keyword arguments.
+        """
+        self._chain = None
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "mcmc.run was called inside torch.inference_mode(), in which no gradient is "
+                "computed; call it outside"
+            )
+        together = not isinstance(chains, int)
+        numbers = (chains,) if isinstance(chains, int) else tuple(chains)
+        given, self._initial_params = self._initial_params, None
+        rank = ranks_of_data(self.data_parallel).rank
+        seeds = [loader_seed(self.seed, n, rank) for n in numbers]
+        source = open_arguments(args, kwargs, seeds, rank)
+        try:
+            self._chain = begin(self, source, numbers, together, warmup_steps, self.wanted, given)
+        except BaseException:
+            source.close()
+            raise
+
+    def take_up(self, chain: Chain) -> None:
+        """Goes on with a chain that this kernel, or one with the same options, has started."""
+        self._chain = chain
+
+    @property
+    def chain(self) -> Chain:
+        """The chain under way, or the last one."""
+        if self._chain is None:
+            raise RuntimeError("the kernel has not started; pass it to MCMC(...) and call run(...)")
+        return self._chain
+
+    @property
+    def latents(self) -> SSGLLatents | None:
+        """The latents of SSGL sites as they stand, None where none are learned."""
+        return self.chain.ssgl
+
+    @property
+    def initial_params(self) -> Mapping[str, Tensor] | None:
+        """
+        Where the chain stands, site name to constrained value. Setting it before a run says where
+        to start, in unconstrained space, as MCMC's ``initial_params`` does; sites left out start by
+        ``init_strategy``.
+        """
+        return self._initial_params if self._chain is None else self._chain.last_draw
+
+    @initial_params.setter
+    def initial_params(self, params: Mapping[str, Tensor] | None) -> None:
+        self._initial_params = params
+        self._chain = None
+
+    @property
+    def save_params(self) -> list[str]:
+        """The sites of a draw, sorted: MCMC unpacks them in that order."""
+        return sorted(self.chain.saved_sites)
+
+    @save_params.setter
+    def save_params(self, names: Sequence[str] | None) -> None:
+        check_names("save_params", names)
+        self._save_params = None if names is None else tuple(names)
+
+    @property
+    def wanted(self) -> tuple[str, ...] | None:
+        """Names of the sites and summaries to keep; None for the default."""
+        return self.save if self._save_params is None else self._save_params
+
+    def logging(self) -> OrderedDict[str, str]:
+        """Figures for the progress bar."""
+        return self.chain.progress()
+
+    def diagnostics(self) -> dict[str, Any]:
+        """
+        What the chain recorded beside its draws: ``sample_stats``, the learned latents as
+        ``adaptation``, and :meth:`facts`.
+        """
+        history = self.chain.history
+        recorded = {"sample_stats": history.stats(), "adaptation": history.latents()}
+        return {**self.facts(), **recorded}
+
+    def facts(self) -> dict[str, Any]:
+        """The names and settings that :func:`~pyro_aeb.to_arviz` needs, data, and moments."""
+        chain = self.chain
+        structure = chain.structure
+        learned = structure.latent_sites
+        roles = {name: "observed" for name in structure.observed}
+        roles |= {block.name: "draw" for block in structure.blocks}
+        roles |= {name: "stochastic approximation" for name in learned}
+        return {
+            "divergences": [],
+            "run": chain.name,
+            "collapsed": chain.collapsed_now(),
+            "weights": structure.size,
+            "moments": {"mean": chain.moments.mean(), "sd": chain.moments.sd()},
+            "dims": {name: list(dims) for name, dims in chain.dims().items()},
+            "roles": roles,
+            "observed_data": dict(structure.observations),
+            "settings": {
+                "transition": repr(self.transition),
+                "adaptation": repr(self.adaptation),
+                "inverse_temperature": repr(self.inverse_temperature),
+                "pruning": repr(self.pruning),
+                "steps_per_draw": str(self.steps_per_draw),
+                "minibatches": self.minibatches,
+                "seed": str(self.seed),
+            },
+        }
+
+    def recover(self) -> dict[str, Tensor]:
+        """
+        The draws of a run that was cut short (an error, Ctrl-C), site name to tensor of shape
+        (draws, ...); at most the latest 256 MiB. Empty once a run has ended well. Closes a
+        DataLoader's workers, which an error outside of the kernel (in a ``hook_fn``) leaves open.
+        """
+        if self._chain is None:
+            return {}
+        self._chain.source.suspend()
+        return self._chain.history.draws()
+
+    def cleanup(self) -> None:
+        """Lets go of the draws, which MCMC holds now, and of a DataLoader's workers."""
+        if self._chain is not None:
+            self._chain.history.forget_draws()
+            self._chain.source.close()
+            self._chain.finished = True

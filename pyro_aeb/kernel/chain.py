@@ -1,0 +1,292 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+A chain under way: where it stands, what it draws on, and what it has recorded. Several chains that
+step together are one :class:`Chain` whose state has a leading axis of chains.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.adaptation.spike_and_slab import SSGLLatents
+from pyro_aeb.adaptation.sweep import Latents, latent_residuals
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.loaders import Source
+from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches
+from pyro_aeb.kernel.draws import Moments
+from pyro_aeb.kernel.noise import Noise
+from pyro_aeb.kernel.non_finite import Health
+from pyro_aeb.kernel.update import Moved, Update
+from pyro_aeb.model.side_effects import Buffers
+from pyro_aeb.model.structure import Structure, flatten, norm_name, rho_name
+from pyro_aeb.posterior.posterior import Posterior
+from pyro_aeb.posterior.step_target import StepTarget
+from pyro_aeb.pruning import Pruner
+from pyro_aeb.pruning.pruner import Flips
+from pyro_aeb.storage.recorder import History, Recorder
+from pyro_aeb.transitions import AnyTransition, StepNumbers, statistics_of
+
+
+@dataclass
+class Chain:
+    """
+    One chain, or C chains that step together: then everything that is recorded or stepped has a
+    leading axis of length C.
+
+    :param Structure structure: of the model.
+    :param Posterior posterior: Q.
+    :param Source source: what the model is called with.
+    :param Minibatches minibatches: which data of a plate the next step sees.
+    :param generators: source of the random numbers of every chain, None for torch's own.
+    :param state: the transition's state.
+    :param latents: the learned latents, None where nothing is learned.
+    :param int warmup: draws of warm-up, which are not recorded.
+    :param saved: names of the sites and summaries that a draw holds; of all others it holds norms,
+        and the chain running moments.
+    :param Buffers buffers: those of modules that the model changes.
+    :param Noise noise: the random numbers of its steps.
+    :param Update update: what a step does after the likelihood's gradient.
+    :param Pruner pruner: sets weights to zero after every step, None for no pruning.
+    """
+
+    structure: Structure
+    posterior: Posterior
+    source: Source
+    minibatches: Minibatches | ChainMinibatches
+    generators: tuple[torch.Generator | None, ...]
+    state: Any
+    latents: Latents | None
+    warmup: int
+    saved: tuple[str, ...]
+    buffers: Buffers
+    noise: Noise
+    update: Update
+    pruner: Pruner | None = None
+    step: int = 0
+    draws: int = 0
+    history: Recorder = field(default_factory=History)
+    moments: Moments = field(default_factory=Moments)
+
+    def __post_init__(self) -> None:
+        structure = self.structure
+        self.health = Health(structure.device, structure.dtype)
+        self.shape = self.state.position.shape[:-1]
+        self._potential = torch.full(self.shape, torch.nan)
+        self._measured: dict[str, Tensor] = {}
+        self.flips = None if self.pruner is None else Flips(self.state.position)
+        # Asked once: a loader looks at its next batch for an answer.
+        self._cover = self.minibatches.cover if self.source.sizes is None else None
+        self.collapsed: set[str] = set()
+        self._clock = (time.perf_counter(), self.step)
+        self.finished = False
+        self.torn = False  # whether a step has been cut short while it changed the state
+        self.name = uuid.uuid4().hex  # by which a finished run knows the chain that it came from
+        self._stats: Mapping[str, Any] = {}
+        values, rho = self.values(), self.rho()
+        self.saved_sites = tuple(name for name in values if name in self.saved)
+        self._left_out = tuple(name for name in {**values, **rho} if name not in self.saved)
+        self.last_draw = self.draw()
+
+    # -- during a step
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the next draw is one of warm-up."""
+        return self.draws < self.warmup
+
+    @property
+    def ssgl(self) -> SSGLLatents | None:
+        """The latents of SSGL sites, None where nothing of them is learned."""
+        return None if self.latents is None else self.latents.ssgl
+
+    def next_batch(self) -> Batch:
+        """The data of the next step."""
+        args, kwargs = self.source.next()
+        return Batch(args, kwargs, self.minibatches.next(), self.source.per_chain)
+
+    def target(self, batch: Batch) -> StepTarget:
+        """Q at the step under way, with its data."""
+        return StepTarget(
+            self.posterior, self.latents, batch, self.step + 1, self._cover, self.buffers
+        )
+
+    def prune(self, k: int) -> None:
+        """Sets to zero the weights that are pruned at step k."""
+        if self.pruner is not None:
+            self.state = self.pruner.prune(self.state, k, self._wide_probability)
+
+    def _wide_probability(self) -> Tensor:
+        assert self.posterior.rule is not None and self.ssgl is not None
+        return self.posterior.rule.wide_probability(self.ssgl)
+
+    def moving(self) -> dict[str, Tensor]:
+        """All weights by site, and what else the transition keeps of real numbers by its name."""
+        _, *others = self.state._asdict().items()
+        kept = {name: value for name, value in others if value.is_floating_point()}
+        return {**self.structure.unflatten(self.state.position), **kept}
+
+    @staticmethod
+    def first_non_finite(values: Mapping[str, Tensor]) -> str | None:
+        """The first site whose values are not all finite; waits for them once if there is none."""
+        finite = {name: torch.isfinite(value).all() for name, value in values.items()}
+        if not finite or bool(torch.stack(list(finite.values())).all()):
+            return None
+        return next(name for name, good in finite.items() if not bool(good))
+
+    def non_finite_chains(self, *values: Tensor) -> list[int]:
+        """
+        Which of the chains that step together have numbers that are not finite.
+
+        :param values: of shape (C, ...); of one chain anything.
+        """
+        if not self.shape:
+            return []
+        finite = [torch.isfinite(value).reshape(*self.shape, -1).all(-1) for value in values]
+        return (~torch.stack(finite).all(0)).nonzero().flatten().tolist()
+
+    def restart_clock(self) -> None:
+        """Counts steps a second from here on."""
+        self._clock = (time.perf_counter(), self.step)
+
+    def move_to(self, params: Mapping[str, Tensor]) -> None:
+        """Moves the weights to other constrained values; learned latents and other sites stay."""
+        values = {**self.values(), **params}
+        self.state = self.state._replace(position=flatten(self.structure, values))
+
+    def measure_potential(self, log_density: Tensor) -> None:
+        """Takes down -Q before the step under way, from its batch's log density."""
+        self._potential = self.posterior.potential(log_density, self.state.position, self.latents)
+
+    def measure_step(
+        self,
+        transition: AnyTransition,
+        moved: Moved,
+        numbers: StepNumbers,
+        weight: float,
+        target: StepTarget,
+    ) -> None:
+        """
+        Takes down what the step under way tells of the sampler, before anything is pruned.
+
+        :param transition: that has made it.
+        :param moved: the state and the latents after it.
+        :param StepNumbers numbers: step size and inverse temperature.
+        :param float weight: omega.
+        :param StepTarget target: Q at this step.
+        """
+        state, latents = moved
+        self._measured = {**statistics_of(transition, self.state, state, numbers, target)}
+        if self.latents is not None and latents is not None:
+            residuals = latent_residuals(self.latents, latents, weight, self.structure)
+            self._measured.update(residuals)
+
+    # -- at a draw
+
+    def statistics(self) -> dict[str, Tensor | float | bool]:
+        """The statistics of a draw that the chain itself knows."""
+        stats: dict[str, Tensor | float | bool] = {
+            "diverging": False,
+            "potential": self._potential,
+            **self._measured,
+        }
+        if self.pruner is not None and self.flips is not None:
+            stats["sparsity"] = self.pruner.zeros()
+            stats["pruning_flips"] = self.flips.count(self.state.position)
+        elif self.posterior.rule is not None and self.ssgl is not None:
+            stats["sparsity"] = self.posterior.rule.sparsity(self.ssgl)
+        return stats
+
+    def collapsed_now(self) -> list[str]:
+        """Delta sites that are collapsed as the chain stands."""
+        if self.posterior.rule is None or self.ssgl is None:
+            return []
+        return self.posterior.rule.collapsed(self.ssgl)
+
+    def newly_collapsed(self) -> list[str]:
+        """Delta sites that have collapsed since the last call."""
+        found = set(self.collapsed_now()) - self.collapsed
+        self.collapsed |= found
+        return sorted(found)
+
+    def draw(self) -> dict[str, Tensor]:
+        """The saved sites as they stand, in constrained space."""
+        values = self.values()
+        return {name: values[name].clone() for name in self.saved_sites}
+
+    def record(
+        self, draw: dict[str, Tensor], stats: Mapping[str, Tensor | float | bool]
+    ) -> dict[str, Tensor]:
+        """Counts a draw, takes it down unless warming up, and returns it."""
+        self.last_draw = draw
+        if not self.warming_up:
+            rho = self.rho()
+            norms = self._take_in_what_is_left_out(rho) if self._left_out else {}
+            kept = {name: value for name, value in rho.items() if name in self.saved}
+            self.history.add(draw, {**stats, **norms}, kept)
+        self._stats = stats
+        self.draws += 1
+        return self.last_draw
+
+    def _take_in_what_is_left_out(self, rho: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Adds the sites that draws do not hold to the moments; the norms of those of weights."""
+        values = {**self.values(), **rho}
+        left_out = {name: values[name] for name in self._left_out}
+        self.moments.add(left_out)
+        weights = [block.name for block in self.structure.blocks if block.name in left_out]
+        axes = self.state.position.dim() - 1
+        return {norm_name(name): left_out[name].flatten(axes).norm(dim=-1) for name in weights}
+
+    def dims(self) -> dict[str, tuple[str | None, ...]]:
+        """The plate of every axis of every site and summary."""
+        dims = dict(self.structure.dims)
+        return {**dims, **{rho_name(b.name): dims[b.name] for b in self.structure.sparse}}
+
+    def progress(self) -> OrderedDict[str, str]:
+        """Figures for a progress bar."""
+        figures = OrderedDict[str, str]()
+        if "potential" in self._stats:
+            figures["potential"] = f"{_mean(self._stats['potential']):.3g}"
+        if "sparsity" in self._stats:
+            figures["sparsity"] = f"{_mean(self._stats['sparsity']):.3f}"
+        if self.ssgl is not None and self.ssgl.sigma.shape[-1] == 1:
+            figures["sigma"] = f"{_mean(self.ssgl.sigma):.3g}"
+        started, first = self._clock
+        figures["steps/s"] = f"{(self.step - first) / (time.perf_counter() - started):.0f}"
+        return figures
+
+    def values(self) -> dict[str, Tensor]:
+        """All latent sites' constrained values as they stand, by name: views where they can be."""
+        sites = self.structure.unflatten(self.state.position)
+        values = self.posterior.likelihood.constrain(sites)
+        return {**values, **self.posterior.site_values(self.latents)}
+
+    def values_by_chain(self) -> list[dict[str, Tensor]]:
+        """:meth:`values` of every chain."""
+        values = self.values()
+        if not self.shape:
+            return [values]
+        return [{name: value[i] for name, value in values.items()} for i in range(*self.shape)]
+
+    def rho(self) -> dict[str, Tensor]:
+        """The inclusion probabilities as they stand: views, by the names of :func:`rho_name`."""
+        if self.ssgl is None:
+            return {}
+        parts = self.ssgl.rho.split([block.size for block in self.structure.sparse], dim=-1)
+        return {
+            rho_name(block.name): part.reshape((*self.shape, *block.shape))
+            for block, part in zip(self.structure.sparse, parts, strict=True)
+        }
+
+
+def _mean(value: Tensor | float) -> float:
+    return float(torch.as_tensor(value).mean())

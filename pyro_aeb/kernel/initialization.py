@@ -1,0 +1,284 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""How a kernel's chains begin: the look at the model, first values, and all that a chain owns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from pyro_aeb.adaptation.options import StochasticApproximation
+from pyro_aeb.adaptation.sweep import Latents
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.loaders import Source
+from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches, Order
+from pyro_aeb.errors import ModelError
+from pyro_aeb.kernel.chain import Chain
+from pyro_aeb.kernel.draws import names_to_save
+from pyro_aeb.kernel.noise import Kind, Noise
+from pyro_aeb.kernel.seeds import generator_of
+from pyro_aeb.kernel.update import Compile, Update
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.model.links import HandLinks
+from pyro_aeb.model.side_effects import Buffers, Place, unchanged_buffers, unchanged_random_numbers
+from pyro_aeb.model.structure import Structure, flatten
+from pyro_aeb.model.tracing import device_of_latents, initial_values
+from pyro_aeb.posterior.data_parallel import (
+    Average,
+    check_agreement,
+    check_same_data,
+    check_shares,
+    ranks_of_data,
+    values_of,
+)
+from pyro_aeb.posterior.posterior import Posterior
+from pyro_aeb.pruning import Pruner, Pruning
+from pyro_aeb.transitions import AnyTransition, TargetTransition
+
+
+class Recipe(Protocol):
+    """What a kernel says of its chains; see :class:`~pyro_aeb.kernel.aeb_kernel.AEBKernel`."""
+
+    model: Callable[..., Any]
+    transition: AnyTransition
+    adaptation: StochasticApproximation | None
+    pruning: Pruning | None
+    init_strategy: Callable[..., Any]
+    links: HandLinks | None
+    minibatches: Order
+    noise: Kind
+    compile: Compile | None
+    seed: int | None
+    data_parallel: bool
+
+
+def begin(
+    recipe: Recipe,
+    source: Source,
+    numbers: Sequence[int],
+    together: bool,
+    warmup: int,
+    save: Sequence[str] | None,
+    given: Mapping[str, Tensor] | None,
+) -> Chain:
+    """
+    Looks at the model and starts a chain, or several that step together.
+
+    :param Recipe recipe: the kernel's options.
+    :param Source source: the model's arguments.
+    :param numbers: of the chains, from which their seeds follow.
+    :param bool together: whether the chain has a leading axis.
+    :param int warmup: draws of warm-up.
+    :param save: names of the sites and summaries that a draw holds, None for the default.
+    :param given: first values in unconstrained space, with the leading axis.
+    :raises ModelError: if the model or the data cannot be sampled.
+    """
+    from_loader = source.sizes is not None
+    if from_loader and (device := device_of_latents(recipe.model, *source.peek())):
+        source.move_to(device)
+    args, kwargs = source.peek()
+    structure = inspect_model(
+        recipe.model,
+        args,
+        kwargs,
+        adapt=recipe.adaptation is not None,
+        links=recipe.links,
+        loader_sizes=source.sizes,
+        latents={} if recipe.adaptation is None else recipe.adaptation.latents,
+    )
+    if recipe.adaptation is not None and not (structure.sparse or structure.learned):
+        warnings.warn(
+            "adaptation is given but the model has no SSGL site, so nothing is learned; give "
+            "weights an SSGL prior, name other sites in latents=, or use adaptation=None",
+            stacklevel=4,
+        )
+    ranks, average = ranks_of_data(recipe.data_parallel), None
+    if recipe.data_parallel:
+        average = Average(ranks)
+        check_shares(ranks, structure.plates)
+        if not from_loader:
+            check_same_data(ranks, args, kwargs)
+    saved = names_to_save(structure, save)
+    generators = tuple(generator_of(recipe.seed, n, structure.device) for n in numbers)
+    minibatches = [
+        Minibatches(structure.plates, recipe.minibatches, structure.device, generator, ranks)
+        for generator in generators
+    ]
+    posterior = Posterior(recipe.model, structure, average=average)
+    batch = Batch(args, kwargs, minibatches[0].first())
+    starts = []
+    for i, generator in enumerate(generators):
+        values = {n: v[i] for n, v in given.items()} if given and together else given
+        draw = partial(
+            first_values,
+            *(recipe.model, args, kwargs, structure, recipe.init_strategy, values, generator),
+        )
+        starts.append(find_start(posterior, recipe.adaptation, batch, draw))
+    buffers = Buffers(changed_buffers(posterior, starts[0], batch), None)
+    if together:
+        buffers = Buffers(buffers.places, len(numbers))
+        posterior = Posterior(recipe.model, structure, buffers, average)
+    if recipe.compile == "all":
+        posterior.compile(buffers)
+    position, latents = stacked_starts(starts) if together else starts[0]
+    noise_size = structure.size
+    if isinstance(recipe.transition, TargetTransition):
+        noise_size = recipe.transition.noise_size(structure.size)
+    if average is not None:
+        average.buffers = buffers
+        check_agreement(ranks, (position, *values_of(latents)))
+    update = Update(posterior, recipe.transition, recipe.compile)
+    like = position.new_empty(*position.shape[:-1], noise_size)
+    return Chain(
+        structure=structure,
+        posterior=posterior,
+        source=source,
+        minibatches=ChainMinibatches(minibatches) if together else minibatches[0],
+        generators=generators,
+        state=recipe.transition.init(position),
+        latents=latents,
+        warmup=warmup,
+        saved=saved,
+        buffers=buffers,
+        noise=Noise(recipe.noise, like, generators, bits=update.compiled),
+        update=update,
+        pruner=None if recipe.pruning is None else Pruner(recipe.pruning, structure),
+    )
+
+
+INITIAL_TRIES = 100
+"""How often a starting point is drawn before giving up, as Pyro's own kernels do."""
+
+
+def first_values(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    structure: Structure,
+    strategy: Callable[..., Any],
+    given: Mapping[str, Tensor] | None,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """
+    The latent sites' first values, in constrained space.
+
+    :param strategy: Pyro's ``init_to_*``.
+    :param given: values in unconstrained space that go before the strategy's.
+    :param generator: source of randomness, None for torch's own.
+    :raises ModelError: if ``given`` does not fit the model.
+    """
+    with torch.random.fork_rng() if generator is not None else nullcontext():
+        if generator is not None:
+            number = torch.empty((), dtype=torch.int64, device=generator.device)
+            torch.manual_seed(int(number.random_(generator=generator)))
+        values = initial_values(model, args, kwargs, strategy)
+    return {**values, **_constrained(structure, given or {})}
+
+
+def _constrained(structure: Structure, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values given in unconstrained space, checked, in constrained space."""
+    transforms = {block.name: block.transform for block in structure.blocks}
+    transforms |= {s.site: biject_to(constraints.positive) for s in structure.sigmas if s.site}
+    transforms |= {d.site: biject_to(constraints.unit_interval) for d in structure.deltas if d.site}
+    shapes = {s.site: s.shape for s in structure.sigmas if s.site}
+    shapes |= {d.site: d.shape for d in structure.deltas if d.site}
+    shapes |= {block.name: block.shape for block in structure.blocks}
+    transforms |= {site.name: site.transform for site in structure.learned}
+    shapes |= {s.name: s.transform.inverse_shape(s.shape) for s in structure.learned}
+    values = {}
+    for name, value in given.items():
+        if name not in transforms:
+            raise ModelError(
+                f"initial_params names {name!r}, which is no latent site; latent sites are "
+                f"{sorted(transforms)}"
+            )
+        if value.shape != shapes[name]:
+            raise ModelError(
+                f"initial_params[{name!r}] has shape {tuple(value.shape)}, expected "
+                f"{tuple(shapes[name])}, the shape of the site in unconstrained space"
+            )
+        transform = transforms[name]
+        values[name] = value if transform is None else transform(value)
+    return values
+
+
+def find_start(
+    posterior: Posterior,
+    adaptation: StochasticApproximation | None,
+    batch: Batch,
+    draw: Callable[[], Mapping[str, Tensor]],
+) -> tuple[Tensor, Latents | None]:
+    """
+    A starting point with a finite potential.
+
+    :param Posterior posterior: Q.
+    :param StochasticApproximation adaptation: the first latents, None to learn none.
+    :param Batch batch: the data to try it on.
+    :param draw: draws first values, in constrained space.
+    :returns: position and latents.
+    :raises ModelError: if none is found.
+    """
+    structure = posterior.structure
+    for _ in range(INITIAL_TRIES):
+        values = draw()
+        position, latents = flatten(structure, values), None
+        if adaptation is not None:
+            latents = posterior.init(values, adaptation)
+        with unchanged_buffers():
+            log_density = posterior.gradient(position, latents, batch).log_density
+        finite = [log_density, position.sum()]
+        finite += [value.sum() for value in posterior.site_values(latents).values()]
+        if all(bool(torch.isfinite(number)) for number in finite):
+            return position, latents
+    raise ModelError(
+        f"no starting point with a finite potential in {INITIAL_TRIES} tries; give one with "
+        "init_strategy=init_to_value(values=...), and look for data outside the support of the "
+        "likelihood"
+    )
+
+
+def changed_buffers(
+    posterior: Posterior, start: tuple[Tensor, Latents | None], batch: Batch
+) -> list[Place]:
+    """
+    The places of the buffers that a step changes. They and the random numbers stay as they were.
+
+    :param start: position and latents.
+    """
+    with unchanged_random_numbers(), unchanged_buffers() as changed:
+        posterior.gradient(*start, batch)
+    return changed
+
+
+def stacked_starts(
+    starts: Sequence[tuple[Tensor, Latents | None]],
+) -> tuple[Tensor, Latents | None]:
+    """
+    Starting points stacked, with a leading axis of chains.
+
+    :param starts: position and latents of every chain.
+    """
+    position = torch.stack([position for position, _ in starts])
+    found = [latents for _, latents in starts if latents is not None]
+    if not found:
+        return position, None
+    names = found[0].sites
+    sites = {name: torch.stack([own.sites[name] for own in found]) for name in names}
+    ssgl = [own.ssgl for own in found if own.ssgl is not None]
+    if not ssgl:
+        return position, Latents(None, sites)
+    together = ssgl[0]._replace(  # what is left of the first kappas is the same in every chain
+        rho=torch.stack([own.rho for own in ssgl]),
+        slab=torch.stack([own.slab for own in ssgl]),
+        sigma=torch.stack([own.sigma for own in ssgl]),
+        delta=torch.stack([own.delta for own in ssgl]),
+    )
+    return position, Latents(together, sites)

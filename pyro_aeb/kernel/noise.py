@@ -1,0 +1,254 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+r"""
+The random numbers of a step.
+
+``"normal"`` are standard normal. ``"three-point"`` are the noise of weak Euler schemes [1]: 0 with
+probability 2/3 and :math:`\pm\sqrt 3` with 1/6 each, whose moments up to the fifth are those of a
+normal number. A step sees noise through its sum over many steps only, so the law of a chain differs
+by terms of the order of its discretisation; second moments of a linear scheme do not differ at all.
+
+Such a number takes eight random bits here, in place of the two 24-bit numbers, the logarithm and
+the cosine of a normal one: the byte is looked up in a table of 256 values. As 256 is no
+multiple of 6, the table has two values more, :math:`\pm 1.128`, once each, and :math:`\pm 1.737`
+42 times each, so that the second and the fourth moment are exactly 1 and 3 all the same.
+
+Where a CPU draws many three-point numbers, or many bits for a compiled update
+(:mod:`pyro_aeb.kernel.random_bits`), words of NumPy's SFC64 [2] are the source, which takes less
+time. All else is drawn by ``torch.normal_`` and ``torch.random_``; ``python -m
+tests.benchmarks.noise`` times these ways and others.
+
+**References**
+
+[1] G. N. Milstein, M. V. Tretyakov (2004), "Stochastic numerics for mathematical physics",
+    Springer, section 2.1.
+
+[2] C. Doty-Humphrey, PractRand; ``numpy.random.SFC64``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_aeb.errors import ModelError
+from pyro_aeb.kernel.random_bits import three_point_table
+
+Kind = Literal["normal", "three-point"]
+
+LARGE = 2**15
+"""Numbers of a chain from which on, on a CPU, words of NumPy's generator are the source."""
+
+PIECE = 2**20
+"""Three-point numbers whose words are drawn at once, so that no more of them are in memory."""
+
+BITS = 2**15
+"""Numbers whose bits are drawn at once: they are copied while in cache, and take no new pages."""
+
+
+class Noise:
+    """
+    Random numbers of mean 0 and variance 1 for every step of a chain, or of several.
+
+    :param str kind: ``"normal"`` or ``"three-point"``.
+    :param Tensor like: of the shape of the numbers, (D,) or (C, D).
+    :param generators: one for every chain; None for torch's global one, which then serves all. A
+        large model's three-point numbers, and its bits, come from one of their own, which the
+        chain's seeds.
+    :param bool bits: whether bits will do, of which
+        :func:`~pyro_aeb.kernel.random_bits.numbers_of` makes the numbers; they are drawn where
+        that is faster.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        like: Tensor,
+        generators: Sequence[torch.Generator | None],
+        bits: bool = False,
+    ) -> None:
+        size, apart = like.shape[-1], like.dim() > 1 and generators[0] is not None
+        fill = _way(kind, like, size if apart else like.numel(), bits)
+        # Rows of pairs begin at even places.
+        padded = size + size % 2 if fill is _ThreePointWords else size
+        storage = like.new_empty(*like.shape[:-1], padded, dtype=fill.dtype)
+        self._buffer = storage[..., :size]
+        rows = list(storage) if apart else [storage.view(-1)]
+        self._rows = [
+            fill(row, generator) for row, generator in zip(rows, generators, strict=False)
+        ]
+
+    def draw(self) -> Tensor:
+        """The numbers of the next step, or bits for them, in a buffer that every step reuses."""
+        for row in self._rows:
+            row.fill()
+        return self._buffer
+
+    def state(self) -> list[Tensor]:
+        """The states of the generators that are its own."""
+        return [words.state() for words in self._words()]
+
+    def load(self, states: Sequence[Tensor]) -> None:
+        """
+        Goes on from another's :meth:`state`.
+
+        :raises ModelError: if the other one's numbers had other sources.
+        """
+        own = self._words()
+        found, expected = ([(s.dtype, *s.shape) for s in of] for of in (states, self.state()))
+        if found != expected:
+            raise ModelError(
+                f"the saved chain's random numbers have generators with states {found}, and here "
+                f"they have {expected}; go on with the version of pyro_aeb that the run began with"
+            )
+        for words, state in zip(own, states, strict=True):
+            words.load(state)
+
+    def _words(self) -> list[_Words]:
+        return [row for row in self._rows if isinstance(row, _Words)]
+
+
+def _way(kind: Kind, like: Tensor, count: int, bits: bool) -> type[_Row]:
+    """The fastest way to fill a row of so many numbers, with the dtype and device of ``like``."""
+    large = like.device.type == "cpu" and count >= LARGE
+    bits = bits and large and like.dtype == torch.float32
+    if kind == "normal":
+        return _NormalBits if bits else _Normal
+    if bits:
+        return _ThreePointBits
+    return _ThreePointWords if large else _ThreePoint
+
+
+class _Row(ABC):
+    """
+    A row of the buffer, which one generator fills.
+
+    :param Tensor row: of one axis.
+    :param generator: None for torch's global one.
+    """
+
+    dtype: torch.dtype | None = None
+    """Of the row; None for that of the numbers."""
+
+    def __init__(self, row: Tensor, generator: torch.Generator | None) -> None:
+        self._row = row
+        self._generator = generator
+
+    @abstractmethod
+    def fill(self) -> None:
+        """Draws its numbers."""
+
+
+class _Normal(_Row):
+    """Normal numbers of torch's generators."""
+
+    def fill(self) -> None:
+        self._row.normal_(generator=self._generator)
+
+
+class _ThreePoint(_Row):
+    """Three-point numbers of torch's generators."""
+
+    def __init__(self, row: Tensor, generator: torch.Generator | None) -> None:
+        super().__init__(row, generator)
+        self._table = row.new_tensor(three_point_table())
+        size = (len(row) + 7) // 8
+        self._integers = torch.empty(size, dtype=torch.int64, device=row.device)
+        self._bytes = self._integers.view(torch.uint8)[: len(row)]
+
+    def fill(self) -> None:
+        self._integers.random_(-(2**63), None, generator=self._generator)
+        torch.index_select(self._table, 0, self._bytes.int(), out=self._row)
+
+
+class _Words(_Row):
+    """What is made of words of SFC64, of a stream of its own that the generator seeds."""
+
+    stream: int
+    """Which of a seed's streams."""
+
+    def __init__(self, row: Tensor, generator: torch.Generator | None) -> None:
+        super().__init__(row, generator)
+        if generator is None:
+            entropy = [int(torch.empty((), dtype=torch.int64).random_())]
+        else:
+            entropy = [generator.initial_seed(), self.stream]
+        self._source = np.random.SFC64(np.random.SeedSequence(entropy))
+
+    def state(self) -> Tensor:
+        words: Any = self._source.state["state"]["state"]
+        return torch.from_numpy(words.view(np.int64).copy())
+
+    def load(self, state: Tensor) -> None:
+        whole: Any = self._source.state
+        whole["state"]["state"] = state.numpy().view(np.uint64)
+        self._source.state = whole
+
+    def _next(self, count: int, dtype: Any) -> np.ndarray:
+        """So many integers of a NumPy dtype: all bits of the next words."""
+        size = np.dtype(dtype).itemsize
+        return self._source.random_raw(-(-count * size // 8)).view(dtype)[:count]
+
+
+class _ThreePointWords(_Words):
+    """Three-point numbers, two bytes at a time: what two bytes stand for is a complex number."""
+
+    stream = 2
+
+    def __init__(self, row: Tensor, generator: torch.Generator | None) -> None:
+        super().__init__(row, generator)
+        self._pieces = torch.view_as_complex(row.view(-1, 2)).split(PIECE // 2)
+        self._table = _pairs(row.dtype)
+
+    def fill(self) -> None:
+        for piece in self._pieces:
+            places = torch.from_numpy(self._next(len(piece), np.uint16)).int()
+            torch.index_select(self._table, 0, places, out=piece)
+
+
+class _Bits(_Words):
+    """Bits for a compiled update."""
+
+    def fill(self) -> None:
+        row = self._row.numpy()
+        for start in range(0, len(row), BITS):
+            piece = row[start : start + BITS]
+            piece[:] = self._next(len(piece), row.dtype)
+
+
+class _NormalBits(_Bits):
+    """Integers of 32 bits for normal numbers."""
+
+    stream, dtype = 3, torch.int32
+
+
+class _ThreePointBits(_Bits):
+    """Bytes for three-point numbers, those of :class:`_ThreePointWords`."""
+
+    stream, dtype = 2, torch.uint8
+
+
+@cache
+def _pairs(dtype: torch.dtype) -> Tensor:
+    """What two bytes stand for, one table for all chains."""
+    table = torch.tensor(three_point_table(), dtype=dtype)
+    two_bytes = torch.from_numpy(np.arange(2**16, dtype=np.uint16).view(np.uint8))
+    return torch.view_as_complex(table[two_bytes.long()].view(-1, 2))
+
+
+def check_kind(kind: Any) -> None:
+    """
+    :raises ValueError: if ``kind`` is not the name of one.
+    """
+    if not isinstance(kind, str) or kind not in get_args(Kind):
+        raise ValueError(
+            f"noise is {kind!r}, expected 'normal', or 'three-point' for numbers of the same "
+            "moments up to the fifth that cost less"
+        )

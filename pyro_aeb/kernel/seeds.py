@@ -1,0 +1,44 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The random numbers of a chain: its number, its generator, its loader's seed."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import numpy as np
+import torch
+
+
+def chain_number(started_here: int) -> int:
+    """
+    Which chain of a run this is. Chains of ``pyro.infer.MCMC`` that run in processes of their own
+    are told by the name that MCMC gives the process.
+
+    :param int started_here: how many chains this kernel object has started.
+    """
+    name = multiprocessing.current_process().name
+    in_worker = multiprocessing.parent_process() is not None and name.isdigit()
+    return int(name) if in_worker else started_here
+
+
+def generator_of(seed: int | None, chain: int, device: torch.device) -> torch.Generator | None:
+    """The chain's own generator; None, torch's global one, where there is no seed."""
+    if seed is None:
+        return None
+    return torch.Generator(device=device).manual_seed((seed + chain) % 2**64)
+
+
+def loader_seed(seed: int | None, chain: int, rank: int = 0) -> int | None:
+    """
+    A seed for what a DataLoader draws, of its own: with the same number as :func:`generator_of` the
+    loader's random numbers would be those of the noise.
+
+    :param int rank: of the processes that share a chain's data, each of which has a loader.
+    """
+    if seed is None:
+        return None
+    entropy = [(seed + chain) % 2**64, 1, *([rank] if rank else [])]
+    words = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return int(words[0] >> 1)

@@ -1,0 +1,54 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The progress bar of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tqdm.auto import tqdm
+
+from pyro_aeb.mcmc.chain_group import Plan
+
+
+class Bar:
+    """
+    A progress bar of one lane.
+
+    :param Plan plan: of the run.
+    :param int done: draws made before.
+    :param str name: of the lane, put before the stage.
+    :param bool disable: whether to show none.
+    :param int position: its line, where there are several.
+    """
+
+    def __init__(
+        self, plan: Plan, done: int, name: str, disable: bool, position: int | None = None
+    ) -> None:
+        self._plan = plan
+        self._name = name
+        self._done = done
+        self._bar = tqdm(
+            total=plan.draws,
+            initial=done,
+            disable=disable,
+            position=position,
+            dynamic_ncols=True,
+            desc=self._stage(),
+        )
+
+    def update(self, figures: Callable[[], Mapping[str, str]]) -> None:
+        """One more draw; ``figures`` are asked for only when they are shown."""
+        self._done += 1
+        if self._done == self._plan.warmup:
+            self._bar.set_description(self._stage(), refresh=False)
+        if self._bar.update():
+            self._bar.set_postfix(figures(), refresh=False)
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _stage(self) -> str:
+        stage = "Warmup" if self._done < self._plan.warmup else "Sample"
+        return f"{stage}{self._name}"

@@ -1,0 +1,164 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What data must be before a chain starts on them: finite, possible, and scaled to their number."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.errors import ModelError
+from pyro_aeb.model.tracing import Site, base
+
+
+def check_finite(named: Mapping[str, Tensor]) -> None:
+    """
+    Checks the model's arguments.
+
+    :param named: tensors by the names that the user knows.
+    :raises ModelError: if one has numbers that are not finite.
+    """
+    for name, value in named.items():
+        if value.is_floating_point() and not value.is_meta:
+            if bad := int((~torch.isfinite(value)).sum()):
+                raise ModelError(
+                    f"{name!r} has {bad} non-finite of {value.numel()} numbers; "
+                    "remove or impute them before sampling"
+                )
+
+
+def check_observed(observed: Mapping[str, Site], plates: Mapping[str, tuple[int, int]]) -> None:
+    """
+    Checks that every observed site counts N/n times, and that its values are possible.
+
+    :param observed: the observed sites by name.
+    :param plates: size and subsample size of every plate made while the model runs.
+    :raises ModelError: if a site is scaled otherwise, or its values do not fit its distribution.
+    """
+    seen = set()
+    for name, site in observed.items():
+        frames = site["cond_indep_stack"]
+        seen |= {frame.name for frame in frames}
+        expected = 1.0
+        for frame in frames:
+            full = frame.full_size or frame.size
+            expected *= full / frame.size
+            if frame.size < full and frame.name not in plates:
+                raise ModelError(
+                    f"plate {frame.name!r} is subsampled ({frame.size} of {full}) but was made "
+                    "before the model ran, so every step would see the same batch; make it inside "
+                    "the model"
+                )
+        scale = torch.as_tensor(site["scale"])
+        if bool(((scale / expected - 1.0).abs() > 1e-6).any()):
+            found = f"{scale.item():g}" if scale.numel() == 1 else "numbers of its own"
+            raise ModelError(
+                f"observed site {name!r} is scaled by {found}, expected N/n = {expected:g} from "
+                "its plates; take poutine.scale off the model (tempering is AEBKernel's "
+                "inverse_temperature)"
+            )
+        _check_value(name, site)
+    for name, (size, batch) in plates.items():
+        if batch < size and name not in seen:
+            raise ModelError(
+                f"plate {name!r} is subsampled ({batch} of {size}) but no observed site is inside "
+                "it, so nothing is scaled by N/n; put the observed pyro.sample inside the plate"
+            )
+
+
+def check_loader_plates(
+    observed: Mapping[str, Site],
+    subsamples: Mapping[str, Site],
+    sizes: frozenset[int],
+    lengths: Collection[int],
+) -> None:
+    """
+    Checks that plates scale a loader's batches to the loader's data.
+
+    :param observed: the observed sites by name.
+    :param subsamples: the plates made while the model runs, by name.
+    :param sizes: numbers that the data may be counted as; empty where that is not known.
+    :param lengths: of the first axes of the batch's tensors.
+    :raises ModelError: if a site of the batch is in no plate of that size, or a plate draws indices
+        of its own.
+    """
+    scaled = [name for name, site in observed.items() if _is_scaled(site, sizes)]
+    for name, site in observed.items():
+        found = {f.name: f.full_size or f.size for f in site["cond_indep_stack"]}
+        value = site["value"]
+        axes = set(value.shape) if isinstance(value, Tensor) else set()
+        if name not in scaled and (not scaled or axes & set(lengths)):
+            plates = ", ".join(f"{n!r} of size {size}" for n, size in found.items())
+            raise ModelError(
+                f"observed site {name!r} is inside {plates or 'no plate'}, but the DataLoader has "
+                f"{_how_many(sizes)}, so its batches are not scaled by N/n; write "
+                f'`with pyro.plate("data", {max(sizes, default="N")}, subsample=x):` around it, '
+                f"where x is the batch{'' if sizes else ' and N the number of data'}"
+            )
+        for plate, size in found.items():
+            drawn = plate in subsamples and subsamples[plate]["fn"].subsample_size is not None
+            if drawn and len(subsamples[plate]["value"]) < size and (size in sizes or not sizes):
+                raise ModelError(
+                    f"plate {plate!r} draws its own {len(subsamples[plate]['value'])} of {size} "
+                    "indices, but the batch comes from a DataLoader, whose last batch may be "
+                    f"shorter; write `pyro.plate({plate!r}, {size}, subsample=x)`, where x is the "
+                    "batch"
+                )
+
+
+def _how_many(sizes: frozenset[int]) -> str:
+    if not sizes:
+        return "more data than one batch (how many, it cannot tell)"
+    return f"{' or '.join(map(str, sorted(sizes)))} {'datum' if sizes == {1} else 'data'}"
+
+
+def _is_scaled(site: Site, sizes: frozenset[int]) -> bool:
+    """Whether a plate makes the batch of an observed site count as all data."""
+    frames = site["cond_indep_stack"]
+    if sizes:
+        return any((frame.full_size or frame.size) in sizes for frame in frames)
+    return any((frame.full_size or frame.size) > frame.size for frame in frames)
+
+
+def _check_value(name: str, site: Site) -> None:
+    """Checks an observed value: finite, and of the shape that the plates give it."""
+    value, fn = site["value"], site["fn"]
+    if not isinstance(value, Tensor):
+        return
+    if value.is_floating_point():
+        if bad := int((~torch.isfinite(value)).sum()):
+            raise ModelError(
+                f"observed site {name!r} has {bad} non-finite of {value.numel()} values; remove "
+                "them, or fill them with any finite number and leave them out with poutine.mask"
+            )
+    _check_support(name, site)
+    expected = fn.batch_shape + fn.event_shape
+    sizes = zip(reversed(expected), reversed(value.shape), strict=False)
+    fits = len(expected) <= value.dim() and all(size in (1, there) for size, there in sizes)
+    if not fits or (site["cond_indep_stack"] and expected and value.shape != expected):
+        raise ModelError(
+            f"observed site {name!r} has values of shape {tuple(value.shape)}, expected "
+            f"{tuple(expected)} from its distribution and plates; index the data with the plate's "
+            "indices, `with pyro.plate(..., subsample_size=n) as i: ... obs=y[i]`"
+        )
+
+
+def _check_support(name: str, site: Site) -> None:
+    """Checks that an observed value is one that its distribution can take."""
+    fn, value = site["fn"], site["value"]
+    if site["mask"] is not None:  # what is masked may be anything
+        return
+    try:
+        inside = fn.support.check(value)
+    except (NotImplementedError, RuntimeError):  # no support, or values of another shape
+        return
+    if not bool(inside.all()):
+        bad = value[~inside] if inside.shape == value.shape else value
+        raise ModelError(
+            f"observed site {name!r} ~ {type(base(fn)).__name__} has values outside its support "
+            f"{fn.support}, {bad.reshape(-1)[0].item():g} among them; look at the data's coding "
+            "(classes count from 0) and at the shape of the distribution's parameters"
+        )

@@ -1,0 +1,348 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""From a Pyro model to its :class:`~pyro_aeb.model.structure.Structure`: which site is what."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from pyro_aeb.data.arguments import leading_lengths
+from pyro_aeb.errors import ModelError
+from pyro_aeb.latents.contract import LatentUpdate
+from pyro_aeb.model.data_checks import check_finite, check_loader_plates, check_observed
+from pyro_aeb.model.learned_sites import check_forms, learned_sites
+from pyro_aeb.model.links import HandLinks, check_links, find_links, is_sparse, named
+from pyro_aeb.model.perturbation import check_gradient_sees, gradient_reaches
+from pyro_aeb.model.structure import Block, Delta, NormalBlock, Sigma, SparseBlock, Structure
+from pyro_aeb.model.tracing import Site, base, check_continuous, look, look_for_provenance
+from pyro_aeb.priors.group import group_size
+
+
+def inspect_model(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    adapt: bool,
+    links: HandLinks | None = None,
+    loader_sizes: frozenset[int] | None = None,
+    latents: Mapping[str, LatentUpdate] | None = None,
+) -> Structure:
+    """
+    Looks a model over. Random number generators and module buffers stay as they were.
+
+    :param model: a Pyro model.
+    :param args: its arguments.
+    :param kwargs: its keyword arguments.
+    :param bool adapt: whether the latents of spike-and-slab sites are to be learned. If not, all
+        continuous latents, those sites among them, are sampled under the model's own prior.
+    :param links: by hand, spike-and-slab site to ``{"delta": site, "sigma": site}``.
+    :param loader_sizes: where the arguments are a batch of a DataLoader, the numbers that its data
+        may be counted as (empty if unknown); None where they are the same at every step.
+    :param latents: updates of latent sites that are learned, by site.
+    :raises ModelError: if the model or the data cannot be sampled as they stand.
+    """
+    named = _named_tensors(model, args, kwargs)
+    check_finite(named)
+    with _explained(named):
+        sites = look(model, args, kwargs, {}, validate=True)
+    subsamples = {n: s for n, s in sites.items() if site_is_subsample(cast(Any, s))}
+    plates = {n: _plate(s) for n, s in subsamples.items()}
+    sites = {n: s for n, s in sites.items() if n not in plates and not _deterministic(s)}
+    latent = {n: s for n, s in sites.items() if not s["is_observed"]}
+    observed = {n: s for n, s in sites.items() if s["is_observed"]}
+    _check_latent(latent)
+    check_observed(observed, plates)
+    if loader_sizes is not None:
+        lengths = leading_lengths(args, kwargs)
+        check_loader_plates(observed, subsamples, loader_sizes, lengths)
+    sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
+    tracked = look_for_provenance(model, args, kwargs)
+    found = find_links(latent, tracked, sparse, {} if links is None else links)
+    look_at = partial(look, model, args, kwargs)
+    likelihoods = check_links(sites, sparse, found, look_at)
+    groups = _Groups(latent, found, likelihoods)
+    blocks = {n: groups.sparse_block(latent[n]) for n in sparse}
+    learned = learned_sites(latent, latents or {}, {*sparse, *found.values()})
+    check_forms(sites, learned, look_at)
+    taken = {*sparse, *found.values(), *(site.name for site in learned)}
+    rest = {n: s for n, s in latent.items() if n not in taken}
+    leaves = {n: s["value"].clone().requires_grad_() for n, s in latent.items()}
+    reached = gradient_reaches(
+        {n: s for n, s in look_at(leaves, grad=True).items() if n in sites}, leaves
+    )
+    differentiated = [site.name for site in learned if site.update.derivatives]
+    check_gradient_sees(sites, reached, [*sparse, *rest, *differentiated], look_at)
+    normal = [n for n, s in rest.items() if _fixed_normal(s, reached[n])]
+    dtype, device = _common_kind(observed, {n: latent[n]["value"] for n in (*sparse, *rest)})
+    return Structure(
+        sparse=tuple(blocks.values()),
+        normal=tuple(_normal_block(rest[n]) for n in normal),
+        general=tuple(_general_block(s) for n, s in rest.items() if n not in normal),
+        sigmas=tuple(groups.sigmas),
+        deltas=tuple(groups.deltas),
+        observed=tuple(n for n, s in observed.items() if not isinstance(s["fn"], dist.Unit)),
+        plates={n: plates[n] for n, s in subsamples.items() if not _is_given(s)},
+        dims={n: _dims(s) for n, s in sites.items()},
+        observations={n: s["value"] for n, s in observed.items() if _whole(s)},
+        dtype=dtype,
+        device=device,
+        learned=learned,
+    )
+
+
+def _named_tensors(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The tensors among the model's arguments, by name."""
+    try:
+        named = inspect.signature(model).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # no signature, or arguments that the model will refuse itself
+        named = {}
+    named |= {**kwargs, **{f"argument {i}": value for i, value in enumerate(args)}}
+    found: dict[str, Tensor] = {}
+    for name, value in named.items():
+        if isinstance(value, Tensor) and not any(value is other for other in found.values()):
+            found[name] = value
+    return found
+
+
+@contextmanager
+def _explained(named: Mapping[str, Tensor]) -> Iterator[None]:
+    """
+    Where a model fails on tensors of another dtype or device than torch's default, or of another
+    length than the rest of its data, says so.
+    """
+    try:
+        yield
+    except IndexError as error:
+        lengths = {name: len(value) for name, value in named.items() if value.dim()}
+        if len({*lengths.values()}) < 2:
+            raise
+        raise ModelError(
+            f"the model fails on its data: {error}. Its arguments have different lengths, "
+            f"{lengths}, expected as many data in all that the plate's indices pick from"
+        ) from error
+    except ValueError as error:
+        if not str(error).startswith("Shape mismatch inside plate"):
+            raise
+        raise ModelError(
+            f"{error}: what the model gives is of another size than the plate, expected one datum "
+            "for each of the plate's indices; index the data with them, "
+            "`with pyro.plate(..., subsample_size=n) as i: ... x[i] ... obs=y[i]`"
+        ) from error
+    except RuntimeError as error:
+        usual = torch.zeros(())
+        odd = {
+            name: value
+            for name, value in named.items()
+            if (value.dtype, value.device.type) != (usual.dtype, usual.device.type)
+            # Whole numbers are right for classes, and wrong where torch complains of dtypes.
+            and (value.is_floating_point() or _of_dtypes(error))
+        }
+        if not odd:
+            raise
+        found = ", ".join(f"{n!r} is {v.dtype} on {v.device}" for n, v in odd.items())
+        raise ModelError(
+            f"the model fails on its data: {found}, where priors of plain numbers are "
+            f"{usual.dtype} on {usual.device}; convert the data, or use torch.set_default_dtype "
+            "and torch.set_default_device, or give priors of the data's kind. The failure was: "
+            f"{error}"
+        ) from error
+
+
+def _of_dtypes(error: RuntimeError) -> bool:
+    """Whether torch complains of dtypes, in the words of any of its versions."""
+    return "dtype" in str(error) or "scalar type" in str(error)
+
+
+def _deterministic(site: Site) -> bool:
+    return bool(site["infer"].get("_deterministic", False))
+
+
+def _is_given(site: Site) -> bool:
+    """Whether the model gives a plate its indices itself, ``plate(..., subsample=indices)``."""
+    return site["fn"].subsample_size is None and len(site["value"]) < site["fn"].size
+
+
+def _plate(site: Site) -> tuple[int, int]:
+    return site["fn"].size, len(site["value"])
+
+
+def _check_latent(latent: Mapping[str, Site]) -> None:
+    for name, site in latent.items():
+        check_continuous(site)
+        for frame in site["cond_indep_stack"]:
+            if frame.full_size is not None and frame.size != frame.full_size:
+                raise ModelError(
+                    f"latent site {name!r} is inside plate {frame.name!r}, which is subsampled "
+                    f"({frame.size} of {frame.full_size}): a latent variable of every datum is not "
+                    "supported; if it is data, observe it with obs=, else move it out of the plate "
+                    "or sum it out"
+                )
+        if is_sparse(site) and (site["mask"] is not None or site["scale"] != 1.0):
+            raise ModelError(
+                f"{named(site)} is under poutine.scale or poutine.mask, which its closed-form "
+                "updates do not know; put the handler around the observed sites only"
+            )
+
+
+class _Groups:
+    """Collects the distinct sigmas and deltas of the sparse sites."""
+
+    def __init__(
+        self,
+        latent: Mapping[str, Site],
+        links: Mapping[tuple[str, str], str],
+        likelihoods: Mapping[str, frozenset[str]],
+    ) -> None:
+        self.sigmas: list[Sigma] = []
+        self.deltas: list[Delta] = []
+        self._latent = latent
+        self._links = links
+        self._likelihoods = likelihoods
+
+    def sparse_block(self, site: Site) -> SparseBlock:
+        name = site["name"]
+        sigma, delta = self._sigma(site), self._delta(site)
+        if sigma not in self.sigmas:
+            self.sigmas.append(sigma)
+        if delta not in self.deltas:
+            self.deltas.append(delta)
+        shape = site["value"].shape
+        fn = base(site["fn"])
+        return SparseBlock(
+            name,
+            shape,
+            prior=type(fn),
+            parameters={n: _number_or_tensor(v, shape) for n, v in fn.shape_parameters.items()},
+            sigma=self.sigmas.index(sigma),
+            delta=self.deltas.index(delta),
+            group=group_size(site["fn"]),
+        )
+
+    def _sigma(self, site: Site) -> Sigma:
+        link = self._links.get((site["name"], "sigma"))
+        if link is None:
+            return Sigma(None, fixed=_fixed(site, "sigma"))
+        prior = base(self._latent[link]["fn"])
+        shape, rate = (float(x) for x in (prior.concentration, prior.rate))
+        # sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2)
+        return Sigma(
+            link,
+            nu=2.0 * shape,
+            nu_lambda=2.0 * rate,
+            likelihoods=self._likelihoods[link],
+            shape=self._latent[link]["value"].shape,
+        )
+
+    def _delta(self, site: Site) -> Delta:
+        link = self._links.get((site["name"], "delta"))
+        if link is None:
+            return Delta(None, fixed=_fixed(site, "delta"))
+        prior = base(self._latent[link]["fn"])
+        a, b = (float(x) for x in (prior.concentration1, prior.concentration0))
+        return Delta(link, a=a, b=b, shape=self._latent[link]["value"].shape)
+
+
+def _number_or_tensor(value: Any, shape: torch.Size) -> float | Tensor:
+    """A parameter as one number where it is one, else as a tensor of the site's shape."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    value = value.detach()
+    first = value.reshape(-1)[0]
+    if bool((value == first).all()):
+        return float(first)
+    return value.expand(shape).clone()
+
+
+def _fixed(site: Site, parameter: str) -> float:
+    value = _number_or_tensor(base(site["fn"]).given[parameter], site["value"].shape)
+    if isinstance(value, Tensor):
+        raise ModelError(
+            f"{named(site)}: {parameter} is a tensor of different numbers, expected "
+            "one number a site; split the site, or use adaptation=None"
+        )
+    return value
+
+
+def _fixed_normal(site: Site, reached: frozenset[str]) -> bool:
+    """Whether a site has a normal prior that depends on nothing sampled."""
+    plain = site["mask"] is None and site["scale"] == 1.0
+    return type(base(site["fn"])) is dist.Normal and not reached and plain
+
+
+def _normal_block(site: Site) -> NormalBlock:
+    shape = site["value"].shape
+    fn = base(site["fn"])
+    loc, scale = (x.detach().expand(shape).clone() for x in (fn.loc, fn.scale))
+    return NormalBlock(site["name"], shape, loc=loc, scale=scale)
+
+
+def _general_block(site: Site) -> Block:
+    value = site["value"]
+    support = site["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.real:
+        return Block(site["name"], value.shape)
+    transform = biject_to(site["fn"].support)
+    return Block(site["name"], transform.inv(value).shape, transform)
+
+
+def _dims(site: Site) -> tuple[str | None, ...]:
+    """The plate of each axis of a site's value."""
+    value = site["value"]
+    dims: list[str | None] = [None] * value.dim()
+    for frame in site["cond_indep_stack"]:
+        if frame.dim is not None:
+            axis = value.dim() - site["fn"].event_dim + frame.dim
+            if axis >= 0 and value.shape[axis] == frame.size:
+                dims[axis] = frame.name
+    return tuple(dims)
+
+
+def _whole(site: Site) -> bool:
+    """Whether a site's value is a tensor of all the data, not a subsample and not a factor."""
+    value, frames = site["value"], site["cond_indep_stack"]
+    whole = all(frame.size == frame.full_size for frame in frames)
+    return isinstance(value, Tensor) and value.numel() > 0 and whole
+
+
+def _common_kind(
+    observed: Mapping[str, Site], values: Mapping[str, Tensor]
+) -> tuple[torch.dtype, torch.device]:
+    kinds = {(value.dtype, value.device) for value in values.values()}
+    if not kinds:
+        raise ModelError("the model has no continuous latent site to sample; see pyro.sample")
+    if len(kinds) > 1:
+        found = ", ".join(f"{n!r}: {v.dtype} on {v.device}" for n, v in values.items())
+        raise ModelError(
+            f"the latent sites have different dtypes or devices ({found}), expected the same for "
+            "all; give the priors' parameters as tensors of one dtype on one device"
+        )
+    dtype, device = kinds.pop()
+    if dtype not in (torch.float32, torch.float64):
+        raise ModelError(
+            f"the latent sites are {dtype}, expected float32 or float64: steps are smaller than "
+            "what half precision rounds; give the priors float32 parameters, and use "
+            "torch.autocast inside the model where products may be in half precision"
+        )
+    for name, site in observed.items():
+        value = site["value"]
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:
+            raise ModelError(
+                f"observed site {name!r} has values of {value.dtype}, expected {dtype}, as the "
+                "latent sites have; convert the data, or use torch.set_default_dtype"
+            )
+    return dtype, device

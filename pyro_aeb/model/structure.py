@@ -1,0 +1,247 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What a model is made of, as plain data.
+
+:mod:`pyro_aeb.model.inspection` finds it, :mod:`pyro_aeb.posterior.likelihood`,
+:mod:`pyro_aeb.adaptation.spike_and_slab` and :mod:`pyro_aeb.kernel.aeb_kernel` read it. The weights
+live in one flat vector of D numbers, the *position*: first the sparse slab (all sites with a
+spike-and-slab prior, P numbers), then the sites with a fixed normal prior, then all others in
+unconstrained space. Sites are views into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions.transforms import Transform
+
+from pyro_aeb.errors import ModelError
+from pyro_aeb.latents.contract import LatentUpdate
+from pyro_aeb.priors import SSGL, SpikeAndSlab
+
+
+@dataclass(frozen=True)
+class Block:
+    """
+    One site's place in the flat position.
+
+    :param str name: the site.
+    :param torch.Size shape: the shape of its unconstrained value.
+    :param Transform transform: from unconstrained to constrained space, None for the identity.
+    """
+
+    name: str
+    shape: torch.Size
+    transform: Transform | None = None
+
+    @property
+    def size(self) -> int:
+        return self.shape.numel()
+
+
+@dataclass(frozen=True)
+class SparseBlock(Block):
+    """
+    A site with a spike-and-slab prior, in the sparse slab.
+
+    :param prior: the class of its prior.
+    :param parameters: of the prior's components by name, each a number or a tensor of the site's
+        shape.
+    :param int sigma: index of its sigma in :attr:`Structure.sigmas`.
+    :param int delta: index of its delta in :attr:`Structure.deltas`.
+    :param int group: how many consecutive weights share a gamma.
+    """
+
+    prior: type[SpikeAndSlab] = SSGL
+    parameters: Mapping[str, float | Tensor] = field(
+        default_factory=lambda: {"v0": 0.1, "v1": 10.0}
+    )
+    sigma: int = 0
+    delta: int = 0
+    group: int = 1
+
+
+@dataclass(frozen=True)
+class NormalBlock(Block):
+    """
+    A site with a normal prior that depends on nothing sampled.
+
+    :param Tensor loc: prior mean, of the site's shape.
+    :param Tensor scale: prior standard deviation, of the site's shape.
+    """
+
+    loc: Tensor = field(default_factory=lambda: torch.zeros(()))
+    scale: Tensor = field(default_factory=lambda: torch.ones(()))
+
+
+@dataclass(frozen=True)
+class Sigma:
+    """
+    A scale sigma of sites with a spike-and-slab prior.
+
+    :param str site: the InverseGamma site of sigma squared, None where sigma is a fixed number.
+    :param float fixed: that number, None where sigma is learned.
+    :param float nu: prior degrees of freedom; sigma squared ~ InverseGamma(nu/2, nu lambda/2).
+    :param float nu_lambda: nu times lambda.
+    :param frozenset likelihoods: observed Normal sites whose scale is a multiple of this sigma.
+    :param torch.Size shape: of the site's value, one number.
+    """
+
+    site: str | None
+    fixed: float | None = None
+    nu: float = 0.0
+    nu_lambda: float = 0.0
+    likelihoods: frozenset[str] = frozenset()
+    shape: torch.Size = torch.Size()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """
+    A prior inclusion probability delta of sites with a spike-and-slab prior.
+
+    :param str site: the Beta site, None where delta is a fixed number.
+    :param float fixed: that number, None where delta is learned.
+    :param float a: the first parameter of Beta(a, b).
+    :param float b: the second.
+    :param torch.Size shape: of the site's value, one number.
+    """
+
+    site: str | None
+    fixed: float | None = None
+    a: float = 1.0
+    b: float = 1.0
+    shape: torch.Size = torch.Size()
+
+
+@dataclass(frozen=True)
+class LearnedSite:
+    """
+    A latent site that is learned by an update of its own.
+
+    :param str name: the site.
+    :param torch.Size shape: of its value.
+    :param Transform transform: from unconstrained space to its values.
+    :param LatentUpdate update: how it is learned.
+    """
+
+    name: str
+    shape: torch.Size
+    transform: Transform
+    update: LatentUpdate
+
+
+@dataclass(frozen=True)
+class Structure:
+    """
+    A model's sites by what the kernel does with them.
+
+    :param sparse: sites with a spike-and-slab prior, in the order of the slab.
+    :param normal: sites with a fixed normal prior, whose gradient is closed form.
+    :param general: all other continuous latents, scored by their own ``log_prob``.
+    :param observed: names of the observed sites, those of ``pyro.factor`` left out.
+    :param plates: plate name to (size, subsample size).
+    :param dims: site name to the plate of each axis of its value, None for an axis of no plate.
+    :param observations: observed site name to its value, where it is a tensor and not a subsample.
+    :param dtype: of the position.
+    :param device: of the position.
+    :param learned: latent sites that are learned by updates of their own.
+    """
+
+    sparse: tuple[SparseBlock, ...]
+    normal: tuple[NormalBlock, ...]
+    general: tuple[Block, ...]
+    sigmas: tuple[Sigma, ...]
+    deltas: tuple[Delta, ...]
+    observed: tuple[str, ...]
+    plates: Mapping[str, tuple[int, int]]
+    dims: Mapping[str, tuple[str | None, ...]]
+    observations: Mapping[str, Tensor]
+    dtype: torch.dtype
+    device: torch.device
+    learned: tuple[LearnedSite, ...] = ()
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks, in the order of the position."""
+        return self.sparse + self.normal + self.general
+
+    @cached_property
+    def sparse_size(self) -> int:
+        """P, the number of sparse weights."""
+        return sum(block.size for block in self.sparse)
+
+    @cached_property
+    def size(self) -> int:
+        """D, the length of the position."""
+        return sum(block.size for block in self.blocks)
+
+    @cached_property
+    def latent_sites(self) -> tuple[str, ...]:
+        """Names of the sites that adaptation learns."""
+        found = [sigma.site for sigma in self.sigmas] + [delta.site for delta in self.deltas]
+        found += [site.name for site in self.learned]
+        return tuple(site for site in found if site is not None)
+
+    def unflatten(self, position: Tensor) -> dict[str, Tensor]:
+        """
+        The sites as views of a position, in unconstrained space.
+
+        :param Tensor position: shape (..., D).
+        """
+        batch, blocks = position.shape[:-1], self.blocks
+        parts = (position,)
+        if len(blocks) > 1:  # one backward node fewer, 3 % of a small model's step
+            parts = position.split([block.size for block in blocks], dim=-1)
+        return {b.name: p.view(batch + b.shape) for b, p in zip(blocks, parts, strict=True)}
+
+
+class Residuals(NamedTuple):
+    r"""
+    What the forward pass knows of an observed Normal site whose scale is a multiple of sigma.
+
+    :param Tensor square: :math:`I = (N/n) \sum ((y - loc)/c)^2`, with scale = c sigma.
+    :param data: N, the number of data.
+    """
+
+    square: Tensor
+    data: float | Tensor
+
+
+def norm_name(site: str) -> str:
+    """The name of the Euclidean norm that stands for a site which is left out of the draws."""
+    return f"{site}_norm"
+
+
+def rho_name(site: str) -> str:
+    """The name of a sparse site's inclusion probabilities in a draw."""
+    return f"{site}_rho"
+
+
+def flatten(structure: Structure, values: Mapping[str, Tensor]) -> Tensor:
+    """
+    The position of constrained values, shape (D,).
+
+    :param values: site name to constrained value.
+    :raises ModelError: if a value is not of its site's shape.
+    """
+    parts = []
+    for block in structure.blocks:
+        value, transform = values[block.name], block.transform
+        expected = block.shape if transform is None else transform.forward_shape(block.shape)
+        if value.shape != expected:
+            raise ModelError(
+                f"site {block.name!r} has a value of shape {tuple(value.shape)}, expected "
+                f"{tuple(expected)}; look at init_strategy"
+            )
+        if transform is not None:
+            value = transform.inv(value)
+        parts.append(value.detach().reshape(-1))
+    return torch.cat(parts).to(structure.dtype)

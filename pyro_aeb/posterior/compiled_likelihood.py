@@ -1,0 +1,332 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The likelihood's gradient as compiled code: the model, autograd and, of several chains,
+:func:`torch.vmap` run in Python only while it is made.
+
+At the first batch of its kind :func:`torch.fx.experimental.proxy_tensor.make_fx` takes down the
+operations of a step, and torch's compiler makes code of them. A *kind* of batch is all that the
+code depends on: shapes, dtypes, devices, and arguments that are no tensors. At the second batch of
+a kind the operations are taken down once more and must be the same, or the model is one whose
+Python changes from step to step. The numbers of both steps are those of the compiled code, so that
+a run which goes on from a checkpoint makes the steps of one that was not cut short.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.errors import CompileWarning
+from pyro_aeb.model.side_effects import Buffers
+from pyro_aeb.posterior.likelihood import Gradient, Likelihood
+
+KINDS = 8
+"""How many kinds of batches get code of their own, each of which takes seconds to make."""
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+
+
+class TracedLikelihood:
+    """
+    A likelihood whose gradient is compiled. Where that cannot be done a
+    :class:`~pyro_aeb.errors.CompileWarning` says why, and the likelihood runs as it is written.
+
+    :param Likelihood likelihood: as it is written.
+    :param Buffers buffers: those that the model changes.
+    """
+
+    def __init__(self, likelihood: Likelihood, buffers: Buffers) -> None:
+        self._likelihood = likelihood
+        self._buffers = buffers
+        self._programs: dict[Hashable, _Program] = {}
+        self._given_up = False
+
+    def constrain(self, unconstrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As :meth:`pyro_aeb.posterior.likelihood.Likelihood.constrain`."""
+        return self._likelihood.constrain(unconstrained)
+
+    def gradient(self, position: Tensor, latents: Mapping[str, Tensor], batch: Batch) -> Gradient:
+        """As :meth:`pyro_aeb.posterior.likelihood.Likelihood.gradient`, up to rounding."""
+        if self._given_up:
+            return self._likelihood.gradient(position, latents, batch)
+        tensors: list[Tensor] = []
+        kind = _taken_apart((latents, batch), tensors)
+        inputs = [position, *self._buffers.values(), *tensors]
+        program = self._programs.get(kind)
+        if program is not None and program.checked:
+            return self._take_in(program(inputs))
+        if program is None and len(self._programs) == KINDS:
+            self._give_up(
+                f"batches are of more than {KINDS} kinds (shapes, dtypes, devices, arguments that "
+                "are no tensors), and each would be compiled anew",
+                "Make batches of few sizes (drop_last=True, padding) that hold tensors",
+            )
+            return self._likelihood.gradient(position, latents, batch)
+        return self._first_steps(kind, program, inputs, latents, batch)
+
+    def _first_steps(
+        self,
+        kind: Hashable,
+        program: _Program | None,
+        inputs: list[Tensor],
+        latents: Mapping[str, Tensor],
+        batch: Batch,
+    ) -> Gradient:
+        """The first step of a kind, which makes the code, and the second, which checks it."""
+        position, device = inputs[0], inputs[0].device
+        before = _random_state(device)
+        try:
+            trace = _trace(self._likelihood, self._buffers, inputs, latents, batch)
+        except Exception as error:  # of whatever kind; one of the model's own comes again
+            _set_random_state(before, device)
+            found = self._likelihood.gradient(position, latents, batch)
+            self._give_up(
+                f"the model cannot be traced ({_first_line(error)})",
+                "Write it without .item(), branches on the values of tensors, and shapes that "
+                "depend on values",
+            )
+            return found
+        # From here on the model has run, once as in any step: what it found is there to be used.
+        if _changes_inputs(trace.graph):
+            self._give_up(
+                "the model changes a tensor in place that is not one of its modules' buffers",
+                "Change a copy of data, and let a tensor that is to be kept be a buffer of the "
+                "module that changes it, by register_buffer",
+            )
+            return self._take_in(trace.outputs)
+        if program is not None and not program.is_of(trace):
+            self._give_up(
+                "the model has not run the same operations on the same constants in two steps: "
+                "something of Python's changes as it runs (a counter, a random number of Python "
+                "or NumPy, an attribute that is set anew)",
+                "Hold what changes in a tensor, as a buffer of a module",
+            )
+            return self._take_in(trace.outputs)
+        after = _random_state(device)
+        _set_random_state(before, device)
+        try:
+            if program is None:
+                program = self._programs[kind] = _Program(trace, inputs, (latents, batch))
+            else:
+                program.checked = True
+            return self._take_in(program(inputs))
+        except Exception as error:  # of whatever kind the compiler's failures are
+            _set_random_state(after, device)
+            self._give_up(
+                f"the compiler has failed ({_first_line(error)})",
+                "It needs a C++ compiler (g++ or clang) on the path, on a GPU Triton, and a model "
+                "without shapes that depend on values",
+            )
+            return self._take_in(trace.outputs)
+
+    def _take_in(self, outputs: _Outputs) -> Gradient:
+        if outputs.buffers:
+            self._buffers.load(outputs.buffers)
+        return outputs.gradient
+
+    def _give_up(self, found: str, what_to_do: str) -> None:
+        self._given_up = True
+        self._programs.clear()
+        warnings.warn(
+            f"the likelihood's gradient is not compiled and runs as it is written: {found}. "
+            f"{what_to_do}; or ask with compile='update' for no more than what comes after it",
+            CompileWarning,
+            stacklevel=5,
+        )
+
+
+class _Outputs(NamedTuple):
+    """
+    What a step computes by the model.
+
+    :param Gradient gradient: of the likelihood.
+    :param list buffers: after it.
+    """
+
+    gradient: Gradient
+    buffers: list[Tensor]
+
+
+class _Trace(NamedTuple):
+    """
+    The operations of a step.
+
+    :param GraphModule graph: a function of the inputs and then of the constants.
+    :param list constants: tensors that the model takes from elsewhere, such as weights that are
+        not sampled. They are read anew at every step.
+    :param outputs: of the step that was traced.
+    """
+
+    graph: GraphModule
+    constants: list[Tensor]
+    outputs: _Outputs
+
+
+class _Program:
+    """
+    The code for one kind of batches.
+
+    :param _Trace trace: of a step.
+    :param inputs: of that step.
+    :param given: its latents and batch.
+    """
+
+    def __init__(self, trace: _Trace, inputs: Sequence[Tensor], given: Any) -> None:
+        self.checked = False
+        self._operations = trace.graph.code
+        self._constants = trace.constants
+        self._kind = _taken_apart(trace.outputs, [])
+        self._outputs = _put_together(trace.outputs, repeat(torch.empty(0)))
+        self._given = _put_together(given, repeat(torch.empty(0)))  # alive, for the kind has ids
+        with torch.no_grad():
+            self._run = compile_graph(trace.graph, [*inputs, *trace.constants])
+
+    @torch.no_grad()
+    def __call__(self, inputs: Sequence[Tensor]) -> _Outputs:
+        return _put_together(self._outputs, iter(self._run(*inputs, *self._constants)))
+
+    def is_of(self, trace: _Trace) -> bool:
+        """Whether a trace is of the same operations on the same constants."""
+        return (
+            self._operations == trace.graph.code
+            and self._kind == _taken_apart(trace.outputs, [])
+            and len(self._constants) == len(trace.constants)
+            and all(map(_equal, self._constants, trace.constants))
+        )
+
+
+def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """Code for a graph, which draws the random numbers of the model as it is written."""
+    from torch._inductor import compile  # takes seconds to import
+
+    return compile(graph, [*inputs], options={"fallback_random": True})
+
+
+def _trace(
+    likelihood: Likelihood,
+    buffers: Buffers,
+    inputs: Sequence[Tensor],
+    latents: Mapping[str, Tensor],
+    batch: Batch,
+) -> _Trace:
+    """Runs the model once; the chain's buffers stay as they are."""
+    found: list[_Outputs] = []
+    count = len(buffers.values())
+
+    def step(position: Tensor, *tensors: Tensor) -> list[Tensor]:
+        own_latents, own_batch = _put_together((latents, batch), iter(tensors[count:]))
+        own: list[Gradient] = []
+        after = buffers.run_on(
+            [buffer.clone() for buffer in tensors[:count]],
+            lambda: own.append(likelihood.gradient(position, own_latents, own_batch)),
+        )
+        found.append(_Outputs(own[0], after))
+        outputs: list[Tensor] = []
+        _taken_apart(found[0], outputs)
+        return outputs
+
+    with pyro.validation_enabled(False):  # checks of values are branches on them
+        graph = make_fx(step)(*inputs)
+    constants = _constants_as_inputs(graph)
+    return _Trace(graph, constants, found[0])
+
+
+def _constants_as_inputs(graph: GraphModule) -> list[Tensor]:
+    """Makes further inputs of the tensors that a graph holds; returns these."""
+    constants: list[Tensor] = []
+    *_, last = graph.graph.find_nodes(op="placeholder")
+    for node in graph.graph.find_nodes(op="get_attr"):
+        constants.append(getattr(graph, node.target))
+        with graph.graph.inserting_after(last):
+            last = graph.graph.placeholder(f"constant_{len(constants)}")
+        node.replace_all_uses_with(last)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return constants
+
+
+def _changes_inputs(graph: GraphModule) -> bool:
+    """Whether a graph writes to its inputs, or to views of them."""
+    views = set(graph.graph.find_nodes(op="placeholder"))
+    for node in graph.graph.nodes:
+        if views.isdisjoint(node.all_input_nodes):
+            continue
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:  # an item of several views
+            views.add(node)
+            continue
+        given = dict(zip((a.name for a in schema.arguments), node.args, strict=False))
+        for argument in schema.arguments:
+            there = given.get(argument.name, node.kwargs.get(argument.name))
+            aliased = there if isinstance(there, (list, tuple)) else [there]
+            if argument.alias_info is None or views.isdisjoint(aliased):
+                continue
+            if argument.alias_info.is_write:
+                return True
+            views.add(node)
+    return False
+
+
+def _taken_apart(value: Any, tensors: list[Tensor]) -> Hashable:
+    """
+    What code depends on of a value: of tensors their form, of plain values all, of any other object
+    which one it is. Tensors in tuples, lists and mappings are appended to ``tensors``.
+    """
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value.dtype, value.device, value.shape, value.stride()
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    if isinstance(value, Mapping):
+        return type(value), tuple([(n, _taken_apart(item, tensors)) for n, item in value.items()])
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple([_taken_apart(item, tensors) for item in value])
+    return type(value), id(value)
+
+
+def _put_together(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """The value with other tensors in place of those that :func:`_taken_apart` finds in it."""
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if isinstance(value, Mapping):
+        return {name: _put_together(item, tensors) for name, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*[_put_together(item, tensors) for item in value])
+    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+        return type(value)([_put_together(item, tensors) for item in value])
+    return value
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if one is other:
+        return True
+    return _taken_apart(one, []) == _taken_apart(other, []) and torch.equal(one, other)
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    """Of torch's global generators, on the CPU and on a device."""
+    state = [torch.get_rng_state()]
+    if device.type != "cpu":
+        state.append(torch.get_device_module(device).get_rng_state(device))
+    return state
+
+
+def _set_random_state(state: Sequence[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[1], device)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

@@ -1,0 +1,309 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The model at a flat position: log density of the data and its gradient, by one forward and one
+backward pass.
+
+No trace is built. One handler gives latent sites their values, subsampled plates their indices, and
+adds up the log densities of the observed sites (and of those latents whose prior has no
+closed-form gradient). Priors of SSGL and normal sites are never evaluated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_aeb.adaptation.sweep import Statistics
+from pyro_aeb.data.arguments import Batch, axes
+from pyro_aeb.errors import ModelError
+from pyro_aeb.latents.contract import Seen
+from pyro_aeb.model.learned_sites import derivatives
+from pyro_aeb.model.side_effects import Buffers
+from pyro_aeb.model.structure import Residuals, Structure
+from pyro_aeb.model.tracing import base
+
+
+class Gradient(NamedTuple):
+    """
+    :param Tensor log_density: of the whole data set, estimated from the batch, plus the log priors
+        that have no closed-form gradient, without terms that the weights do not enter; shape (...).
+    :param Tensor gradient: of it with respect to the position, shape (..., D).
+    :param Statistics statistics: of the batch.
+    """
+
+    log_density: Tensor
+    gradient: Tensor
+    statistics: Statistics
+
+
+class Likelihood:
+    """
+    The log density of the data as a function of the flat position.
+
+    :param model: a Pyro model.
+    :param Structure structure: from :func:`~pyro_aeb.model.inspection.inspect_model`.
+    :param Buffers buffers: those that the model changes, where several chains step together.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], structure: Structure, buffers: Buffers | None = None
+    ) -> None:
+        self._model = model
+        self._structure = structure
+        self._transforms = {b.name: b.transform for b in structure.general if b.transform}
+        self._scorer = _Scorer(structure)
+        self._buffers = buffers
+
+    def gradient(self, position: Tensor, latents: Mapping[str, Tensor], batch: Batch) -> Gradient:
+        r"""
+        The likelihood's part of equation (2), :math:`(N/n) \sum_{i \in \mathrm{batch}} \nabla_\beta
+        \log \pi(d_i \mid \beta)`; the factor N/n is the scale that the model's plates give.
+
+        :param Tensor position: shape (D,), or (C, D) of C chains.
+        :param latents: values of the learned sites, by name, with the same leading axis.
+        :param Batch batch: the model's arguments and its subsampled plates' indices.
+        """
+        position = position.detach().requires_grad_()
+        latents = {**latents, **self._leaves(latents)}
+        run = self._of_chains if position.dim() > 1 else self._of_chain
+        with torch.enable_grad():
+            unconstrained = self._structure.unflatten(position)
+            log_density, residuals, recorded = run(unconstrained, latents, batch)
+            total = log_density.sum() if log_density.dim() else log_density
+            seen = self._seen(total, unconstrained, latents, recorded)
+        gradient = None
+        if log_density.requires_grad:
+            (gradient,) = torch.autograd.grad(total, position, allow_unused=True)
+        if gradient is None:  # nothing observed depends on the weights
+            gradient = torch.zeros_like(position)
+        statistics = Statistics(residuals, seen)
+        return Gradient(log_density.detach(), gradient.contiguous(), statistics)
+
+    def _leaves(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The learned sites with respect to which derivatives are taken."""
+        sites = [site.name for site in self._structure.learned if site.update.derivatives]
+        return {name: latents[name].detach().requires_grad_() for name in sites}
+
+    def _seen(
+        self,
+        total: Tensor,
+        unconstrained: Mapping[str, Tensor],
+        latents: Mapping[str, Tensor],
+        recorded: dict[str, Tensor],
+    ) -> dict[str, Seen]:
+        """What the updates of learned sites see."""
+        if not self._structure.learned:
+            return {}
+        values = {**self.constrain(unconstrained), **latents}
+        values = {name: value.detach() for name, value in values.items()}
+        seen = {}
+        for site in self._structure.learned:
+            slopes: tuple[Tensor | None, Tensor | None] = (None, None)
+            if site.update.derivatives:
+                slopes = derivatives(total, latents[site.name], site)
+            seen[site.name] = Seen(values[site.name], values, recorded, *slopes)
+        return seen
+
+    def _of_chain(
+        self, unconstrained: Mapping[str, Tensor], latents: Mapping[str, Tensor], batch: Batch
+    ) -> Scored:
+        scorer = self._scorer
+        values = {**self.constrain(unconstrained), **latents}
+        scorer.start(values, unconstrained, batch.indices)
+        with scorer:
+            self._model(*batch.args, **batch.kwargs)
+        return scorer.finish()
+
+    def _of_chains(
+        self, unconstrained: Mapping[str, Tensor], latents: Mapping[str, Tensor], batch: Batch
+    ) -> Scored:
+        """
+        All chains by one run of the model, vectorised by :func:`torch.vmap`. The forward pass is
+        vectorised and its sum differentiated, which is faster than to vectorise gradients.
+        """
+        buffers = self._buffers or Buffers((), None)
+
+        def one(unconstrained: Any, latents: Any, indices: Any, arguments: Any, given: Any) -> Any:
+            found: dict[str, Any] = {}
+
+            def run() -> None:
+                log_density, residuals, recorded = self._of_chain(
+                    unconstrained, latents, Batch(arguments[0], arguments[1], indices)
+                )
+                for name, own in residuals.items():
+                    if not isinstance(own.data, Tensor):  # a number: vmap returns tensors only
+                        count = own.square.new_full((), own.data)
+                        residuals[name] = own._replace(data=count)
+                found.update(scored=(log_density, residuals, recorded))
+
+            after = buffers.run(given, run)
+            return found["scored"], after
+
+        indices = {n: 0 if i.dim() > 1 else None for n, i in batch.indices.items()}
+        arguments, own = (batch.args, dict(batch.kwargs)), buffers.values()
+        in_dims = axes(arguments) if batch.per_chain else None
+        try:
+            with pyro.validation_enabled(False):  # checks of values are branches on them
+                scored, after = torch.vmap(
+                    one, in_dims=(0, 0, indices, in_dims, 0), randomness="different"
+                )(dict(unconstrained), dict(latents), dict(batch.indices), arguments, own)
+        except RuntimeError as error:
+            if "vmap" not in str(error) and "atching rule" not in str(error):
+                raise
+            raise ModelError(
+                "the model cannot run for several chains at once, as torch.vmap finds: "
+                f'{str(error).splitlines()[0]} Use chain_method="sequential" or "parallel", or '
+                "write the step that fails without .item(), branches on values, or changes in place"
+            ) from error
+        buffers.keep(after)
+        return scored
+
+    def constrain(self, unconstrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The sites' values in constrained space, with the leading axes of their places."""
+        values = dict(unconstrained)
+        for name, transform in self._transforms.items():
+            values[name] = transform(unconstrained[name])
+        return values
+
+
+Scored = tuple[Tensor, dict[str, Residuals], dict[str, Tensor]]
+"""The log density of a run of the model, residuals, and what the model has recorded."""
+
+
+class _Scorer(Messenger):
+    """Gives sites their values and adds up log densities; one run of the model a ``start``."""
+
+    def __init__(self, structure: Structure) -> None:
+        super().__init__()
+        self._general = {block.name: block.transform for block in structure.general}
+        self._shapes = {
+            b.name: b.shape if b.transform is None else b.transform.forward_shape(b.shape)
+            for b in structure.blocks
+        }
+        self._plates = structure.plates
+        self._learned = {s.name: s.shape for s in structure.learned}
+        self._shapes |= self._learned
+        self._sigma_of = {
+            name: s.site for s in structure.sigmas if s.site for name in s.likelihoods
+        }
+        self._zero = torch.zeros((), dtype=structure.dtype, device=structure.device)
+
+    def start(
+        self,
+        values: Mapping[str, Tensor],
+        unconstrained: Mapping[str, Tensor],
+        indices: Mapping[str, Tensor],
+    ) -> None:
+        self._values = values
+        self._unconstrained = unconstrained
+        self._indices = indices
+        self._terms: list[Tensor] = []
+        self._given = 0
+        self.residuals: dict[str, Residuals] = {}
+        self._recorded: dict[str, Tensor] = {}
+
+    def finish(self) -> Scored:
+        """What the run has found; lets go of the position it was made at."""
+        scored = self._log_density(), self.residuals, self._recorded
+        self._values, self._unconstrained, self._terms = {}, {}, []
+        self.residuals, self._recorded = {}, {}
+        return scored
+
+    def _log_density(self) -> Tensor:
+        if self._given != len(self._values):
+            raise ModelError(
+                f"of the sites {sorted(self._values)} only {self._given} were there in this step, "
+                "expected the same sites at every step; a site under a condition that changes "
+                "cannot be sampled"
+            )
+        return sum(self._terms[1:], start=self._terms[0]) if self._terms else self._zero
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        value = self._values.get(name)
+        if value is not None:
+            self._give(msg, name, value)
+        elif site_is_subsample(msg):
+            self._give_indices(msg, name)
+        elif not msg["is_observed"]:
+            raise ModelError(
+                f"latent site {name!r} was not there when the model was looked over, expected the "
+                f"same sites at every step: {sorted(self._values)}; a site under a condition that "
+                "changes cannot be sampled"
+            )
+        elif name in self._sigma_of:
+            self._score_residuals(msg, name)
+        elif not msg["infer"].get("_deterministic", False):
+            self._score(msg, msg["value"])
+        elif self._learned:
+            self._recorded[name] = torch.as_tensor(msg["value"]).detach() * msg["scale"]
+
+    def _give(self, msg: Any, name: str, value: Tensor) -> None:
+        msg["value"] = value
+        msg["done"] = True
+        msg["stop"] = True
+        self._given += 1
+        if name in self._shapes and msg["fn"].shape() != self._shapes[name]:
+            raise ModelError(
+                f"site {name!r} has shape {tuple(msg['fn'].shape())}, expected "
+                f"{tuple(self._shapes[name])}, its shape when the model was looked over; a site "
+                "must keep its shape from step to step"
+            )
+        if name in self._learned:
+            self._score(msg, value)
+        if name in self._general:
+            self._score(msg, value)
+            transform = self._general[name]
+            if transform is not None:
+                jacobian = transform.log_abs_det_jacobian(self._unconstrained[name], value)
+                self._terms.append(jacobian.sum())
+
+    def _give_indices(self, msg: Any, name: str) -> None:
+        if msg["value"] is not None:  # indices of the model's own
+            return
+        fn = msg["fn"]
+        found = (fn.size, fn.size if fn.subsample_size is None else fn.subsample_size)
+        if name not in self._plates:
+            raise ModelError(
+                f"plate {name!r} was not there when the model was looked over, expected the same "
+                f"plates at every step: {sorted(self._plates)}"
+            )
+        if found != self._plates[name]:
+            raise ModelError(
+                f"plate {name!r} takes {found[1]} of {found[0]} data, expected "
+                f"{self._plates[name][1]} of {self._plates[name][0]} as when the model was looked "
+                "over; a batch must keep its size from step to step"
+            )
+        msg["value"] = self._indices[name]
+
+    def _score(self, msg: Any, value: Tensor) -> None:
+        log_prob = msg["fn"].log_prob(value, *msg["args"], **msg["kwargs"])
+        if msg["mask"] is not None:
+            log_prob = torch.where(torch.as_tensor(msg["mask"]), log_prob, 0.0)
+        total = log_prob.sum()
+        self._terms.append(total if msg["scale"] == 1.0 else total * msg["scale"])
+
+    def _score_residuals(self, msg: Any, name: str) -> None:
+        """Normal(loc, c sigma): its log density, where it depends on the weights, and (6)'s I."""
+        fn, scale, mask = base(msg["fn"]), msg["scale"], msg["mask"]
+        z = (msg["value"] - fn.loc) / fn.scale
+        data = z.numel() * scale
+        if mask is not None:
+            mask = torch.as_tensor(mask)
+            mask = mask.reshape(mask.shape + (1,) * msg["fn"].event_dim).expand(z.shape)
+            z, data = torch.where(mask, z, 0.0), mask.sum() * scale
+        total = torch.dot(z, z) if z.dim() == 1 else z.square().sum()
+        self._terms.append(total * (-0.5 * scale))
+        if fn.scale.requires_grad:  # c depends on the weights
+            log_scale = fn.scale.log() if mask is None else torch.where(mask, fn.scale.log(), 0.0)
+            self._terms.append(-log_scale.sum() * scale)
+        sigma2 = self._values[self._sigma_of[name]].reshape(())
+        self.residuals[name] = Residuals(total.detach() * sigma2 * scale, data)

@@ -1,0 +1,98 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Q as it is at a step, for the transitions that ask for it at positions of their own choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.adaptation.sweep import Latents
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.errors import ModelError
+from pyro_aeb.model.side_effects import Buffers
+from pyro_aeb.posterior.likelihood import Gradient
+from pyro_aeb.posterior.posterior import Posterior
+from pyro_aeb.transitions import Evaluated
+
+
+class StepTarget:
+    """
+    Q with the latents and the data of one step; see :class:`~pyro_aeb.transitions.base.Target`.
+
+    What the model changes as it runs (averages of BatchNorm) is changed by the step's own gradient
+    alone: after a run of the model here it is put back.
+
+    :param Posterior posterior: Q.
+    :param Latents latents: as they stand, None where there are none.
+    :param Batch batch: the step's data.
+    :param int step: the number of the step, from 1.
+    :param cover: batches of indices that hold all data; None where the data come from a loader.
+    :param Buffers buffers: those that the model changes.
+    """
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        latents: Latents | None,
+        batch: Batch,
+        step: int,
+        cover: Callable[[], Iterator[Mapping[str, Tensor]]] | None,
+        buffers: Buffers,
+    ) -> None:
+        self.step = step
+        self._posterior = posterior
+        self._latents = latents
+        self._batch = batch
+        self._cover = cover
+        self._buffers = buffers
+
+    def here(self, found: Gradient, position: Tensor) -> Evaluated:
+        """
+        Q where the step's gradient was taken.
+
+        :param Gradient found: the likelihood's part; its gradient is overwritten.
+        :param Tensor position: where.
+        """
+        return self._with_prior(found.log_density, found.gradient, position)
+
+    def batch(self, position: Tensor, prior: bool = True) -> Evaluated:
+        """See :meth:`~pyro_aeb.transitions.base.Target.batch`."""
+        return self._mean(position, iter([self._batch.indices]), prior)
+
+    def whole(self, position: Tensor, prior: bool = True) -> Evaluated:
+        """See :meth:`~pyro_aeb.transitions.base.Target.whole`."""
+        if self._cover is None:
+            raise ModelError(
+                "the transition asks for the whole data set, and the data come from a DataLoader, "
+                "which gives batches only; pass the data as tensors, to a model that takes a part "
+                "of them in pyro.plate(..., subsample_size=...)"
+            )
+        return self._mean(position, self._cover(), prior)
+
+    def _mean(
+        self, position: Tensor, indices: Iterator[Mapping[str, Tensor]], prior: bool
+    ) -> Evaluated:
+        total, count = None, 0
+        before = [value.clone() for value in self._buffers.values()]
+        for own in indices:
+            batch = self._batch._replace(indices=own)
+            found = self._posterior.likelihood_gradient(position, self._latents, batch)
+            pair = (found.log_density, found.gradient)
+            total = pair if total is None else (total[0] + pair[0], total[1].add_(pair[1]))
+            count += 1
+        self._buffers.load(before)
+        assert total is not None
+        log_density, gradient = total[0] / count, total[1].div_(count)
+        if not prior:
+            return Evaluated(log_density, gradient)
+        return self._with_prior(log_density, gradient, position)
+
+    @torch.no_grad()
+    def _with_prior(self, log_density: Tensor, gradient: Tensor, position: Tensor) -> Evaluated:
+        self._posterior.add_prior(gradient, position, self._latents)
+        potential = self._posterior.potential(log_density, position, self._latents)
+        return Evaluated(-potential, gradient)

@@ -1,0 +1,104 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Sums by group and the way back are those of an index with one entry a number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pyro_aeb.adaptation.segments import FEW, ROW, Groups
+
+
+def each_its_own(*sizes: int) -> Groups:
+    return Groups(sizes, tuple(range(len(sizes))), len(sizes))
+
+
+CASES = {
+    "one run": each_its_own(1000),
+    "one group of three runs": Groups((3, ROW, 700), (0, 0, 0), 1),
+    "three": each_its_own(5, ROW, 2 * ROW + 1),
+    "three, one of them twice": Groups((5, 300, 7, 40), (0, 1, 2, 0), 3),
+    "as many as are summed part by part": each_its_own(*range(1, FEW + 1)),
+    "one more, all within a row": each_its_own(*range(1, FEW + 2)),
+    "twenty that fill less than a row": each_its_own(*[ROW // 20 - 1] * 20),
+    "twenty below a row": each_its_own(*range(30, 50)),
+    "twenty of a row": each_its_own(*[ROW] * 20),
+    "twenty of several rows": each_its_own(*[3 * ROW] * 20),
+    "twenty above a row": each_its_own(*range(ROW + 1, ROW + 21)),
+    "twenty of all sizes": each_its_own(*[1, ROW - 1, ROW, ROW + 1, 10 * ROW + 3] * 4),
+    "a boundary at the end of a row": each_its_own(100, ROW - 100, 2 * ROW, 7, ROW - 7, 1),
+    "twenty in several runs": Groups(tuple(range(1, 401, 10)), tuple(range(20)) * 2, 20),
+    "one large and many small": each_its_own(20 * ROW, *[2] * 30),
+    "numbers without a row of one group": each_its_own(*[ROW // 2 + 1] * 9),
+}
+
+
+def group_of_each(groups: Groups) -> torch.Tensor:
+    return torch.tensor(
+        [g for g, n in zip(groups.index, groups.sizes, strict=True) for _ in range(n)]
+    )
+
+
+@pytest.mark.parametrize("chains", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("name", CASES)
+def test_sums(name, chains):
+    groups = CASES[name]
+    index = group_of_each(groups)
+    values = torch.randn(*chains, len(index), dtype=torch.float64)
+    expected = torch.zeros(*chains, groups.count, dtype=torch.float64).index_add(-1, index, values)
+    torch.testing.assert_close(groups.sum(values), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("chains", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("name", CASES)
+def test_spreads(name, chains):
+    groups = CASES[name]
+    index = group_of_each(groups)
+    by_group = torch.randn(*chains, groups.count)
+    before = by_group.clone()
+    found = groups.spread(by_group)
+    assert torch.equal(found.expand(*chains, len(index)), by_group[..., index])
+    assert torch.equal(by_group, before)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lengths(name):
+    groups = CASES[name]
+    expected = torch.bincount(group_of_each(groups), minlength=groups.count)
+    assert groups.lengths() == expected.tolist()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_part_of_a_longer_vector_is_summed_where_it_lies(name):
+    """The sparse slab of several chains is no contiguous tensor."""
+    groups = CASES[name]
+    size = sum(groups.sizes)
+    values = torch.randn(3, size + 5, dtype=torch.float64)[:, :size]
+    torch.testing.assert_close(groups.sum(values), groups.sum(values.contiguous()))
+
+
+@pytest.mark.parametrize("sizes", [(10**6,), (10**6, 3, 5 * 10**5), (10**5,) * 20])
+def test_single_precision_suffices_for_large_groups(sizes):
+    """
+    Summing in blocks, the error of a sum of positive numbers grows as the length of a block, the
+    number of blocks, and no more: within 600 roundings here, one by one it would be 10^5 or more.
+    """
+    groups = each_its_own(*sizes)
+    values = torch.rand(sum(sizes))
+    exact = [math.fsum(part.tolist()) for part in values.split(sizes)]
+    relative = groups.sum(values).double() / torch.tensor(exact, dtype=torch.float64) - 1.0
+    assert relative.abs().max() < 600 * torch.finfo(torch.float32).eps / 2
+
+
+def test_not_a_number_stays_in_its_group():
+    groups = CASES["twenty of all sizes"]
+    values = torch.ones(sum(groups.sizes))
+    values[0] = torch.nan  # the first group is this number alone, in the second one's row
+    values[-1] = torch.inf
+    found = groups.sum(values)
+    assert found[0].isnan() and found[-1].isinf()
+    assert torch.equal(found[1:-1], torch.tensor(groups.lengths()[1:-1]))

@@ -1,0 +1,193 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What is tried on a chain whose latents are held still, against closed forms on Gaussians."""
+
+import math
+
+import pytest
+import torch
+from models import dense_regression
+from pyro.infer import MCMC
+from runs import assert_equal, records
+from small_runs import PRECISION, P, X, Y, by_loader, gaussian, kernel, run
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_aeb as aeb
+from pyro_aeb.diagnostics.frozen_chain import Frozen
+from pyro_aeb.diagnostics.stein import scores
+from pyro_aeb.testing import sghmc_covariance, sgld_variance
+
+ONE_CHAIN = {"chains": 1, "chain_method": "sequential", "draws": 20}
+
+
+def everything(mcmc, chain=0) -> None:
+    aeb.diagnostics.temperature(mcmc, steps=10, chain=chain)
+    aeb.diagnostics.noise_ratio(mcmc, minibatches=2, chain=chain)
+    aeb.diagnostics.step_halving(mcmc, steps=100, chain=chain)
+    aeb.diagnostics.ksd(mcmc, draws=5, chain=chain)
+
+
+# The run is left alone
+
+
+def loader() -> DataLoader:
+    return DataLoader(TensorDataset(X, Y), batch_size=10, shuffle=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "seed"),
+    [
+        ("sequential", "tensors", 3),
+        ("vectorized", "tensors", None),
+        ("sequential", "loader", None),
+        ("vectorized", "loader", 3),
+    ],
+)
+def test_a_run_goes_on_bit_for_bit(method, data, seed):
+    def begun():
+        torch.manual_seed(9)
+        model = {"model": by_loader} if data == "loader" else {}
+        of = kernel(**model, seed=seed, pruning=aeb.MagnitudePruning(0.25))
+        args, more = ((loader(),), {}) if data == "loader" else ((X, Y), {"batch_size": 10})
+        mcmc = run(of, draws=12, warmup=2, chain_method=method, args=args, more=more)
+        return mcmc, args, more
+
+    plain, args, more = begun()
+    plain.run(*args, **more)
+    mcmc, args, more = begun()
+    for chain in (1, 0):
+        everything(mcmc, chain)
+    mcmc.run(*args, **more)
+    assert_equal(records(mcmc), records(plain))
+
+
+def test_chains_of_other_processes_are_started_here_and_let_go():
+    mcmc = run(draws=10, warmup=2, chain_method="parallel", mp_context="fork")
+    everything(mcmc, chain=1)
+    assert all(lane.chain is None for lane in mcmc._lanes)
+    mcmc.run(X, Y)
+    assert mcmc.get_samples(group_by_chain=True)["beta"].shape == (2, 20, P)
+
+
+def test_pyros_mcmc_keeps_the_last_chain():
+    mcmc = MCMC(kernel(), 10, 2, disable_progbar=True)
+    mcmc.run(X, Y)
+    everything(mcmc)
+    with pytest.raises(RuntimeError, match="chain 3 is not in this process"):
+        everything(mcmc, chain=3)
+
+
+# The temperature
+
+
+def test_the_temperature_of_every_site():
+    def two_sites():
+        gaussian(2000)
+
+    of = kernel(two_sites, aeb.SGHMC(0.2, friction=0.4), adaptation=None)
+    mcmc = run(of, args=(), **ONE_CHAIN)
+    everywhere, own = aeb.diagnostics.temperature(mcmc, steps=50)
+    assert (everywhere.site, own.site) == ("all", "w")
+    expected = sghmc_covariance(0.2, 1.0, PRECISION, 0.4)[0, 0] / (0.2 / (1 - 0.4 / 2))
+    assert abs(own.ratio - expected) < 5 * own.error
+    assert everywhere[1:] == own[1:]
+
+
+def test_few_steps_and_silent_transitions_are_refused():
+    mcmc = run(**ONE_CHAIN)
+    with pytest.raises(ValueError, match="steps is 5, expected at least 10"):
+        aeb.diagnostics.temperature(mcmc, steps=5)
+    with pytest.raises(ValueError, match="steps is 5, expected at least 100"):
+        aeb.diagnostics.step_halving(mcmc, steps=5)
+    with pytest.raises(ValueError, match="minibatches is 1, expected at least 2"):
+        aeb.diagnostics.noise_ratio(mcmc, minibatches=1)
+
+
+# Noise
+
+
+@pytest.mark.parametrize("transition", [aeb.SGLD(1e-3), aeb.SGHMC(1e-3, friction=0.2)])
+def test_the_noise_ratio_is_that_of_all_minibatches(transition):
+    tau, batch, n = 2.0, 10, len(X)
+    of = kernel(
+        dense_regression, transition, adaptation=None, minibatches="replacement",
+        inverse_temperature=tau,
+    )  # fmt: skip
+    mcmc = run(of, more={"batch_size": batch}, **ONE_CHAIN)
+    found = aeb.diagnostics.noise_ratio(mcmc, minibatches=1000)[0]
+    w = mcmc.kernel.chain.state.position
+    each = 4.0 * X * (Y - X @ w)[:, None]  # gradients of the data, noise of sd 1/2
+    variance = float(n**2 / batch * each.var(0, correction=0).mean())
+    friction = getattr(transition, "friction", 1.0)
+    assert found.injected == pytest.approx(2 * 1e-3 * friction / tau)
+    # The variance of a variance, of means of ten: 5 standard errors, as if they were normal.
+    assert found.minibatch == pytest.approx(1e-6 * variance, rel=5 * math.sqrt(2 / 999))
+    assert found.ratio == pytest.approx(found.injected / found.minibatch)
+
+
+def test_without_minibatches_there_is_no_noise():
+    found = aeb.diagnostics.noise_ratio(run(**ONE_CHAIN))
+    assert [one.ratio for one in found] == [math.inf, math.inf]
+
+
+# Steps of half the size
+
+
+@pytest.mark.parametrize(("step_size", "differs"), [(0.25, True), (0.01, False)])
+def test_halving_the_step_finds_the_bias_of_the_variance(step_size, differs):
+    size = 50
+    of = kernel(lambda: gaussian(size), aeb.SGLD(step_size), adaptation=None)
+    mcmc = run(of, args=(), **ONE_CHAIN)
+    mean, variance = aeb.diagnostics.step_halving(mcmc, steps=1000)
+    assert (mean.moment, variance.moment, mean.site) == ("mean", "variance", "w")
+    coarse, fine = (sgld_variance(e, 1.0, PRECISION) for e in (step_size, step_size / 2))
+    assert variance.differs == differs and not mean.differs
+    assert abs(variance.coarse - variance.fine - (coarse - fine)) < 5 * variance.error
+    if differs:
+        assert variance.fine == pytest.approx(fine, rel=0.1)
+        assert variance.bias == pytest.approx(2 * (coarse - fine) / fine, rel=0.2)
+
+
+def test_steps_that_run_away_are_an_error():
+    mcmc = run(kernel(gaussian, aeb.SGLD(0.4), adaptation=None), args=(), **ONE_CHAIN)
+    with Frozen(mcmc, 0, "test") as frozen:
+        with pytest.raises(aeb.NonFiniteError, match="further steps of size 1e.10 ran away"):
+            list(frozen.steps(100, step_size=1e10))
+
+
+# Scores on all data
+
+
+@pytest.mark.parametrize("batch", [None, 10, 7])
+def test_scores_are_of_all_data(batch):
+    of = kernel(dense_regression, aeb.SGLD(1e-3), adaptation=None, inverse_temperature=2.0)
+    mcmc = run(of, more={"batch_size": batch}, **ONE_CHAIN)
+    points = torch.randn(3, P)
+    with Frozen(mcmc, 0, "test") as frozen:
+        found = scores(frozen, points)
+    expected = 2.0 * (4.0 * (Y - points @ X.T) @ X - points / 4.0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["sequential", "vectorized"])
+@pytest.mark.parametrize("batch", [8, 15])  # the last batch of 15 has 10
+def test_scores_by_a_loader_are_those_on_all_data(method, batch):
+    data = DataLoader(TensorDataset(X, Y), batch_size=batch, shuffle=method == "sequential")
+    if method == "vectorized" and batch == 15:
+        data = DataLoader(TensorDataset(X, Y), batch_size=20)
+    mcmc = run(kernel(by_loader), draws=5, warmup=1, chain_method=method, args=(data,))
+    whole = run(kernel(), draws=5, warmup=1, chain_method=method)
+    points = torch.randn(3, P)
+    with Frozen(mcmc, 1, "test") as frozen:
+        latents, found = frozen.latents, scores(frozen, points)
+    with Frozen(whole, 1, "test") as frozen:
+        row = frozen._row
+        own = frozen.chain.latents
+        if row is None:
+            frozen.chain.latents = latents
+        else:
+            values = latents.ssgl
+            parts = [torch.stack([a, a]) if torch.is_tensor(a) and a.dim() else a for a in values]
+            frozen.chain.latents = own._replace(ssgl=type(own.ssgl)(*parts))
+        torch.testing.assert_close(found, scores(frozen, points), rtol=1e-4, atol=1e-3)

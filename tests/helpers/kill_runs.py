@@ -1,0 +1,167 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Kills a running job at random moments, goes on with it each time, and compares.
+
+``python tests/helpers/kill_runs.py --kills 100`` shares out so many kills (SIGKILL, which no
+process can catch) among jobs of several kinds: chains one after the other and chains that step
+together, draws in memory and in a Zarr trace, plates and a shuffling DataLoader, with a seed and
+without. A killed job goes on in a new process from its checkpoint, until it has ended. Its draws,
+statistics and latents must then be those of a run that was left alone, bit for bit. It exits with 1
+if any differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing as mp
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from loader_data import shuffled
+from models import loader_regression, sparse_regression
+from runs import DATA, X, Y, chains, kernel, records, resumed
+
+import pyro_aeb as aeb
+
+DRAWS, WARMUP, EVERY = 60, 10, 3
+
+
+class Job(NamedTuple):
+    """A run of two chains."""
+
+    method: str
+    trace: bool
+    loader: bool
+    seed: int | None
+
+    @property
+    def model(self) -> Any:
+        return loader_regression if self.loader else sparse_regression
+
+
+JOBS = (
+    Job("sequential", trace=False, loader=True, seed=None),
+    Job("vectorized", trace=True, loader=True, seed=None),
+    Job("sequential", trace=True, loader=False, seed=7),
+    Job("vectorized", trace=False, loader=False, seed=7),
+)
+
+
+def begin(job: Job, folder: Path, kept: bool = True) -> aeb.MCMC:
+    """The run, not yet started; with a checkpoint, or to be left alone."""
+    places: dict[str, Any] = {"checkpoint": folder / "run", "every": EVERY}
+    if job.trace:
+        places["trace"] = folder / "draws.zarr"
+    of = kernel(job.model, seed=job.seed, pruning=aeb.MagnitudePruning(0.3, freeze=True))
+    return chains(of, DRAWS, WARMUP, method=job.method, **(places if kept else {}))
+
+
+def advance(run: aeb.MCMC, job: Job, pause: float) -> None:
+    def wait(*_: Any) -> None:
+        time.sleep(pause)
+
+    run._hook = wait if pause else None
+    if job.loader:
+        run.run(shuffled())
+    else:
+        run.run(X, Y, **DATA)
+
+
+def work(job: Job, folder: Path, pause: float) -> None:
+    """In a process of its own: begins the run, or goes on with it."""
+    torch.set_num_threads(1)
+    torch.manual_seed(3)
+    begun = (folder / "run" / "run.pt").exists()
+    run = resumed(folder / "run", job.model) if begun else begin(job, folder)
+    if not begun or min(run._counts()) < DRAWS:
+        advance(run, job, pause)
+
+
+def whole(job: Job, folder: Path) -> dict[str, torch.Tensor]:
+    """What the run keeps that is left alone."""
+    torch.manual_seed(3)
+    run = begin(job, folder, kept=False)
+    advance(run, job, 0.0)
+    return records(run)
+
+
+def killed_run(
+    job: Job, folder: Path, kills: int, moments: random.Random, context: Any
+) -> tuple[int, dict[str, torch.Tensor]]:
+    """How often the run was killed, and what it has kept at its end."""
+    pause = 0.005
+    longest = pause * (DRAWS + WARMUP) * (1 if job.method == "vectorized" else 2)
+    done = 0
+    while True:
+        process = context.Process(target=work, args=(job, folder, pause))
+        process.start()
+        if done < kills:
+            # Short enough for the run to last until it has been killed as often as it shall be.
+            process.join(moments.uniform(0.0, 1.5 * longest / (kills + 1)))
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        if process.exitcode == 0:
+            break
+        if process.exitcode != -signal.SIGKILL:
+            raise RuntimeError(f"{job}: a process ended with exit code {process.exitcode}")
+        done += 1
+    return done, records(resumed(folder / "run", job.model))
+
+
+def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
+    names = sorted({*found, *expected})
+    return [
+        name
+        for name in names
+        if name not in found
+        or name not in expected
+        or found[name].dtype != expected[name].dtype
+        or not torch.equal(found[name], expected[name])
+    ]
+
+
+def trial(job: Job, kills: int, moments: random.Random, context: Any) -> tuple[int, list[str]]:
+    """How often a job was killed, and what differs at its end."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        done, found = killed_run(job, folder, kills, moments, context)
+        return done, differences(found, whole(job, folder))
+    finally:
+        shutil.rmtree(folder)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--kills", type=int, default=100, help="in all (default 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    moments = random.Random(options.seed)
+    context = mp.get_context("fork")  # a new process within milliseconds, which has no run yet
+    total, runs, wrong = 0, 0, 0
+    while total < options.kills:
+        job = JOBS[runs % len(JOBS)]
+        done, differ = trial(job, min(5, options.kills - total), moments, context)
+        total, runs, wrong = total + done, runs + 1, wrong + bool(differ)
+        print(
+            f"{job}: {done} kills, {'the same' if not differ else f'differ: {differ}'}", flush=True
+        )
+    print(f"{total} kills in {runs} runs; {runs - wrong} runs ended bit for bit as if left alone")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Parts of models with links between their sites, and what becomes of such models."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+from models import linear_data
+from refusals import met
+
+from pyro_aeb import SSGL, ModelError
+from pyro_aeb.model.inspection import inspect_model
+
+X, Y = linear_data()
+N = len(X)
+
+
+def structure(model, *args, links=None, adapt=True):
+    return inspect_model(model, args, {}, adapt=adapt, links=links)
+
+
+def refusal(model, *args, **options) -> str:
+    """The message of the error that a model gets."""
+    with pytest.raises(ModelError) as info:
+        structure(model, *args, **options)
+    met(info.value)
+    return str(info.value)
+
+
+def latents():
+    """An InverseGamma(1.5, 2) and a Beta(2, 3) site."""
+    return (
+        pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0)),
+        pyro.sample("delta", dist.Beta(2.0, 3.0)),
+    )
+
+
+def prior(delta, sigma):
+    return SSGL(v0=0.1, v1=10.0, delta=delta, sigma=sigma)
+
+
+def observe(mean, scale, name="y"):
+    with pyro.plate(f"data_{name}", N):
+        pyro.sample(name, dist.Normal(mean, scale), obs=Y)

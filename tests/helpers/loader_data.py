@@ -1,0 +1,47 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Data, loaders of them, and the batches they give, that the tests of DataLoaders share."""
+
+from __future__ import annotations
+
+import torch
+from models import N, linear_data
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from pyro_aeb.data.loaders import LoaderArguments
+
+X, Y = linear_data()
+DATA = TensorDataset(X, Y)
+BATCHES = [(X[i : i + 5], Y[i : i + 5]) for i in range(0, N, 5)]
+"""All data, five by five."""
+
+
+def batches_of(loader: DataLoader, count: int, **options) -> list:
+    """The first so many, as arguments of a model."""
+    source = LoaderArguments(loader, {}, **{"seed": None, **options})
+    return [source.next() for _ in range(count)]
+
+
+def shuffled(batch_size: int = 6, **options) -> DataLoader:
+    return DataLoader(DATA, batch_size, shuffle=True, **options)
+
+
+def as_it_is(batch):
+    """The collation that leaves a batch alone."""
+    return batch
+
+
+def joined(items):
+    """The collation of items that are batches."""
+    return tuple(torch.cat(parts) for parts in zip(*items, strict=True))
+
+
+class Once(IterableDataset):
+    """Data that can be read once."""
+
+    def __init__(self, rows):
+        self.rows = iter(rows)
+
+    def __iter__(self):
+        return self.rows

@@ -1,0 +1,124 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Layouts of weights to prune, and a run of a pruner without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+
+import torch
+from torch import Tensor
+from torch.distributions.transforms import ExpTransform
+
+from pyro_aeb.model.structure import Block, NormalBlock, SparseBlock, Structure
+from pyro_aeb.pruning import Pruner
+from pyro_aeb.transitions import SGHMCState, SGLDState
+
+Shape = Sequence[int]
+
+# ResNet20 for CIFAR10: all convolutions but the first are sparse; the first, BatchNorm, the
+# shortcuts' and the last layer's weights are not.
+RESNET20 = {
+    **{f"layer1.{i}.weight": (16, 16, 3, 3) for i in range(6)},
+    "layer2.0.weight": (32, 16, 3, 3),
+    **{f"layer2.{i}.weight": (32, 32, 3, 3) for i in range(1, 6)},
+    "layer3.0.weight": (64, 32, 3, 3),
+    **{f"layer3.{i}.weight": (64, 64, 3, 3) for i in range(1, 6)},
+}
+RESNET20_DENSE = {
+    "conv1.weight": (16, 3, 3, 3),
+    "bn": (1376,),
+    "fc.weight": (10, 64),
+    "fc.bias": (10,),
+}
+
+# Sizes that share no factor, and no share of which is a whole number.
+ODD = {"a.weight": (7, 11), "b.weight": (13, 3), "c.weight": (5,), "d.weight": (29, 17)}
+ODD_DENSE = {"a.bias": (7,), "b.bias": (13,)}
+
+
+def structure(
+    sparse: Mapping[str, Shape],
+    dense: Mapping[str, Shape] | None = None,
+    positive: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+) -> Structure:
+    """SSGL sites, sites with a normal prior, and positive numbers."""
+    return Structure(
+        sparse=tuple(SparseBlock(n, torch.Size(s)) for n, s in sparse.items()),
+        normal=tuple(NormalBlock(n, torch.Size(s)) for n, s in (dense or {}).items()),
+        general=tuple(Block(n, torch.Size(), ExpTransform()) for n in positive),
+        sigmas=(),
+        deltas=(),
+        observed=(),
+        plates={},
+        dims={},
+        observations={},
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+
+
+def no_probability() -> Tensor:
+    raise AssertionError("this pruning does not ask for probabilities")
+
+
+def pruned(pruner: Pruner, position: Tensor, k: int = 1, wide=no_probability) -> Tensor:
+    """A copy of a position after step k."""
+    return pruner.prune(SGLDState(position.clone()), k, wide).position
+
+
+def walk(
+    pruner: Pruner, layout: Structure, steps: int, seed: int = 0
+) -> Iterator[tuple[int, SGHMCState]]:
+    """The steps of a random walk with momentum that is pruned after every step."""
+    generator = torch.Generator().manual_seed(seed)
+    state = SGHMCState(*torch.zeros(2, layout.size, dtype=layout.dtype))
+    for k in range(1, steps + 1):
+        noise = torch.randn(layout.size, dtype=layout.dtype, generator=generator)
+        momentum = 0.9 * state.momentum + noise
+        state = SGHMCState(state.position + momentum, momentum)
+        state = pruner.prune(state, k, no_probability)
+        yield k, state
+
+
+class CoarseWalk:
+    """
+    A random walk with momentum, to be pruned after every step. Its numbers are few, so that many
+    weights tie, and many are zero.
+
+    :param Structure layout: of D weights, P of them sparse.
+    :param int steps: its length.
+    :param shape: of the chains, () for a single one.
+    """
+
+    def __init__(self, layout: Structure, steps: int, shape: Shape = ()) -> None:
+        generator = torch.Generator().manual_seed(0)
+        sizes = (steps, *shape, layout.size), (steps, *shape, layout.sparse_size)
+        noise, wide = (torch.randn(s, dtype=layout.dtype, generator=generator) for s in sizes)
+        self.noise, self.wide = noise.round(), (2.0 * wide).round().clamp(0.0, 1.0)
+
+    def chain(self, i: int) -> CoarseWalk:
+        """One of several chains, alone."""
+        own = copy(self)
+        own.noise, own.wide = self.noise[:, i], self.wide[:, i]
+        return own
+
+    def start(self) -> SGHMCState:
+        return SGHMCState(torch.zeros_like(self.noise[0]), torch.zeros_like(self.noise[0]))
+
+    def go(self, pruner: Pruner, state: SGHMCState, steps: range) -> SGHMCState:
+        """The state after these steps, counted from 1."""
+        for k in steps:
+            momentum = (0.9 * state.momentum).round() + self.noise[k - 1]
+            state = SGHMCState(state.position + momentum, momentum)
+            state = pruner.prune(state, k, lambda k=k: self.wide[k - 1])
+        return state
+
+
+def zeros(position: Tensor, layout: Structure) -> dict[str, int]:
+    """How many weights of each SSGL site are zero."""
+    values = layout.unflatten(position)
+    return {block.name: int((values[block.name] == 0).sum()) for block in layout.sparse}

@@ -1,0 +1,49 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the tests of the tutorials share: their modules, runs of their scripts, and rows."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TUTORIALS = ROOT / "tutorials"
+
+
+def needs(*packages: str) -> None:
+    """
+    Makes the modules of the reproduction scripts importable, or skips the test module that calls
+    this where a package is missing.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the tutorials need {package}: .[tutorials]", allow_module_level=True)
+    sys.path.insert(0, str(TUTORIALS / "reproduce"))
+
+
+def run_script(script: str, *arguments: str, cwd: Path) -> str:
+    """Runs a tutorial as a reader would, on one thread, and returns what it prints."""
+    finished = subprocess.run(
+        [sys.executable, str(TUTORIALS / script), *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file, by column."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

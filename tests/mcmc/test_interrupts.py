@@ -1,0 +1,257 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Ctrl-C, pressed in real processes."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from loader_data import shuffled
+from models import loader_regression
+from runs import (
+    DATA,
+    METHODS,
+    CtrlCAt,
+    X,
+    Y,
+    assert_equal,
+    chains,
+    kernel,
+    records,
+    resumed,
+)
+
+from pyro_aeb.kernel.update import Update
+from pyro_aeb.mcmc.interrupts import between_steps
+
+WAIT = 60.0
+
+
+def press() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+# -- the note
+
+
+def test_the_first_ctrl_c_is_noted_and_raised_between_steps():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), between_steps() as between:
+        between()
+        press()
+        reached.append("the rest of the step")
+        between()
+        reached.append("the next step")
+    assert reached == ["the rest of the step"]
+
+
+def test_one_in_the_last_step_is_raised_at_the_end():
+    with pytest.raises(KeyboardInterrupt), between_steps():
+        press()
+
+
+def test_the_second_one_is_not_waited_for():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), between_steps():
+        press()
+        reached.append("first")
+        press()
+        reached.append("second")
+    assert reached == ["first"]
+
+
+def test_the_usual_handler_comes_back():
+    usual = signal.getsignal(signal.SIGINT)
+    with between_steps():
+        assert signal.getsignal(signal.SIGINT) is not usual
+    assert signal.getsignal(signal.SIGINT) is usual
+    with pytest.raises(ValueError), between_steps():
+        raise ValueError
+    assert signal.getsignal(signal.SIGINT) is usual
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so():
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with between_steps() as between:
+            press()
+            between()
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def test_other_threads_are_as_they_were():
+    usual, found = signal.getsignal(signal.SIGINT), []
+
+    def elsewhere() -> None:
+        with between_steps() as between:
+            between()
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [usual]
+
+
+# -- runs in this process
+
+
+@pytest.mark.parametrize("method, kept", [("sequential", [8, 4]), ("vectorized", [4, 4])])
+def test_a_run_that_was_stopped_goes_on_to_the_same_draws(method, kept):
+    whole = chains(method=method)
+    whole.run(X, Y, **DATA)
+    stage = "Sample" if method == "vectorized" else "Sample [1]"
+    run = chains(method=method, hook_fn=CtrlCAt(stage, 3))
+    with pytest.raises(KeyboardInterrupt):
+        run.run(X, Y, **DATA)
+    assert run._counts() == kept
+    for name, draws in whole.get_samples(group_by_chain=True).items():
+        there = torch.cat([draws[chain, :count] for chain, count in enumerate(kept)])
+        assert torch.equal(run.get_samples()[name], there)
+    run.run(X, Y, **DATA)
+    assert_equal(records(run), records(whole))
+
+
+def test_warm_up_may_be_stopped_and_goes_on():
+    whole = chains()
+    whole.run(X, Y, **DATA)
+    run = chains(hook_fn=CtrlCAt("Warmup [0]", 1))
+    with pytest.raises(KeyboardInterrupt):
+        run.run(X, Y, **DATA)
+    with pytest.raises(RuntimeError, match="no draw is kept yet"):
+        run.get_samples()
+    run.run(X, Y, **DATA)
+    assert_equal(records(run), records(whole))
+
+
+# -- Ctrl-C from outside, as a terminal sends it to all processes of a group
+
+
+class Slow:
+    """A hook that takes its time, and says when it begins."""
+
+    def __init__(self, started=None, seconds: float = 0.05) -> None:
+        self.started, self.seconds = started, seconds
+
+    def __call__(self, kernel, draw, stage, number) -> None:
+        if self.started is not None and stage.startswith("Sample"):
+            self.started.set()
+        time.sleep(self.seconds)
+
+
+def make(kind: str, **options):
+    if kind == "loader":
+        return (
+            chains(kernel(loader_regression), draws=12, number=1, **options),
+            (shuffled(num_workers=2),),
+            {},
+        )
+    return chains(draws=40, method=kind, **options), (X, Y), DATA
+
+
+def stopped_run(kind: str, started, results, folder: str) -> None:
+    """In a process of its own group: runs, is stopped, says what it has, and goes on."""
+    os.setpgrp()
+    mp.set_start_method("fork", force=True)  # of a loader's workers: spawned ones take seconds
+    torch.set_num_threads(1)
+    run, args, kwargs = make(kind, hook_fn=Slow(started), checkpoint=folder, every=1000)
+    try:
+        run.run(*args, **kwargs)
+        results.put("not stopped")
+    except KeyboardInterrupt:
+        results.put(run._counts())
+        run._hook = None
+        run.run(*args, **kwargs)
+        results.put({name: value.numpy() for name, value in records(run).items()})
+
+
+@pytest.mark.parametrize("kind", [*METHODS, "loader"])
+def test_ctrl_c_at_a_terminal(kind, tmp_path):
+    context = mp.get_context("forkserver")
+    started, results = context.Event(), context.Queue()
+    process = context.Process(
+        target=stopped_run, args=(kind, started, results, str(tmp_path / "run"))
+    )
+    process.start()
+    try:
+        assert started.wait(WAIT)
+        os.killpg(process.pid, signal.SIGINT)
+        counts = results.get(timeout=WAIT)
+        assert counts != "not stopped" and 0 < sum(counts) < 80
+        found = {name: torch.from_numpy(value) for name, value in results.get(timeout=WAIT).items()}
+        process.join(WAIT)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+    whole, args, kwargs = make(kind)
+    whole.run(*args, **kwargs)
+    assert_equal(found, records(whole))
+    model = loader_regression if kind == "loader" else None
+    again = resumed(tmp_path / "run", **({"model": model} if model else {}))
+    assert_equal(records(again), records(whole))
+
+
+class TwiceInAStep:
+    """A model that presses Ctrl-C twice in one step."""
+
+    def __init__(self, step: int) -> None:
+        self.calls, self.step, self.after = 0, step, False
+
+    def __call__(self, x, y=None):
+        self.calls += 1
+        if self.calls == self.step:
+            press()
+            press()
+            self.after = True
+        return loader_regression(x, y)
+
+
+def test_a_second_ctrl_c_ends_the_step_and_the_draws_are_there(tmp_path):
+    model = TwiceInAStep(20)
+    run = chains(kernel(model), number=1, checkpoint=tmp_path, every=2)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(X, Y)
+    assert not model.after
+    kept = run.get_samples()["beta"]
+    assert 0 < len(kept) < 8
+    whole = chains(kernel(loader_regression), number=1)
+    whole.run(X, Y)
+    assert torch.equal(kept, whole.get_samples()["beta"][: len(kept)])
+    again = resumed(tmp_path, loader_regression)
+    assert torch.equal(again.get_samples()["beta"], kept)
+    again.run(X, Y)
+    assert_equal(records(again), records(whole))
+
+
+def test_a_step_that_was_cut_while_it_changed_the_state_is_not_saved(tmp_path):
+    """The checkpoint before it is."""
+    run = chains(kernel(loader_regression), number=1, checkpoint=tmp_path, every=4)
+    seen = []
+
+    def twice(*args):
+        seen.append(args)
+        if len(seen) == 15:
+            press()
+            press()
+        return update(*args)
+
+    update = Update.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Update, "__call__", twice)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(X, Y)
+    assert run._counts() == [4]  # 14 steps are 7 draws, of which 3 were of warm-up
+    again = resumed(tmp_path, loader_regression)
+    assert again._counts() == [1]  # of the checkpoint after 4 draws
+    again.run(X, Y)
+    whole = chains(kernel(loader_regression), number=1)
+    whole.run(X, Y)
+    assert_equal(records(again), records(whole))

@@ -1,0 +1,203 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The buffers that a model changes: which they are, and that chains which step together each have a
+set of their own.
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import P, linear_data
+from runs import Network as WithDropout
+from runs import Stop, StopAt, buffers_of, chains, kernel, resumed
+from torch import nn
+
+import pyro_aeb as aeb
+from pyro_aeb.model.side_effects import Buffers, unchanged_buffers
+
+CHAINS, DRAWS = 3, 6
+X, Y = linear_data(dtype=torch.float64)
+NO_LATENTS = {"adaptation": None, "step_size": 1e-4}
+
+
+class Network(WithDropout):
+    """With BatchNorm alone: all its randomness is the chain's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop.p = 0.0
+
+
+class Counting(nn.Module):
+    """A buffer that is replaced, one that is changed in place, one that stays, and one not set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("replaced", torch.zeros(()))
+        self.register_buffer("added_to", torch.zeros(()))
+        self.register_buffer("stays", torch.ones(2))
+        self.register_buffer("none", None)
+
+    def forward(self, x):
+        self.replaced = self.replaced + 1.0
+        self.added_to.add_(2.0)
+        return x * self.stays[0]
+
+
+@pytest.fixture(autouse=True)
+def double():
+    """Rounding is then too small to grow into a difference within a few steps."""
+    torch.set_default_dtype(torch.float64)
+
+
+# -- which they are
+
+
+def test_the_buffers_that_change_are_found_and_left_as_they_were():
+    outer = nn.Sequential(Counting(), nn.BatchNorm1d(P), nn.Linear(P, 1))
+    own = dict(outer.named_buffers())
+    before = buffers_of(outer)
+    with unchanged_buffers() as changed:
+        outer(X)
+        assert outer[0].replaced == 1.0 and outer[0].added_to == 2.0
+    names = {(type(module).__name__, name) for module, name in changed}
+    averages = ("running_mean", "running_var", "num_batches_tracked")
+    assert names == {
+        ("Counting", "replaced"),
+        ("Counting", "added_to"),
+        *(("BatchNorm1d", name) for name in averages),
+    }
+    for name, buffer in outer.named_buffers():
+        assert buffer is own[name] and torch.equal(buffer, before[name])
+
+
+def test_in_eval_mode_batch_norm_changes_none():
+    norm = nn.BatchNorm1d(P).eval()
+    with unchanged_buffers() as changed:
+        norm(X)
+    assert changed == []
+
+
+def test_buffers_are_given_back_after_an_error():
+    module = Counting()
+    with pytest.raises(KeyError), unchanged_buffers():
+        module(X)
+        raise KeyError
+    assert module.replaced == 0.0 and module.added_to == 0.0
+
+
+# -- sets of them
+
+
+def places(module: nn.Module) -> list:
+    return [(module, "replaced"), (module, "added_to")]
+
+
+def test_a_compiled_module_in_a_model_is_looked_at_as_it_was_written():
+    """The compiler cannot follow the loan of copies; the steps after it run the compiled code."""
+    module = torch.compile(nn.BatchNorm1d(P), backend="eager")
+    module(X)  # the compiler is at work before the model is looked at
+
+    def model(x):
+        weights = pyro.sample("w", dist.Normal(torch.zeros(P), 1.0).to_event(1))
+        pyro.factor("fit", -(module(x) @ weights).square().sum())
+
+    run = aeb.MCMC(kernel(model, **NO_LATENTS), 2, warmup_steps=0, disable_progbar=True)
+    run.run(X)
+    assert int(module.num_batches_tracked) == 1 + 2 * 2  # two steps a draw
+
+
+def test_a_run_changes_the_buffers_it_is_lent_and_returns_them():
+    module = Counting()
+    buffers = Buffers(places(module), 2)
+    assert [value.tolist() for value in buffers.values()] == [[0.0, 0.0], [0.0, 0.0]]
+    after = buffers.run([torch.tensor(5.0), torch.tensor(7.0)], lambda: module(X))
+    assert [float(value) for value in after] == [6.0, 9.0]
+    assert module.replaced == 0.0 and module.added_to == 0.0
+
+
+def test_the_modules_have_their_own_again_after_an_error_in_a_run():
+    module = Counting()
+
+    def fail():
+        module(X)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        Buffers(places(module), 1).run([torch.tensor(5.0), torch.tensor(7.0)], fail)
+    assert module.replaced == 0.0 and module.added_to == 0.0
+
+
+def test_the_last_chains_are_left_in_the_modules():
+    module = Counting()
+    own = module.replaced
+    buffers = Buffers(places(module), 2)
+    buffers.keep([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])])
+    assert module.replaced == 0.0
+    buffers.hand_back()
+    assert module.replaced == 2.0 and module.added_to == 4.0
+    assert module.replaced is own
+
+
+@pytest.mark.parametrize("number", [None, 2])
+def test_values_that_are_loaded_are_copies(number):
+    module = Counting()
+    buffers = Buffers(places(module), number)
+    given = [torch.full_like(value, 3.0) for value in buffers.values()]
+    buffers.load(given)
+    module(X)
+    if number is None:
+        assert module.replaced == 4.0 and module.added_to == 5.0
+    assert all((value == 3.0).all() for value in given)
+
+
+# -- BatchNorm in train mode
+
+
+@pytest.mark.parametrize("transition", [aeb.SGLD, aeb.SGHMC])
+def test_chains_that_step_together_keep_running_averages_of_their_own(transition):
+    network = Network()
+    run = chains(
+        kernel(network, transition, **NO_LATENTS), DRAWS, number=CHAINS, method="vectorized"
+    )
+    run.run(X, Y)
+    together = run.kernel.chain.buffers.values()
+    means = []
+    for chain in range(CHAINS):
+        alone = Network()
+        own = kernel(alone, transition, **NO_LATENTS)
+        own.start(0, chain, (X, Y), {})
+        own.advance(run.kernel.chain.step)
+        values = own.chain.buffers.values()
+        assert len(values) == len(together) == 3
+        for stack, value in zip(together, values, strict=True):
+            torch.testing.assert_close(stack[chain], value, rtol=1e-9, atol=1e-9)
+        means.append(alone.norm.running_mean.clone())
+    assert not torch.equal(means[0], means[1]) and not torch.equal(means[1], means[2])
+    for name, value in buffers_of(alone).items():  # the last chain's are left in the network
+        torch.testing.assert_close(buffers_of(network)[name], value, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["sequential", "vectorized"])
+def test_running_averages_go_on_from_a_checkpoint(tmp_path, method):
+    def run(network, **options):
+        of = kernel(network, **NO_LATENTS)
+        return chains(of, DRAWS, number=CHAINS, method=method, **options)
+
+    whole = Network()
+    run(whole).run(X, Y)
+    stage = "Sample" if method == "vectorized" else f"Sample [{CHAINS - 1}]"
+    path, first = tmp_path / "run.ckpt", Network()
+    with pytest.raises(Stop):
+        run(first, checkpoint=path, every=1, hook_fn=StopAt(stage, 2)).run(X, Y)
+    fresh = Network()  # whose averages are at their first values
+    second = resumed(path, fresh)
+    second.run(X, Y)
+    for name, value in buffers_of(whole).items():
+        assert torch.equal(buffers_of(fresh)[name], value), name
+    assert not torch.equal(fresh.norm.running_mean, Network().norm.running_mean)

@@ -1,0 +1,138 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The README's first program runs as it is written, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+
+import pyro_aeb as aeb
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(marker: str) -> list[str]:
+    """The fenced blocks that follow ``<!-- marker -->``."""
+    pattern = rf"^<!-- {re.escape(marker)} -->\n```\w+\n(.*?)^```$"
+    return re.findall(pattern, README, re.M | re.S)
+
+
+def run(program: str) -> dict[str, Any]:
+    # As a module of its own: what it defines is at the top level, as in a user's file.
+    names: dict[str, Any] = {"__name__": "first_program"}
+    exec(compile(program, "README.md", "exec"), names)
+    return names
+
+
+def smaller(program: str, sizes: dict[str, tuple[int, int]]) -> str:
+    """The program with other numbers for some of its arguments."""
+    for name, (written, used) in sizes.items():
+        program, count = re.subn(rf"\b{name}={written}\b", f"{name}={used}", program)
+        assert count == 1, f"the first program has {count} arguments {name}={written}, expected one"
+    return program
+
+
+def test_first_program_at_reduced_size() -> None:
+    data, analysis = blocks("first-program")
+    sizes = {"num_samples": (1000, 20), "warmup_steps": (200, 5), "steps_per_draw": (100, 10)}
+    names = run(data + smaller(analysis, sizes))
+
+    p = names["X"].shape[1]
+    draws = names["mcmc"].get_samples()
+    assert {name: tuple(value.shape) for name, value in draws.items()} == {
+        "beta": (20, p),
+        "delta": (20,),
+        "sigma2": (20,),
+    }
+    idata = names["idata"]
+    assert idata.posterior["beta"].dims == ("chain", "draw", "features")
+    assert idata.adaptation["beta_rho"].dims == ("chain", "draw", "features")
+    expected = {
+        "diverging",
+        "potential",
+        "step_size",
+        "inverse_temperature",
+        "sa_weight",
+        "sparsity",
+    }
+    assert expected <= set(idata.sample_stats.data_vars)
+    for statistic in expected:
+        assert idata.sample_stats[statistic].shape == (1, 20)
+
+
+@pytest.mark.slow
+def test_first_program_finds_its_three_effects() -> None:
+    data, analysis = blocks("first-program")
+    # A shorter run; all settings that bear on what it converges to are the README's.
+    sizes = {"num_samples": (1000, 100), "warmup_steps": (200, 50), "steps_per_draw": (100, 50)}
+    names = run(data + smaller(analysis, sizes))
+
+    X, y, draws = names["X"], names["y"], names["mcmc"].get_samples()
+    truth = torch.zeros(X.shape[1])
+    truth[:3] = torch.tensor([3.0, 2.0, 1.0])
+    rho = torch.as_tensor(names["idata"].adaptation["beta_rho"].values)[0, -1]
+    assert torch.equal(rho > 0.5, truth > 0)
+
+    # The noise variance is 1: least squares is off by 1 / sqrt(n) = 0.1 a weight; 4 of these.
+    error = draws["beta"].mean(0) - truth
+    assert error.abs().max() < 4 / math.sqrt(len(y))
+    # The variance of n normal numbers of variance 1 is off by sqrt(2 / n) = 0.14; 4 of these.
+    assert abs(draws["sigma2"][-1].item() - 1) < 4 * math.sqrt(2 / len(y))
+
+
+def test_prediction_follows_the_readme() -> None:
+    data, analysis = blocks("first-program")
+    last = ast.unparse(ast.parse(analysis).body[-1])
+    assert last == "Predictive(model, mcmc.get_samples())(X_test)['y']"
+    sizes = {"num_samples": (1000, 5), "warmup_steps": (200, 1), "steps_per_draw": (100, 2)}
+    names = run(data + smaller(analysis, sizes))
+    pyro.set_rng_seed(1)
+    assert eval(last, names).shape == (5, len(names["X_test"]))
+
+
+def test_network_program_at_reduced_size() -> None:
+    data, analysis = blocks("network-program")
+    sizes = {"num_samples": (100, 5), "warmup_steps": (100, 2), "steps_per_draw": (50, 3)}
+    names = run(data + smaller(analysis, sizes))
+    assert names["mcmc"].get_samples()["0.weight"].shape == (5, 50, 20)
+    assert names["predict"].evaluate(names["test"]).draws == 5
+    # The paper's schedule: 0.8 (1 - 0.99^(k / 10)) of all 1152 weights at step 21.
+    zeros = round(0.8 * (1 - 0.99**2.1) * 1152)
+    weights = [value for value in names["sparse"].state_dict().values()]
+    assert sum(int((value == 0).sum()) for value in weights) == zeros
+
+
+@pytest.mark.slow
+def test_network_program_finds_the_two_inputs_that_matter() -> None:
+    torch.manual_seed(0)
+    names = run("".join(blocks("network-program")))
+    mass = names["sparse"][0].weight.abs().sum(0)
+    assert mass[:2].min() > 3 * mass[2:].max()
+    scores = names["predict"].evaluate(names["test"])
+    # Guessing is right in half of the 1000 cases; the average errs less than its last draw.
+    assert scores.average["accuracy"] > 0.9
+    assert scores.average["nll"] < scores.last["nll"]
+    assert aeb.nn.parameter_counts(names["sparse"]).nonzero == 1152 - round(0.8 * 1152)
+
+
+@pytest.mark.parametrize("marker", ["tutorial-command", "test-command"])
+def test_commands_are_one_line_each(marker: str) -> None:
+    (command,) = blocks(marker)
+    assert len(command.splitlines()) == 1
+    assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -e '.[")
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []

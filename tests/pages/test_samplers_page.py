@@ -1,0 +1,55 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The programs on the page ``docs/samplers.md`` run, and its tables are right."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from samplers import classes
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"^<!-- runs -->\n```python\n(.*?)^```$", PAGE, re.M | re.S)
+
+
+def test_every_sampler_has_a_row():
+    rows = re.findall(r"^\| \{py:class\}`~pyro_aeb\.transitions\.(\w+)\.(\w+)`", PAGE, re.M)
+    expected = {(kind.__module__.rpartition(".")[2], kind.__name__) for kind in classes()}
+    assert set(rows) == expected
+
+
+def test_draws_are_selected_and_weighted():
+    names: dict = {}
+    exec(compile(PROGRAMS[0], "samplers.md", "exec"), names)
+    # The posterior of mu is normal with precision 50 + 1/100 and mean 122.5 / 50.01.
+    mean, sd = 122.5 / 50.01, 50.01**-0.5
+    assert 0.45 < names["keep"].mean() < 0.55  # exploration=0.5
+    sampled = names["sampled"]
+    assert sampled.sizes["draw"] == names["keep"].sum()
+    assert float(sampled.mean()) == pytest.approx(mean, abs=sd)
+    assert names["weighted_mean"] == pytest.approx(mean, abs=sd)
+    assert 1.0 < names["worth"] <= 800.0
+
+
+def test_the_sampler_of_the_page(tmp_path):
+    script = tmp_path / "mala.py"
+    script.write_text(PROGRAMS[1], "utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # this package, installed or not
+    command = [sys.executable, script]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    (printed,) = re.findall(r"^<!-- prints -->\n```text\n(.*?)^```$", PAGE, re.M | re.S)
+    assert found.stdout == printed
+
+
+def test_the_tests_of_the_page_exist():
+    for name in re.findall(r"`(test_\w+\.py)`", PAGE):
+        assert (ROOT / "tests" / "transitions" / name).is_file(), name
+    for path in re.findall(r"(tests/[\w/]+\.py)", PAGE):
+        assert (ROOT / path).is_file(), path

@@ -1,0 +1,526 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+``compile="all"``: the likelihood's gradient, and what comes after it, compiled. Most tests have
+torch take down the operations of a step, as always, and run what it took down without generating
+code; those of machine code, at the end, compile it with a C++ compiler.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+import shutil
+import warnings
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import torch.distributed
+from compiler_runs import without_a_compiler
+from models import (
+    SCHOOLS_SIGMA,
+    SCHOOLS_Y,
+    N,
+    P,
+    dense_regression,
+    eight_schools,
+    linear_data,
+    loader_regression,
+    sparse_layers,
+    sparse_prior,
+    sparse_regression,
+)
+from rank_runs import on_ranks
+from runs import Network, Stop, StopAt, assert_equal, chains, records, resumed
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_aeb as aeb
+from pyro_aeb.errors import CompileWarning, ModelError
+from pyro_aeb.posterior import compiled_likelihood as traced
+
+STEPS = 8
+STEP_SIZE = 2.0**-12
+"""A number of single precision too: compiled updates round to it."""
+X, Y = linear_data(dtype=torch.float64)
+ADAPTATION = aeb.StochasticApproximation(0.25)
+TOGETHER = range(3)
+
+
+def network(frozen: bool = False):
+    """A bayesianized network with a batch norm and dropout; its first layer may be fixed."""
+    layers = [nn.Linear(P, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2)]
+    layers[0].requires_grad_(not frozen)
+    net = aeb.nn.bayesianize(
+        nn.Sequential(*layers), delta=dist.Beta(2.0, 2.0), sigma2=dist.InverseGamma(1.0, 1.0)
+    )
+
+    def model(x, y):
+        logits = net(x)
+        with pyro.plate("data", N, subsample=x):
+            pyro.sample("y", dist.Categorical(logits=logits), obs=(y > 0).long())
+
+    model.net = net
+    return model
+
+
+def masked_and_scaled(X, y, batch_size):
+    """A learned sigma whose residuals are masked, and stand for those of all data."""
+    sigma2, _, beta = sparse_prior(X.shape[1])
+    with pyro.plate("data", len(X), subsample_size=batch_size) as i:
+        mean, y, high = X[i] @ beta, y[i], X[i, 0] > 0.0
+        with pyro.poutine.mask(mask=y > -1.0):
+            pyro.sample("y", dist.Normal(mean, sigma2.sqrt()), obs=y)
+        with pyro.poutine.mask(mask=high):
+            pyro.sample("sign", dist.Bernoulli(logits=mean), obs=(y > 0).to(X.dtype))
+
+
+MODELS = {
+    "a plate that subsamples": (lambda: sparse_regression, (X, Y, 5), ADAPTATION),
+    "two layers": (lambda: sparse_layers, (X, Y), ADAPTATION),
+    "masks and scales": (lambda: masked_and_scaled, (X, Y, 10), ADAPTATION),
+    "priors by autograd": (
+        lambda: eight_schools,
+        (SCHOOLS_SIGMA.double(), SCHOOLS_Y.double()),
+        None,
+    ),
+    "batch norm and dropout": (network, (X, Y), ADAPTATION),
+    "a PyroModule": (Network, (X, Y), None),
+}
+
+
+def kernel(model, compile, transition=aeb.SGHMC, **options):
+    options = {"adaptation": ADAPTATION, "seed": 3, **options}
+    return aeb.AEBKernel(model, transition(STEP_SIZE), compile=compile, **options)
+
+
+def steps(of, data=(X, Y), together=0, number=STEPS) -> dict[str, torch.Tensor]:
+    """All that a kernel moves, after every step; what it leaves of buffers and random numbers."""
+    pyro.set_rng_seed(1)
+    of.start(0, together, data, {})
+    moved = []
+    for _ in range(number):
+        of.advance(1)
+        latents = of.latents._asdict() if of.latents else {}
+        moved.append({**of.chain.state._asdict(), **latents})
+    found = {name: torch.stack([torch.as_tensor(m[name]) for m in moved]) for name in moved[0]}
+    found |= {f"buffer {i}": b.clone() for i, b in enumerate(of.chain.buffers.values())}
+    return {**found, "the next random number": torch.rand(())}
+
+
+def made(build, compile, data=(X, Y), together=0, **options) -> dict[str, torch.Tensor]:
+    """:func:`steps` of a model that is made anew."""
+    pyro.set_rng_seed(0)
+    return steps(kernel(build(), compile, **options), data, together)
+
+
+def assert_close(found, expected) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name].to(value), value, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def told(run) -> tuple[dict[str, torch.Tensor], str]:
+    """What a run found, and the one warning that something is not compiled."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = run()
+    messages = [str(w.message) for w in caught if issubclass(w.category, CompileWarning)]
+    assert len(messages) == 1, messages  # not at every step
+    assert "runs as it is written" in messages[0] and "compile='update'" in messages[0]
+    return found, messages[0]
+
+
+@pytest.fixture(autouse=True)
+def double():
+    """Rounding is then too small to grow into a difference within a few steps."""
+    torch.set_default_dtype(torch.float64)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """Runs without generating code; the programs that were made."""
+    made = []
+
+    def program(graph, inputs):
+        made.append(graph)
+        return graph
+
+    monkeypatch.setattr(traced, "compile_graph", program)
+    compile = partial(torch.compile, backend=CompileCounter())
+    monkeypatch.setattr("pyro_aeb.kernel.update.torch.compile", compile)
+    return made
+
+
+@pytest.fixture
+def all_compiled(programs):
+    """Nothing may run as it is written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        yield programs
+
+
+# -- the same steps
+
+
+@pytest.mark.parametrize("together", [0, TOGETHER], ids=["one chain", "chains together"])
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_are_those_of_the_model_as_it_is_written(all_compiled, name, together):
+    build, data, adaptation = MODELS[name]
+    expected = made(build, None, data, together, adaptation=adaptation)
+    assert len(all_compiled) == 0
+    found = made(build, "all", data, together, adaptation=adaptation)
+    assert len(all_compiled) == 1
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "options", [{"noise": "three-point"}, {"pruning": aeb.MagnitudePruning(0.5)}], ids=str
+)
+def test_other_options_go_with_it(all_compiled, options):
+    expected = made(network, None, **options)
+    assert_close(made(network, "all", **options), expected)
+
+
+def test_python_runs_at_the_first_two_steps_only(all_compiled):
+    runs = []
+
+    def model(X, y):
+        runs.append(len(runs))
+        sparse_regression(X, y)
+
+    of = kernel(model, "all")
+    of.start(0, 0, (X, Y), {})
+    assert len(all_compiled) == 0  # looks at a model, and its start, are not worth compiling
+    looks = len(runs)
+    of.advance(STEPS)
+    assert len(runs) == looks + 2
+
+
+def test_a_loader_whose_last_batch_is_short(all_compiled):
+    def run(compile):
+        loader = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)  # of 20 data
+        return steps(kernel(loader_regression, compile), (loader,))
+
+    assert_close(run("all"), run(None))
+    assert len(all_compiled) == 2
+
+
+def test_weights_that_are_not_sampled_are_read_at_every_step(all_compiled):
+    def run(compile):
+        pyro.set_rng_seed(0)
+        model = network(frozen=True)
+        of = kernel(model, compile)
+        of.start(0, 0, (X, Y), {})
+        of.advance(3)
+        with torch.no_grad():
+            model.net.module[0].weight.mul_(2.0)
+        of.advance(3)
+        return of.chain.state._asdict()
+
+    assert_close(run("all"), run(None))
+    assert len(all_compiled) == 1
+
+
+# -- what cannot be traced
+
+
+def with_item(X, y):
+    sigma2, _, beta = sparse_prior(X.shape[1])
+    with pyro.plate("data", len(X)):
+        pyro.sample("y", dist.Normal(X @ beta * X.abs().max().item(), sigma2.sqrt()), obs=y)
+
+
+def with_a_branch(X, y):
+    sigma2, _, beta = sparse_prior(X.shape[1])
+    mean = X @ beta
+    with pyro.plate("data", len(X)):
+        pyro.sample("y", dist.Normal(mean if mean.sum() > 0 else -mean, sigma2.sqrt()), obs=y)
+
+
+@pytest.mark.parametrize("model", [with_item, with_a_branch])
+def test_a_model_that_cannot_be_traced_runs_as_it_is_written(programs, model):
+    expected = steps(kernel(model, None))
+    found, message = told(lambda: steps(kernel(model, "all")))
+    assert "cannot be traced" in message and ".item()" in message
+    assert_close(found, expected)
+    assert programs == []
+
+
+def test_an_error_of_the_models_own_stays_its_own(all_compiled):
+    of = kernel(sparse_regression, "all")
+    of.start(0, 0, (X, Y), {})
+    model = of.chain.posterior.likelihood._likelihood
+
+    def fails(*_):
+        raise KeyError("of my own")
+
+    model._model = fails
+    with pytest.raises(KeyError, match="of my own"):
+        of.advance(1)
+
+
+def test_a_model_that_several_chains_cannot_run_is_told_of_as_ever(all_compiled):
+    of = kernel(with_a_branch, "all")
+    of.start(0, TOGETHER, (X, Y), {})
+    with pytest.raises(ModelError, match='Use chain_method="sequential"'):
+        of.advance(1)
+
+
+def test_batches_of_many_sizes_are_not_all_compiled(programs):
+    def run(compile):
+        sizes = iter(range(5, 5 + 2 * traced.KINDS))
+        batches = [(X[:n], Y[:n]) for n in sizes]
+        loader = DataLoader(batches, batch_size=None)
+        return steps(kernel(loader_regression, compile), (loader,), number=2 * traced.KINDS)
+
+    expected = run(None)
+    found, message = told(lambda: run("all"))
+    assert f"more than {traced.KINDS} kinds" in message and "drop_last=True" in message
+    assert_close(found, expected)
+    assert len(programs) == traced.KINDS
+
+
+# -- what changes from step to step
+
+
+class Counting(nn.Module):
+    """Once it counts, a model that is another one in every step, by what it holds of ``kind``."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.counts = False
+        self.calls = 0
+        self.in_place = torch.zeros(())
+
+    def count(self):
+        if not self.counts:
+            return 1.0
+        if self.kind == "a counter":
+            self.calls += 1
+            return self.calls
+        if self.kind == "a tensor set anew":
+            self.in_place = self.in_place + 1.0
+            return self.in_place
+        if self.kind == "a tensor changed in place":
+            return self.in_place.add_(1.0)
+        if self.kind == "a view changed in place":
+            self.in_place.view(1)[0:1].add_(1.0)
+            return self.in_place
+        if self.kind == "Python's random numbers":
+            return random.random()
+        raise ValueError(self.kind)
+
+    def forward(self, X, y):
+        dense_regression(X * self.count(), y)
+
+
+@pytest.mark.parametrize(
+    "kind, says",
+    [
+        ("a counter", "not run the same operations"),
+        ("a tensor set anew", "not run the same operations"),
+        ("Python's random numbers", "not run the same operations"),
+        ("a tensor changed in place", "changes a tensor in place"),
+        ("a view changed in place", "changes a tensor in place"),
+    ],
+)
+def test_a_model_that_changes_in_python_runs_as_it_is_written(programs, kind, says):
+    def run(compile):
+        random.seed(0)
+        model = Counting(kind)
+        of = kernel(model, compile, adaptation=None)
+        of.start(0, 0, (X, Y), {})
+        model.counts = True  # earlier, looks at the model would find it out
+        return {i: of.advance(1)["w"] for i in range(STEPS)}
+
+    expected = run(None)
+    found, message = told(lambda: run("all"))
+    assert says in message and "buffer" in message
+    assert_close(found, expected)
+
+
+def test_a_model_that_changes_its_batch_runs_as_it_is_written(programs):
+    def model(x, y):
+        loader_regression(x.clamp_(-1.0, 1.0), y)
+
+    def run(compile):
+        loader = DataLoader(TensorDataset(X, Y), batch_size=5)
+        return steps(kernel(model, compile), (loader,))
+
+    expected = run(None)
+    found, message = told(lambda: run("all"))
+    assert "changes a tensor in place" in message and "a copy of data" in message
+    assert_close(found, expected)
+
+
+class Averaging(nn.Module):
+    """Its data are moved by a running average, a buffer that is set anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(P))
+
+    def forward(self, X, y, batch_size):
+        w = pyro.sample("w", dist.Normal(0.0, 2.0).expand([P]).to_event(1))
+        with pyro.plate("data", len(X), subsample_size=batch_size) as i:
+            x = X[i]
+            self.mean = 0.5 * (self.mean + x.mean(0))
+            pyro.sample("y", dist.Normal((x - self.mean) @ w, 0.5), obs=y[i])
+
+
+@pytest.mark.parametrize("together", [0, TOGETHER], ids=["one chain", "chains together"])
+def test_what_changes_in_a_buffer_is_compiled(all_compiled, together):
+    def run(compile):
+        return made(Averaging, compile, (X, Y, 5), together, adaptation=None)
+
+    expected = run(None)
+    assert expected["buffer 0"].abs().max() > 0.0
+    assert_close(run("all"), expected)
+
+
+# -- where there is no compiler
+
+
+def no_compiler(graph, inputs):
+    torch.rand(3)  # a compiler tries things out
+    raise RuntimeError("no working compiler was found\nnor anything else")
+
+
+@pytest.mark.parametrize("together", [0, TOGETHER], ids=["one chain", "chains together"])
+def test_where_the_compiler_fails_the_steps_are_those_as_written(programs, monkeypatch, together):
+    expected = made(network, None, together=together)
+    monkeypatch.setattr(traced, "compile_graph", no_compiler)
+    found, message = told(lambda: made(network, "all", together=together))
+    assert "RuntimeError: no working compiler was found)" in message
+    assert "needs a C++ compiler" in message
+    assert_close(found, expected)
+
+
+WITHOUT_A_COMPILER = """
+import warnings
+import torch
+from test_traced import CompileWarning, assert_close, made, network
+
+torch.set_default_dtype(torch.float64)
+expected = made(network, None)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    found = made(network, "all")
+assert_close(found, expected)
+print(*(w.message for w in caught if issubclass(w.category, CompileWarning)), sep="\\n")
+"""
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_says_so_and_runs(tmp_path):
+    printed = without_a_compiler(WITHOUT_A_COMPILER, tmp_path)
+    assert printed.count("needs a C++ compiler") == 2  # of the gradient and of the update
+    assert printed.count("runs as it is written") == 2
+
+
+# -- processes, and runs that go on
+
+
+def test_a_kernel_under_way_can_be_pickled(all_compiled):
+    of = kernel(sparse_regression, "all")
+    expected = steps(of)
+    again = pickle.loads(pickle.dumps(of))
+    assert again.compile == "all"
+    assert_equal(steps(again), expected)
+
+
+@pytest.mark.parametrize("method", ["sequential", "vectorized"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(all_compiled, tmp_path, method):
+    def run(**options):
+        of = kernel(Network(), "all", adaptation=None, steps_per_draw=2)
+        return chains(of, method=method, **options)
+
+    torch.manual_seed(4)  # of dropout
+    whole = run()
+    whole.run(X, Y)
+    path, stage = tmp_path / "run.ckpt", "Sample" if method == "vectorized" else "Sample [0]"
+    torch.manual_seed(4)
+    with pytest.raises(Stop):
+        run(checkpoint=path, every=1, hook_fn=StopAt(stage, 3)).run(X, Y)
+    torch.manual_seed(5)
+    second = resumed(path, Network())
+    assert second.kernel.compile == "all"
+    second.run(X, Y)
+    assert_equal(records(second), records(whole))
+
+
+def test_chains_in_processes_are_those_one_after_the_other(all_compiled):
+    def run(method):
+        own = chains(kernel(sparse_regression, "all"), method=method)
+        own.run(X, Y)
+        return own.get_samples(group_by_chain=True)
+
+    assert_equal(run("parallel"), run("sequential"))
+
+
+def together_on_ranks(rank: int) -> dict[str, torch.Tensor]:
+    torch.set_default_dtype(torch.float64)
+    traced.compile_graph = lambda graph, inputs: graph
+    torch.compile = partial(torch.compile, backend=CompileCounter())
+    found = {}
+    for compile in (None, "all"):
+        pyro.set_rng_seed(0)
+        of = kernel(network(), compile, data_parallel=True)
+        data = slice(rank * N // 2, (rank + 1) * N // 2)
+        loader = DataLoader([(X[data], Y[data])], batch_size=None)
+        found[compile] = steps(of, (loader,))
+    assert_close(found["all"], found[None])
+    return found["all"]
+
+
+@pytest.mark.slow
+def test_a_chain_on_two_ranks(tmp_path):
+    first, second = on_ranks(together_on_ranks, tmp_path / "ranks")
+    assert isinstance(first, dict) and isinstance(second, dict), (first, second)
+    assert torch.equal(first["position"], second["position"])
+
+
+# -- compiled to machine code
+
+compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler"
+)
+
+
+@compiler
+@pytest.mark.parametrize("together", [0, TOGETHER], ids=["one chain", "chains together"])
+@pytest.mark.parametrize("name", ["a plate that subsamples", "batch norm and dropout"])
+def test_steps_in_machine_code(name, together):
+    build, data, adaptation = MODELS[name]
+    expected = made(build, None, data, together, adaptation=adaptation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        found = made(build, "all", data, together, adaptation=adaptation)
+    assert_close(found, expected)
+
+
+def with_a_size_of_the_data(X, y):
+    sigma2, _, beta = sparse_prior(X.shape[1])
+    high = y > 0.0
+    with pyro.plate("high", len(y[high])):
+        pyro.sample("y", dist.Normal(X[high] @ beta, sigma2.sqrt()), obs=y[high])
+
+
+@compiler
+def test_shapes_that_depend_on_values_are_not_compiled():
+    expected = steps(kernel(with_a_size_of_the_data, None))
+    found, message = told(lambda: steps(kernel(with_a_size_of_the_data, "all")))
+    assert "shapes that depend on values" in message
+    assert_close(found, expected)

@@ -1,0 +1,423 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The density and its gradient against Pyro's own: the log density of a trace with all sites given,
+and the potential function of Pyro's HMC and NUTS, Jacobians of transforms included.
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import (
+    SCHOOLS_SIGMA,
+    SCHOOLS_Y,
+    DenseNetwork,
+    N,
+    P,
+    SparseNetwork,
+    dense_regression,
+    eight_schools,
+    linear_data,
+    scale_and_simplex,
+    sparse_classification,
+    sparse_layers,
+    sparse_regression,
+)
+from pyro import poutine
+from pyro.infer.mcmc.util import initialize_model
+from torch.autograd import grad
+
+from pyro_aeb import SSGL
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.posterior.likelihood import Likelihood
+from pyro_aeb.posterior.posterior import Posterior
+
+X, Y = linear_data(dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def double() -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+def whole_batch(structure, args=()):
+    """A batch with the indices of plates that are not subsampled."""
+    indices = {name: torch.arange(size) for name, (size, _) in structure.plates.items()}
+    return Batch(args, {}, indices)
+
+
+# Everything sampled: Pyro's potential function
+
+
+def horseshoe():
+    tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+    with pyro.plate("features", P):
+        lambdas = pyro.sample("lambda", dist.HalfCauchy(tau))
+        w = pyro.sample("w", dist.Normal(0.0, lambdas))
+    with pyro.plate("data", N):
+        pyro.sample("y", dist.Normal(X @ w, 0.5), obs=Y)
+
+
+def every_space():
+    a = pyro.sample("a", dist.Uniform(-1.0, 2.0))
+    b = pyro.sample("b", dist.Beta(2.0, 3.0).expand([2]).to_event(1))
+    c = pyro.sample("c", dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])))
+    d = pyro.sample("d", dist.LogNormal(0.0, b[0]))
+    L = pyro.sample("L", dist.LKJCholesky(3, 2.0))
+    with pyro.plate("rows", 2):
+        e = pyro.sample("e", dist.MultivariateNormal(a.expand(3), scale_tril=L))
+        f = pyro.sample("f", dist.Gamma(2.0, d))
+    with pyro.plate("data", N):
+        pyro.sample("y", dist.StudentT(3.0, (e @ c).sum() + f[1], d), obs=Y)
+
+
+def handlers():
+    with poutine.scale(scale=0.5):
+        s = pyro.sample("s", dist.HalfNormal(2.0))
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("some", 3), poutine.mask(mask=torch.tensor([True, False, True])):
+        u = pyro.sample("u", dist.Normal(1.0, 2.0))
+    pyro.factor("penalty", -w.square() * s)
+    total = pyro.deterministic("total", w + u.sum())
+    with pyro.plate("data", N), poutine.mask(mask=Y > 0.0):
+        pyro.sample("y", dist.Normal(total, s), obs=Y)
+
+
+def masked_positive():
+    with pyro.plate("some", 3), poutine.mask(mask=torch.tensor([True, False, True])):
+        u = pyro.sample("u", dist.HalfNormal(2.0))
+    with pyro.plate("data", N):
+        pyro.sample("y", dist.Normal(u[0] + u[2], 1.0), obs=Y)
+
+
+def no_plate():
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(mu, 1.0), obs=Y)
+    pyro.sample("z", dist.Normal(mu, 1.0).expand([N]).to_event(1), obs=Y)
+
+
+def nested_plates():
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", 4, dim=-2):
+        g = pyro.sample("g", dist.Normal(mu, 1.0))
+        with pyro.plate("data", 5, dim=-1):
+            pyro.sample("y", dist.Normal(g, 0.3), obs=Y.reshape(4, 5))
+
+
+def sequential_plates():
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    for i in pyro.plate("groups", 4):
+        g = pyro.sample(f"g{i}", dist.Laplace(mu, 1.0))
+        pyro.sample(f"y{i}", dist.Normal(g, 0.3), obs=Y[i])
+
+
+def given_subsample():
+    w = pyro.sample("w", dist.Normal(0.0, 2.0).expand([P]).to_event(1))
+    with pyro.plate("data", N, subsample=torch.tensor([7, 2, 11, 3])) as i:
+        pyro.sample("y", dist.Normal(X[i] @ w, 0.5), obs=Y[i])
+
+
+def classes():
+    W = pyro.sample("W", SSGL(0.1, 10.0, 0.3, 0.7).expand([P, 4]).to_event(2))
+    with pyro.plate("data", N):
+        pyro.sample("y", dist.Categorical(logits=X @ W), obs=torch.arange(N) % 4)
+
+
+MODELS = {
+    "eight schools": (eight_schools, (SCHOOLS_SIGMA.double(), SCHOOLS_Y.double())),
+    "dense regression": (dense_regression, (X, Y)),
+    "sparse regression": (sparse_regression, (X, Y)),
+    "sparse classification": (sparse_classification, (X, Y)),
+    "sparse layers": (sparse_layers, (X, Y)),
+    "scale and simplex": (scale_and_simplex, (Y,)),
+    **{
+        model.__name__.replace("_", " "): (model, ())
+        for model in (
+            horseshoe,
+            every_space,
+            handlers,
+            masked_positive,
+            no_plate,
+            nested_plates,
+            sequential_plates,
+            given_subsample,
+            classes,
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("model, args", MODELS.values(), ids=MODELS)
+def test_potential_and_gradient_are_those_of_pyros_hmc(model, args):
+    first, potential_fn, _, _ = initialize_model(model, model_args=args)
+    structure = inspect_model(model, args, {}, adapt=False)
+    posterior = Posterior(model, structure)
+
+    def ours(unconstrained):
+        position = torch.cat([unconstrained[b.name].reshape(-1) for b in structure.blocks])
+        result = posterior.gradient(position, None, whole_batch(structure, args))
+        potential = posterior.potential(result.log_density, position, None)
+        return potential, structure.unflatten(-result.gradient)
+
+    def pyros(unconstrained):
+        unconstrained = {k: v.detach().requires_grad_() for k, v in unconstrained.items()}
+        potential = potential_fn(unconstrained)
+        gradients = grad(potential, list(unconstrained.values()))
+        return potential.detach(), dict(zip(unconstrained, gradients, strict=True))
+
+    assert {block.name for block in structure.blocks} == first.keys()
+    points = [{k: v + 0.3 * torch.randn_like(v) for k, v in first.items()} for _ in range(3)]
+    potentials, constants = [], []
+    for point in points:
+        (potential, gradient), (expected, expected_gradient) = ours(point), pyros(point)
+        for name in first:
+            torch.testing.assert_close(
+                gradient[name], expected_gradient[name], rtol=1e-9, atol=1e-9, msg=name
+            )
+        potentials.append(expected)
+        constants.append(potential - expected)
+    # The potential is known up to a constant: normalisers of closed-form priors are left out.
+    assert len(set(map(float, potentials))) == 3
+    torch.testing.assert_close(constants[1:], constants[:1] * 2, rtol=1e-9, atol=1e-9)
+
+
+def test_a_network_has_the_gradient_of_its_log_joint():
+    network = DenseNetwork().double().eval()
+    structure = inspect_model(network, (X, Y), {}, adapt=False)
+    posterior = Posterior(network, structure)
+    position = torch.randn(structure.size)
+    gradient = posterior.gradient(position, None, whole_batch(structure, (X, Y))).gradient
+
+    at = position.clone().requires_grad_()
+    values = structure.unflatten(at)
+    log_scale = values["scale"]
+    conditioned = poutine.condition(network, data={**values, "scale": log_scale.exp()})
+    # d(exp(u)) = exp(u) du: the logarithm of the Jacobian is u
+    log_joint = poutine.trace(conditioned).get_trace(X, Y).log_prob_sum() + log_scale
+    torch.testing.assert_close(gradient, grad(log_joint, at)[0])
+
+
+# Learned latents: the observed sites alone, their latents given
+
+
+def observed_log_prob(model, data, args, **kwargs):
+    """The log density of the model's own observed sites, as Pyro has it."""
+    trace = poutine.trace(poutine.condition(model, data=data)).get_trace(*args, **kwargs)
+    trace.compute_log_prob()
+    given = data.keys()
+    return sum(
+        site["log_prob_sum"]
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site["is_observed"] and name not in given
+    )
+
+
+def sparse_model(scale, mask=True):
+    """Sparse regression with a scale ``scale(sigma, X @ w)``, w with a normal prior."""
+
+    def model():
+        sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0))
+        beta = pyro.sample("beta", SSGL(0.1, 10.0, 0.5, sigma2.sqrt()).expand([P]).to_event(1))
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([P]).to_event(1))
+        with pyro.plate("data", N, subsample_size=8) as i:
+            with poutine.mask(mask=mask if isinstance(mask, bool) else mask[i]):
+                mean = X[i] @ (beta + w)
+                pyro.sample("y", dist.Normal(mean, scale(sigma2.sqrt(), X[i] @ w)), obs=Y[i])
+
+    return model
+
+
+SCALES = {  # scale = c sigma: the function of sigma and X @ w, and c as a function of X @ w
+    "sigma": (lambda sigma, xw: sigma, lambda xw: torch.ones_like(xw)),
+    "2 sigma": (lambda sigma, xw: 2.0 * sigma, lambda xw: torch.full_like(xw, 2.0)),
+    "c(w) sigma": (lambda sigma, xw: sigma * torch.exp(0.1 * xw), lambda xw: torch.exp(0.1 * xw)),
+}
+MASKS = {"all": True, "some": Y > -0.5, "none": False}
+BATCH = torch.tensor([0, 19, 4, 3, 12, 7, 8, 15])
+
+
+@pytest.mark.parametrize("scale, c", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_gradient_and_residuals_of_a_likelihood_with_a_learned_sigma(scale, c, mask):
+    model = sparse_model(scale, mask)
+    structure = inspect_model(model, (), {}, adapt=True)
+    assert structure.sigmas[0].likelihoods == {"y"}
+    sigma2, position = torch.tensor(1.7), torch.randn(2 * P)
+    result = Likelihood(model, structure).gradient(
+        position, {"sigma2": sigma2}, Batch((), {}, {"data": BATCH})
+    )
+
+    at = position.clone().requires_grad_()
+    values = structure.unflatten(at)
+    data = {**values, "sigma2": sigma2, "data": BATCH}
+    expected = observed_log_prob(model, data, ())
+    # Pyro's log density has no gradient at all where all data are masked: then it is zero.
+    torch.testing.assert_close(result.gradient, grad(expected + 0.0 * at.sum(), at)[0])
+
+    # I = (N / n) sum of ((y - mean) / c)^2 over the data that count, and their number
+    beta, w = position.split(P)
+    z = (Y[BATCH] - X[BATCH] @ (beta + w)) / c(X[BATCH] @ w)
+    counts = torch.full([8], mask) if isinstance(mask, bool) else mask[BATCH]
+    residuals = result.statistics.residuals["y"]
+    torch.testing.assert_close(residuals.square, N / 8 * (z**2 * counts).sum())
+    assert float(residuals.data) == pytest.approx(N / 8 * int(counts.sum()))
+
+
+def test_residuals_of_vectors_with_a_mask_for_rows():
+    mask = torch.arange(N) < 5
+
+    def model():
+        sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0))
+        W = pyro.sample("W", SSGL(0.1, 10.0, 0.5, sigma2.sqrt()).expand([P, 2]).to_event(2))
+        with pyro.plate("data", N), poutine.mask(mask=mask):
+            pyro.sample(
+                "y", dist.Normal(X @ W, sigma2.sqrt()).to_event(1), obs=Y[:, None] + X[:, :2]
+            )
+
+    structure = inspect_model(model, (), {}, adapt=True)
+    position, sigma2 = torch.randn(2 * P), torch.tensor(0.6)
+    likelihood = Likelihood(model, structure)
+    result = likelihood.gradient(position, {"sigma2": sigma2}, whole_batch(structure))
+    at = position.clone().requires_grad_()
+    data = {"W": at.reshape(P, 2), "sigma2": sigma2}
+    torch.testing.assert_close(result.gradient, grad(observed_log_prob(model, data, ()), at)[0])
+    error = (Y[:, None] + X[:, :2] - X @ position.reshape(P, 2))[:5]
+    torch.testing.assert_close(result.statistics.residuals["y"].square, error.square().sum())
+    assert result.statistics.residuals["y"].data == 5 * 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: sparse_regression, lambda: sparse_classification, SparseNetwork],
+    ids=["regression", "classification", "module"],
+)
+def test_gradient_with_learned_latents_is_that_of_the_likelihood_alone(make):
+    model = make()
+    structure = inspect_model(model, (X, Y), {}, adapt=True)
+    position = torch.randn(P)
+    latents = {"sigma2": torch.tensor(0.7), "delta": torch.tensor(0.2)}
+    likelihood = Likelihood(model, structure)
+    result = likelihood.gradient(position, latents, whole_batch(structure, (X, Y)))
+    at = position.clone().requires_grad_()
+    expected = observed_log_prob(model, {**latents, "beta": at}, (X, Y))
+    torch.testing.assert_close(result.gradient, grad(expected, at)[0])
+
+
+def test_log_density_leaves_out_only_what_weights_do_not_enter():
+    structure = inspect_model(sparse_regression, (X, Y), {}, adapt=True)
+    likelihood = Likelihood(sparse_regression, structure)
+    latents = {"sigma2": torch.tensor(0.7), "delta": torch.tensor(0.2)}
+    positions = torch.randn(2, P)
+    ours = [
+        likelihood.gradient(at, latents, whole_batch(structure, (X, Y))).log_density
+        for at in positions
+    ]
+    pyros = [
+        observed_log_prob(sparse_regression, {**latents, "beta": at}, (X, Y)) for at in positions
+    ]
+    torch.testing.assert_close(ours[1] - ours[0], pyros[1] - pyros[0])
+
+
+# Batches
+
+
+def test_a_batch_counts_n_times_over_its_size():
+    structure = inspect_model(dense_regression, (X, Y), {"batch_size": 8}, adapt=False)
+    likelihood = Likelihood(dense_regression, structure)
+    w = torch.randn(P)
+    result = likelihood.gradient(w, {}, Batch((X, Y), {"batch_size": 8}, {"data": BATCH}))
+    # d/dw log N(y; x w, 1/4) = (y - x w) x / (1/4), N / n times
+    expected = N / 8 * ((Y[BATCH] - X[BATCH] @ w) @ X[BATCH]) / 0.25
+    torch.testing.assert_close(result.gradient, expected)
+
+
+def test_nested_subsampled_plates_multiply():
+    data = Y.reshape(4, 5)
+
+    def model():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 4, subsample_size=2, dim=-2) as i:
+            with pyro.plate("columns", 5, subsample_size=1, dim=-1) as j:
+                pyro.sample("y", dist.Normal(mu, 1.0), obs=data[i][:, j])
+
+    structure = inspect_model(model, (), {}, adapt=False)
+    indices = {"rows": torch.tensor([3, 1]), "columns": torch.tensor([2])}
+    result = Likelihood(model, structure).gradient(torch.tensor([0.5]), {}, Batch((), {}, indices))
+    # d/dmu log N(y; mu, 1) = y - mu, (4 / 2) (5 / 1) times
+    expected = 10.0 * (data[3, 2] + data[1, 2] - 2 * 0.5)
+    torch.testing.assert_close(result.gradient, expected.reshape(1))
+
+
+def test_sequential_subsampled_plates():
+    def model():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("data", N, subsample_size=4):
+            pyro.sample(f"y{i}", dist.Normal(mu, 1.0), obs=Y[i])
+
+    structure = inspect_model(model, (), {}, adapt=False)
+    likelihood = Likelihood(model, structure)
+    indices = torch.tensor([19, 0, 7, 2])
+    result = likelihood.gradient(torch.tensor([0.5]), {}, Batch((), {}, {"data": indices}))
+    torch.testing.assert_close(result.gradient[0], N / 4 * (Y[indices] - 0.5).sum())
+
+
+def test_a_subsample_of_the_models_own_is_left_alone():
+    chosen = torch.tensor([7, 2, 11, 3])
+    structure = inspect_model(given_subsample, (), {}, adapt=False)
+    result = Likelihood(given_subsample, structure).gradient(torch.zeros(P), {}, Batch((), {}, {}))
+    torch.testing.assert_close(result.gradient, N / 4 * Y[chosen] @ X[chosen] / 0.25)
+
+
+# What a pass does and does not do
+
+
+def test_a_pass_runs_the_model_once_and_no_prior():
+    calls, scored = [], []
+
+    class Noted(dist.Normal):
+        def log_prob(self, value):
+            scored.append(value)
+            return super().log_prob(value)
+
+    def model():
+        calls.append(1)
+        w = pyro.sample("w", dist.Normal(0.0, 2.0).expand([P]).to_event(1))
+        with pyro.plate("data", N):
+            pyro.sample("y", Noted(X @ w, 1.0), obs=Y)
+
+    structure = inspect_model(model, (), {}, adapt=True)
+    calls.clear(), scored.clear()
+    Likelihood(model, structure).gradient(torch.zeros(P), {}, whole_batch(structure))
+    assert len(calls) == 1 and len(scored) == 1 and scored[0] is not None
+    assert torch.equal(scored[0], Y)
+
+
+def test_gradients_of_learnable_parameters_are_left_alone():
+    offset = torch.zeros((), requires_grad=True)
+
+    def model():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu + offset, 1.0), obs=Y[0])
+
+    structure = inspect_model(model, (), {}, adapt=False)
+    result = Likelihood(model, structure).gradient(torch.zeros(1), {}, Batch((), {}, {}))
+    torch.testing.assert_close(result.gradient, Y[:1])
+    assert offset.grad is None
+    assert not result.gradient.requires_grad and not result.log_density.requires_grad
+
+
+def test_a_gradient_with_respect_to_weights_that_no_datum_depends_on_is_zero():
+    scale = torch.ones((), requires_grad=True)
+
+    def model():
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, scale), obs=Y[0])
+
+    structure = inspect_model(model, (), {}, adapt=False)
+    result = Likelihood(model, structure).gradient(torch.ones(1), {}, Batch((), {}, {}))
+    assert result.gradient == 0.0

@@ -1,0 +1,153 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Rows of draws in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyro_aeb.storage.memory import MemoryStore
+from pyro_aeb.storage.recorder import StoreRecorder
+
+CHAINS, DRAWS = 3, 5
+
+
+def record(chain: int, draw: int) -> dict:
+    number = 10.0 * chain + draw
+    return {
+        "posterior": {"net.w": torch.full([2], number), "a/b": torch.tensor(number)},
+        "sample_stats": {"diverging": torch.tensor(draw == 1), "potential": torch.tensor(-number)},
+        "adaptation": {"net.w_rho": torch.full([2], number / 100)},
+    }
+
+
+def together(draw: int) -> dict:
+    records = [record(chain, draw) for chain in range(CHAINS)]
+    return {
+        group: {name: torch.stack([own[group][name] for own in records]) for name in values}
+        for group, values in records[0].items()
+    }
+
+
+def expected() -> dict:
+    rows = [together(draw) for draw in range(DRAWS)]
+    return {
+        group: {name: torch.stack([row[group][name] for row in rows], 1) for name in values}
+        for group, values in rows[0].items()
+    }
+
+
+def assert_rows(found: dict, draws: int = DRAWS) -> None:
+    assert found.keys() == expected().keys()
+    for group, values in expected().items():
+        assert found[group].keys() == values.keys()
+        for name, value in values.items():
+            assert found[group][name].dtype == value.dtype
+            assert torch.equal(found[group][name][:, :draws], value[:, :draws]), name
+
+
+def filled(by_chain: bool, draws: int = DRAWS) -> MemoryStore:
+    store = MemoryStore(CHAINS, draws)
+    for draw in range(draws):
+        if by_chain:
+            for chain in reversed(range(CHAINS)):
+                store.write(chain, draw, record(chain, draw))
+        else:
+            store.write(None, draw, together(draw))
+    return store
+
+
+@pytest.mark.parametrize("by_chain", [True, False])
+def test_what_was_written_is_read(by_chain):
+    assert_rows(filled(by_chain).read())
+
+
+def test_nothing_written_is_nothing_read():
+    assert MemoryStore(CHAINS, DRAWS).read() == {}
+
+
+def test_a_row_that_is_written_again_is_overwritten():
+    store = filled(True)
+    store.write(1, 2, record(7, 7))
+    assert store.read()["posterior"]["a/b"][1].tolist() == [10, 11, 77, 13, 14]
+    store.write(1, 2, record(1, 2))
+    assert_rows(store.read())
+
+
+def test_rows_are_copies():
+    draw = record(0, 0)
+    store = MemoryStore(CHAINS, DRAWS)
+    store.write(0, 0, draw)
+    draw["posterior"]["net.w"].fill_(9.0)
+    assert store.read()["posterior"]["net.w"][0, 0].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("by_chain", [True, False])
+def test_a_store_that_grows_keeps_its_rows(by_chain):
+    store = filled(by_chain, draws=2)
+    store.grow(DRAWS)
+    for draw in range(2, DRAWS):
+        store.write(None, draw, together(draw))
+    assert_rows(store.read())
+
+
+def test_a_store_without_rows_may_grow():
+    store = MemoryStore(CHAINS, 1)
+    store.grow(DRAWS)
+    for draw in range(DRAWS):
+        store.write(None, draw, together(draw))
+    assert_rows(store.read())
+
+
+def test_rows_of_a_chain_are_put_back_in_pieces():
+    store = MemoryStore(CHAINS, DRAWS)
+    for chain in range(CHAINS):
+        at = 0
+        for piece in (slice(0, 2), slice(2, 5)):
+            rows = {
+                group: {name: value[chain : chain + 1, piece] for name, value in values.items()}
+                for group, values in expected().items()
+            }
+            at += store.put(chain, at, rows)
+        assert at == DRAWS
+    assert_rows(store.read())
+
+
+def test_rows_of_all_chains_are_put_back():
+    store = MemoryStore(CHAINS, DRAWS)
+    assert store.put(None, 0, expected()) == DRAWS
+    assert_rows(store.read())
+
+
+def test_rows_are_of_the_first_records_dtype_and_hold_nothing_else():
+    store = filled(True)
+    rows = [value for values in store.read().values() for value in values.values()]
+    one = sum(value.nbytes for values in record(0, 0).values() for value in values.values())
+    assert sum(value.nbytes for value in rows) == CHAINS * DRAWS * one
+
+
+@pytest.mark.parametrize("chain", [1, None])
+def test_a_recorder_goes_on_behind_the_draws_that_there_are(chain):
+    store = filled(True, draws=2)
+    store.grow(4)
+    shape = torch.Size([] if chain is not None else [CHAINS])
+    recorder = StoreRecorder(store, chain, shape, 2)
+    for draw in (2, 3):
+        own = together(draw) if chain is None else record(chain, draw)
+        stats = {"potential": own["sample_stats"]["potential"], "diverging": draw == 1}
+        recorder.add(own["posterior"], stats, own["adaptation"])
+    rows = slice(None) if chain is None else chain
+    for group, found in (
+        ("posterior", recorder.draws()),
+        ("sample_stats", recorder.stats()),
+        ("adaptation", recorder.latents()),
+    ):
+        for name, value in expected()[group].items():
+            assert torch.equal(found[name], value[:, :4][rows]), name
+
+
+def test_a_recorder_without_draws_has_none():
+    recorder = StoreRecorder(MemoryStore(1, 2), 0, torch.Size(), 0)
+    assert recorder.draws() == recorder.stats() == recorder.latents() == {}
