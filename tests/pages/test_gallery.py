@@ -39,7 +39,7 @@ def test_continuous_integration_runs_it(script: str) -> None:
 
 def tutorial_tests() -> str:
     """The tests that run whole tutorials, with their parameters."""
-    files = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")]
+    files = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     marked = r"^@pytest\.mark\.tutorial\n.*?(?=\n\n\n|\Z)"
     return "\n".join(found for text in files for found in re.findall(marked, text, re.M | re.S))
 
