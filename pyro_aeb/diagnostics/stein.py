@@ -40,7 +40,6 @@ from torch import Tensor
 from pyro_aeb.data.arguments import Batch, tensors_of
 from pyro_aeb.diagnostics.frozen_chain import Frozen
 from pyro_aeb.diagnostics.recorded_run import Array, Run
-from pyro_aeb.model.structure import flatten
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.testing.objective import whole_plates
 
@@ -177,7 +176,7 @@ def positions(frozen: Frozen, draws: Mapping[str, Tensor]) -> Tensor:
     """
     count = len(next(iter(draws.values())))
     rows = [{name: value[i] for name, value in draws.items()} for i in range(count)]
-    return torch.stack([flatten(frozen.structure, row) for row in rows])
+    return torch.stack([frozen.structure.flatten(row) for row in rows])
 
 
 def scores(frozen: Frozen, points: Tensor) -> Tensor:

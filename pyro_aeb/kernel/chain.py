@@ -28,7 +28,7 @@ from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.kernel.non_finite import Health
 from pyro_aeb.kernel.update import Moved, Update
 from pyro_aeb.model.side_effects import Buffers
-from pyro_aeb.model.structure import Structure, flatten, norm_name, rho_name
+from pyro_aeb.model.structure import Structure, norm_name, rho_name
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.posterior.step_target import StepTarget
 from pyro_aeb.pruning import Pruner
@@ -161,7 +161,7 @@ class Chain:
     def move_to(self, params: Mapping[str, Tensor]) -> None:
         """Moves the weights to other constrained values; learned latents and other sites stay."""
         values = {**self.values(), **params}
-        self.state = self.state._replace(position=flatten(self.structure, values))
+        self.state = self.state._replace(position=self.structure.flatten(values))
 
     def measure_potential(self, log_density: Tensor) -> None:
         """Takes down -Q before the step under way, from its batch's log density."""
@@ -266,8 +266,7 @@ class Chain:
 
     def values(self) -> dict[str, Tensor]:
         """All latent sites' constrained values as they stand, by name: views where they can be."""
-        sites = self.structure.unflatten(self.state.position)
-        values = self.posterior.likelihood.constrain(sites)
+        values = self.structure.constrain(self.structure.unflatten(self.state.position))
         return {**values, **self.posterior.site_values(self.latents)}
 
     def values_by_chain(self) -> list[dict[str, Tensor]]:

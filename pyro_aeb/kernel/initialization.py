@@ -29,7 +29,7 @@ from pyro_aeb.kernel.update import Compile, Update
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.model.links import HandLinks
 from pyro_aeb.model.side_effects import Buffers, Place, unchanged_buffers, unchanged_random_numbers
-from pyro_aeb.model.structure import Structure, flatten
+from pyro_aeb.model.structure import Structure
 from pyro_aeb.model.tracing import device_of_latents, initial_values
 from pyro_aeb.posterior.data_parallel import (
     Average,
@@ -229,7 +229,7 @@ def find_start(
     structure = posterior.structure
     for _ in range(INITIAL_TRIES):
         values = draw()
-        position, latents = flatten(structure, values), None
+        position, latents = structure.flatten(values), None
         if adaptation is not None:
             latents = posterior.init(values, adaptation)
         with unchanged_buffers():

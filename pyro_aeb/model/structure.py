@@ -190,9 +190,34 @@ class Structure:
         found += [site.name for site in self.learned]
         return tuple(site for site in found if site is not None)
 
+    @cached_property
+    def _transforms(self) -> dict[str, Transform]:
+        return {b.name: b.transform for b in self.blocks if b.transform is not None}
+
+    def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
+        """
+        Return the position of constrained values, shape (D,).
+
+        :param values: site name to constrained value.
+        :raises ModelError: if a value is not of its site's shape.
+        """
+        parts = []
+        for block in self.blocks:
+            value, transform = values[block.name], block.transform
+            expected = block.shape if transform is None else transform.forward_shape(block.shape)
+            if value.shape != expected:
+                raise ModelError(
+                    f"site {block.name!r} has a value of shape {tuple(value.shape)}, expected "
+                    f"{tuple(expected)}; look at init_strategy"
+                )
+            if transform is not None:
+                value = transform.inv(value)
+            parts.append(value.detach().reshape(-1))
+        return torch.cat(parts).to(self.dtype)
+
     def unflatten(self, position: Tensor) -> dict[str, Tensor]:
         """
-        The sites as views of a position, in unconstrained space.
+        Return the sites as views of a position, in unconstrained space.
 
         :param Tensor position: shape (..., D).
         """
@@ -201,6 +226,21 @@ class Structure:
         if len(blocks) > 1:  # one backward node fewer, 3 % of a small model's step
             parts = position.split([block.size for block in blocks], dim=-1)
         return {b.name: p.view(batch + b.shape) for b, p in zip(blocks, parts, strict=True)}
+
+    def constrain(self, unconstrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """
+        Map the sites to constrained space.
+
+        :param unconstrained: from :meth:`unflatten`, with any leading axes.
+        """
+        values = dict(unconstrained)
+        for name, transform in self._transforms.items():
+            values[name] = transform(unconstrained[name])
+        return values
+
+    def select_sparse(self, vector: Tensor) -> Tensor:
+        """Return the sparse slab of a vector of shape (..., D): a view, shape (..., P)."""
+        return vector if self.size == self.sparse_size else vector[..., : self.sparse_size]
 
 
 class Residuals(NamedTuple):
@@ -223,25 +263,3 @@ def norm_name(site: str) -> str:
 def rho_name(site: str) -> str:
     """The name of a sparse site's inclusion probabilities in a draw."""
     return f"{site}_rho"
-
-
-def flatten(structure: Structure, values: Mapping[str, Tensor]) -> Tensor:
-    """
-    The position of constrained values, shape (D,).
-
-    :param values: site name to constrained value.
-    :raises ModelError: if a value is not of its site's shape.
-    """
-    parts = []
-    for block in structure.blocks:
-        value, transform = values[block.name], block.transform
-        expected = block.shape if transform is None else transform.forward_shape(block.shape)
-        if value.shape != expected:
-            raise ModelError(
-                f"site {block.name!r} has a value of shape {tuple(value.shape)}, expected "
-                f"{tuple(expected)}; look at init_strategy"
-            )
-        if transform is not None:
-            value = transform.inv(value)
-        parts.append(value.detach().reshape(-1))
-    return torch.cat(parts).to(structure.dtype)

@@ -52,10 +52,6 @@ class TracedLikelihood:
         self._programs: dict[Hashable, _Program] = {}
         self._given_up = False
 
-    def constrain(self, unconstrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As :meth:`pyro_aeb.posterior.likelihood.Likelihood.constrain`."""
-        return self._likelihood.constrain(unconstrained)
-
     def gradient(self, position: Tensor, latents: Mapping[str, Tensor], batch: Batch) -> Gradient:
         """As :meth:`pyro_aeb.posterior.likelihood.Likelihood.gradient`, up to rounding."""
         if self._given_up:

@@ -58,7 +58,6 @@ class Likelihood:
     ) -> None:
         self._model = model
         self._structure = structure
-        self._transforms = {b.name: b.transform for b in structure.general if b.transform}
         self._scorer = _Scorer(structure)
         self._buffers = buffers
 
@@ -102,7 +101,7 @@ class Likelihood:
         """What the updates of learned sites see."""
         if not self._structure.learned:
             return {}
-        values = {**self.constrain(unconstrained), **latents}
+        values = {**self._structure.constrain(unconstrained), **latents}
         values = {name: value.detach() for name, value in values.items()}
         seen = {}
         for site in self._structure.learned:
@@ -116,7 +115,7 @@ class Likelihood:
         self, unconstrained: Mapping[str, Tensor], latents: Mapping[str, Tensor], batch: Batch
     ) -> Scored:
         scorer = self._scorer
-        values = {**self.constrain(unconstrained), **latents}
+        values = {**self._structure.constrain(unconstrained), **latents}
         scorer.start(values, unconstrained, batch.indices)
         with scorer:
             self._model(*batch.args, **batch.kwargs)
@@ -165,13 +164,6 @@ class Likelihood:
             ) from error
         buffers.keep(after)
         return scored
-
-    def constrain(self, unconstrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sites' values in constrained space, with the leading axes of their places."""
-        values = dict(unconstrained)
-        for name, transform in self._transforms.items():
-            values[name] = transform(unconstrained[name])
-        return values
 
 
 Scored = tuple[Tensor, dict[str, Residuals], dict[str, Tensor]]

@@ -47,7 +47,6 @@ class Posterior:
         self.learned = LearnedSites(structure.learned)
         normal = NormalPrior(structure)
         self._normal = normal if normal.size else None
-        self._sparse_range = slice(0, structure.sparse_size)
         self._normal_range = slice(structure.sparse_size, structure.sparse_size + normal.size)
 
     def compile(self, buffers: Buffers) -> None:
@@ -86,15 +85,9 @@ class Posterior:
         """
         ssgl = latents.ssgl
         if self.rule is not None and ssgl is not None:
-            beta = self.sparse(position)
+            beta = self.structure.select_sparse(position)
             ssgl = self.rule.update(ssgl, beta, statistics.residuals, weight)
         return Latents(ssgl, self.learned.update(latents.sites, statistics.seen, weight))
-
-    def sparse(self, position: Tensor) -> Tensor:
-        """The sparse slab of a vector of shape (..., D): a view, shape (..., P)."""
-        if self.structure.size == self.structure.sparse_size:
-            return position
-        return position[..., self._sparse_range]
 
     def gradient(self, position: Tensor, latents: Latents | None, batch: Batch) -> Gradient:
         """
@@ -119,7 +112,8 @@ class Posterior:
     def add_prior(self, gradient: Tensor, position: Tensor, latents: Latents | None) -> None:
         """Adds the closed-form priors' part to the likelihood's, in place."""
         if self.rule is not None and latents is not None and latents.ssgl is not None:
-            self.rule.add_gradient(self.sparse(gradient), latents.ssgl, self.sparse(position))
+            sparse = self.structure.select_sparse
+            self.rule.add_gradient(sparse(gradient), latents.ssgl, sparse(position))
         if self._normal is not None:
             here = self._normal_range
             self._normal.add_gradient(gradient[..., here], position[..., here])
@@ -128,7 +122,8 @@ class Posterior:
         """-Q without the terms that the weights do not enter, from the gradient's log density."""
         potential = -log_density
         if self.rule is not None and latents is not None and latents.ssgl is not None:
-            potential = potential + self.rule.potential(latents.ssgl, self.sparse(position))
+            beta = self.structure.select_sparse(position)
+            potential = potential + self.rule.potential(latents.ssgl, beta)
         if self._normal is not None:
             potential = potential + self._normal.potential(position[..., self._normal_range])
         return potential

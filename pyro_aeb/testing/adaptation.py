@@ -84,7 +84,9 @@ class _Case:
         before = latents.ssgl
         batch = Batch(self.args, self.kwargs, self.indices)
         residuals = gradient_at(self.posterior, position, latents, batch).statistics.residuals
-        return _Sweep(self.rule, position, self.posterior.sparse(position), before, residuals)
+        return _Sweep(
+            self.rule, position, self.structure.select_sparse(position), before, residuals
+        )
 
     def values(self, latents: SSGLLatents) -> dict[str, Tensor]:
         """The learned sites' values, sigma in place of sigma squared: (8) averages sigma."""

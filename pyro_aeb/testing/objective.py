@@ -118,7 +118,7 @@ def objective_at(
     """
     structure = posterior.structure
     unconstrained = structure.unflatten(position)
-    values = {**posterior.likelihood.constrain(unconstrained), **latents}
+    values = {**structure.constrain(unconstrained), **latents}
     total = objective(model, args, kwargs, values, inclusion)
     for block in structure.general:
         if block.transform is not None:

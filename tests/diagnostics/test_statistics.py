@@ -38,7 +38,7 @@ def test_the_residual_is_the_distance_to_what_the_equations_ask_for():
     posterior.likelihood_gradient = noted
     own.sample(own.initial_params)
     after, stats = own.chain.ssgl, own.diagnostics()["sample_stats"]
-    beta = posterior.sparse(own.chain.state.position)
+    beta = posterior.structure.select_sparse(own.chain.state.position)
     asked = posterior.rule.update(before, beta, residuals, 1.0)  # a step of weight 1 closes (4)
     torch.testing.assert_close(stats["sa_residual_rho"][-1], (asked.rho - before.rho).norm())
     delta = sparsity_update(after.rho.sum(), 3, 2.0, 3.0)

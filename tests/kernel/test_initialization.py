@@ -28,7 +28,6 @@ from pyro_aeb.data.arguments import Batch
 from pyro_aeb.kernel.initialization import find_start, first_values
 from pyro_aeb.kernel.seeds import chain_number, generator_of
 from pyro_aeb.model.inspection import inspect_model
-from pyro_aeb.model.structure import flatten
 from pyro_aeb.posterior.posterior import Posterior
 
 X, Y = linear_data()
@@ -144,13 +143,12 @@ def test_the_position_of_constrained_values():
         pyro.sample("dense", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         pyro.sample("sparse", SSGL(0.1, 10.0, 0.5).expand([2]).to_event(1))
 
-    found = flatten(
-        structure(model),
+    found = structure(model).flatten(
         {
             "scale": torch.tensor(math.e),
             "dense": torch.tensor([3.0, 4.0]),
             "sparse": torch.tensor([1.0, 2.0]),
-        },
+        }
     )
     torch.testing.assert_close(found, torch.tensor([1.0, 2.0, 3.0, 4.0, 1.0]))  # log(e) last
 

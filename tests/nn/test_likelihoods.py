@@ -111,7 +111,7 @@ def test_the_gradient_is_that_of_the_scaled_log_density(case):
 
     at = position.clone().requires_grad_()
     sites = structure.unflatten(at)
-    values = {**posterior.likelihood.constrain(sites), **latents}
+    values = {**structure.constrain(sites), **latents}
     trace = poutine.trace(poutine.condition(model, data=values)).get_trace(x, y)
     density = N / 5 * trace.nodes["y"]["fn"].log_prob(y).sum()
     if "scale" in values:  # the only site with a prior of no closed form, a positive one

@@ -78,7 +78,7 @@ def test_latents_see_the_pruned_weights():
     made = run(aeb.MagnitudePruning(0.9, freeze=True), adaptation=aeb.StochasticApproximation(1.0))
     chain = made.kernel.chain
     (rule, latents) = (chain.posterior.rule, chain.ssgl)
-    zero = chain.posterior.sparse(chain.state.position) == 0
+    zero = chain.structure.select_sparse(chain.state.position) == 0
     assert rule.wide_probability(latents)[zero].max() < 0.5
 
 
