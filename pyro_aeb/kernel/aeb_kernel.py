@@ -36,6 +36,7 @@ from pyro_aeb.model.tracing import init_to_default
 from pyro_aeb.posterior.data_parallel import ranks_of_data
 from pyro_aeb.pruning import Pruning
 from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.storage.recorder import History, Recorder
 from pyro_aeb.transitions import AnyTransition, StepNumbers
 from pyro_aeb.validation import check_names, check_switch
 
@@ -224,7 +225,7 @@ class AEBKernel(MCMCKernel):
         found = chain.posterior.likelihood_gradient(chain.state.position, chain.latents, batch)
         log_density, gradient, _ = found
         if not chain.health.watch(log_density, gradient):
-            check_batch(k, batch, chain.history.draws())
+            check_batch(k, batch, chain.recorder.read("posterior"))
             site = chain.first_non_finite(chain.structure.unflatten(gradient))
             what = f"the gradient of site {site!r}" if site else "the potential"
             self._blown_up(k, site, what, chain.non_finite_chains(gradient, log_density))
@@ -283,7 +284,8 @@ class AEBKernel(MCMCKernel):
     def _blown_up(self, k: int, site: str | None, what: str, chains: list[int]) -> NoReturn:
         if chains:
             what += f" of chain {', '.join(map(str, chains))}"
-        raise blown_up(k, site, what, self.transition.step_size(k), self.chain.history.draws())
+        draws = self.chain.recorder.read("posterior")
+        raise blown_up(k, site, what, self.transition.step_size(k), draws)
 
     # -- the contract of pyro.infer.MCMC -------------------------------------------------------
 
@@ -302,6 +304,7 @@ class AEBKernel(MCMCKernel):
         chains: int | Sequence[int],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        recorder: Recorder | None = None,
     ) -> None:
         """
         Starts a chain, or several that step together.
@@ -311,6 +314,7 @@ class AEBKernel(MCMCKernel):
             that step together, whose draws, states and latents then have a leading axis.
         :param args: the model's arguments, or a DataLoader.
         :param kwargs: its keyword arguments.
+        :param Recorder recorder: receives the draws; by default a :class:`History`.
         """
         self._chain = None
         if torch.is_inference_mode_enabled():
@@ -324,8 +328,11 @@ class AEBKernel(MCMCKernel):
         rank = ranks_of_data(self.data_parallel).rank
         seeds = [loader_seed(self.seed, n, rank) for n in numbers]
         source = open_arguments(args, kwargs, seeds, rank)
+        recorder = History() if recorder is None else recorder
         try:
-            self._chain = begin(self, source, numbers, together, warmup_steps, self.wanted, given)
+            self._chain = begin(
+                self, source, numbers, together, warmup_steps, self.wanted, given, recorder
+            )
         except BaseException:
             source.close()
             raise
@@ -384,8 +391,8 @@ class AEBKernel(MCMCKernel):
         What the chain recorded beside its draws: ``sample_stats``, the learned latents as
         ``adaptation``, and :meth:`facts`.
         """
-        history = self.chain.history
-        recorded = {"sample_stats": history.stats(), "adaptation": history.latents()}
+        recorder = self.chain.recorder
+        recorded = {group: recorder.read(group) for group in ("sample_stats", "adaptation")}
         return {**self.facts(), **recorded}
 
     def facts(self) -> dict[str, Any]:
@@ -425,11 +432,11 @@ class AEBKernel(MCMCKernel):
         if self._chain is None:
             return {}
         self._chain.source.suspend()
-        return self._chain.history.draws()
+        return self._chain.recorder.read("posterior")
 
     def cleanup(self) -> None:
         """Lets go of the draws, which MCMC holds now, and of a DataLoader's workers."""
         if self._chain is not None:
-            self._chain.history.forget_draws()
+            self._chain.recorder.forget_draws()
             self._chain.source.close()
             self._chain.finished = True

@@ -53,6 +53,7 @@ class Chain:
     :param int warmup: draws of warm-up, which are not recorded.
     :param saved: names of the sites and summaries that a draw holds; of all others it holds norms,
         and the chain running moments.
+    :param Recorder recorder: receives the records of its draws.
     :param Buffers buffers: those of modules that the model changes.
     :param Noise noise: the random numbers of its steps.
     :param Update update: what a step does after the likelihood's gradient.
@@ -74,7 +75,7 @@ class Chain:
     pruner: Pruner | None = None
     step: int = 0
     draws: int = 0
-    history: Recorder = field(default_factory=History)
+    recorder: Recorder = field(default_factory=History)
     moments: Moments = field(default_factory=Moments)
 
     def __post_init__(self) -> None:
@@ -231,8 +232,13 @@ class Chain:
         if not self.warming_up:
             rho = self.rho()
             norms = self._take_in_what_is_left_out(rho) if self._left_out else {}
-            kept = {name: value for name, value in rho.items() if name in self.saved}
-            self.history.add(draw, {**stats, **norms}, kept)
+            statistics = {name: torch.as_tensor(x) for name, x in {**stats, **norms}.items()}
+            record = {
+                "posterior": draw,
+                "sample_stats": {name: x.expand(self.shape) for name, x in statistics.items()},
+                "adaptation": {name: value for name, value in rho.items() if name in self.saved},
+            }
+            self.recorder.add(record)
         self._stats = stats
         self.draws += 1
         return self.last_draw

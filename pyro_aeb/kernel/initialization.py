@@ -41,6 +41,7 @@ from pyro_aeb.posterior.data_parallel import (
 )
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.pruning import Pruner, Pruning
+from pyro_aeb.storage.recorder import Recorder
 from pyro_aeb.transitions import AnyTransition, TargetTransition
 
 
@@ -68,6 +69,7 @@ def begin(
     warmup: int,
     save: Sequence[str] | None,
     given: Mapping[str, Tensor] | None,
+    recorder: Recorder,
 ) -> Chain:
     """
     Looks at the model and starts a chain, or several that step together.
@@ -79,6 +81,7 @@ def begin(
     :param int warmup: draws of warm-up.
     :param save: names of the sites and summaries that a draw holds, None for the default.
     :param given: first values in unconstrained space, with the leading axis.
+    :param Recorder recorder: receives the draws.
     :raises ModelError: if the model or the data cannot be sampled.
     """
     from_loader = source.sizes is not None
@@ -151,6 +154,7 @@ def begin(
         noise=Noise(recipe.noise, like, generators, bits=update.compiled),
         update=update,
         pruner=None if recipe.pruning is None else Pruner(recipe.pruning, structure),
+        recorder=recorder,
     )
 
 

@@ -29,7 +29,7 @@ from pyro_aeb.mcmc.kernel_options import kernel_from, recipe_of
 from pyro_aeb.mcmc.parallel import Job, Receiver, run_in_processes
 from pyro_aeb.mcmc.progress_bar import Bar
 from pyro_aeb.mcmc.results import RunResults
-from pyro_aeb.mcmc.run_record import RunRecord
+from pyro_aeb.mcmc.run_record import RunRecord, RunRecorder
 from pyro_aeb.model.side_effects import set_global_random_state
 from pyro_aeb.posterior.data_parallel import ranks_of_data
 from pyro_aeb.storage.checkpoint import Checkpoint, reading
@@ -322,11 +322,11 @@ class MCMC(RunResults):
         given = self._first_params(lane)
         if lane.chain is None and given is not None:
             kernel.initial_params = given
-        chain = lane.start(kernel, plan, args, kwargs)
+        recorder = RunRecorder(self._record, lane)
+        chain = lane.start(kernel, plan, args, kwargs, recorder)
         ranks = ranks_of_data(kernel.data_parallel)
         agree_to_stop(ranks, chain, int)
         self._record.open(lane, kernel.facts(), self._description)
-        chain.history = self._record.recorder(lane, chain)
         if self._record.checkpoints and chain.step == 0:  # what it starts from is kept at once
             self._record.save(lane, lane.snapshot(kernel))
         label = lane.chains if isinstance(lane.chains, int) and len(self._lanes) > 1 else None

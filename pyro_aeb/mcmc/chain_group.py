@@ -25,6 +25,7 @@ from pyro_aeb.kernel.chain_state import load, state_of
 from pyro_aeb.model.side_effects import global_random_state, set_global_random_state
 from pyro_aeb.posterior.data_parallel import check_agreement, values_of
 from pyro_aeb.storage.checkpoint import from_bytes, reading, to_bytes
+from pyro_aeb.storage.recorder import Recorder
 
 Hook = Callable[[AEBKernel, Mapping[str, Tensor], str, int], Any]
 
@@ -94,16 +95,25 @@ class Lane:
         return (self.chains,) if isinstance(self.chains, int) else self.chains
 
     def start(
-        self, kernel: AEBKernel, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        kernel: AEBKernel,
+        plan: Plan,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        recorder: Recorder | None = None,
     ) -> Chain:
-        """Makes the kernel's chain the lane's, started, put back or taken up again."""
+        """
+        Makes the kernel's chain the lane's, started, put back or taken up again.
+
+        :param Recorder recorder: receives the draws of a chain that is started or put back.
+        """
         if self.chain is not None:
             kernel.take_up(self.chain)
             if self.buffers is not None:
                 self.chain.buffers.load(self.buffers)
             return self.chain
         before = global_random_state()
-        kernel.start(plan.warmup, self.chains, args, kwargs)
+        kernel.start(plan.warmup, self.chains, args, kwargs, recorder)
         self.chain = kernel.chain
         if self.state is not None:
             saved = _saved(self.state)

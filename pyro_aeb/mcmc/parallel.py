@@ -220,19 +220,13 @@ class _Stopped(Exception):
     """The main process wants the chain to stop."""
 
 
-class _Sender(History):
-    """Hands the record of the last draw on, in place of keeping it."""
+class _LastRecord(History):
+    """A recorder of the last draw alone, until it is sent."""
 
     record: Record | None = None
 
-    def add(
-        self,
-        draw: Mapping[str, Tensor],
-        stats: Mapping[str, Tensor | float | bool],
-        latents: Mapping[str, Tensor],
-    ) -> None:
-        numbers = {name: torch.as_tensor(value) for name, value in stats.items()}
-        self.record = {"posterior": draw, "sample_stats": numbers, "adaptation": latents}
+    def add(self, record: Record) -> None:
+        self.record = record
 
 
 def _work(job: Job, outbox: Connection, stop: Any) -> None:
@@ -280,8 +274,8 @@ def _sendable(error: BaseException) -> BaseException | None:
 def _advance(job: Job, send: Callable[..., None], between: Callable[[], None]) -> None:
     kernel, plan, number = job.kernel, job.plan, job.lane.numbers[0]
     kernel.initial_params = job.initial_params
-    chain = job.lane.start(kernel, plan, job.args, job.kwargs)
-    chain.history = sender = _Sender()
+    last = _LastRecord()
+    chain = job.lane.start(kernel, plan, job.args, job.kwargs, last)
     send("started", (_plain(kernel.facts()), chain.draws))
     if chain.step == 0:  # what it starts from is kept at once
         send("stands", job.lane.snapshot(kernel))
@@ -292,7 +286,7 @@ def _advance(job: Job, send: Callable[..., None], between: Callable[[], None]) -
         figures: Mapping[str, str] = {}
         if time.monotonic() - shown >= FIGURES_SECONDS:
             shown, figures = time.monotonic(), kernel.logging()
-        record, sender.record = sender.record, None
+        record, last.record = last.record, None
         send("drawn", (None if record is None else _plain(record), figures))
         if job.hook is not None:
             job.hook(kernel, draw, *stage_of(chain, plan, number))

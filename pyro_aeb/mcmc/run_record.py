@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.errors import CheckpointError
-from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.mcmc.chain_group import Lane, Plan
 from pyro_aeb.storage.checkpoint import Checkpoint, reading
 from pyro_aeb.storage.memory import MemoryStore
-from pyro_aeb.storage.recorder import Record, Rows, Store, StoreRecorder
+from pyro_aeb.storage.recorder import Record, Store, StoredDraws
 from pyro_aeb.storage.zarr_trace import TraceFile
 
 
@@ -58,11 +57,11 @@ class RunRecord:
         """What is kept of a group, name to tensor of shape (chains, draws, ...)."""
         return self.all_rows().get(group, {})
 
-    def all_rows(self) -> Rows:
+    def all_rows(self) -> StoredDraws:
         """What is kept, by group and name; the tensors are the store's own."""
         return {} if self._store is None else self._store.read()
 
-    def set_aside(self, layout: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> Rows:
+    def set_aside(self, layout: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> StoredDraws:
         """
         Rows in memory for draws that another process makes, where there are none yet.
 
@@ -97,16 +96,11 @@ class RunRecord:
         if self._checkpoint is not None and self.writes:
             self._checkpoint.describe(describe())
 
-    def recorder(self, lane: Lane, chain: Chain) -> StoreRecorder:
-        """Where a chain of this process records its draws."""
+    def write(self, lane: Lane, record: Record) -> None:
+        """Write the next draw of a lane."""
         assert self._store is not None
         row = lane.chains if isinstance(lane.chains, int) else None
-        return StoreRecorder(self._store, row, chain.shape, self.plan.kept_of(chain.draws))
-
-    def write(self, lane: Lane, record: Record) -> None:
-        """Writes the next draw of a chain of another process."""
-        assert self._store is not None
-        self._store.write(lane.numbers[0], self.plan.kept_of(lane.draws), record)
+        self._store.write(row, self.plan.kept_of(lane.draws), record)
 
     def flush(self) -> None:
         """Returns once all draws are where they stay."""
@@ -174,6 +168,30 @@ class RunRecord:
             attrs=facts["settings"],
             resume=self._resumed,
         )
+
+
+class RunRecorder:
+    """
+    Records the draws of a lane in the store of its run; a
+    :class:`~pyro_aeb.storage.recorder.Recorder`.
+    """
+
+    def __init__(self, run: RunRecord, lane: Lane) -> None:
+        self._run = run
+        self._lane = lane
+
+    def add(self, record: Record) -> None:
+        self._run.write(self._lane, record)
+
+    def read(self, group: str) -> dict[str, Tensor]:
+        lane, count = self._lane, self._run.plan.kept_of(self._lane.draws)
+        if not count:
+            return {}
+        place = lane.chains if isinstance(lane.chains, int) else slice(None)
+        return {name: rows[place, :count] for name, rows in self._run.rows(group).items()}
+
+    def forget_draws(self) -> None:
+        """Keep them: the run hands them out."""
 
 
 def _is_taken(path: Path) -> bool:

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from pyro_aeb.errors import CheckpointError, ModelError
-from pyro_aeb.storage.recorder import Rows
+from pyro_aeb.storage.recorder import StoredDraws
 
 FORMAT = 1
 """Raised by one whenever older files can no longer be read."""
@@ -90,7 +90,7 @@ class Checkpoint:
             )
         return facts
 
-    def save(self, lane: int, state: bytes, rows: Rows | None, since: int) -> None:
+    def save(self, lane: int, state: bytes, rows: StoredDraws | None, since: int) -> None:
         """
         Saves where a chain stands, after its new draws.
 
@@ -115,7 +115,7 @@ class Checkpoint:
         path = self.path / f"chain-{lane}.pt"
         return _bytes(path) if path.exists() else None
 
-    def rows(self, lane: int, draws: int) -> Iterator[Rows]:
+    def rows(self, lane: int, draws: int) -> Iterator[StoredDraws]:
         """
         The draws of a chain, in pieces that follow one another, read one at a time.
 
@@ -130,7 +130,7 @@ class Checkpoint:
                     f"{path} is missing: the folder holds {found} of the {draws} draws that chain "
                     f"{lane} had made. Copy a checkpoint as a whole folder"
                 )
-            piece: Rows = _read(path, "posterior", "sample_stats")
+            piece: StoredDraws = _read(path, "posterior", "sample_stats")
             with reading(str(path)):
                 length = _length(piece)
                 if not length:
@@ -172,7 +172,7 @@ def from_bytes(data: bytes, name: str, *keys: str) -> Any:
     )
 
 
-def _length(rows: Rows) -> int:
+def _length(rows: StoredDraws) -> int:
     return next(iter(rows["sample_stats"].values())).shape[1]
 
 

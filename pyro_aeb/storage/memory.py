@@ -11,7 +11,7 @@ keeps them in memory, :class:`~pyro_aeb.storage.zarr_trace.TraceFile` in a file.
 
 from __future__ import annotations
 
-from pyro_aeb.storage.recorder import Record, Rows
+from pyro_aeb.storage.recorder import Record, StoredDraws
 
 
 class MemoryStore:
@@ -25,7 +25,7 @@ class MemoryStore:
     def __init__(self, chains: int, draws: int) -> None:
         self._chains = chains
         self._draws = draws
-        self._rows: Rows = {}
+        self._rows: StoredDraws = {}
         self._put = False
 
     def write(self, chain: int | None, draw: int, record: Record) -> None:
@@ -41,7 +41,7 @@ class MemoryStore:
                 else:
                     rows[name][chain, draw] = value
 
-    def put(self, chain: int | None, first: int, rows: Rows) -> int:
+    def put(self, chain: int | None, first: int, rows: StoredDraws) -> int:
         """
         Puts back consecutive draws that were read before; their number.
 
@@ -59,7 +59,7 @@ class MemoryStore:
                 self._rows[group][name][place, first : first + value.shape[1]] = value
         return next(iter(rows["sample_stats"].values())).shape[1]
 
-    def read(self) -> Rows:
+    def read(self) -> StoredDraws:
         return {group: dict(rows) for group, rows in self._rows.items()}
 
     def grow(self, draws: int) -> None:
@@ -71,9 +71,6 @@ class MemoryStore:
         self._draws = draws
 
     def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
         pass
 
     def _move(self, record: Record) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pyro_aeb.mcmc.chain_group import Lane, Plan
+from pyro_aeb.mcmc.run_record import RunRecord, RunRecorder
 from pyro_aeb.storage.memory import MemoryStore
-from pyro_aeb.storage.recorder import StoreRecorder
 
 CHAINS, DRAWS = 3, 5
 
@@ -128,26 +129,28 @@ def test_rows_are_of_the_first_records_dtype_and_hold_nothing_else():
     assert sum(value.nbytes for value in rows) == CHAINS * DRAWS * one
 
 
+def run_recorder(store: MemoryStore, lane: Lane) -> RunRecorder:
+    run = RunRecord(CHAINS, Plan(warmup=0, kept=4, thinning=1, steps=1), None, None)
+    run._store = store
+    return RunRecorder(run, lane)
+
+
 @pytest.mark.parametrize("chain", [1, None])
 def test_a_recorder_goes_on_behind_the_draws_that_there_are(chain):
     store = filled(True, draws=2)
     store.grow(4)
-    shape = torch.Size([] if chain is not None else [CHAINS])
-    recorder = StoreRecorder(store, chain, shape, 2)
+    lane = Lane(tuple(range(CHAINS)) if chain is None else chain, draws=2)
+    recorder = run_recorder(store, lane)
     for draw in (2, 3):
-        own = together(draw) if chain is None else record(chain, draw)
-        stats = {"potential": own["sample_stats"]["potential"], "diverging": draw == 1}
-        recorder.add(own["posterior"], stats, own["adaptation"])
+        recorder.add(together(draw) if chain is None else record(chain, draw))
+        lane.draws += 1
     rows = slice(None) if chain is None else chain
-    for group, found in (
-        ("posterior", recorder.draws()),
-        ("sample_stats", recorder.stats()),
-        ("adaptation", recorder.latents()),
-    ):
-        for name, value in expected()[group].items():
-            assert torch.equal(found[name], value[:, :4][rows]), name
+    for group, values in expected().items():
+        for name, value in values.items():
+            assert torch.equal(recorder.read(group)[name], value[:, :4][rows]), name
 
 
 def test_a_recorder_without_draws_has_none():
-    recorder = StoreRecorder(MemoryStore(1, 2), 0, torch.Size(), 0)
-    assert recorder.draws() == recorder.stats() == recorder.latents() == {}
+    recorder = run_recorder(MemoryStore(1, 2), Lane(0))
+    for group in ("posterior", "sample_stats", "adaptation"):
+        assert recorder.read(group) == {}
