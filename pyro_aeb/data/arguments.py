@@ -26,17 +26,15 @@ class Arguments(NamedTuple):
 
 class Batch(NamedTuple):
     """
-    All that a step's data are.
+    The data of one step.
 
-    :param tuple args: the model's positional arguments.
-    :param kwargs: its keyword arguments.
-    :param indices: of the plates that subsample, by plate name; of several chains together, those
-        of plates that take a part have a leading axis of chains.
+    :param Arguments arguments: of the model.
+    :param indices: of the plates that subsample, by plate name. For chains that step together,
+        those of plates that take a part have a leading axis of chains.
     :param bool per_chain: whether tensors in the arguments have a leading axis of chains.
     """
 
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    arguments: Arguments
     indices: Mapping[str, Tensor]
     per_chain: bool = False
 
@@ -60,9 +58,9 @@ def moved(arguments: Arguments, device: torch.device) -> Arguments:
     return Arguments(_to(arguments.args, device), _to(arguments.kwargs, device))
 
 
-def tensors_of(batch: Arguments | Batch) -> Iterator[tuple[str, Tensor]]:
-    """All tensors in a batch, with names that say where they are."""
-    for name, value in (*enumerate(batch.args), *batch.kwargs.items()):
+def tensors_of(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors in the arguments, named by their position, such as ``0['x'][1]``."""
+    for name, value in (*enumerate(arguments.args), *arguments.kwargs.items()):
         yield from _tensors(repr(name), value)
 
 

@@ -2,20 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Where the arguments of every step come from: always the same, or the next batch of a
-:class:`torch.utils.data.DataLoader`.
-
-:func:`open_arguments` decides which from the arguments of ``mcmc.run``. All sources have
-``peek()``, the arguments of the step to come; ``next()``, which takes them; ``sizes``, what the
-data behind the batches may be counted as; a ``state()`` from which another source of the same
-arguments goes on; and ``close()``.
+The model's arguments at every step: always the same, or the next batch of a
+:class:`torch.utils.data.DataLoader`. :func:`open_arguments` chooses by the arguments of
+``mcmc.run``.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,54 +21,48 @@ from pyro_aeb.data.arguments import Arguments, leading_lengths, moved, stacked, 
 from pyro_aeb.errors import ModelError
 
 
-class Source(Protocol):
-    """Where the arguments of every step come from."""
+class ArgumentSource:
+    """
+    The model's arguments at every step. The methods of this base class suit a source that holds
+    nothing open and has no position.
+    """
+
+    per_chain = False
+    """Whether tensors returned by :meth:`next` have a leading axis of chains."""
 
     @property
     def sizes(self) -> frozenset[int] | None:
-        """
-        What the plate of the data may have as its size, empty where that is not known; None where
-        the arguments are the same at every step.
-        """
-        ...
-
-    @property
-    def per_chain(self) -> bool:
-        """Whether tensors of :meth:`next` have a leading axis of chains."""
-        ...
+        """Candidates for the size of the data's plate, empty if unknown; None without a loader."""
+        return None
 
     def peek(self) -> Arguments:
-        """The arguments of the step to come, which stay to be taken."""
-        ...
+        """Return the arguments of the next step without taking them."""
+        raise NotImplementedError
 
     def next(self) -> Arguments:
-        """The arguments of the next step."""
-        ...
+        """Return the arguments of the next step, and advance."""
+        raise NotImplementedError
 
     def move_to(self, device: torch.device) -> None:
-        """Has tensors of batches moved to a device from now on."""
-        ...
+        """Move tensors of all further batches to a device."""
 
     def state(self) -> dict[str, Any]:
-        """Where it stands, in tensors and plain values."""
-        ...
+        """Return the position, as tensors and plain values."""
+        return {}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from where another source of the same arguments stood."""
-        ...
+        """Restore a position returned by :meth:`state` of another source of the same arguments."""
 
     def suspend(self) -> None:
-        """Lets a loader's workers go until the next batch is asked for; keeps the place."""
-        ...
+        """Stop a loader's workers until the next batch is needed; the position is kept."""
 
     def close(self) -> None:
-        """Lets go of what it holds open; it may be opened again by asking for more."""
-        ...
+        """Release resources; a later :meth:`peek` or :meth:`next` acquires them again."""
 
 
 def open_arguments(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], seeds: Sequence[int | None], rank: int = 0
-) -> Source:
+) -> ArgumentSource:
     """
     :param args: positional arguments of ``mcmc.run``; a DataLoader stands alone among them.
     :param kwargs: its keyword arguments, which go to the model at every step.
@@ -96,7 +86,7 @@ def open_arguments(
     return sources[0] if len(sources) == 1 else ChainArguments(sources)
 
 
-class FixedArguments:
+class FixedArguments(ArgumentSource):
     """
     The same arguments at every step.
 
@@ -104,35 +94,16 @@ class FixedArguments:
     :param kwargs: by keyword.
     """
 
-    sizes = None
-    per_chain = False
-
     def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._arguments = Arguments(args, kwargs)
 
     def peek(self) -> Arguments:
         return self._arguments
 
-    def next(self) -> Arguments:
-        return self._arguments
-
-    def move_to(self, device: torch.device) -> None:
-        pass
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        pass
-
-    def suspend(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    next = peek
 
 
-class LoaderArguments:
+class LoaderArguments(ArgumentSource):
     """
     The batches of a DataLoader, epoch after epoch. A tuple or list becomes the model's positional
     arguments, a mapping its keyword arguments, anything else its only argument.
@@ -145,8 +116,6 @@ class LoaderArguments:
     :param seed: None for torch's global generator.
     :param int rank: of the processes that share a chain's data, each with a seed of its own.
     """
-
-    per_chain = False
 
     def __init__(
         self, loader: DataLoader, kwargs: Mapping[str, Any], seed: int | None, rank: int = 0
@@ -392,7 +361,7 @@ class _EpochStart:
             generator.set_state(own)
 
 
-class ChainArguments:
+class ChainArguments(ArgumentSource):
     """
     The next batch of every chain, from a loader that each goes through in an order of its own; the
     batches' tensors are stacked, with a leading axis of chains.

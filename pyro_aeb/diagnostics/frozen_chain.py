@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_aeb.adaptation.spike_and_slab import SSGLLatents
 from pyro_aeb.adaptation.sweep import Latents
-from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.data.minibatches import Minibatches
 from pyro_aeb.errors import NonFiniteError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
@@ -102,7 +102,7 @@ class Frozen:
         if step_size is not None:
             numbers = numbers._replace(step_size=step_size)
         for _ in range(count):
-            before, batch = chain.state, chain.next_batch()
+            before, batch = chain.state, chain.data.next()
             found = chain.posterior.likelihood_gradient(before.position, chain.latents, batch)
             chain.state, _ = chain.update(
                 *(before, chain.latents, found, chain.noise.draw(), numbers, 0.0),
@@ -143,12 +143,12 @@ class Frozen:
 
     def next_batch(self) -> Batch:
         """The next arguments of this chain, without indices of plates."""
-        source = self.chain.source
+        source = self.chain.data.arguments
         args, kwargs = source.next()
         if source.per_chain:
             args = tuple(self._own(v) if _has_axes(v) else v for v in args)
             kwargs = {n: self._own(v) if _has_axes(v) else v for n, v in kwargs.items()}
-        return Batch(args, kwargs, {})
+        return Batch(Arguments(args, kwargs), {})
 
     def _own(self, value: Any) -> Any:
         return value if self._row is None else value[self._row]

@@ -200,7 +200,7 @@ def scores(frozen: Frozen, points: Tensor) -> Tensor:
 
 def _all_data(frozen: Frozen, plates: Mapping[str, tuple[int, int]]) -> Iterator[tuple[Batch, int]]:
     """Batches that hold all data once, and how many data each holds."""
-    source, device = frozen.chain.source, frozen.structure.device
+    source, device = frozen.chain.data.arguments, frozen.structure.device
     indices = {name: torch.arange(size, device=device) for name, (size, _) in plates.items()}
     if source.sizes is None:
         yield frozen.next_batch()._replace(indices=indices), 1
@@ -213,6 +213,6 @@ def _all_data(frozen: Frozen, plates: Mapping[str, tuple[int, int]]) -> Iterator
     seen, size = 0, min(source.sizes)
     while seen < size:
         batch = frozen.next_batch()._replace(indices=indices)
-        data = max(len(tensor) for _, tensor in tensors_of(batch) if tensor.dim())
+        data = max(len(tensor) for _, tensor in tensors_of(batch.arguments) if tensor.dim())
         seen += data
         yield batch, data

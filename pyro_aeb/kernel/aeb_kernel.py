@@ -199,7 +199,7 @@ class AEBKernel(MCMCKernel):
         try:
             return self.advance(self.steps_per_draw)
         except BaseException:  # MCMC calls no cleanup() then
-            chain.source.close()
+            chain.data.close()
             raise
 
     def advance(self, steps: int, between: Callable[[], object] | None = None) -> dict[str, Tensor]:
@@ -221,11 +221,11 @@ class AEBKernel(MCMCKernel):
         k = chain.step + 1
         numbers = self._numbers(k)
         weight = self._weight(chain, k)
-        batch = chain.next_batch()
+        batch = chain.data.next()
         found = chain.posterior.likelihood_gradient(chain.state.position, chain.latents, batch)
         log_density, gradient, _ = found
         if not chain.health.watch(log_density, gradient):
-            check_batch(k, batch, chain.recorder.read("posterior"))
+            check_batch(k, batch.arguments, chain.recorder.read("posterior"))
             site = chain.first_non_finite(chain.structure.unflatten(gradient))
             what = f"the gradient of site {site!r}" if site else "the potential"
             self._blown_up(k, site, what, chain.non_finite_chains(gradient, log_density))
@@ -431,12 +431,12 @@ class AEBKernel(MCMCKernel):
         """
         if self._chain is None:
             return {}
-        self._chain.source.suspend()
+        self._chain.data.suspend()
         return self._chain.recorder.read("posterior")
 
     def cleanup(self) -> None:
         """Lets go of the draws, which MCMC holds now, and of a DataLoader's workers."""
         if self._chain is not None:
             self._chain.recorder.forget_draws()
-            self._chain.source.close()
+            self._chain.data.close()
             self._chain.finished = True

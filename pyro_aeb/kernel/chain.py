@@ -21,8 +21,7 @@ from torch import Tensor
 from pyro_aeb.adaptation.spike_and_slab import SSGLLatents
 from pyro_aeb.adaptation.sweep import Latents, latent_residuals
 from pyro_aeb.data.arguments import Batch
-from pyro_aeb.data.loaders import Source
-from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches
+from pyro_aeb.data.step_data import StepData
 from pyro_aeb.kernel.draws import Moments
 from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.kernel.non_finite import Health
@@ -45,8 +44,7 @@ class Chain:
 
     :param Structure structure: of the model.
     :param Posterior posterior: Q.
-    :param Source source: what the model is called with.
-    :param Minibatches minibatches: which data of a plate the next step sees.
+    :param StepData data: the batch of every step.
     :param generators: source of the random numbers of every chain, None for torch's own.
     :param state: the transition's state.
     :param latents: the learned latents, None where nothing is learned.
@@ -62,8 +60,7 @@ class Chain:
 
     structure: Structure
     posterior: Posterior
-    source: Source
-    minibatches: Minibatches | ChainMinibatches
+    data: StepData
     generators: tuple[torch.Generator | None, ...]
     state: Any
     latents: Latents | None
@@ -85,8 +82,6 @@ class Chain:
         self._potential = torch.full(self.shape, torch.nan)
         self._measured: dict[str, Tensor] = {}
         self.flips = None if self.pruner is None else Flips(self.state.position)
-        # Asked once: a loader looks at its next batch for an answer.
-        self._cover = self.minibatches.cover if self.source.sizes is None else None
         self.collapsed: set[str] = set()
         self._clock = (time.perf_counter(), self.step)
         self.finished = False
@@ -110,15 +105,10 @@ class Chain:
         """The latents of SSGL sites, None where nothing of them is learned."""
         return None if self.latents is None else self.latents.ssgl
 
-    def next_batch(self) -> Batch:
-        """The data of the next step."""
-        args, kwargs = self.source.next()
-        return Batch(args, kwargs, self.minibatches.next(), self.source.per_chain)
-
     def target(self, batch: Batch) -> StepTarget:
         """Q at the step under way, with its data."""
         return StepTarget(
-            self.posterior, self.latents, batch, self.step + 1, self._cover, self.buffers
+            self.posterior, self.latents, batch, self.step + 1, self.data.cover, self.buffers
         )
 
     def prune(self, k: int) -> None:

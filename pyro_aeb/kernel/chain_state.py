@@ -40,8 +40,7 @@ def state_of(chain: Chain) -> dict[str, Any]:
         "latents": None if ssgl is None else ssgl._asdict(),
         "learned": {} if latents is None else latents.sites,
         "pruner": None if chain.pruner is None else chain.pruner.state(),
-        "minibatches": chain.minibatches.state(),
-        "source": chain.source.state(),
+        **chain.data.state(),
         "buffers": chain.buffers.values(),
         "moments": chain.moments.state(),
         "collapsed": sorted(chain.collapsed),
@@ -83,8 +82,7 @@ def _load(chain: Chain, state: Mapping[str, Any]) -> None:
         chain.latents = Latents(ssgl, sites)
     if chain.pruner is not None:
         chain.pruner.load(state["pruner"])
-    chain.minibatches.load(state["minibatches"])
-    chain.source.load(state["source"])
+    chain.data.load(state)
     chain.buffers.load(state["buffers"])
     chain.moments.load(state["moments"], position.device)
     chain.collapsed = {str(name) for name in state["collapsed"]}

@@ -18,8 +18,9 @@ from torch.distributions import biject_to, constraints
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch
-from pyro_aeb.data.loaders import Source
+from pyro_aeb.data.loaders import ArgumentSource
 from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches, Order
+from pyro_aeb.data.step_data import StepData
 from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.draws import names_to_save
@@ -63,7 +64,7 @@ class Recipe(Protocol):
 
 def begin(
     recipe: Recipe,
-    source: Source,
+    source: ArgumentSource,
     numbers: Sequence[int],
     together: bool,
     warmup: int,
@@ -75,7 +76,7 @@ def begin(
     Looks at the model and starts a chain, or several that step together.
 
     :param Recipe recipe: the kernel's options.
-    :param Source source: the model's arguments.
+    :param ArgumentSource source: the model's arguments.
     :param numbers: of the chains, from which their seeds follow.
     :param bool together: whether the chain has a leading axis.
     :param int warmup: draws of warm-up.
@@ -116,7 +117,7 @@ def begin(
         for generator in generators
     ]
     posterior = Posterior(recipe.model, structure, average=average)
-    batch = Batch(args, kwargs, minibatches[0].first())
+    batch = Batch(source.peek(), minibatches[0].first())
     starts = []
     for i, generator in enumerate(generators):
         values = {n: v[i] for n, v in given.items()} if given and together else given
@@ -143,8 +144,7 @@ def begin(
     return Chain(
         structure=structure,
         posterior=posterior,
-        source=source,
-        minibatches=ChainMinibatches(minibatches) if together else minibatches[0],
+        data=StepData(source, ChainMinibatches(minibatches) if together else minibatches[0]),
         generators=generators,
         state=recipe.transition.init(position),
         latents=latents,

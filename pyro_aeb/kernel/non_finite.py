@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.data.arguments import Batch, tensors_of
+from pyro_aeb.data.arguments import Arguments, tensors_of
 from pyro_aeb.errors import NonFiniteError
 from pyro_aeb.transitions import StepNumbers
 from pyro_aeb.validation import is_number
@@ -49,16 +49,16 @@ def bad_number(k: int, numbers: StepNumbers, schedules: Mapping[str, Any]) -> Va
     )
 
 
-def check_batch(k: int, batch: Batch, draws: dict[str, Tensor]) -> None:
+def check_batch(k: int, arguments: Arguments, draws: dict[str, Tensor]) -> None:
     """
     Where a gradient is not finite because the data are not, says so.
 
     :param int k: the step.
-    :param Batch batch: its data.
+    :param Arguments arguments: its data.
     :param draws: the draws finished before.
     :raises NonFiniteError: if a number in the batch is not finite.
     """
-    for name, value in tensors_of(batch):
+    for name, value in tensors_of(arguments):
         if value.is_floating_point() and (bad := int((~torch.isfinite(value)).sum())):
             raise NonFiniteError(
                 f"step {k}: argument {name} of this batch has {bad} non-finite of "

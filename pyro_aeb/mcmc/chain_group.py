@@ -126,7 +126,7 @@ class Lane:
         """Lets the chain wait, with the buffers that it has left in the modules."""
         assert self.chain is not None
         chain, chain.finished = self.chain, True
-        chain.source.suspend()
+        chain.data.suspend()
         chain.buffers.hand_back()
         self.buffers = [value.clone() for value in chain.buffers.values()]
 

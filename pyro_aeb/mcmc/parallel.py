@@ -302,7 +302,7 @@ def _advance(job: Job, send: Callable[..., None], between: Callable[[], None]) -
     finally:
         if sound and not chain.torn:  # else the state before is better
             send("stands", job.lane.snapshot(kernel))
-        chain.source.close()
+        chain.data.close()
 
 
 def _plain(value: Any) -> Any:

@@ -118,7 +118,7 @@ class Likelihood:
         values = {**self._structure.constrain(unconstrained), **latents}
         scorer.start(values, unconstrained, batch.indices)
         with scorer:
-            self._model(*batch.args, **batch.kwargs)
+            self._model(*batch.arguments.args, **batch.arguments.kwargs)
         return scorer.finish()
 
     def _of_chains(
@@ -135,7 +135,7 @@ class Likelihood:
 
             def run() -> None:
                 log_density, residuals, recorded = self._of_chain(
-                    unconstrained, latents, Batch(arguments[0], arguments[1], indices)
+                    unconstrained, latents, Batch(arguments, indices)
                 )
                 for name, own in residuals.items():
                     if not isinstance(own.data, Tensor):  # a number: vmap returns tensors only
@@ -147,7 +147,7 @@ class Likelihood:
             return found["scored"], after
 
         indices = {n: 0 if i.dim() > 1 else None for n, i in batch.indices.items()}
-        arguments, own = (batch.args, dict(batch.kwargs)), buffers.values()
+        arguments, own = batch.arguments, buffers.values()
         in_dims = axes(arguments) if batch.per_chain else None
         try:
             with pyro.validation_enabled(False):  # checks of values are branches on them

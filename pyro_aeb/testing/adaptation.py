@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_aeb.adaptation.spike_and_slab import SSGLLatents, SSGLRule
 from pyro_aeb.adaptation.sweep import Latents
-from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.model.structure import Residuals, Structure
 from pyro_aeb.model.tracing import base, look
@@ -82,7 +82,7 @@ class _Case:
     def sweep(self, position: Tensor, latents: Latents | None) -> _Sweep:
         assert latents is not None and latents.ssgl is not None
         before = latents.ssgl
-        batch = Batch(self.args, self.kwargs, self.indices)
+        batch = Batch(Arguments(self.args, self.kwargs), self.indices)
         residuals = gradient_at(self.posterior, position, latents, batch).statistics.residuals
         return _Sweep(
             self.rule, position, self.structure.select_sparse(position), before, residuals

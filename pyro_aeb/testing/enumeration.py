@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.adaptation.sweep import Latents
-from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.data.minibatches import Order
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.posterior.posterior import Posterior
@@ -96,7 +96,7 @@ def check_unbiased_gradient(
         mean, size, number = torch.zeros_like(position, dtype=torch.float64), 0.0, 0
         first = None
         for indices in minibatches(structure.plates, order):
-            batch = Batch(args, kwargs, indices)
+            batch = Batch(Arguments(args, kwargs), indices)
             gradient = gradient_at(posterior, position, latents, batch).gradient.double()
             first = gradient if first is None else first
             mean, number = mean + gradient, number + 1

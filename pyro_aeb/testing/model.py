@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.model.links import is_sparse
 from pyro_aeb.model.tracing import look
@@ -68,7 +68,7 @@ def check_gradient(
     worst = 0.0
     for position, latents in points(posterior, seed):
         with whole_plates():
-            batch = Batch(args, kwargs, whole)
+            batch = Batch(Arguments(args, kwargs), whole)
             found = gradient_at(posterior, position, latents, batch).gradient
         expected = whole_gradient(model, args, kwargs, posterior, position, latents)
         for block, own, by_autograd in zip(

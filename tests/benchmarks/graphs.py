@@ -49,7 +49,7 @@ def step_in_a_graph(workload: Workload) -> Peer:
     kernel = workload.kernel(seed=0)
     chain = kernel.chain
     kernel._step(chain)
-    batch, state, latents = chain.next_batch(), chain.state, chain.latents
+    batch, state, latents = chain.data.next(), chain.state, chain.latents
     excess = torch.as_tensor(latents.ssgl.excess).to(state.position)
     latents = latents._replace(ssgl=latents.ssgl._replace(excess=excess))
     numbers, weight = kernel._numbers(1), kernel._weight(chain, 1)

@@ -56,8 +56,8 @@ def test_the_kernel_and_what_is_alone_have_the_same_gradient(name):
     with torch.no_grad():
         for site, parameter in pairs:
             sites[site].copy_(parameters[parameter])
-    indices = {**chain.minibatches.first(), "data": workload.rows}
-    batch = chain.next_batch()._replace(indices=indices)
+    indices = {**chain.data.minibatches.first(), "data": workload.rows}
+    batch = chain.data.next()._replace(indices=indices)
     found = chain.posterior.likelihood_gradient(chain.state.position, chain.latents, batch)
     gradient = chain.structure.unflatten(found.gradient)
     for site, parameter in pairs:

@@ -27,7 +27,7 @@ from torch.utils.data import (
 )
 
 from pyro_aeb import ModelError, NonFiniteError
-from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.posterior.posterior import Posterior
 
@@ -56,7 +56,7 @@ def test_a_short_last_batch_counts_n_times_over_its_own_size():
 
     def gradient(rows):
         rows = torch.tensor(rows)
-        batch = Batch((x[rows], y[rows], size), {}, plates)
+        batch = Batch(Arguments((x[rows], y[rows], size), {}), plates)
         return posterior.likelihood.gradient(position, latents, batch).gradient
 
     orders = list(itertools.permutations(range(size)))

@@ -24,7 +24,7 @@ from pyro.infer.autoguide.initialization import (
 )
 
 from pyro_aeb import SSGL, ModelError, StochasticApproximation
-from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.kernel.initialization import find_start, first_values
 from pyro_aeb.kernel.seeds import chain_number, generator_of
 from pyro_aeb.model.inspection import inspect_model
@@ -158,7 +158,7 @@ def test_the_position_of_constrained_values():
 
 def start(draw, model=sparse_regression, adaptation=ADAPTATION):
     posterior = Posterior(model, structure(model, adapt=adaptation is not None))
-    batch = Batch((X, Y), {}, {"features": torch.arange(P), "data": torch.arange(N)})
+    batch = Batch(Arguments((X, Y), {}), {"features": torch.arange(P), "data": torch.arange(N)})
     with pyro.validation_enabled(False):  # as in MCMC
         return find_start(posterior, adaptation, batch, draw)
 

@@ -221,7 +221,7 @@ def test_a_step_with_bits_is_one_with_their_numbers(traced, many, compile):
     """Compiled or, where that failed, as it is written."""
     of = kernel(sparse_regression, SMALL, "update")
     of.start(0, 0, many, {})
-    chain, batch = of.chain, of.chain.next_batch()
+    chain, batch = of.chain, of.chain.data.next()
     if compile is None:
         chain.update._compiled = None
     bits = chain.noise.draw()

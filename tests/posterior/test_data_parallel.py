@@ -108,7 +108,7 @@ def network(rank: int) -> tuple[dict, torch.Tensor]:
 def first_gradient(of: aeb.AEBKernel, batch: int | None) -> Any:
     of.start(0, 0, (X, Y), {"batch_size": batch})
     chain = of.chain
-    return chain.posterior.gradient(chain.state.position, chain.latents, chain.next_batch())
+    return chain.posterior.gradient(chain.state.position, chain.latents, chain.data.next())
 
 
 def many_runs(rank: int, folder: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from pyro.infer.mcmc.util import initialize_model
 from torch.autograd import grad
 
 from pyro_aeb import SSGL
-from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.posterior.likelihood import Likelihood
 from pyro_aeb.posterior.posterior import Posterior
@@ -48,7 +48,7 @@ def double() -> None:
 def whole_batch(structure, args=()):
     """A batch with the indices of plates that are not subsampled."""
     indices = {name: torch.arange(size) for name, (size, _) in structure.plates.items()}
-    return Batch(args, {}, indices)
+    return Batch(Arguments(args, {}), indices)
 
 
 # Everything sampled: Pyro's potential function
@@ -249,7 +249,7 @@ def test_gradient_and_residuals_of_a_likelihood_with_a_learned_sigma(scale, c, m
     assert structure.sigmas[0].likelihoods == {"y"}
     sigma2, position = torch.tensor(1.7), torch.randn(2 * P)
     result = Likelihood(model, structure).gradient(
-        position, {"sigma2": sigma2}, Batch((), {}, {"data": BATCH})
+        position, {"sigma2": sigma2}, Batch(Arguments((), {}), {"data": BATCH})
     )
 
     at = position.clone().requires_grad_()
@@ -330,7 +330,9 @@ def test_a_batch_counts_n_times_over_its_size():
     structure = inspect_model(dense_regression, (X, Y), {"batch_size": 8}, adapt=False)
     likelihood = Likelihood(dense_regression, structure)
     w = torch.randn(P)
-    result = likelihood.gradient(w, {}, Batch((X, Y), {"batch_size": 8}, {"data": BATCH}))
+    result = likelihood.gradient(
+        w, {}, Batch(Arguments((X, Y), {"batch_size": 8}), {"data": BATCH})
+    )
     # d/dw log N(y; x w, 1/4) = (y - x w) x / (1/4), N / n times
     expected = N / 8 * ((Y[BATCH] - X[BATCH] @ w) @ X[BATCH]) / 0.25
     torch.testing.assert_close(result.gradient, expected)
@@ -347,7 +349,9 @@ def test_nested_subsampled_plates_multiply():
 
     structure = inspect_model(model, (), {}, adapt=False)
     indices = {"rows": torch.tensor([3, 1]), "columns": torch.tensor([2])}
-    result = Likelihood(model, structure).gradient(torch.tensor([0.5]), {}, Batch((), {}, indices))
+    result = Likelihood(model, structure).gradient(
+        torch.tensor([0.5]), {}, Batch(Arguments((), {}), indices)
+    )
     # d/dmu log N(y; mu, 1) = y - mu, (4 / 2) (5 / 1) times
     expected = 10.0 * (data[3, 2] + data[1, 2] - 2 * 0.5)
     torch.testing.assert_close(result.gradient, expected.reshape(1))
@@ -362,14 +366,18 @@ def test_sequential_subsampled_plates():
     structure = inspect_model(model, (), {}, adapt=False)
     likelihood = Likelihood(model, structure)
     indices = torch.tensor([19, 0, 7, 2])
-    result = likelihood.gradient(torch.tensor([0.5]), {}, Batch((), {}, {"data": indices}))
+    result = likelihood.gradient(
+        torch.tensor([0.5]), {}, Batch(Arguments((), {}), {"data": indices})
+    )
     torch.testing.assert_close(result.gradient[0], N / 4 * (Y[indices] - 0.5).sum())
 
 
 def test_a_subsample_of_the_models_own_is_left_alone():
     chosen = torch.tensor([7, 2, 11, 3])
     structure = inspect_model(given_subsample, (), {}, adapt=False)
-    result = Likelihood(given_subsample, structure).gradient(torch.zeros(P), {}, Batch((), {}, {}))
+    result = Likelihood(given_subsample, structure).gradient(
+        torch.zeros(P), {}, Batch(Arguments((), {}), {})
+    )
     torch.testing.assert_close(result.gradient, N / 4 * Y[chosen] @ X[chosen] / 0.25)
 
 
@@ -405,7 +413,7 @@ def test_gradients_of_learnable_parameters_are_left_alone():
         pyro.sample("y", dist.Normal(mu + offset, 1.0), obs=Y[0])
 
     structure = inspect_model(model, (), {}, adapt=False)
-    result = Likelihood(model, structure).gradient(torch.zeros(1), {}, Batch((), {}, {}))
+    result = Likelihood(model, structure).gradient(torch.zeros(1), {}, Batch(Arguments((), {}), {}))
     torch.testing.assert_close(result.gradient, Y[:1])
     assert offset.grad is None
     assert not result.gradient.requires_grad and not result.log_density.requires_grad
@@ -419,5 +427,5 @@ def test_a_gradient_with_respect_to_weights_that_no_datum_depends_on_is_zero():
         pyro.sample("y", dist.Normal(0.0, scale), obs=Y[0])
 
     structure = inspect_model(model, (), {}, adapt=False)
-    result = Likelihood(model, structure).gradient(torch.ones(1), {}, Batch((), {}, {}))
+    result = Likelihood(model, structure).gradient(torch.ones(1), {}, Batch(Arguments((), {}), {}))
     assert result.gradient == 0.0

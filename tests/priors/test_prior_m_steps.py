@@ -23,7 +23,7 @@ from ssgl_references import prior_gradient
 
 from pyro_aeb import StochasticApproximation, priors
 from pyro_aeb.adaptation.sweep import Latents
-from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.posterior.posterior import Posterior
@@ -62,7 +62,7 @@ class Case:
 
     def gradient(self, latents, beta):
         return self.posterior.gradient(
-            beta, Latents(latents, {}), Batch((), {}, {"data": torch.arange(N)})
+            beta, Latents(latents, {}), Batch(Arguments((), {}), {"data": torch.arange(N)})
         )
 
     def update(self, latents):

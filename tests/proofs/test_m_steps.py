@@ -27,7 +27,7 @@ import torch
 
 from pyro_aeb import SSGL, StochasticApproximation
 from pyro_aeb.adaptation.sweep import Latents
-from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.posterior.posterior import Posterior
 
@@ -174,7 +174,9 @@ def sweep(request):
     latents = posterior.rule.init(first, StochasticApproximation(1.0, initial_penalty=0.7))
     position = torch.randn(structure.size)
     batch = torch.randperm(N)[:BATCH]
-    seen = posterior.gradient(position, Latents(latents, {}), Batch(data, {}, {"data": batch}))
+    seen = posterior.gradient(
+        position, Latents(latents, {}), Batch(Arguments(data, {}), {"data": batch})
+    )
     after = posterior.rule.update(latents, position, seen.statistics.residuals, 1.0)
     sizes = [layer.size for layer in case.layers]
     values = posterior.rule.site_values(after)
@@ -238,6 +240,6 @@ def test_the_penalties_give_the_gradient_of_q(sweep):
     expected = torch.cat([beta.grad for beta in betas])
     position = torch.cat([beta.detach() for beta in betas])
     found = posterior.gradient(
-        position, Latents(after, {}), Batch(data, {}, {"data": batch})
+        position, Latents(after, {}), Batch(Arguments(data, {}), {"data": batch})
     ).gradient
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

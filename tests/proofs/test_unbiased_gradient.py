@@ -22,7 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.sweep import Latents
-from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.data.minibatches import Minibatches
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.posterior.posterior import Posterior
@@ -134,7 +134,7 @@ def evaluate(case, batches):
         posterior.gradient(
             position,
             Latents(latents, {}),
-            Batch((*data, size), {}, {**whole, "data": torch.tensor(batch)}),
+            Batch(Arguments((*data, size), {}), {**whole, "data": torch.tensor(batch)}),
         )
         for batch in batches
     ]
@@ -184,7 +184,9 @@ def test_two_data_sets_have_each_its_own_scale():
     )
     indices = [{"first": torch.tensor(a), "second": torch.tensor(b)} for a, b in pairs]
     assert len(indices) == 60
-    gradients = [posterior.gradient(at, None, Batch((), {}, here)).gradient for here in indices]
+    gradients = [
+        posterior.gradient(at, None, Batch(Arguments((), {}), here)).gradient for here in indices
+    ]
     expected = (y - at).sum() + (z - at).sum() / 0.5**2 - at / 3.0**2
     torch.testing.assert_close(torch.stack(gradients).mean(0), expected, rtol=1e-12, atol=1e-12)
 

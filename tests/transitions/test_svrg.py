@@ -47,9 +47,9 @@ def started(model):
 
 
 def target(chain, step, indices=None, latents=None):
-    batch = chain.next_batch()
+    batch = chain.data.next()
     batch = batch if indices is None else batch._replace(indices=indices)
-    cover, buffers = chain.minibatches.cover, chain.buffers
+    cover, buffers = chain.data.cover, chain.buffers
     return StepTarget(chain.posterior, latents or chain.latents, batch, step, cover, buffers)
 
 

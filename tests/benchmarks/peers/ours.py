@@ -23,7 +23,7 @@ def start(workload: Workload, **options: Any) -> Peer:
 
     def inside(call: Step) -> object:
         with (
-            mock.patch.object(chain, "next_batch", _marked(BATCH, chain.next_batch)),
+            mock.patch.object(chain.data, "next", _marked(BATCH, chain.data.next)),
             mock.patch.object(
                 chain.posterior.likelihood,
                 "gradient",
