@@ -3,7 +3,11 @@
 
 """Sphinx settings. Build with ``python -m sphinx -W -b html docs docs/_build/html``."""
 
-from typing import Any
+import functools
+import importlib
+from typing import Any, get_origin
+
+from docutils import nodes
 
 import pyro_aeb
 
@@ -33,25 +37,62 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!pyro_aeb\b).*")]
 
-# A type variable, which autodoc does not list.
-nitpick_ignore = [(f"py:{role}", "pyro_aeb.transitions.base.State") for role in ("class", "obj")]
-
 html_theme = "furo"
 html_title = f"pyro_aeb {release}"
 
 
+def locate(name: str) -> Any:
+    """Return the object of a dotted name, or None where there is none."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part, None)
+        return found
+    return None
+
+
+@functools.cache
+def documented(domain: Any) -> dict[int, str]:
+    """Return the name under which the reference documents an object, by the object's id."""
+    names = [name for name, entry in domain.objects.items() if not entry.aliased]
+    return {id(locate(name)): name for name in names if name.startswith("pyro_aeb")}
+
+
 def resolve_public_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
-    """A reference to ``pyro_aeb.Name`` leads to the module that defines the name."""
-    package, _, name = node.get("reftarget", "").partition(".")
-    if node.get("refdomain") != "py" or package != "pyro_aeb" or name not in pyro_aeb.__all__:
+    """
+    Resolve a reference by an object's defining module: its documentation stands under the name by
+    which programs import it. In a signature an internal type is no link; elsewhere it is an error.
+    """
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not target.startswith("pyro_aeb."):
         return None
-    found = getattr(pyro_aeb, name)
-    target = f"{found.__module__}.{found.__qualname__}"
     domain = env.get_domain("py")
-    return domain.resolve_xref(
-        env, node["refdoc"], app.builder, node["reftype"], target, node, contnode
-    )
+    owner, _, member = target.rpartition(".")
+    for name, rest in ((target, ""), (owner, f".{member}")):
+        public = documented(domain).get(id(locate(name)), "") + rest
+        arguments = (env, node["refdoc"], app.builder, node["reftype"], public)
+        if link := domain.resolve_xref(*arguments, node, contnode):
+            return link
+    return contnode if isinstance(contnode, nodes.Text) else None
+
+
+def replace_internal_bases(app: Any, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
+    """Show the first public ancestor of a class in the place of an internal or generic base."""
+
+    def is_public(base: Any) -> bool:
+        package, *wing = getattr(base, "__module__", "").split(".")[:2]
+        home = locate(".".join([package, *wing]))
+        return package != "pyro_aeb" or base.__name__ in getattr(home, "__all__", ())
+
+    classes = [get_origin(base) or base for base in bases]
+    ancestors = [next(filter(is_public, getattr(base, "__mro__", [base]))) for base in classes]
+    bases[:] = [base for base in dict.fromkeys(ancestors) if base is not object] or [object]
 
 
 def setup(app: Any) -> None:
     app.connect("missing-reference", resolve_public_name)
+    app.connect("autodoc-process-bases", replace_internal_bases)

@@ -10,7 +10,7 @@ probabilities delta. After every step of the weights each is moved a little, by 
 towards the value that closes its equation. Here are the equations, each once (but for (4) and (5),
 in which one prior differs from another, see :mod:`pyro_aeb.priors.components`), and
 :class:`StochasticApproximation`, with which a user asks for them;
-:class:`~pyro_aeb.adaptation.spike_and_slab.SSGLRule` applies them to a model.
+``SSGLRule`` applies them to a model.
 
 **References**
 
@@ -36,7 +36,7 @@ def add_prior_gradient(
     - K \beta / \sigma^2`, with sign(0) = 0; L and K are :math:`\kappa_0` and :math:`\kappa_1` of
     SSGL. All of shape (..., P), but for sigma, which broadcasts.
 
-    :param linear: L of :func:`~pyro_aeb.priors.components.penalties`, None where there is none.
+    :param linear: L of ``pyro_aeb.priors.components.penalties``, None where there is none.
     :param quadratic: K, likewise.
     """
     if quadratic is None:

@@ -42,7 +42,7 @@ def noise_ratio(mcmc: MCMC, minibatches: int = 16, chain: int = 0) -> list[Noise
     ratio is that of a single step and says nothing of it.
 
     :param MCMC mcmc: a run of an AEBKernel, whose chain is in this process; see
-        :class:`~pyro_aeb.diagnostics.frozen_chain.Frozen`.
+        ``Frozen``.
     :param int minibatches: how many gradients are computed, at least 2.
     :param int chain: which.
     :returns: first of all weights together, then of every site.

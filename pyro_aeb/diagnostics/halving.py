@@ -62,7 +62,7 @@ def step_halving(mcmc: MCMC, steps: int = 2000, chain: int = 0) -> list[StepHalv
     could have been missed.
 
     :param MCMC mcmc: a run of an AEBKernel, whose chain is in this process; see
-        :class:`~pyro_aeb.diagnostics.frozen_chain.Frozen`.
+        ``Frozen``.
     :param int steps: of the coarser run, at least 100.
     :param int chain: which.
     :raises NonFiniteError: if these steps run away.

@@ -49,7 +49,7 @@ def temperature(mcmc: MCMC, steps: int = 200, chain: int = 0) -> list[Temperatur
     its latents held still. The run itself is put back where it was.
 
     :param MCMC mcmc: a run whose chain is in this process; see
-        :class:`~pyro_aeb.diagnostics.frozen_chain.Frozen`.
+        ``Frozen``.
     :param int steps: at least 10; each costs what a step of the run does.
     :param int chain: of several, which.
     :returns: first of all weights together, then of every site.

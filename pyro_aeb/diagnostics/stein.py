@@ -75,7 +75,7 @@ def ksd(
     zero, is taken as given. Costs as many gradients on all data as draws.
 
     :param MCMC mcmc: a run of an AEBKernel that keeps all its sampled sites, whose chain is in this
-        process; see :class:`~pyro_aeb.diagnostics.frozen_chain.Frozen`.
+        process; see ``Frozen``.
     :param sites: whose coordinates the kernel sees; by default all.
     :param int draws: how many of the chain's, evenly spaced, are used at most.
     :param int chain: which.

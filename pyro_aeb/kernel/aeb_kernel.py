@@ -81,7 +81,7 @@ class AEBKernel(MCMCKernel):
     :param int steps_per_draw: steps between draws, at least 1 (thinning). Warm-up is counted in
         draws too.
     :param init_strategy: where a chain starts, one of Pyro's ``init_to_*``; by default
-        :func:`~pyro_aeb.model.tracing.init_to_default`.
+        ``pyro_aeb.model.tracing.init_to_default``.
     :param pruning: sets weights to zero after every step, by
         :class:`~pyro_aeb.pruning.base.MagnitudePruning` or another of :mod:`pyro_aeb.pruning`.
     :param save: names of the sites and summaries that a draw holds, by default all: every latent
@@ -96,7 +96,7 @@ class AEBKernel(MCMCKernel):
         ``"replacement"``, independent draws. The N mod n data left over by a permutation wait for
         the next one.
     :param str noise: ``"normal"``, or ``"three-point"``, numbers of the same moments up to the
-        fifth that cost less; see :mod:`pyro_aeb.kernel.noise`.
+        fifth that cost less; see ``pyro_aeb.kernel.noise``.
     :param str compile: ``"update"`` compiles what a step does after the likelihood's gradient
         (prior, transition, latents) with :func:`torch.compile`, ``"all"`` the gradient too. The
         numbers are the same up to rounding, but for the normal noise of 32,768 weights and more
@@ -112,7 +112,7 @@ class AEBKernel(MCMCKernel):
         in processes count from 0 in every run. By default torch's global generator serves.
     :param bool data_parallel: whether the processes that ``torchrun`` has started run one chain
         together, each with n data of every minibatch; see
-        :mod:`pyro_aeb.posterior.data_parallel`. Needs a seed.
+        ``pyro_aeb.posterior.data_parallel``. Needs a seed.
     :raises ModelError: at the start of a run, if the model or the data cannot be sampled.
     :raises NonFiniteError: during a run, if it blows up; it carries the draws finished before.
 

@@ -83,13 +83,13 @@ class MCMC(RunResults):
         after the other up to rounding. The fastest for small models and on accelerators; the model
         must be one that :func:`torch.vmap` can run. ``"parallel"``: each in a process of its own.
         ``"distributed"``: spread over the processes that ``torchrun`` has started, on one machine
-        or several, all of which have all draws at the end; see :mod:`pyro_aeb.mcmc.distributed`.
+        or several, all of which have all draws at the end; see ``pyro_aeb.mcmc.distributed``.
         By default ``"parallel"`` where there are more processors than chains, as in Pyro, else
         ``"sequential"``.
     :param int thinning: of the kernel's draws after warm-up, keep every ``thinning``-th;
         ``num_samples`` counts those kept.
     :param trace: path of a Zarr store that the draws are written to as they come, in place of
-        memory; see :class:`~pyro_aeb.storage.zarr_trace.TraceFile`.
+        memory; see :func:`~pyro_aeb.open_trace`.
     :param checkpoint: path of a folder from which the run can go on after the process has ended;
         see :meth:`resume`.
     :param int every: draws, warm-up included, between two checkpoints. One is also written at the

@@ -5,9 +5,9 @@
 Pruning: which weights are set to zero, and when.
 
 A user gives the kernel a :class:`~pyro_aeb.pruning.base.Pruning`, a frozen dataclass of options
-that scores weights. For a run it becomes a :class:`~pyro_aeb.pruning.pruner.Pruner`, which knows
+that scores weights. For a run it becomes a ``Pruner``, which knows
 the model's structure, sets the target of equation (9), shares it out among the layers by (10) and
-changes the position in place; :mod:`pyro_aeb.pruning.selection` counts and chooses.
+changes the position in place; ``pyro_aeb.pruning.selection`` counts and chooses.
 """
 
 from pyro_aeb.pruning.base import (

@@ -78,7 +78,7 @@ def check_unbiased_gradient(
     :param args: its arguments, a tiny data set, best in float64.
     :param kwargs: its keyword arguments.
     :param bool adapt: whether latents of SSGL sites are learned.
-    :param order: how minibatches are drawn; see :class:`~pyro_aeb.data.minibatches.Minibatches`.
+    :param order: how minibatches are drawn; see ``Minibatches``.
     :param int seed: of the points at which gradients are compared.
     :raises AssertionError: if they differ by more than rounding.
     :raises ValueError: if no plate subsamples, or there are too many minibatches.

@@ -22,7 +22,7 @@ def rows() -> Iterator[tuple[str, str, list[str]]]:
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         if re.match(r"\| \(\d", line):
             number, formula, functions = (cell.strip() for cell in line.strip("| ").split(" | "))
-            yield number, formula, re.findall(r"\{py:\w+\}`([\w.]+)`", functions)
+            yield number, formula, re.findall(r"`(pyro_aeb[\w.]+)`", functions)
 
 
 ROWS = list(rows())
