@@ -61,7 +61,7 @@ def _fresh_state() -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says how many bad inputs got the error they should, where tests counted any."""
-    met = getattr(sys.modules.get("refusals"), "MET", {})
-    if met:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(met.items()))
-        terminalreporter.write_line(f"{sum(met.values())} bad inputs met: {kinds}")
+    refusals = getattr(sys.modules.get("refusals"), "REFUSALS", {})
+    if refusals:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(refusals.items()))
+        terminalreporter.write_line(f"{sum(refusals.values())} bad inputs refused: {kinds}")

@@ -20,7 +20,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from models import linear_data, sparse_regression
-from runs import Stop, StopAt, assert_equal, chains, kernel, records, resumed
+from runs import (
+    Stop,
+    StopAt,
+    assert_same_records,
+    copy_records,
+    make_kernel,
+    make_mcmc,
+    resume_mcmc,
+)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -90,7 +98,7 @@ def of_batches(device, X, y):
         pyro.sample("y", dist.Normal(X @ beta, sigma2.sqrt()), obs=y)
 
 
-def module(device):
+def make_module(device):
     """A network of torch's with a batch norm and dropout, and the model of it."""
     torch.manual_seed(0)
     layers = [nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2)]
@@ -108,22 +116,22 @@ def module(device):
     return model
 
 
-def data(device, dtype=torch.float32):
+def make_data(device, dtype=torch.float32):
     return tuple(tensor.to(device) for tensor in linear_data(dtype=dtype))
 
 
-def loader(device, **options) -> DataLoader:
+def make_loader(device, **options) -> DataLoader:
     """Batches on the host, in pinned memory where there is a device that asks for it."""
     pinned = {"pin_memory": device.type == "cuda", **options}
     return DataLoader(TensorDataset(*linear_data()), 5, shuffle=True, **pinned)
 
 
-def on_host(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def move_to_host(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.cpu() for name, value in found.items()}
 
 
 @contextmanager
-def refusing_to_wait(device) -> Iterator[None]:
+def forbid_waiting(device) -> Iterator[None]:
     """Whatever makes the program wait for the device is an error."""
     if device.type != "cuda":
         yield
@@ -149,9 +157,9 @@ WAYS = {
 @pytest.mark.parametrize("transition", TRANSITIONS)
 @pytest.mark.parametrize("model", [regression, network])
 def test_a_run_learns_its_latents(model, transition, way, method, device):
-    of = kernel(model, TRANSITIONS[transition], STEP_SIZE, **WAYS[way])
-    run = chains(of, draws=8, number=3, method=method)
-    run.run(*data(device), batch_size=5)
+    kernel = make_kernel(model, TRANSITIONS[transition], STEP_SIZE, **WAYS[way])
+    run = make_mcmc(kernel, draws=8, number=3, method=method)
+    run.run(*make_data(device), batch_size=5)
     draws = run.get_samples(group_by_chain=True)
     for name, value in draws.items():
         assert value.device.type == device.type, name
@@ -159,11 +167,11 @@ def test_a_run_learns_its_latents(model, transition, way, method, device):
     for name in (name for name in draws if name == "sigma2" or name.startswith("delta")):
         assert bool((draws[name].diff(dim=1) != 0.0).all()), f"{name} is not learned"
     if way == "pruned":
-        size = sum(block.size for block in of.chain.structure.blocks)
+        size = sum(block.size for block in kernel.chain.structure.blocks)
         weights = [value for name, value in draws.items() if name in ("beta", "w0", "w1")]
         zeros = sum((value == 0.0).flatten(2).sum(-1) for value in weights)
         k = 2 * (3 + 8)
-        assert set(zeros[:, -1].tolist()) == {round(of.pruning.sparsity(k) * size)}
+        assert set(zeros[:, -1].tolist()) == {round(kernel.pruning.sparsity(k) * size)}
 
 
 COMPILED = {
@@ -181,9 +189,9 @@ def test_compiled_steps_are_those_that_were_written(case, method, device):
     model, transition, options = COMPILED[case]
 
     def draws(**options):
-        of = kernel(model, TRANSITIONS[transition], STEP_SIZE, **options)
-        run = chains(of, draws=4, number=2 if method == "vectorized" else 1, method=method)
-        run.run(*data(device, torch.float64), batch_size=5)
+        kernel = make_kernel(model, TRANSITIONS[transition], STEP_SIZE, **options)
+        run = make_mcmc(kernel, draws=4, number=2 if method == "vectorized" else 1, method=method)
+        run.run(*make_data(device, torch.float64), batch_size=5)
         return run.get_samples()
 
     found, expected = draws(**options), draws(**{**options, "compile": None})
@@ -194,9 +202,9 @@ def test_compiled_steps_are_those_that_were_written(case, method, device):
 @pytest.mark.parametrize("transition", TRANSITIONS)
 def test_chains_together_are_those_one_after_the_other(transition, device):
     def draws(method):
-        of = kernel(network, TRANSITIONS[transition], STEP_SIZE)
-        run = chains(of, draws=4, number=3, method=method)
-        run.run(*data(device, torch.float64), batch_size=5)
+        kernel = make_kernel(network, TRANSITIONS[transition], STEP_SIZE)
+        run = make_mcmc(kernel, draws=4, number=3, method=method)
+        run.run(*make_data(device, torch.float64), batch_size=5)
         return run.get_samples()
 
     expected = draws("sequential")
@@ -207,25 +215,25 @@ def test_chains_together_are_those_one_after_the_other(transition, device):
 # The same as on the CPU
 
 
-def steps(model, transition, device, **options):
+def record_steps(model, transition, device, **options):
     """Position and latents after 20 steps on all data, by the same numbers as noise everywhere."""
-    of = kernel(model, TRANSITIONS[transition], STEP_SIZE, **options)
-    X, y = data(device, torch.float64)
+    kernel = make_kernel(model, TRANSITIONS[transition], STEP_SIZE, **options)
+    X, y = make_data(device, torch.float64)
     numbers = torch.Generator().manual_seed(5)
     blocks = {"beta": (3,)} if model is regression else {"w0": (3, 8), "w1": (8, 4), "last": (4,)}
-    of.initial_params = {
+    kernel.initial_params = {
         name: torch.randn(shape, generator=numbers, dtype=X.dtype).to(device)
         for name, shape in blocks.items()
     }
-    of.start(0, 0, (X, y), {})
-    shape = of.chain.state.position.shape
+    kernel.start(0, 0, (X, y), {})
+    shape = kernel.chain.state.position.shape
 
     def draw():
         return torch.randn(shape, generator=numbers, dtype=X.dtype).to(device)
 
-    with mock.patch.object(of.chain.noise, "draw", draw):
-        of.advance(20)
-    found = {**of.chain.state._asdict(), **of.latents._asdict()}
+    with mock.patch.object(kernel.chain.noise, "draw", draw):
+        kernel.advance(20)
+    found = {**kernel.chain.state._asdict(), **kernel.latents._asdict()}
     return {name: torch.as_tensor(value) for name, value in found.items()}
 
 
@@ -233,8 +241,8 @@ def steps(model, transition, device, **options):
 @pytest.mark.parametrize("transition", TRANSITIONS)
 @pytest.mark.parametrize("model", [regression, network])
 def test_steps_are_those_of_the_cpu(model, transition, way, device):
-    expected = steps(model, transition, torch.device("cpu"), **WAYS[way])
-    found = on_host(steps(model, transition, device, **WAYS[way]))
+    expected = record_steps(model, transition, torch.device("cpu"), **WAYS[way])
+    found = move_to_host(record_steps(model, transition, device, **WAYS[way]))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12, msg=name)
     if way == "pruned":
@@ -254,14 +262,14 @@ def gaussian(y):
 def test_the_stationary_law_is_that_of_the_scheme(transition, noise, device):
     """Of 40,000 coordinates that are independent, after 200 steps."""
     size, step, curvature = 40_000, 0.1, 2.0
-    of = kernel(gaussian, TRANSITIONS[transition], step, adaptation=None, noise=noise)
-    of.start(0, 0, (torch.zeros(size, device=device),), {})
-    of.advance(200)
-    w = of.chain.state.position.double().cpu().numpy()
+    kernel = make_kernel(gaussian, TRANSITIONS[transition], step, adaptation=None, noise=noise)
+    kernel.start(0, 0, (torch.zeros(size, device=device),), {})
+    kernel.advance(200)
+    w = kernel.chain.state.position.double().cpu().numpy()
     if transition == "SGLD":
         variance = sgld_variance(step, 1.0, curvature)
     else:
-        variance = sghmc_covariance(step, 1.0, curvature, of.transition.friction)[1, 1]
+        variance = sghmc_covariance(step, 1.0, curvature, kernel.transition.friction)[1, 1]
     assert_agrees(w.mean(), 0.0, np.sqrt(variance / size))
     assert_agrees(np.square(w).mean(), variance, np.square(w).std() / np.sqrt(size))
 
@@ -290,52 +298,56 @@ STEPS = {
 @pytest.mark.parametrize("source", ["plate", "loader", "module"])
 @pytest.mark.parametrize("way", STEPS)
 def test_a_step_waits_for_nothing(way, source, device):
-    model = {"plate": network, "loader": partial(of_batches, device), "module": module(device)}
-    given = {"plate": (*data(device), 5), "loader": (loader(device),), "module": data(device)}
-    of = kernel(model[source], aeb.SGHMC, STEP_SIZE, **STEPS[way])
+    model = {"plate": network, "loader": partial(of_batches, device), "module": make_module(device)}
+    given = {
+        "plate": (*make_data(device), 5),
+        "loader": (make_loader(device),),
+        "module": make_data(device),
+    }
+    kernel = make_kernel(model[source], aeb.SGHMC, STEP_SIZE, **STEPS[way])
     with pyro.validation_enabled(False):
-        of.start(0, 0, given[source], {})
-        of.advance(5)
-        with refusing_to_wait(device):
+        kernel.start(0, 0, given[source], {})
+        kernel.advance(5)
+        with forbid_waiting(device):
             for _ in range(9):  # over ends of epochs
-                of._step(of.chain)
-    assert of.chain.step == 14
-    assert bool(torch.isfinite(of.chain.state.position).all())
+                kernel._step(kernel.chain)
+    assert kernel.chain.step == 14
+    assert bool(torch.isfinite(kernel.chain.state.position).all())
 
 
 def test_chains_together_wait_for_nothing(device):
-    of = kernel(network, aeb.SGHMC, STEP_SIZE)
+    kernel = make_kernel(network, aeb.SGHMC, STEP_SIZE)
     with pyro.validation_enabled(False):
-        of.start(0, range(3), (*data(device), 5), {})
-        of.advance(5)
-        with refusing_to_wait(device):
+        kernel.start(0, range(3), (*make_data(device), 5), {})
+        kernel.advance(5)
+        with forbid_waiting(device):
             for _ in range(9):
-                of._step(of.chain)
-    assert of.chain.step == 14
+                kernel._step(kernel.chain)
+    assert kernel.chain.step == 14
 
 
 def test_pinned_memory_changes_no_draw(device):
     def draws(**options):
-        run = chains(kernel(partial(of_batches, device)), number=1)
-        run.run(loader(device, **options))
-        return records(run)
+        run = make_mcmc(make_kernel(partial(of_batches, device)), number=1)
+        run.run(make_loader(device, **options))
+        return copy_records(run)
 
-    assert_equal(draws(), draws(pin_memory=False))
+    assert_same_records(draws(), draws(pin_memory=False))
 
 
 # Runs that are cut short
 
 
-def big_from(first: int):
+def large_from(first: int):
     return lambda k: STEP_SIZE if k < first else 1e20
 
 
 @pytest.mark.parametrize("method", ["sequential", "vectorized"])
 def test_a_blow_up_keeps_the_draws_before_it(method, device):
-    of = kernel(network, aeb.SGLD, big_from(40), steps_per_draw=5)
-    run = chains(of, draws=50, warmup=2, method=method, number=2)
+    kernel = make_kernel(network, aeb.SGLD, large_from(40), steps_per_draw=5)
+    run = make_mcmc(kernel, draws=50, warmup=2, method=method, number=2)
     with pytest.raises(NonFiniteError):
-        run.run(*data(device))
+        run.run(*make_data(device))
     draws = run.get_samples(group_by_chain=True)
     for name, value in draws.items():
         # Steps 11 to 39 make draws 3 to 7, of which 2 are warm-up.
@@ -344,21 +356,25 @@ def test_a_blow_up_keeps_the_draws_before_it(method, device):
 
 def test_a_blow_up_is_seen_without_a_draw(device):
     """It may be seen late, but long before a queue of steps has come to its end."""
-    of = kernel(network, aeb.SGLD, big_from(10))
+    kernel = make_kernel(network, aeb.SGLD, large_from(10))
     with pyro.validation_enabled(False):
-        of.start(0, 0, data(device), {})
+        kernel.start(0, 0, make_data(device), {})
         with pytest.raises(NonFiniteError):
-            of.advance(20_000)
-    assert of.chain.step < 10_000
+            kernel.advance(20_000)
+    assert kernel.chain.step < 10_000
 
 
 CASES = {
-    "plates": (lambda device: network, lambda device: (*data(device), 5), {}),
-    "masks": (lambda device: network, data, PRUNED),
-    "three-point": (lambda device: regression, data, {"noise": "three-point"}),
-    "moments": (lambda device: network, data, {"save": ["sigma2"]}),
-    "loader": (lambda device: partial(of_batches, device), lambda device: (loader(device),), {}),
-    "buffers and dropout": (module, data, {}),
+    "plates": (lambda device: network, lambda device: (*make_data(device), 5), {}),
+    "masks": (lambda device: network, make_data, PRUNED),
+    "three-point": (lambda device: regression, make_data, {"noise": "three-point"}),
+    "moments": (lambda device: network, make_data, {"save": ["sigma2"]}),
+    "loader": (
+        lambda device: partial(of_batches, device),
+        lambda device: (make_loader(device),),
+        {},
+    ),
+    "buffers and dropout": (make_module, make_data, {}),
 }
 KINDS = {
     "SGLD": {"transition": aeb.SGLD, "seed": None},
@@ -374,9 +390,9 @@ def test_a_run_goes_on_bit_for_bit(name, kind, method, device, tmp_path):
     model, args, options = CASES[name]
 
     def make(**more):
-        of = kernel(model(device), step_size=STEP_SIZE, **KINDS[kind], **options)
+        kernel = make_kernel(model(device), step_size=STEP_SIZE, **KINDS[kind], **options)
         pyro.set_rng_seed(3)
-        return chains(of, draws=6, method=method, **more)
+        return make_mcmc(kernel, draws=6, method=method, **more)
 
     whole = make()
     whole.run(*args(device))
@@ -384,20 +400,20 @@ def test_a_run_goes_on_bit_for_bit(name, kind, method, device, tmp_path):
     cut = make(checkpoint=tmp_path / "run", every=4, hook_fn=StopAt(stage, 2))
     with pytest.raises(Stop):
         cut.run(*args(device))
-    again = resumed(tmp_path / "run", model(device))
+    again = resume_mcmc(tmp_path / "run", model(device))
     pyro.set_rng_seed(99)
     again.run(*args(device))
-    assert_equal(on_host(records(again)), on_host(records(whole)))
+    assert_same_records(move_to_host(copy_records(again)), move_to_host(copy_records(whole)))
 
 
 def test_a_run_that_goes_on_keeps_its_draws_on_the_device(device, tmp_path):
     pytest.importorskip("zarr")
     places = {"checkpoint": tmp_path, "hook_fn": StopAt("Sample", 1)}
-    run = chains(kernel(regression), draws=4, number=1, **places)
+    run = make_mcmc(make_kernel(regression), draws=4, number=1, **places)
     with pytest.raises(Stop):
-        run.run(*data(device))
-    run = resumed(tmp_path, regression)
-    run.run(*data(device))
+        run.run(*make_data(device))
+    run = resume_mcmc(tmp_path, regression)
+    run.run(*make_data(device))
     assert {value.device.type for value in run.get_samples().values()} == {device.type}
 
 
@@ -405,8 +421,8 @@ def test_a_run_that_goes_on_keeps_its_draws_on_the_device(device, tmp_path):
 
 
 def test_a_run_becomes_a_netcdf_file(device, tmp_path):
-    run = chains(kernel(network, **PRUNED))
-    run.run(*data(device))
+    run = make_mcmc(make_kernel(network, **PRUNED))
+    run.run(*make_data(device))
     path = str(tmp_path / "run.nc")
     aeb.to_arviz(run).to_netcdf(path)
     kept = az.from_netcdf(path)
@@ -419,25 +435,25 @@ def test_a_run_becomes_a_netcdf_file(device, tmp_path):
 @pytest.mark.parametrize("method", ["sequential", "vectorized"])
 def test_a_run_writes_a_zarr_store(method, device, tmp_path):
     pytest.importorskip("zarr")
-    expected = chains(kernel(network), method=method)
-    expected.run(*data(device))
-    run = chains(kernel(network), method=method, trace=tmp_path / "draws.zarr")
-    run.run(*data(device))
-    assert_equal(on_host(records(run)), on_host(records(expected)))
+    expected = make_mcmc(make_kernel(network), method=method)
+    expected.run(*make_data(device))
+    run = make_mcmc(make_kernel(network), method=method, trace=tmp_path / "draws.zarr")
+    run.run(*make_data(device))
+    assert_same_records(move_to_host(copy_records(run)), move_to_host(copy_records(expected)))
 
 
 def test_predictions_are_made_on_the_device(device):
-    model = module(device)
-    run = chains(kernel(model, step_size=STEP_SIZE), number=1)
-    run.run(*data(device))
+    model = make_module(device)
+    run = make_mcmc(make_kernel(model, step_size=STEP_SIZE), number=1)
+    run.run(*make_data(device))
     predictive = pyro.infer.Predictive(model, run.get_samples())
-    assert predictive(*data(device))["y"].device.type == device.type
+    assert predictive(*make_data(device))["y"].device.type == device.type
 
 
 def test_the_device_may_be_the_default_one(device):
     """As Pyro's users write it: the model names no device."""
-    given = data(device)
+    given = make_data(device)
     with torch.device(device):
-        run = chains(kernel(sparse_regression))
+        run = make_mcmc(make_kernel(sparse_regression))
         run.run(*given, batch_size=5)
     assert run.get_samples()["beta"].device.type == device.type

@@ -54,7 +54,7 @@ def wing(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def imported(path: Path) -> Iterator[str]:
+def imported_names(path: Path) -> Iterator[str]:
     """The fully qualified names that a file imports."""
     package = ("pyro_aeb", *path.relative_to(PACKAGE).parent.parts)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -67,11 +67,11 @@ def imported(path: Path) -> Iterator[str]:
             yield from (".".join([*base, alias.name]) for alias in node.names)
 
 
-def dotted(node: ast.AST) -> str:
+def dotted_name(node: ast.AST) -> str:
     """``a.b.c`` for such an expression, the empty string for any other."""
     if isinstance(node, ast.Name):
         return node.id
-    if isinstance(node, ast.Attribute) and (value := dotted(node.value)):
+    if isinstance(node, ast.Attribute) and (value := dotted_name(node.value)):
         return f"{value}.{node.attr}"
     return ""
 
@@ -80,7 +80,7 @@ def starts_with(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(prefix + ".")
 
 
-def relative(path: Path) -> str:
+def relative_path(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
@@ -90,7 +90,7 @@ def broken_rule(path: Path, name: str) -> str | None:
     if not starts_with(name, "pyro_aeb"):
         return None
     other = (name.split(".") + [""])[1]
-    where = f"{relative(path)} imports {name}"
+    where = f"{relative_path(path)} imports {name}"
     if other not in LEVEL:
         return f"{where}, expected the module that defines it: pyro_aeb itself imports everything"
     if other != own and LEVEL[other] >= LEVEL[own]:
@@ -104,7 +104,7 @@ def broken_rule(path: Path, name: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
+@pytest.mark.parametrize("path", FILES, ids=relative_path)
 def test_module_has_a_place(path: Path) -> None:
     assert wing(path) in {*LEVEL, "__init__"}, f"give {wing(path)} its place in WINGS"
 
@@ -120,9 +120,9 @@ def test_the_house_is_small() -> None:
     assert len(found) <= 20 and len(WINGS) <= 9
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if wing(f) != "__init__"], ids=relative)
+@pytest.mark.parametrize("path", [f for f in FILES if wing(f) != "__init__"], ids=relative_path)
 def test_imports_run_one_way(path: Path) -> None:
-    broken = [rule for name in imported(path) if (rule := broken_rule(path, name))]
+    broken = [rule for name in imported_names(path) if (rule := broken_rule(path, name))]
     assert broken == [], "\n".join(broken)
 
 
@@ -135,17 +135,19 @@ def test_a_broken_rule_is_told() -> None:
     assert kept is not None and "KEPT_FROM keeps pruning from priors" in kept
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if wing(f) not in KNOW_HANDLERS], ids=relative)
+@pytest.mark.parametrize(
+    "path", [f for f in FILES if wing(f) not in KNOW_HANDLERS], ids=relative_path
+)
 def test_only_the_model_side_knows_handlers(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = [*imported(path), *(dotted(node) for node in ast.walk(tree))]
+    names = [*imported_names(path), *(dotted_name(node) for node in ast.walk(tree))]
     found = [name for name in names if any(starts_with(name, handler) for handler in HANDLERS)]
     assert found == [], (
-        f"{relative(path)} uses {found}; only {sorted(KNOW_HANDLERS)} may use {HANDLERS}"
+        f"{relative_path(path)} uses {found}; only {sorted(KNOW_HANDLERS)} may use {HANDLERS}"
     )
 
 
-@pytest.mark.parametrize("path", TUTORIALS, ids=relative)
+@pytest.mark.parametrize("path", TUTORIALS, ids=relative_path)
 def test_tutorials_use_public_names_only(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     aliases = set()
@@ -162,6 +164,6 @@ def test_tutorials_use_public_names_only(path: Path) -> None:
     used = {
         node.attr
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and dotted(node.value) in aliases
+        if isinstance(node, ast.Attribute) and dotted_name(node.value) in aliases
     }
     assert used <= set(pyro_aeb.__all__)

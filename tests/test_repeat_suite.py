@@ -27,7 +27,7 @@ def test_flaky():
 """
 
 
-def repeat(test: Path, runs: int, out: Path) -> tuple[subprocess.CompletedProcess, list]:
+def run_repeatedly(test: Path, runs: int, out: Path) -> tuple[subprocess.CompletedProcess, list]:
     """What the script says, and its rows."""
     options = ["--runs", str(runs), "--processes", "0", "--out", out]
     command = [sys.executable, SCRIPT, *options, test]
@@ -39,13 +39,13 @@ def repeat(test: Path, runs: int, out: Path) -> tuple[subprocess.CompletedProces
 def test_a_flaky_test_is_found(tmp_path):
     test = tmp_path / "test_two.py"
     test.write_text(TESTS)
-    done, rows = repeat(test, 2, tmp_path / "flaky")
+    done, rows = run_repeatedly(test, 2, tmp_path / "flaky")
     assert done.returncode == 1, done.stderr
     assert [(row["passed"], row["failed"]) for row in rows] == [("1", "1"), ("2", "0")]
     assert rows[0]["failures"].endswith("test_two::test_flaky")
     assert rows[0]["outcomes"] != rows[1]["outcomes"]
     # From now on it passes.
-    done, steady = repeat(test, 1, tmp_path / "steady")
+    done, steady = run_repeatedly(test, 1, tmp_path / "steady")
     assert done.returncode == 0, done.stderr
     assert steady[0]["outcomes"] == rows[1]["outcomes"]
 
@@ -53,6 +53,6 @@ def test_a_flaky_test_is_found(tmp_path):
 def test_a_run_that_did_not_reach_its_end_is_no_row(tmp_path):
     empty = tmp_path / "test_none.py"
     empty.write_text("")
-    done, rows = repeat(empty, 1, tmp_path)
+    done, rows = run_repeatedly(empty, 1, tmp_path)
     assert done.returncode == 1 and not rows
     assert "pytest has ended with 5" in done.stderr

@@ -13,27 +13,27 @@ import torch
 from pyro_aeb.adaptation.segments import FEW, ROW, Groups
 
 
-def each_its_own(*sizes: int) -> Groups:
+def one_group_each(*sizes: int) -> Groups:
     return Groups(sizes, tuple(range(len(sizes))), len(sizes))
 
 
 CASES = {
-    "one run": each_its_own(1000),
+    "one run": one_group_each(1000),
     "one group of three runs": Groups((3, ROW, 700), (0, 0, 0), 1),
-    "three": each_its_own(5, ROW, 2 * ROW + 1),
+    "three": one_group_each(5, ROW, 2 * ROW + 1),
     "three, one of them twice": Groups((5, 300, 7, 40), (0, 1, 2, 0), 3),
-    "as many as are summed part by part": each_its_own(*range(1, FEW + 1)),
-    "one more, all within a row": each_its_own(*range(1, FEW + 2)),
-    "twenty that fill less than a row": each_its_own(*[ROW // 20 - 1] * 20),
-    "twenty below a row": each_its_own(*range(30, 50)),
-    "twenty of a row": each_its_own(*[ROW] * 20),
-    "twenty of several rows": each_its_own(*[3 * ROW] * 20),
-    "twenty above a row": each_its_own(*range(ROW + 1, ROW + 21)),
-    "twenty of all sizes": each_its_own(*[1, ROW - 1, ROW, ROW + 1, 10 * ROW + 3] * 4),
-    "a boundary at the end of a row": each_its_own(100, ROW - 100, 2 * ROW, 7, ROW - 7, 1),
+    "as many as are summed part by part": one_group_each(*range(1, FEW + 1)),
+    "one more, all within a row": one_group_each(*range(1, FEW + 2)),
+    "twenty that fill less than a row": one_group_each(*[ROW // 20 - 1] * 20),
+    "twenty below a row": one_group_each(*range(30, 50)),
+    "twenty of a row": one_group_each(*[ROW] * 20),
+    "twenty of several rows": one_group_each(*[3 * ROW] * 20),
+    "twenty above a row": one_group_each(*range(ROW + 1, ROW + 21)),
+    "twenty of all sizes": one_group_each(*[1, ROW - 1, ROW, ROW + 1, 10 * ROW + 3] * 4),
+    "a boundary at the end of a row": one_group_each(100, ROW - 100, 2 * ROW, 7, ROW - 7, 1),
     "twenty in several runs": Groups(tuple(range(1, 401, 10)), tuple(range(20)) * 2, 20),
-    "one large and many small": each_its_own(20 * ROW, *[2] * 30),
-    "numbers without a row of one group": each_its_own(*[ROW // 2 + 1] * 9),
+    "one large and many small": one_group_each(20 * ROW, *[2] * 30),
+    "numbers without a row of one group": one_group_each(*[ROW // 2 + 1] * 9),
 }
 
 
@@ -87,7 +87,7 @@ def test_single_precision_suffices_for_large_groups(sizes):
     Summing in blocks, the error of a sum of positive numbers grows as the length of a block, the
     number of blocks, and no more: within 600 roundings here, one by one it would be 10^5 or more.
     """
-    groups = each_its_own(*sizes)
+    groups = one_group_each(*sizes)
     values = torch.rand(sum(sizes))
     exact = [math.fsum(part.tolist()) for part in values.split(sizes)]
     relative = groups.sum(values).double() / torch.tensor(exact, dtype=torch.float64) - 1.0

@@ -18,13 +18,13 @@ CLOSED = ClosedForm()
 N = 60
 
 
-def data():
+def make_data():
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(N, 2, generator=generator)
     return x, x @ torch.tensor([1.0, -2.0]) + 0.5 * torch.randn(N, generator=generator)
 
 
-def run(model, *args, latents, weight=1.0, draws=1, seed=0, **options):
+def run_mcmc(model, *args, latents, weight=1.0, draws=1, seed=0, **options):
     adaptation = aeb.StochasticApproximation(weight, latents=latents)
     kernel = aeb.AEBKernel(model, aeb.SGLD(1e-4), adaptation, seed=seed)
     mcmc = aeb.MCMC(kernel, draws, warmup_steps=0, disable_progbar=True, **options)
@@ -52,7 +52,7 @@ def conjugate_model(x, counts):
 def test_maximisers_are_the_modes_of_the_textbook():
     x, counts = torch.randn(N) + 3.0, torch.randint(3, (N,))
     names = ("shares", "chance", "rate", "mean")
-    mcmc = run(conjugate_model, x, counts, latents=dict.fromkeys(names, CLOSED))
+    mcmc = run_mcmc(conjugate_model, x, counts, latents=dict.fromkeys(names, CLOSED))
     found = {name: draws[-1] for name, draws in mcmc.get_samples().items()}
     each = torch.bincount(counts, minlength=3)
     expected = {
@@ -75,7 +75,7 @@ def scales_model(x, y, batch_size=None):
 
 
 def test_precisions_and_variances_follow_the_weights():
-    x, y = data()
+    x, y = make_data()
     start = torch.tensor([0.3, -0.7])
     adaptation = aeb.StochasticApproximation(1.0, latents={"precision": CLOSED, "variance": CLOSED})
     kernel = aeb.AEBKernel(scales_model, aeb.SGLD(1e-5), adaptation, seed=0)
@@ -107,10 +107,10 @@ def test_a_batch_stands_for_the_whole_data_set():
         return found.value
 
     x = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0])
-    mcmc = run(model, x, 2, latents={"chance": watch}, draws=3)
+    mcmc = run_mcmc(model, x, 2, latents={"chance": watch}, draws=3)
     assert sum(float(found.statistics["ones"]) for found in seen) == 3.0 * float(x.sum())
     assert (mcmc.get_samples()["chance"] == 0.5).all()
-    mcmc = run(model, x, 2, latents={"chance": CLOSED}, draws=3)
+    mcmc = run_mcmc(model, x, 2, latents={"chance": CLOSED}, draws=3)
     ones = torch.tensor([float(found.statistics["ones"]) for found in seen])
     torch.testing.assert_close(mcmc.get_samples()["chance"], (1.0 + ones) / (2.0 + 6.0))
 
@@ -119,8 +119,8 @@ def test_a_batch_stands_for_the_whole_data_set():
 
 
 def test_a_weight_of_a_half_moves_half_of_the_way():
-    mcmc = run(scales_model, *data(), latents={"variance": lambda seen: seen.value + 2.0},
-               weight=0.5, draws=3)  # fmt: skip
+    mcmc = run_mcmc(scales_model, *make_data(), latents={"variance": lambda seen: seen.value + 2.0},
+                    weight=0.5, draws=3)  # fmt: skip
     first = 1.0  # the middle of unconstrained space
     expected = torch.tensor([first + 1.0, first + 2.0, first + 3.0])
     torch.testing.assert_close(mcmc.get_samples()["variance"], expected)
@@ -133,7 +133,7 @@ def test_an_update_sees_all_values():
         found.update(seen.values)
         return seen.value
 
-    run(scales_model, *data(), latents={"variance": watch})
+    run_mcmc(scales_model, *make_data(), latents={"variance": watch})
     assert {name: value.shape for name, value in found.items()} == {
         "precision": (2,),
         "w": (2,),
@@ -155,12 +155,12 @@ class Doubling(LatentUpdate):
 
 
 def test_an_update_of_ones_own():
-    mcmc = run(scales_model, *data(), latents={"variance": Doubling()}, draws=2)
+    mcmc = run_mcmc(scales_model, *make_data(), latents={"variance": Doubling()}, draws=2)
     torch.testing.assert_close(mcmc.get_samples()["variance"], torch.tensor([10.0, 20.0]))
 
 
 def test_the_gradient_is_that_of_the_log_joint_density():
-    x, y = data()
+    x, y = make_data()
     seen = []
 
     class Watch(LatentUpdate):
@@ -170,7 +170,7 @@ def test_the_gradient_is_that_of_the_log_joint_density():
             seen.append(found)
             return found.value
 
-    run(scales_model, x, y, latents={"variance": Watch()})
+    run_mcmc(scales_model, x, y, latents={"variance": Watch()})
     (found,) = seen
     variance, square = 1.0, (y - x @ found.values["w"]).square().sum()
     prior = -3.0 / variance + 2.0 / variance**2
@@ -179,9 +179,11 @@ def test_the_gradient_is_that_of_the_log_joint_density():
 
 
 def test_gradient_steps_and_closed_forms_end_at_the_same_value():
-    closed = run(scales_model, *data(), latents={"variance": CLOSED}, weight=0.05, draws=600)
-    steps = run(
-        scales_model, *data(), latents={"variance": GradientStep(0.03)}, weight=1.0, draws=600
+    closed = run_mcmc(
+        scales_model, *make_data(), latents={"variance": CLOSED}, weight=0.05, draws=600
+    )
+    steps = run_mcmc(
+        scales_model, *make_data(), latents={"variance": GradientStep(0.03)}, weight=1.0, draws=600
     )
     ends = [float(m.get_samples()["variance"][-300:].mean()) for m in (closed, steps)]
     # Both follow weights that move by their posterior spread; a tenth is several times of it.
@@ -189,7 +191,7 @@ def test_gradient_steps_and_closed_forms_end_at_the_same_value():
 
 
 def test_they_are_traced_as_learned():
-    mcmc = run(scales_model, *data(), latents={"variance": CLOSED}, draws=3)
+    mcmc = run_mcmc(scales_model, *make_data(), latents={"variance": CLOSED}, draws=3)
     assert mcmc.kernel.facts()["roles"]["variance"] == "stochastic approximation"
     assert mcmc.kernel.facts()["roles"]["precision"] == "draw"
     assert aeb.to_arviz(mcmc).posterior["variance"].shape == (1, 3)
@@ -202,8 +204,8 @@ def test_beside_the_latents_of_ssgl_sites():
         shift = pyro.sample("shift", dist.Normal(0.0, 10.0))
         pyro.sample("y", dist.Normal(x @ beta + shift, sigma2.sqrt()).to_event(1), obs=y)
 
-    x, y = data()
-    samples = run(model, x, y + 5.0, latents={"shift": CLOSED}, draws=300).get_samples()
+    x, y = make_data()
+    samples = run_mcmc(model, x, y + 5.0, latents={"shift": CLOSED}, draws=300).get_samples()
     assert samples.keys() == {"beta", "shift", "sigma2"}
     assert float(samples["shift"][-1]) == pytest.approx(5.0, abs=0.5)
 
@@ -214,8 +216,8 @@ def test_beside_the_latents_of_ssgl_sites():
 @pytest.mark.parametrize("update", [CLOSED, GradientStep(0.01), lambda seen: seen.value * 1.01])
 def test_chains_that_step_together_are_those_that_step_one_by_one(update):
     def draws(method):
-        mcmc = run(scales_model, *data(), 20, latents={"variance": update}, weight=0.3, draws=5,
-                   num_chains=3, chain_method=method)  # fmt: skip
+        mcmc = run_mcmc(scales_model, *make_data(), 20, latents={"variance": update}, weight=0.3,
+                        draws=5, num_chains=3, chain_method=method)  # fmt: skip
         return mcmc.get_samples(group_by_chain=True)
 
     one_by_one, together = draws("sequential"), draws("vectorized")
@@ -225,8 +227,8 @@ def test_chains_that_step_together_are_those_that_step_one_by_one(update):
 
 def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
     def start(draws, **options):
-        return run(scales_model, *data(), 20, latents={"variance": CLOSED}, weight=0.3,
-                   draws=draws, **options).get_samples()  # fmt: skip
+        return run_mcmc(scales_model, *make_data(), 20, latents={"variance": CLOSED}, weight=0.3,
+                        draws=draws, **options).get_samples()  # fmt: skip
 
     whole = start(8)
     adaptation = aeb.StochasticApproximation(0.3, latents={"variance": CLOSED})
@@ -241,9 +243,9 @@ def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
             raise RuntimeError("stop here")
 
     with pytest.raises(RuntimeError, match="stop here"):
-        mcmc.run(*data(), 20)
+        mcmc.run(*make_data(), 20)
     resumed = aeb.MCMC.resume(tmp_path / "run", scales_model, disable_progbar=True)
-    resumed.run(*data(), 20)
+    resumed.run(*make_data(), 20)
     for name, values in whole.items():
         assert torch.equal(resumed.get_samples()[name], values)
 
@@ -251,18 +253,20 @@ def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
 # -- refused ---------------------------------------------------------------------------------------
 
 
-def wrong(latents, words, model=scales_model, kind=ModelError):
+def assert_refused(latents, words, model=scales_model, kind=ModelError):
     with pytest.raises(kind, match=words):
-        run(model, *data(), latents=latents)
+        run_mcmc(model, *make_data(), latents=latents)
 
 
 def test_a_site_that_is_not_there():
-    wrong({"tau": CLOSED}, "latents names 'tau', which is no latent site.*'precision'")
+    assert_refused({"tau": CLOSED}, "latents names 'tau', which is no latent site.*'precision'")
 
 
 def test_something_that_is_no_update():
-    wrong({"variance": 3.0}, r"latents\['variance'\] is 3.0, expected", kind=TypeError)
-    wrong({"variance": ClosedForm}, "is the class ClosedForm, expected an instance", kind=TypeError)
+    assert_refused({"variance": 3.0}, r"latents\['variance'\] is 3.0, expected", kind=TypeError)
+    assert_refused(
+        {"variance": ClosedForm}, "is the class ClosedForm, expected an instance", kind=TypeError
+    )
 
 
 def test_an_update_without_its_method():
@@ -282,7 +286,9 @@ def test_an_update_without_its_method():
         (Half(), r"Half has no maximiser\(statistics\)"),
         (OtherHalf(), r"OtherHalf has no statistics\(seen\)"),
     ):
-        wrong({"variance": update}, f"{method} of its own, expected", kind=NotImplementedError)
+        assert_refused(
+            {"variance": update}, f"{method} of its own, expected", kind=NotImplementedError
+        )
 
 
 def test_a_prior_that_is_not_conjugate():
@@ -291,8 +297,10 @@ def test_a_prior_that_is_not_conjugate():
         w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(x @ w, scale).to_event(1), obs=y)
 
-    wrong({"scale": CLOSED}, "'scale' ~ Gamma: its prior is not conjugate.*GradientStep", model)
-    run(model, *data(), latents={"scale": GradientStep(1e-3)})
+    assert_refused(
+        {"scale": CLOSED}, "'scale' ~ Gamma: its prior is not conjugate.*GradientStep", model
+    )
+    run_mcmc(model, *make_data(), latents={"scale": GradientStep(1e-3)})
 
 
 def test_a_prior_with_no_form():
@@ -301,13 +309,13 @@ def test_a_prior_with_no_form():
         w = pyro.sample("w", dist.Normal(torch.zeros(2), rate.rsqrt()).to_event(1))
         pyro.sample("y", dist.Normal(x @ w, 1.0).to_event(1), obs=y)
 
-    wrong({"rate": CLOSED}, "latent 'rate' ~ Exponential, which has no closed-form", model)
+    assert_refused({"rate": CLOSED}, "latent 'rate' ~ Exponential, which has no closed-form", model)
 
 
 def test_a_value_of_another_shape():
-    wrong({"variance": lambda seen: torch.ones(3)}, r"'variance' returned shape \(3,\), expected a "
-          r"tensor of shape \(\)")  # fmt: skip
-    wrong({"variance": lambda seen: 2.0}, "'variance' returned 2.0, expected a tensor")
+    words = r"'variance' returned shape \(3,\), expected a tensor of shape \(\)"
+    assert_refused({"variance": lambda seen: torch.ones(3)}, words)
+    assert_refused({"variance": lambda seen: 2.0}, "'variance' returned 2.0, expected a tensor")
 
 
 def test_a_latent_of_the_ssgl_prior():
@@ -316,7 +324,9 @@ def test_a_latent_of_the_ssgl_prior():
         beta = pyro.sample("beta", aeb.SSGL(0.1, 10.0, delta, 1.0).expand([2]).to_event(1))
         pyro.sample("y", dist.Normal(x @ beta, 1.0).to_event(1), obs=y)
 
-    wrong({"delta": CLOSED}, "'delta', which is an SSGL site or a latent of its prior", model)
+    assert_refused(
+        {"delta": CLOSED}, "'delta', which is an SSGL site or a latent of its prior", model
+    )
 
 
 def test_a_gradient_that_does_not_reach_the_latent():
@@ -325,4 +335,4 @@ def test_a_gradient_that_does_not_reach_the_latent():
         w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(x @ w, float(variance) ** 0.5).to_event(1), obs=y)
 
-    wrong({"variance": GradientStep(0.1)}, "in a way that no gradient sees", model)
+    assert_refused({"variance": GradientStep(0.1)}, "in a way that no gradient sees", model)

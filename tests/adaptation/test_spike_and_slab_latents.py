@@ -26,7 +26,7 @@ LEARNED_DELTA = Delta("delta", a=2.0, b=3.0)
 FIRST = {"sigma2": torch.tensor(4.0), "delta": torch.tensor(0.3)}
 
 
-def structure(*blocks, sigmas, deltas, dtype=torch.float64):
+def make_structure(*blocks, sigmas, deltas, dtype=torch.float64):
     """A model of SSGL sites alone, each given by its size or as a ``SparseBlock``."""
     sparse = tuple(
         block if isinstance(block, SparseBlock) else SparseBlock(f"b{n}", torch.Size([block]))
@@ -47,7 +47,7 @@ def structure(*blocks, sigmas, deltas, dtype=torch.float64):
     )
 
 
-def block(name, size, v0=0.1, v1=10.0, sigma=0, delta=0, **options):
+def make_block(name, size, v0=0.1, v1=10.0, sigma=0, delta=0, **options):
     parameters = {"v0": v0, "v1": v1}
     return SparseBlock(
         name, torch.Size([size]), parameters=parameters, sigma=sigma, delta=delta, **options
@@ -55,16 +55,18 @@ def block(name, size, v0=0.1, v1=10.0, sigma=0, delta=0, **options):
 
 
 def one_layer(size=4, sigma=LEARNED_SIGMA, delta=LEARNED_DELTA, **options):
-    return SSGLRule(structure(block("b", size), sigmas=[sigma], deltas=[delta], **options))
+    return SSGLRule(
+        make_structure(make_block("b", size), sigmas=[sigma], deltas=[delta], **options)
+    )
 
 
 def three_layers():
     """Layers of 2, 3 and 1 weights: two sigmas, the first for two layers, and two deltas."""
     return SSGLRule(
-        structure(
-            block("first", 2, 0.1, 10.0, sigma=0, delta=0),
-            block("second", 3, 0.2, 5.0, sigma=1, delta=1),
-            block("third", 1, 0.3, 1.0, sigma=0, delta=1),
+        make_structure(
+            make_block("first", 2, 0.1, 10.0, sigma=0, delta=0),
+            make_block("second", 3, 0.2, 5.0, sigma=1, delta=1),
+            make_block("third", 1, 0.3, 1.0, sigma=0, delta=1),
             sigmas=[NOISE_SIGMA, Sigma("tau2", nu=1.0, nu_lambda=0.5)],
             deltas=[LEARNED_DELTA, Delta("epsilon", a=1.0, b=4.0)],
         )
@@ -145,7 +147,9 @@ class TestFirstLatents:
     @pytest.mark.parametrize("v0", [0.1, torch.tensor([0.1, 0.2, 0.3, 0.4])], ids=["one", "each"])
     def test_or_from_a_given_penalty(self, v0):
         rule = SSGLRule(
-            structure(block("b", 4, v0=v0), sigmas=[LEARNED_SIGMA], deltas=[LEARNED_DELTA])
+            make_structure(
+                make_block("b", 4, v0=v0), sigmas=[LEARNED_SIGMA], deltas=[LEARNED_DELTA]
+            )
         )
         latents = rule.init(FIRST, StochasticApproximation(0.5, initial_penalty=3.0))
         beta = torch.tensor([1.0, -1.0, 0.5, 0.0], dtype=torch.float64)
@@ -210,9 +214,9 @@ def test_one_array_in_disguise_is_two_recursions_for_kappa():
     # values that equation (5) does not link. The gradient at beta = 1 and -1 tells both.
     second_v0 = torch.tensor([0.5, 0.6], dtype=torch.float64)
     rule = SSGLRule(
-        structure(
-            block("first", 3, 0.1, 10.0),
-            block("second", 2, second_v0, 0.2),
+        make_structure(
+            make_block("first", 3, 0.1, 10.0),
+            make_block("second", 2, second_v0, 0.2),
             sigmas=[LEARNED_SIGMA],
             deltas=[LEARNED_DELTA],
         )
@@ -314,9 +318,9 @@ class TestUpdate:
 
     def test_fixed_groups_beside_learned_ones_stay_bit_by_bit(self):
         rule = SSGLRule(
-            structure(
-                block("a", 2, sigma=0, delta=0),
-                block("b", 2, sigma=1, delta=1),
+            make_structure(
+                make_block("a", 2, sigma=0, delta=0),
+                make_block("b", 2, sigma=1, delta=1),
                 sigmas=[Sigma(None, fixed=0.7), LEARNED_SIGMA],
                 deltas=[LEARNED_DELTA, Delta(None, fixed=0.2)],
             )
@@ -346,9 +350,9 @@ class TestUpdate:
 class TestReadings:
     def test_site_values_are_sigma_squared_and_delta_of_the_learned_sites(self):
         rule = SSGLRule(
-            structure(
-                block("a", 2, sigma=0, delta=0),
-                block("b", 2, sigma=1, delta=1),
+            make_structure(
+                make_block("a", 2, sigma=0, delta=0),
+                make_block("b", 2, sigma=1, delta=1),
                 sigmas=[Sigma(None, fixed=0.7), LEARNED_SIGMA],
                 deltas=[LEARNED_DELTA, Delta(None, fixed=0.2)],
             )
@@ -370,7 +374,9 @@ class TestReadings:
     def test_sparsity_counts_the_narrower_component(self, v1, sparsity):
         # The Laplace of scale 0.1 has variance 0.02: narrower than v1 = 10, wider than v1 = 1e-4.
         rule = SSGLRule(
-            structure(block("b", 4, 0.1, v1), sigmas=[LEARNED_SIGMA], deltas=[LEARNED_DELTA])
+            make_structure(
+                make_block("b", 4, 0.1, v1), sigmas=[LEARNED_SIGMA], deltas=[LEARNED_DELTA]
+            )
         )
         latents = rule.init(FIRST, StochasticApproximation(0.5))
         latents = latents._replace(rho=torch.tensor([0.1, 0.2, 0.9, 0.3]).double())
@@ -380,8 +386,8 @@ class TestReadings:
 
     def test_collapsed_names_learned_deltas_at_either_end(self):
         rule = SSGLRule(
-            structure(
-                *(block(f"b{n}", 10, delta=n) for n in range(4)),
+            make_structure(
+                *(make_block(f"b{n}", 10, delta=n) for n in range(4)),
                 sigmas=[LEARNED_SIGMA],
                 deltas=[Delta(name, a=1.0, b=1.0) for name in ("low", "high", "fine")]
                 + [Delta(None, fixed=1e-9)],

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pruning_structures import RESNET20, RESNET20_DENSE, no_probability, structure
+from pruning_structures import RESNET20, RESNET20_DENSE, make_structure, refuse_probabilities
 
 from pyro_aeb.pruning import MagnitudePruning, Pruner
 from pyro_aeb.pruning.selection import _all_but_lowest_on_device, _kth_lowest, all_but_lowest
@@ -78,13 +78,13 @@ def test_a_call_takes_less_than_the_gradient_of_one_image(benchmark, scope, free
         loss = torch.nn.functional.cross_entropy(network(x), y, reduction="sum")
         return torch.autograd.grad(loss, parameters)
 
-    layout = structure(RESNET20, RESNET20_DENSE)
+    layout = make_structure(RESNET20, RESNET20_DENSE)
     pruner = Pruner(MagnitudePruning(0.9, scope, freeze), layout)
     state, walk = SGLDState(torch.randn(layout.size)), 0.1 * torch.randn(layout.size)
 
     def call() -> object:
         state.position.add_(walk)  # as a step moves them, so that other weights go
-        return pruner.prune(state, 1, no_probability)
+        return pruner.prune(state, 1, refuse_probabilities)
 
     benchmark.pedantic(call, rounds=3, warmup_rounds=1)
     if benchmark.disabled:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyro
 import pytest
 import torch
-from loader_data import DATA, X, Y, as_it_is, batches_of, shuffled
+from loader_data import DATA, X, Y, collate_unchanged, first_batches, shuffling_loader
 from models import N
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
@@ -37,7 +37,7 @@ class Pair(NamedTuple):
     ids=["tuple", "list", "namedtuple", "dict", "one"],
 )
 def test_a_batch_is_unpacked(batch, args, kwargs):
-    loader = DataLoader([batch], batch_size=None, collate_fn=as_it_is)
+    loader = DataLoader([batch], batch_size=None, collate_fn=collate_unchanged)
     source = LoaderArguments(loader, {"flag": True}, seed=None)
     assert source.next() == (args, {**kwargs, "flag": True})
 
@@ -52,7 +52,7 @@ def test_peeking_takes_nothing():
 def test_epochs_follow_one_another_and_each_has_every_datum_once():
     pyro.set_rng_seed(3)
     loader = DataLoader(torch.arange(10), batch_size=4, shuffle=True)
-    batches = [batch.args[0].tolist() for batch in batches_of(loader, 9)]
+    batches = [batch.args[0].tolist() for batch in first_batches(loader, 9)]
     assert [len(batch) for batch in batches] == [4, 4, 2] * 3
     epochs = [sum(batches[i : i + 3], []) for i in (0, 3, 6)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
@@ -77,7 +77,7 @@ def test_without_a_loader_the_arguments_stay():
 
 def test_tensors_inside_a_batch_move_with_it():
     nested = {"x": X, "more": [Pair(X, Y), "text"]}
-    loader = DataLoader([nested], batch_size=None, collate_fn=as_it_is)
+    loader = DataLoader([nested], batch_size=None, collate_fn=collate_unchanged)
     source = LoaderArguments(loader, {"w": X}, seed=None)
     source.peek()
     source.move_to(torch.device("meta"))
@@ -90,7 +90,7 @@ def test_tensors_inside_a_batch_move_with_it():
 
 def test_an_object_that_can_move_itself_does():
     packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)])
-    loader = DataLoader([(packed, 1)], batch_size=None, collate_fn=as_it_is)
+    loader = DataLoader([(packed, 1)], batch_size=None, collate_fn=collate_unchanged)
     source = LoaderArguments(loader, {}, seed=None)
     source.move_to(torch.device("meta"))
     found, _ = source.next().args
@@ -101,7 +101,7 @@ def test_an_object_that_can_move_itself_does():
 
 
 def test_a_seeded_loader_leaves_the_global_generator_alone():
-    source = LoaderArguments(shuffled(), {}, seed=5)
+    source = LoaderArguments(shuffling_loader(), {}, seed=5)
     before = torch.get_rng_state()
     for _ in range(9):
         source.next()
@@ -109,6 +109,6 @@ def test_a_seeded_loader_leaves_the_global_generator_alone():
 
 
 def test_the_order_does_not_depend_on_the_number_of_workers():
-    alone, helped = (batches_of(shuffled(num_workers=n), 5, seed=3) for n in (0, 1))
+    alone, helped = (first_batches(shuffling_loader(num_workers=n), 5, seed=3) for n in (0, 1))
     for a, b in zip(alone, helped, strict=True):
         assert torch.equal(a.args[0], b.args[0])

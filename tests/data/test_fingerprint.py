@@ -16,14 +16,14 @@ X = torch.arange(12.0).reshape(4, 3)
 BASE = {"a": X, "nested": {"b": [X, X.long()]}, "n": 3, "word": "x", "none": None}
 
 
-def said(**changes):
+def fingerprint_with(**changes):
     return fingerprint((X,), {**BASE, **changes})
 
 
 def test_the_same_arguments_are_the_same():
     copy = fingerprint((X.clone(),), {**BASE, "a": X.clone()})
-    check_same(said(), copy)
-    assert copy == said()
+    check_same(fingerprint_with(), copy)
+    assert copy == fingerprint_with()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_the_same_arguments_are_the_same():
 )
 def test_a_change_is_found_and_named(name, value, named):
     with pytest.raises(ValueError) as info:
-        check_same(said(), said(**{name: value}))
+        check_same(fingerprint_with(), fingerprint_with(**{name: value}))
     message = str(info.value)
     assert message.startswith(f"argument {named} is ")
     assert "but the run began with" in message and "make another MCMC object" in message
@@ -54,9 +54,9 @@ def test_a_change_is_found_and_named(name, value, named):
 
 def test_a_missing_argument_is_named():
     with pytest.raises(ValueError, match="argument 'n' is missing, but the run began with 3"):
-        check_same(said(), [pair for pair in said() if pair[0] != "'n'"])
+        check_same(fingerprint_with(), [pair for pair in fingerprint_with() if pair[0] != "'n'"])
     with pytest.raises(ValueError, match="argument 0 is missing"):
-        check_same(said(), fingerprint((), BASE))
+        check_same(fingerprint_with(), fingerprint((), BASE))
 
 
 def test_numpys_arrays_count():

@@ -13,10 +13,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from loader_data import BATCHES, DATA, Once, X, Y, batches_of, joined, shuffled
+from loader_data import BATCHES, DATA, Once, X, Y, collate_batches, first_batches, shuffling_loader
 from models import N, P, linear_data, loader_regression, sparse_regression
-from pyro_runs import assert_same, kernel, mcmc, parallel, sequential
-from refusals import says
+from pyro_runs import (
+    assert_same_draws,
+    make_kernel,
+    make_parallel_mcmc,
+    make_pyro_mcmc,
+    make_sequential_mcmc,
+)
+from refusals import raises_with
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -32,8 +38,8 @@ from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.posterior.posterior import Posterior
 
 
-def draws_by(loader, **kwargs):
-    run = mcmc(kernel(loader_regression))
+def draws_from(loader, **kwargs):
+    run = make_pyro_mcmc(make_kernel(loader_regression))
     run.run(loader, **kwargs)
     return run.get_samples()
 
@@ -68,10 +74,13 @@ def test_a_short_last_batch_counts_n_times_over_its_own_size():
 
 def test_one_batch_of_all_data_is_the_same_chain_as_tensors():
     loader = DataLoader(DATA, batch_size=N)
-    by_loader, by_tensors = mcmc(kernel(loader_regression)), mcmc(kernel(sparse_regression))
+    by_loader, by_tensors = (
+        make_pyro_mcmc(make_kernel(loader_regression)),
+        make_pyro_mcmc(make_kernel(sparse_regression)),
+    )
     by_loader.run(loader)
     by_tensors.run(X, Y)
-    assert_same(by_loader.get_samples(), by_tensors.get_samples())
+    assert_same_draws(by_loader.get_samples(), by_tensors.get_samples())
 
 
 def test_every_step_gets_the_next_batch():
@@ -81,7 +90,9 @@ def test_every_step_gets_the_next_batch():
         seen.append(tuple(x[:, 0].tolist()))
         loader_regression(x, y)
 
-    mcmc(kernel(model, steps_per_draw=1), draws=6, warmup=2).run(DataLoader(DATA, batch_size=8))
+    make_pyro_mcmc(make_kernel(model, steps_per_draw=1), draws=6, warmup=2).run(
+        DataLoader(DATA, batch_size=8)
+    )
     column = X[:, 0].tolist()
     batches = [tuple(column[i : i + 8]) for i in (0, 8, 16)]
     looks = len(seen) - 8  # the looks at the model and the try of the start, all on the first batch
@@ -91,13 +102,13 @@ def test_every_step_gets_the_next_batch():
 
 def test_a_loader_that_does_not_shuffle_and_ends_short_is_warned_of():
     with pytest.warns(UserWarning, match="last 2 data.*scaled by N/2.*shuffle=True, or drop_last"):
-        draws_by(DataLoader(DATA, batch_size=6))
+        draws_from(DataLoader(DATA, batch_size=6))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draws_by(DataLoader(DATA, batch_size=5))
-        draws_by(DataLoader(DATA, batch_size=6, shuffle=True))
-        draws_by(DataLoader(DATA, batch_size=6, drop_last=True))
-        draws_by(DataLoader(DATA, batch_size=N + 1))
+        draws_from(DataLoader(DATA, batch_size=5))
+        draws_from(DataLoader(DATA, batch_size=6, shuffle=True))
+        draws_from(DataLoader(DATA, batch_size=6, drop_last=True))
+        draws_from(DataLoader(DATA, batch_size=N + 1))
 
 
 # Loaders of all kinds, beside ordinary ones that give the same batches
@@ -105,10 +116,10 @@ def test_a_loader_that_does_not_shuffle_and_ends_short_is_warned_of():
 
 def test_an_endless_loader_runs():
     endless = DataLoader(Once(itertools.cycle(BATCHES)), batch_size=None)
-    assert_same(draws_by(endless), draws_by(DataLoader(DATA, batch_size=5)))
+    assert_same_draws(draws_from(endless), draws_from(DataLoader(DATA, batch_size=5)))
 
 
-def in_a_random_order() -> SubsetRandomSampler:
+def random_order() -> SubsetRandomSampler:
     """The first 12 data, in the same random orders for whoever asks."""
     return SubsetRandomSampler(range(12), torch.Generator().manual_seed(3))
 
@@ -123,17 +134,15 @@ def in_a_random_order() -> SubsetRandomSampler:
             2 * N,
         ),
         (
-            lambda: DataLoader(BATCHES, batch_size=2, collate_fn=joined),
+            lambda: DataLoader(BATCHES, batch_size=2, collate_fn=collate_batches),
             lambda: DataLoader(DATA, batch_size=10),
             N,
             2 * N,
         ),
         (
+            lambda: DataLoader(DATA, batch_sampler=BatchSampler(random_order(), 5, drop_last=True)),
             lambda: DataLoader(
-                DATA, batch_sampler=BatchSampler(in_a_random_order(), 5, drop_last=True)
-            ),
-            lambda: DataLoader(
-                Subset(DATA, range(12)), sampler=in_a_random_order(), batch_size=5, drop_last=True
+                Subset(DATA, range(12)), sampler=random_order(), batch_size=5, drop_last=True
             ),
             12,
             N,
@@ -144,48 +153,56 @@ def in_a_random_order() -> SubsetRandomSampler:
 def test_the_number_of_data_is_the_models_where_the_loader_cannot_know_it(
     make, ordinary, size, another
 ):
-    found = draws_by(make(), size=size)
-    assert_same(found, draws_by(ordinary(), size=size))
+    found = draws_from(make(), size=size)
+    assert_same_draws(found, draws_from(ordinary(), size=size))
     # The batches are the same ones, and count for more or less.
-    assert not torch.equal(found["beta"], draws_by(make(), size=another)["beta"])
+    assert not torch.equal(found["beta"], draws_from(make(), size=another)["beta"])
 
 
 def test_a_part_of_a_data_set_counts_as_its_own_length():
     part = DataLoader(Subset(DATA, range(12)), batch_size=5, shuffle=True)
     copied = DataLoader(TensorDataset(X[:12], Y[:12]), batch_size=5, shuffle=True)
-    assert_same(draws_by(part, size=12), draws_by(copied, size=12))
-    with says("'data' of size 20", "12 data"):
-        draws_by(part, size=N)
+    assert_same_draws(draws_from(part, size=12), draws_from(copied, size=12))
+    with raises_with("'data' of size 20", "12 data"):
+        draws_from(part, size=N)
 
 
 # Seeds
 
 
-def draws_of(loader, global_seed, make=mcmc, **options):
+def draws_after_seed(loader, global_seed, make=make_pyro_mcmc, **options):
     pyro.set_rng_seed(global_seed)
-    run = make(kernel(loader_regression, **options))
+    run = make(make_kernel(loader_regression, **options))
     run.run(loader)
     return run.get_samples(group_by_chain=True)
 
 
 def test_a_seed_fixes_the_order_of_the_data():
-    assert_same(draws_of(shuffled(), 1), draws_of(shuffled(), 2))
+    assert_same_draws(
+        draws_after_seed(shuffling_loader(), 1), draws_after_seed(shuffling_loader(), 2)
+    )
 
 
 def test_without_a_seed_pyros_serves():
-    first, second = draws_of(shuffled(), 1, seed=None), draws_of(shuffled(), 1, seed=None)
-    assert_same(first, second)
-    other = draws_of(shuffled(), 2, seed=None)
+    first, second = (
+        draws_after_seed(shuffling_loader(), 1, seed=None),
+        draws_after_seed(shuffling_loader(), 1, seed=None),
+    )
+    assert_same_draws(first, second)
+    other = draws_after_seed(shuffling_loader(), 2, seed=None)
     assert not torch.equal(first["beta"], other["beta"])
 
 
 def test_chains_see_the_data_in_orders_of_their_own():
-    by_chain = draws_of(shuffled(), 0, make=sequential)
+    by_chain = draws_after_seed(shuffling_loader(), 0, make=make_sequential_mcmc)
     assert not torch.equal(by_chain["beta"][0], by_chain["beta"][1])
 
 
 def test_spawned_chains_equal_sequential_ones():
-    assert_same(draws_of(shuffled(), 0, make=parallel), draws_of(shuffled(), 0, make=sequential))
+    assert_same_draws(
+        draws_after_seed(shuffling_loader(), 0, make=make_parallel_mcmc),
+        draws_after_seed(shuffling_loader(), 0, make=make_sequential_mcmc),
+    )
 
 
 class Augmented(Dataset):
@@ -211,11 +228,11 @@ def image_model(x, y):
 
 def test_torchvisions_transforms_follow_the_seed():
     loader = DataLoader(Augmented(), batch_size=3, shuffle=True)
-    first, second = (batches_of(loader, 5, seed=3) for _ in range(2))
+    first, second = (first_batches(loader, 5, seed=3) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a.args[0], b.args[0])
-    assert not torch.equal(first[0].args[0], batches_of(loader, 1, seed=4)[0].args[0])
-    run = mcmc(kernel(image_model, adaptation=None))
+    assert not torch.equal(first[0].args[0], first_batches(loader, 1, seed=4)[0].args[0])
+    run = make_pyro_mcmc(make_kernel(image_model, adaptation=None))
     run.run(loader)
     assert run.get_samples()["w"].shape == (6, 16)
 
@@ -237,16 +254,16 @@ class Noisy(Dataset):
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_a_seeds_data_and_noise_are_different_random_numbers(shuffle):
     noise, data = [], Noisy()
-    of = kernel(loader_regression, seed=3)
-    step = of.transition.step
+    kernel = make_kernel(loader_regression, seed=3)
+    step = kernel.transition.step
 
-    class Spied(type(of.transition)):
+    class Spied(type(kernel.transition)):
         def step(self, state, gradient, numbers_, *rest):
             noise.append(numbers_.clone())
             return step(state, gradient, numbers_, *rest)
 
-    of.transition = Spied(of.transition.step_size)
-    mcmc(of).run(DataLoader(data, batch_size=4, shuffle=shuffle))
+    kernel.transition = Spied(kernel.transition.step_size)
+    make_pyro_mcmc(kernel).run(DataLoader(data, batch_size=4, shuffle=shuffle))
     drawn, added = torch.cat(noise).tolist(), torch.cat(data.numbers).tolist()
     assert len(drawn) >= 50 and not set(drawn) & set(added)
 
@@ -256,8 +273,8 @@ def test_a_seeds_data_and_noise_are_different_random_numbers(shuffle):
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_are_gone_after_the_run(persistent):
-    loader = shuffled(num_workers=2, persistent_workers=persistent)
-    mcmc(kernel(loader_regression)).run(loader)
+    loader = shuffling_loader(num_workers=2, persistent_workers=persistent)
+    make_pyro_mcmc(make_kernel(loader_regression)).run(loader)
     del loader  # persistent workers are the loader's own
     assert not multiprocessing.active_children()
 
@@ -266,7 +283,7 @@ def test_workers_are_gone_after_an_error():
     y = Y.clone()
     y[-1] = torch.inf
     with pytest.raises(NonFiniteError):
-        mcmc(kernel(loader_regression)).run(
+        make_pyro_mcmc(make_kernel(loader_regression)).run(
             DataLoader(TensorDataset(X, y), batch_size=6, num_workers=2)
         )
     assert not multiprocessing.active_children()
@@ -276,19 +293,19 @@ def test_workers_of_a_run_that_a_hook_ended_are_gone_once_it_is_recovered():
     def raising(*_):
         raise RuntimeError("in the hook")
 
-    of = kernel(loader_regression)
+    kernel = make_kernel(loader_regression)
     with pytest.raises(RuntimeError, match="in the hook"):
-        mcmc(of, warmup=0, hook_fn=raising).run(shuffled(num_workers=1))
-    assert of.recover()["beta"].shape == (1, P)
+        make_pyro_mcmc(kernel, warmup=0, hook_fn=raising).run(shuffling_loader(num_workers=1))
+    assert kernel.recover()["beta"].shape == (1, P)
     assert not multiprocessing.active_children()
 
 
-def failing(x, y):
+def failing_model(x, y):
     loader_regression(x, y)
     raise ModelError("does not work")
 
 
 def test_workers_are_gone_after_a_look_that_fails():
-    with says("does not work"):
-        mcmc(kernel(failing)).run(shuffled(num_workers=2))
+    with raises_with("does not work"):
+        make_pyro_mcmc(make_kernel(failing_model)).run(shuffling_loader(num_workers=2))
     assert not multiprocessing.active_children()

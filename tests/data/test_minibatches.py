@@ -15,16 +15,16 @@ from pyro_aeb.data.minibatches import Minibatches, check_order
 CPU = torch.device("cpu")
 
 
-def minibatches(plates, order="permutation", seed=0) -> Minibatches:
+def make_minibatches(plates, order="permutation", seed=0) -> Minibatches:
     return Minibatches(plates, order, CPU, torch.Generator().manual_seed(seed))
 
 
-def draw(batches: Minibatches, steps: int, plate: str = "data") -> Tensor:
+def draw_batches(batches: Minibatches, steps: int, plate: str = "data") -> Tensor:
     """The batches of so many steps, shape (steps, n)."""
     return torch.stack([batches.next()[plate].clone() for _ in range(steps)])
 
 
-def uniform(counts: Tensor, alpha: float = 1e-6) -> bool:
+def is_uniform(counts: Tensor, alpha: float = 1e-6) -> bool:
     """Pearson's test that counts come from a uniform distribution."""
     expected = counts.sum() / counts.numel()
     statistic = ((counts - expected) ** 2 / expected).sum()
@@ -33,9 +33,9 @@ def uniform(counts: Tensor, alpha: float = 1e-6) -> bool:
 
 @pytest.mark.parametrize("size, n", [(12, 4), (12, 1), (7, 7), (6, 3)])
 def test_every_index_comes_exactly_once_an_epoch(size, n):
-    batches = minibatches({"data": (size, n)})
+    batches = make_minibatches({"data": (size, n)})
     for _ in range(5):
-        epoch = draw(batches, size // n)
+        epoch = draw_batches(batches, size // n)
         assert epoch.shape == (size // n, n)
         assert torch.equal(epoch.reshape(-1).sort().values, torch.arange(size))
 
@@ -43,57 +43,57 @@ def test_every_index_comes_exactly_once_an_epoch(size, n):
 @pytest.mark.parametrize("order", ["permutation", "replacement"])
 @pytest.mark.parametrize("size, n", [(10, 3), (10, 9), (10, 1), (10, 10)])
 def test_batches_have_exactly_n_indices_of_the_plate(order, size, n):
-    batch = draw(minibatches({"data": (size, n)}, order), 50)
+    batch = draw_batches(make_minibatches({"data": (size, n)}, order), 50)
     assert batch.shape == (50, n) and batch.dtype == torch.int64
     assert batch.min() >= 0 and batch.max() < size
 
 
 def test_indices_of_a_permutation_do_not_repeat_within_an_epoch():
-    batches = minibatches({"data": (10, 3)})
+    batches = make_minibatches({"data": (10, 3)})
     for _ in range(20):
-        epoch = draw(batches, 3)  # 9 of 10; one waits
+        epoch = draw_batches(batches, 3)  # 9 of 10; one waits
         assert len(epoch.unique()) == 9
 
 
 def test_epochs_differ():
-    batches = minibatches({"data": (100, 50)})
-    first, second = draw(batches, 2), draw(batches, 2)
+    batches = make_minibatches({"data": (100, 50)})
+    first, second = draw_batches(batches, 2), draw_batches(batches, 2)
     assert not torch.equal(first, second)
 
 
 def test_the_index_left_over_is_any_with_the_same_probability():
-    batches = minibatches({"data": (5, 2)})
+    batches = make_minibatches({"data": (5, 2)})
     left_over = torch.zeros(5)
     for _ in range(2000):
-        left_over[list(set(range(5)) - set(draw(batches, 2).reshape(-1).tolist()))] += 1
+        left_over[list(set(range(5)) - set(draw_batches(batches, 2).reshape(-1).tolist()))] += 1
     assert left_over.sum() == 2000
-    assert uniform(left_over)
+    assert is_uniform(left_over)
 
 
 def test_every_place_of_a_permutation_is_uniform():
     counts = torch.zeros(4, 4)
-    batches = minibatches({"data": (4, 2)})
+    batches = make_minibatches({"data": (4, 2)})
     for _ in range(2000):
-        counts[torch.arange(4), draw(batches, 2).reshape(-1)] += 1
-    assert all(uniform(place) for place in counts)
+        counts[torch.arange(4), draw_batches(batches, 2).reshape(-1)] += 1
+    assert all(is_uniform(place) for place in counts)
 
 
 def test_replacement_repeats_indices_and_is_uniform():
-    batch = draw(minibatches({"data": (10, 8)}, "replacement"), 1000)
+    batch = draw_batches(make_minibatches({"data": (10, 8)}, "replacement"), 1000)
     assert any(len(row.unique()) < 8 for row in batch)
-    assert uniform(batch.reshape(-1).bincount(minlength=10).float())
+    assert is_uniform(batch.reshape(-1).bincount(minlength=10).float())
 
 
 @pytest.mark.parametrize("order", ["permutation", "replacement"])
 def test_batches_follow_from_the_generator_alone(order):
     plates = {"data": (20, 6)}
     torch.manual_seed(1)
-    first = draw(minibatches(plates, order, seed=5), 10)
+    first = draw_batches(make_minibatches(plates, order, seed=5), 10)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    assert torch.equal(first, draw(minibatches(plates, order, seed=5), 10))
+    assert torch.equal(first, draw_batches(make_minibatches(plates, order, seed=5), 10))
     assert torch.equal(state, torch.get_rng_state())
-    assert not torch.equal(first, draw(minibatches(plates, order, seed=6), 10))
+    assert not torch.equal(first, draw_batches(make_minibatches(plates, order, seed=6), 10))
 
 
 @pytest.mark.parametrize("order", ["permutation", "replacement"])
@@ -101,7 +101,7 @@ def test_without_a_generator_batches_come_from_torchs_own(order):
     runs = []
     for _ in range(2):
         torch.manual_seed(3)
-        runs.append(draw(Minibatches({"data": (20, 6)}, order, CPU), 10))
+        runs.append(draw_batches(Minibatches({"data": (20, 6)}, order, CPU), 10))
     assert torch.equal(*runs)
 
 
@@ -109,26 +109,26 @@ def test_a_whole_plate_comes_in_order_and_costs_no_random_number():
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
     batches = Minibatches({"data": (6, 6)}, "permutation", CPU, generator)
-    assert torch.equal(draw(batches, 3), torch.arange(6).expand(3, 6))
+    assert torch.equal(draw_batches(batches, 3), torch.arange(6).expand(3, 6))
     assert torch.equal(generator.get_state(), state)
 
 
 def test_plates_are_drawn_independently():
-    batches = minibatches({"a": (6, 3), "b": (6, 3), "whole": (4, 4)})
+    batches = make_minibatches({"a": (6, 3), "b": (6, 3), "whole": (4, 4)})
     together = [{k: v.clone() for k, v in batches.next().items()} for _ in range(400)]
     assert all(step.keys() == {"a", "b", "whole"} for step in together)
     pairs = torch.zeros(6, 6)  # of the first indices
     for step in together:
         pairs[step["a"][0], step["b"][0]] += 1
-    assert uniform(pairs.reshape(-1))
+    assert is_uniform(pairs.reshape(-1))
 
 
 def test_there_may_be_no_plate():
-    assert minibatches({}).next() == {}
+    assert make_minibatches({}).next() == {}
 
 
 def test_another_order_is_an_error_that_names_both():
     with pytest.raises(ValueError, match="'shuffle', expected 'permutation' .* 'replacement'"):
         check_order("shuffle")
     with pytest.raises(ValueError, match="'shuffle'"):
-        minibatches({}, "shuffle")
+        make_minibatches({}, "shuffle")

@@ -13,7 +13,7 @@ from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide.initialization import init_to_sample
 from pyro.infer.mcmc.api import StreamingMCMC
 from runs import Stop, StopAt
-from small_runs import X, Y, data, gaussian, kernel, regression, run
+from small_runs import X, Y, gaussian, make_data, make_kernel, regression, run_mcmc
 
 import pyro_aeb as aeb
 from pyro_aeb.diagnostics import mixing
@@ -22,13 +22,13 @@ SETTLED, AGREE = "learned latents: settled", "learned latents: chains agree"
 R_HAT, ESS, TEMPERATURE = "draws: R-hat", "draws: effective sample size", "temperature"
 
 
-def check(of=None, **options) -> aeb.diagnostics.Verdict:
-    return aeb.check(run(of, **options), quiet=True)
+def run_and_check(kernel=None, **options) -> aeb.diagnostics.Verdict:
+    return aeb.check(run_mcmc(kernel, **options), quiet=True)
 
 
 @pytest.fixture(scope="module")
 def good() -> aeb.MCMC:
-    return run(kernel(steps_per_draw=20), args=data(60, 20))
+    return run_mcmc(make_kernel(steps_per_draw=20), args=make_data(60, 20))
 
 
 def test_a_good_run(good, capsys):
@@ -48,8 +48,8 @@ def test_a_good_run(good, capsys):
 
 
 def test_too_few_steps():
-    slow = kernel(adaptation=aeb.StochasticApproximation(1e-4))
-    verdict = check(slow, draws=80, warmup=0)
+    slow = make_kernel(adaptation=aeb.StochasticApproximation(1e-4))
+    verdict = run_and_check(slow, draws=80, warmup=0)
     finding = verdict[SETTLED]
     assert not verdict.ok and finding in verdict.warnings
     assert "delta" in finding.found and "still drift" in finding.found
@@ -59,18 +59,18 @@ def test_too_few_steps():
     assert "1 warning" in repr(verdict) or "2 warnings" in repr(verdict)
 
 
-def two_ends(X=None, y=None):
+def two_ends_model(X=None, y=None):
     """Weights under Beta(1, 1), of which all belong to one component where they start there."""
     delta = pyro.sample("delta", dist.Beta(1.0, 1.0))
     pyro.sample("w", aeb.SSGL(0.1, 10.0, delta).expand([20]).to_event(1))
 
 
 def test_collapse_and_chains_that_learn_different_latents():
-    still = kernel(two_ends, aeb.SGLD(1e-12), init_strategy=init_to_sample)
+    still = make_kernel(two_ends_model, aeb.SGLD(1e-12), init_strategy=init_to_sample)
     start = {"w": torch.stack([torch.zeros(20), torch.full((20,), 5.0)])}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", aeb.CollapseWarning)
-        verdict = check(still, initial_params=start)
+        verdict = run_and_check(still, initial_params=start)
     assert verdict["delta collapse"].severity == "warning"
     assert "delta" in verdict["delta collapse"].found and "a > 1" in verdict["delta collapse"].cure
     assert verdict[AGREE].severity == "warning"
@@ -78,7 +78,7 @@ def test_collapse_and_chains_that_learn_different_latents():
 
 
 def test_a_delta_that_has_come_back_is_not_called_collapsed():
-    own = kernel(two_ends, aeb.SGLD(1e-12))
+    own = make_kernel(two_ends_model, aeb.SGLD(1e-12))
     own.initial_params = {"w": torch.zeros(20)}
     own.setup(0)
     with pytest.warns(aeb.CollapseWarning):
@@ -92,8 +92,8 @@ def test_a_delta_that_has_come_back_is_not_called_collapsed():
 
 
 def test_chains_that_have_not_mixed():
-    slow = kernel(gaussian, aeb.SGLD(1e-6), adaptation=None, init_strategy=init_to_sample)
-    verdict = check(slow, draws=60, args=())
+    slow = make_kernel(gaussian, aeb.SGLD(1e-6), adaptation=None, init_strategy=init_to_sample)
+    verdict = run_and_check(slow, draws=60, args=())
     assert verdict[R_HAT].severity == verdict[ESS].severity == "warning"
     assert "site 'w'" in verdict[R_HAT].found
     assert SETTLED not in {f.check for f in verdict}  # nothing is learned
@@ -101,27 +101,31 @@ def test_chains_that_have_not_mixed():
 
 def test_too_large_a_step():
     # Curvature 4: at step 0.25 the variance is 1 / (1 - 0.5) times the target's.
-    verdict = check(kernel(lambda: gaussian(9), aeb.SGLD(0.25), adaptation=None), args=(), draws=80)
+    verdict = run_and_check(
+        make_kernel(lambda: gaussian(9), aeb.SGLD(0.25), adaptation=None), args=(), draws=80
+    )
     assert verdict[TEMPERATURE].severity == "warning"
     assert (
         "too hot" in verdict[TEMPERATURE].cure and "smaller step_size" in verdict[TEMPERATURE].cure
     )
-    small = check(kernel(lambda: gaussian(9), aeb.SGLD(0.01), adaptation=None), args=(), draws=80)
+    small = run_and_check(
+        make_kernel(lambda: gaussian(9), aeb.SGLD(0.01), adaptation=None), args=(), draws=80
+    )
     assert small[TEMPERATURE].severity != "warning"
 
 
 def test_minibatch_noise_is_heat():
-    of = {"args": data(60, 20), "draws": 60}
-    assert check(**of)[TEMPERATURE].severity != "warning"
-    assert check(**of, more={"batch_size": 5})[TEMPERATURE].severity == "warning"
+    options = {"args": make_data(60, 20), "draws": 60}
+    assert run_and_check(**options)[TEMPERATURE].severity != "warning"
+    assert run_and_check(**options, kwargs={"batch_size": 5})[TEMPERATURE].severity == "warning"
 
 
 @pytest.mark.parametrize("estimate", [0.0, 0.08])
 def test_a_temperature_that_is_wrong(estimate):
     # What is taken off the injected noise has to be in the gradient, and here nothing is.
     transition = aeb.SGHMC(0.001, friction=0.1, gradient_noise=estimate)
-    of = kernel(lambda: gaussian(300), transition, adaptation=None)
-    finding = check(of, args=(), draws=40)[TEMPERATURE]
+    kernel = make_kernel(lambda: gaussian(300), transition, adaptation=None)
+    finding = run_and_check(kernel, args=(), draws=40)[TEMPERATURE]
     assert finding.severity == ("warning" if estimate else "good")
     assert ("too cold" in finding.cure and "gradient_noise" in finding.cure) == bool(estimate)
 
@@ -131,7 +135,7 @@ def test_a_transition_without_figures_is_said_to_have_none():
         def statistics(self, before, state, numbers):
             return {}
 
-    finding = check(kernel(transition=Silent(1e-4)), draws=20)[TEMPERATURE]
+    finding = run_and_check(make_kernel(transition=Silent(1e-4)), draws=20)[TEMPERATURE]
     assert finding.severity == "note" and "does not report" in finding.found
 
 
@@ -139,8 +143,8 @@ def test_a_transition_without_figures_is_said_to_have_none():
 def test_pruning_that_has_not_made_up_its_mind(freeze):
     # Weights of one law: without a mask, others are the smallest at every draw.
     pruning = aeb.MagnitudePruning(0.5, freeze=freeze, sites="w")
-    of = kernel(lambda: gaussian(20), aeb.SGLD(0.01), adaptation=None, pruning=pruning)
-    finding = check(of, draws=60, args=())["pruning"]
+    kernel = make_kernel(lambda: gaussian(20), aeb.SGLD(0.01), adaptation=None, pruning=pruning)
+    finding = run_and_check(kernel, draws=60, args=())["pruning"]
     assert finding.severity == ("good" if freeze else "warning")
     assert "50.0 % of the weights are zero" in finding.found
     assert ("freeze=True" in finding.cure) != freeze
@@ -148,7 +152,7 @@ def test_pruning_that_has_not_made_up_its_mind(freeze):
 
 def test_draws_between_prunings():
     pruning = aeb.MagnitudePruning(0.5, every=10)
-    finding = check(kernel(pruning=pruning), draws=50)["pruning"]
+    finding = run_and_check(make_kernel(pruning=pruning), draws=50)["pruning"]
     assert finding.severity == "warning" and "steps_per_draw=10" in finding.cure
 
 
@@ -171,12 +175,14 @@ def test_only_sampled_sites_get_r_hat(good, monkeypatch):
 
 
 def test_frozen_latents_are_called_frozen():
-    finding = check(kernel(adaptation=aeb.StochasticApproximation(0.0)), draws=50)[SETTLED]
+    finding = run_and_check(make_kernel(adaptation=aeb.StochasticApproximation(0.0)), draws=50)[
+        SETTLED
+    ]
     assert finding.severity == "good" and "frozen" in finding.found
 
 
 def test_few_draws_are_not_judged():
-    verdict = check(draws=3, warmup=0)
+    verdict = run_and_check(draws=3, warmup=0)
     assert verdict.ok
     assert {f.severity for f in verdict if f.check != "delta collapse"} == {"note"}
 
@@ -187,7 +193,7 @@ def test_few_draws_are_not_judged():
 @pytest.mark.parametrize("method", ["sequential", "vectorized", "parallel"])
 def test_chain_methods_and_thinning(method):
     options = {"chain_method": method, "mp_context": "fork", "thinning": 3, "draws": 50}
-    verdict = check(**options)
+    verdict = run_and_check(**options)
     assert verdict.subject == "2 chains of 50 draws, 15 step(s) apart"
     assert verdict[SETTLED].severity in ("good", "warning") and verdict[R_HAT].severity == "good"
 
@@ -195,7 +201,7 @@ def test_chain_methods_and_thinning(method):
 def test_an_interrupted_run_and_one_put_back(tmp_path):
     path = tmp_path / "run.ckpt"
     mcmc = aeb.MCMC(
-        kernel(), 100, 10, checkpoint=path, hook_fn=StopAt("Sample", 59), disable_progbar=True
+        make_kernel(), 100, 10, checkpoint=path, hook_fn=StopAt("Sample", 59), disable_progbar=True
     )
     with pytest.raises(Stop):
         mcmc.run(X, Y)
@@ -208,12 +214,12 @@ def test_an_interrupted_run_and_one_put_back(tmp_path):
 
 
 def test_a_run_of_pyros_mcmc_and_a_collapse_in_it():
-    mcmc = MCMC(kernel(), 50, 10, disable_progbar=True)
+    mcmc = MCMC(make_kernel(), 50, 10, disable_progbar=True)
     mcmc.run(X, Y)
     verdict = aeb.check(mcmc, quiet=True)
     assert verdict.subject == "1 chain of 50 draws, 5 step(s) apart"
     assert verdict["delta collapse"].severity == "good"
-    still = kernel(two_ends, aeb.SGLD(1e-12))
+    still = make_kernel(two_ends_model, aeb.SGLD(1e-12))
     mcmc = MCMC(still, 20, 10, initial_params={"w": torch.zeros(20)}, disable_progbar=True)
     with pytest.warns(aeb.CollapseWarning):
         mcmc.run()
@@ -230,6 +236,6 @@ def test_what_is_no_run_of_ours():
     with pytest.raises(TypeError, match=r"check\(\) takes a pyro.infer.MCMC object"):
         aeb.check(None)
     with pytest.raises(TypeError, match=r"check\(\) needs draws, but StreamingMCMC"):
-        aeb.check(StreamingMCMC(kernel(), 2, 1))
+        aeb.check(StreamingMCMC(make_kernel(), 2, 1))
     with pytest.raises(RuntimeError, match="no draws: call its run"):
-        aeb.check(MCMC(kernel(), 2, 1))
+        aeb.check(MCMC(make_kernel(), 2, 1))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from models import dense_regression
 from pyro.infer import MCMC
-from runs import assert_equal, records
-from small_runs import PRECISION, P, X, Y, by_loader, gaussian, kernel, run
+from runs import assert_same_records, copy_records
+from small_runs import PRECISION, P, X, Y, gaussian, loader_regression, make_kernel, run_mcmc
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
@@ -21,7 +21,7 @@ from pyro_aeb.testing import sghmc_covariance, sgld_variance
 ONE_CHAIN = {"chains": 1, "chain_method": "sequential", "draws": 20}
 
 
-def everything(mcmc, chain=0) -> None:
+def run_diagnostics(mcmc, chain=0) -> None:
     aeb.diagnostics.temperature(mcmc, steps=10, chain=chain)
     aeb.diagnostics.noise_ratio(mcmc, minibatches=2, chain=chain)
     aeb.diagnostics.step_halving(mcmc, steps=100, chain=chain)
@@ -31,7 +31,7 @@ def everything(mcmc, chain=0) -> None:
 # The run is left alone
 
 
-def loader() -> DataLoader:
+def make_loader() -> DataLoader:
     return DataLoader(TensorDataset(X, Y), batch_size=10, shuffle=True)
 
 
@@ -47,35 +47,35 @@ def loader() -> DataLoader:
 def test_a_run_goes_on_bit_for_bit(method, data, seed):
     def begun():
         torch.manual_seed(9)
-        model = {"model": by_loader} if data == "loader" else {}
-        of = kernel(**model, seed=seed, pruning=aeb.MagnitudePruning(0.25))
-        args, more = ((loader(),), {}) if data == "loader" else ((X, Y), {"batch_size": 10})
-        mcmc = run(of, draws=12, warmup=2, chain_method=method, args=args, more=more)
+        model = {"model": loader_regression} if data == "loader" else {}
+        kernel = make_kernel(**model, seed=seed, pruning=aeb.MagnitudePruning(0.25))
+        args, more = ((make_loader(),), {}) if data == "loader" else ((X, Y), {"batch_size": 10})
+        mcmc = run_mcmc(kernel, draws=12, warmup=2, chain_method=method, args=args, kwargs=more)
         return mcmc, args, more
 
     plain, args, more = begun()
     plain.run(*args, **more)
     mcmc, args, more = begun()
     for chain in (1, 0):
-        everything(mcmc, chain)
+        run_diagnostics(mcmc, chain)
     mcmc.run(*args, **more)
-    assert_equal(records(mcmc), records(plain))
+    assert_same_records(copy_records(mcmc), copy_records(plain))
 
 
 def test_chains_of_other_processes_are_started_here_and_let_go():
-    mcmc = run(draws=10, warmup=2, chain_method="parallel", mp_context="fork")
-    everything(mcmc, chain=1)
+    mcmc = run_mcmc(draws=10, warmup=2, chain_method="parallel", mp_context="fork")
+    run_diagnostics(mcmc, chain=1)
     assert all(lane.chain is None for lane in mcmc._lanes)
     mcmc.run(X, Y)
     assert mcmc.get_samples(group_by_chain=True)["beta"].shape == (2, 20, P)
 
 
 def test_pyros_mcmc_keeps_the_last_chain():
-    mcmc = MCMC(kernel(), 10, 2, disable_progbar=True)
+    mcmc = MCMC(make_kernel(), 10, 2, disable_progbar=True)
     mcmc.run(X, Y)
-    everything(mcmc)
+    run_diagnostics(mcmc)
     with pytest.raises(RuntimeError, match="chain 3 is not in this process"):
-        everything(mcmc, chain=3)
+        run_diagnostics(mcmc, chain=3)
 
 
 # The temperature
@@ -85,8 +85,8 @@ def test_the_temperature_of_every_site():
     def two_sites():
         gaussian(2000)
 
-    of = kernel(two_sites, aeb.SGHMC(0.2, friction=0.4), adaptation=None)
-    mcmc = run(of, args=(), **ONE_CHAIN)
+    kernel = make_kernel(two_sites, aeb.SGHMC(0.2, friction=0.4), adaptation=None)
+    mcmc = run_mcmc(kernel, args=(), **ONE_CHAIN)
     everywhere, own = aeb.diagnostics.temperature(mcmc, steps=50)
     assert (everywhere.site, own.site) == ("all", "w")
     expected = sghmc_covariance(0.2, 1.0, PRECISION, 0.4)[0, 0] / (0.2 / (1 - 0.4 / 2))
@@ -95,7 +95,7 @@ def test_the_temperature_of_every_site():
 
 
 def test_few_steps_and_silent_transitions_are_refused():
-    mcmc = run(**ONE_CHAIN)
+    mcmc = run_mcmc(**ONE_CHAIN)
     with pytest.raises(ValueError, match="steps is 5, expected at least 10"):
         aeb.diagnostics.temperature(mcmc, steps=5)
     with pytest.raises(ValueError, match="steps is 5, expected at least 100"):
@@ -110,11 +110,11 @@ def test_few_steps_and_silent_transitions_are_refused():
 @pytest.mark.parametrize("transition", [aeb.SGLD(1e-3), aeb.SGHMC(1e-3, friction=0.2)])
 def test_the_noise_ratio_is_that_of_all_minibatches(transition):
     tau, batch, n = 2.0, 10, len(X)
-    of = kernel(
+    kernel = make_kernel(
         dense_regression, transition, adaptation=None, minibatches="replacement",
         inverse_temperature=tau,
     )  # fmt: skip
-    mcmc = run(of, more={"batch_size": batch}, **ONE_CHAIN)
+    mcmc = run_mcmc(kernel, kwargs={"batch_size": batch}, **ONE_CHAIN)
     found = aeb.diagnostics.noise_ratio(mcmc, minibatches=1000)[0]
     w = mcmc.kernel.chain.state.position
     each = 4.0 * X * (Y - X @ w)[:, None]  # gradients of the data, noise of sd 1/2
@@ -127,7 +127,7 @@ def test_the_noise_ratio_is_that_of_all_minibatches(transition):
 
 
 def test_without_minibatches_there_is_no_noise():
-    found = aeb.diagnostics.noise_ratio(run(**ONE_CHAIN))
+    found = aeb.diagnostics.noise_ratio(run_mcmc(**ONE_CHAIN))
     assert [one.ratio for one in found] == [math.inf, math.inf]
 
 
@@ -137,8 +137,8 @@ def test_without_minibatches_there_is_no_noise():
 @pytest.mark.parametrize(("step_size", "differs"), [(0.25, True), (0.01, False)])
 def test_halving_the_step_finds_the_bias_of_the_variance(step_size, differs):
     size = 50
-    of = kernel(lambda: gaussian(size), aeb.SGLD(step_size), adaptation=None)
-    mcmc = run(of, args=(), **ONE_CHAIN)
+    kernel = make_kernel(lambda: gaussian(size), aeb.SGLD(step_size), adaptation=None)
+    mcmc = run_mcmc(kernel, args=(), **ONE_CHAIN)
     mean, variance = aeb.diagnostics.step_halving(mcmc, steps=1000)
     assert (mean.moment, variance.moment, mean.site) == ("mean", "variance", "w")
     coarse, fine = (sgld_variance(e, 1.0, PRECISION) for e in (step_size, step_size / 2))
@@ -150,7 +150,7 @@ def test_halving_the_step_finds_the_bias_of_the_variance(step_size, differs):
 
 
 def test_steps_that_run_away_are_an_error():
-    mcmc = run(kernel(gaussian, aeb.SGLD(0.4), adaptation=None), args=(), **ONE_CHAIN)
+    mcmc = run_mcmc(make_kernel(gaussian, aeb.SGLD(0.4), adaptation=None), args=(), **ONE_CHAIN)
     with Frozen(mcmc, 0, "test") as frozen:
         with pytest.raises(aeb.NonFiniteError, match="further steps of size 1e.10 ran away"):
             list(frozen.steps(100, step_size=1e10))
@@ -161,8 +161,8 @@ def test_steps_that_run_away_are_an_error():
 
 @pytest.mark.parametrize("batch", [None, 10, 7])
 def test_scores_are_of_all_data(batch):
-    of = kernel(dense_regression, aeb.SGLD(1e-3), adaptation=None, inverse_temperature=2.0)
-    mcmc = run(of, more={"batch_size": batch}, **ONE_CHAIN)
+    kernel = make_kernel(dense_regression, aeb.SGLD(1e-3), adaptation=None, inverse_temperature=2.0)
+    mcmc = run_mcmc(kernel, kwargs={"batch_size": batch}, **ONE_CHAIN)
     points = torch.randn(3, P)
     with Frozen(mcmc, 0, "test") as frozen:
         found = scores(frozen, points)
@@ -176,8 +176,10 @@ def test_scores_by_a_loader_are_those_on_all_data(method, batch):
     data = DataLoader(TensorDataset(X, Y), batch_size=batch, shuffle=method == "sequential")
     if method == "vectorized" and batch == 15:
         data = DataLoader(TensorDataset(X, Y), batch_size=20)
-    mcmc = run(kernel(by_loader), draws=5, warmup=1, chain_method=method, args=(data,))
-    whole = run(kernel(), draws=5, warmup=1, chain_method=method)
+    mcmc = run_mcmc(
+        make_kernel(loader_regression), draws=5, warmup=1, chain_method=method, args=(data,)
+    )
+    whole = run_mcmc(make_kernel(), draws=5, warmup=1, chain_method=method)
     points = torch.randn(3, P)
     with Frozen(mcmc, 1, "test") as frozen:
         latents, found = frozen.latents, scores(frozen, points)

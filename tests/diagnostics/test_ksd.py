@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate
-from small_runs import gaussian, kernel, run
+from small_runs import gaussian, make_kernel, run_mcmc
 
 import pyro_aeb as aeb
 from pyro_aeb.diagnostics.stein import stein_matrix, stein_test
@@ -41,7 +41,7 @@ def test_its_mean_is_zero_under_the_target():
     assert integrate.quad(integrand, -12, 12)[0] == pytest.approx(0.0, abs=1e-9)
 
 
-def rejected(scale: float, memory: float = 0.0, d: int = 2, replicates: int = 100) -> int:
+def count_rejections(scale: float, memory: float = 0.0, d: int = 2, replicates: int = 100) -> int:
     """How often draws of N(0, scale^2), correlated or not, are rejected as N(0, 1), at 5 %."""
     generator = np.random.default_rng(4)
     count = 0
@@ -58,42 +58,44 @@ def rejected(scale: float, memory: float = 0.0, d: int = 2, replicates: int = 10
 
 @pytest.mark.parametrize("memory", [0.0, 0.5])
 def test_draws_of_the_target_are_rejected_as_rarely_as_stated(memory):
-    assert rejected(1.0, memory) <= 5 + 4 * np.sqrt(100 * 0.05 * 0.95)
+    assert count_rejections(1.0, memory) <= 5 + 4 * np.sqrt(100 * 0.05 * 0.95)
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 def test_draws_of_another_law_are_rejected(scale):
-    assert rejected(scale, replicates=20) == 20
+    assert count_rejections(scale, replicates=20) == 20
 
 
 @pytest.mark.parametrize(("step_size", "same"), [(0.02, True), (0.4, False)])
 def test_it_tells_a_run_with_a_large_step(step_size, same):
     assert (sgld_variance(step_size, 1.0, 4.0) < 0.3) == same  # the target's is 1/4
-    of = kernel(lambda: gaussian(2), aeb.SGLD(step_size), adaptation=None, steps_per_draw=20)
-    mcmc = run(of, args=(), draws=200, warmup=10, chains=1, chain_method="sequential")
+    kernel = make_kernel(
+        lambda: gaussian(2), aeb.SGLD(step_size), adaptation=None, steps_per_draw=20
+    )
+    mcmc = run_mcmc(kernel, args=(), draws=200, warmup=10, chains=1, chain_method="sequential")
     found = aeb.diagnostics.ksd(mcmc)
     assert (found.draws, found.dimension) == (200, 2)
     assert (found.p_value > 0.01) == same
 
 
 def test_sites_are_chosen_by_name():
-    mcmc = run(draws=20)
+    mcmc = run_mcmc(draws=20)
     assert aeb.diagnostics.ksd(mcmc, sites=["beta"], draws=10, chain=1).draws == 10
     with pytest.raises(ValueError, match=r"sites names \['gamma'\], expected some of \['beta'\]"):
         aeb.diagnostics.ksd(mcmc, sites=["gamma"])
-    without = run(kernel(save=["delta"]), draws=10)
+    without = run_mcmc(make_kernel(save=["delta"]), draws=10)
     with pytest.raises(ValueError, match=r"the draws do not hold \['beta'\]"):
         aeb.diagnostics.ksd(without)
 
 
 def test_what_pruning_holds_at_zero_is_taken_as_given():
     pruning = aeb.MagnitudePruning(0.5, freeze=True, sites="w")
-    of = kernel(
+    kernel = make_kernel(
         lambda: gaussian(4), aeb.SGLD(0.02), adaptation=None, pruning=pruning, steps_per_draw=20
     )
-    mcmc = run(of, args=(), draws=100, warmup=10, chains=1, chain_method="sequential")
+    mcmc = run_mcmc(kernel, args=(), draws=100, warmup=10, chains=1, chain_method="sequential")
     found = aeb.diagnostics.ksd(mcmc)
     assert found.dimension == 2 and found.p_value > 0.01
-    still = kernel(gaussian, aeb.SGLD(1e-30), adaptation=None)
+    still = make_kernel(gaussian, aeb.SGLD(1e-30), adaptation=None)
     with pytest.raises(ValueError, match="none of 1 coordinates moves"):
-        aeb.diagnostics.ksd(run(still, args=(), draws=10))
+        aeb.diagnostics.ksd(run_mcmc(still, args=(), draws=10))

@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from small_runs import X, Y, gaussian, kernel, run
+from small_runs import X, Y, gaussian, make_kernel, run_mcmc
 
 import pyro_aeb as aeb
 from pyro_aeb.diagnostics import plot_inclusion, plot_latents, plot_sparsity
@@ -27,7 +27,7 @@ def layers(X, y):
 @pytest.fixture(scope="module")
 def network() -> aeb.MCMC:
     pruning = aeb.MagnitudePruning(aeb.PruningSchedule(0.5, 0.9, 10))
-    return run(kernel(layers, aeb.SGLD(1e-3), pruning=pruning), draws=20, warmup=4)
+    return run_mcmc(make_kernel(layers, aeb.SGLD(1e-3), pruning=pruning), draws=20, warmup=4)
 
 
 def test_latents(network):
@@ -75,11 +75,11 @@ def test_sparsity_against_the_schedule(network):
 
 
 def test_sparsity_without_pruning():
-    mcmc = run(draws=5, warmup=0)
+    mcmc = run_mcmc(draws=5, warmup=0)
     (axes,) = plot_sparsity(mcmc).axes
     assert "narrower component" in axes.get_title()
     assert aeb.diagnostics.pruning_flips(mcmc) is None
-    dense = run(kernel(gaussian, aeb.SGLD(0.01), adaptation=None), draws=5, args=())
+    dense = run_mcmc(make_kernel(gaussian, aeb.SGLD(0.01), adaptation=None), draws=5, args=())
     with pytest.raises(ValueError, match="has no sparsity"):
         plot_sparsity(dense)
 

@@ -16,7 +16,7 @@ DRAWS = 400
 STEPS = 5
 
 
-def run_of(paths: np.ndarray, omega: float) -> SimpleNamespace:
+def make_run(paths: np.ndarray, omega: float) -> SimpleNamespace:
     """A run with one latent, of paths of shape (chains, draws)."""
     weights = np.full(paths.shape, omega)
     return SimpleNamespace(
@@ -29,7 +29,7 @@ def run_of(paths: np.ndarray, omega: float) -> SimpleNamespace:
     )
 
 
-def paths(omega: float, start: float, replicates: int = REPLICATES) -> np.ndarray:
+def simulate_paths(omega: float, start: float, replicates: int = REPLICATES) -> np.ndarray:
     """theta <- theta + omega (z - theta) with normal z about 0, taken every 5 steps."""
     generator = np.random.default_rng(8)
     theta, kept = np.full(replicates, start), []
@@ -43,7 +43,7 @@ def paths(omega: float, start: float, replicates: int = REPLICATES) -> np.ndarra
 @pytest.mark.parametrize("omega", [0.003, 0.03, 0.3])
 def test_the_wandering_is_that_of_an_autoregression(omega):
     settled_sd = np.sqrt(omega / (2 - omega))  # of theta <- (1 - omega) theta + omega z
-    stationary = paths(omega, 0.0)[:, -200:]
+    stationary = simulate_paths(omega, 0.0)[:, -200:]
     weights = np.full(200, STEPS * omega)
     found = [wandering(path, weights) for path in stationary]
     # Averaged over replicates, to the error of treating e^-omega and 1 - omega as one.
@@ -52,65 +52,65 @@ def test_the_wandering_is_that_of_an_autoregression(omega):
 
 @pytest.mark.parametrize("omega", [0.01, 0.1, 1.0])
 def test_settled_latents_raise_few_alarms(omega):
-    start = paths(omega, 0.0)
-    alarms = sum(residuals_of(run_of(path[None], omega))[0].drifts for path in start)
+    start = simulate_paths(omega, 0.0)
+    alarms = sum(residuals_of(make_run(path[None], omega))[0].drifts for path in start)
     # 1 % are allowed; 4 standard deviations of a binomial count above it.
     assert alarms <= REPLICATES * 0.01 + 4 * np.sqrt(REPLICATES * 0.01 * 0.99)
 
 
 @pytest.mark.parametrize("omega", [0.0003, 0.001])
 def test_drifting_latents_are_found(omega):
-    drifting = paths(omega, 3.0, replicates=20)
+    drifting = simulate_paths(omega, 3.0, replicates=20)
     for path in drifting:
-        (found,) = residuals_of(run_of(path[None], omega))
+        (found,) = residuals_of(make_run(path[None], omega))
         assert found.drifts
         assert found.gap == pytest.approx(-found.value, rel=0.25)  # it asks for 0
 
 
 def test_the_gap_adds_up_to_the_way_that_was_made():
     omega = 0.001
-    path = paths(omega, 3.0, replicates=1)
-    (found,) = residuals_of(run_of(path, omega))
+    path = simulate_paths(omega, 3.0, replicates=1)
+    (found,) = residuals_of(make_run(path, omega))
     half = path[0, DRAWS // 2 :]
     length = 10 * ((len(half) - 1) // 10)  # draws in ten whole batches
     assert found.gap == pytest.approx((half[-1] - half[-1 - length]) / (length * STEPS * omega))
 
 
 def test_the_verdict_names_the_latent_and_the_cure():
-    finding = settled(run_of(paths(0.0003, 3.0, replicates=2), 0.0003))
+    finding = settled(make_run(simulate_paths(0.0003, 3.0, replicates=2), 0.0003))
     assert finding.severity == "warning"
     for word in ("delta still drifts", "its equation asks for"):
         assert word in finding.found
     assert "omega is 0.0003" in finding.cure and "run longer" in finding.cure
-    assert settled(run_of(paths(0.1, 0.0, replicates=2), 0.1)).severity == "good"
+    assert settled(make_run(simulate_paths(0.1, 0.0, replicates=2), 0.1)).severity == "good"
 
 
 def test_too_few_draws_are_not_judged():
-    run = run_of(paths(0.1, 0.0, replicates=2)[:, :39], 0.1)
+    run = make_run(simulate_paths(0.1, 0.0, replicates=2)[:, :39], 0.1)
     assert settled(run).severity == "note" and residuals_of(run) == []
 
 
 @pytest.mark.parametrize("omega", [0.003, 0.03])
 def test_chains_at_one_fixed_point_agree(omega):
-    chains = paths(omega, 0.0).reshape(-1, 4, DRAWS)
-    alarms = sum(not agreements_of(run_of(four, omega))[0].agrees for four in chains)
+    chains = simulate_paths(omega, 0.0).reshape(-1, 4, DRAWS)
+    alarms = sum(not agreements_of(make_run(four, omega))[0].agrees for four in chains)
     count = len(chains)
     assert alarms <= count * 0.01 + 4 * np.sqrt(count * 0.01 * 0.99)
 
 
 def test_chains_at_two_fixed_points_do_not():
-    four = paths(0.03, 0.0, replicates=4) + np.array([0.0, 1.0, 0.0, 1.0])[:, None]
-    finding = agreement(run_of(four, 0.03))
+    four = simulate_paths(0.03, 0.0, replicates=4) + np.array([0.0, 1.0, 0.0, 1.0])[:, None]
+    finding = agreement(make_run(four, 0.03))
     assert finding.severity == "warning" and "different values of delta" in finding.found
-    assert agreement(run_of(four[:1], 0.03)).severity == "note"
+    assert agreement(make_run(four[:1], 0.03)).severity == "note"
 
 
 def test_latents_that_follow_weights_on_their_way_are_found():
     # What the equation asks for falls all the time; with a large omega the latent is never far.
     omega = 0.1
-    falling = paths(omega, 0.0, replicates=3) - np.linspace(0.0, 5.0, DRAWS)
-    finding = settled(run_of(falling, omega))
+    falling = simulate_paths(omega, 0.0, replicates=3) - np.linspace(0.0, 5.0, DRAWS)
+    finding = settled(make_run(falling, omega))
     assert finding.severity == "warning" and "the weights have not settled" in finding.cure
     for path in falling:
-        (found,) = residuals_of(run_of(path[None], omega))
+        (found,) = residuals_of(make_run(path[None], omega))
         assert found.drifts and abs(found.gap) < found.wander

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from models import double_regression, linear_data
-from small_runs import P, gaussian, kernel, regression, run
+from small_runs import P, gaussian, make_kernel, regression, run_mcmc
 
 import pyro_aeb as aeb
 from pyro_aeb.adaptation.equations import sparsity_update
@@ -53,23 +53,23 @@ def test_the_residual_is_the_distance_to_what_the_equations_ask_for():
     ids=["delta is learned", "nothing is learned"],
 )
 def test_only_what_is_learned_has_a_residual(options, expected):
-    found = run(kernel(**options), draws=2, warmup=0)._diagnostics[0]["sample_stats"]
+    found = run_mcmc(make_kernel(**options), draws=2, warmup=0)._diagnostics[0]["sample_stats"]
     assert NAMES & found.keys() == expected
 
 
 def test_a_frozen_latent_has_no_residual():
-    frozen = kernel(adaptation=aeb.StochasticApproximation(0.0))
-    found = run(frozen, draws=2, warmup=0)._diagnostics[0]["sample_stats"]
+    frozen = make_kernel(adaptation=aeb.StochasticApproximation(0.0))
+    found = run_mcmc(frozen, draws=2, warmup=0)._diagnostics[0]["sample_stats"]
     assert found["sa_residual_rho"].isnan().all()
 
 
 def test_statistics_cost_nothing_in_steps_that_are_not_draws(monkeypatch):
     calls = []
-    own = kernel(steps_per_draw=7)
+    own = make_kernel(steps_per_draw=7)
     monkeypatch.setattr(
         aeb.SGHMC, "statistics", lambda *args: calls.append(own.chain.step) or {}, raising=True
     )
-    run(own, draws=3, warmup=1, chains=1, chain_method="sequential")
+    run_mcmc(own, draws=3, warmup=1, chains=1, chain_method="sequential")
     assert calls == [6, 13, 20, 27]  # during steps 7, 14, 21, 28
 
 
@@ -157,12 +157,12 @@ class Silent:
 
 
 def test_a_new_transition_brings_its_own_figures():
-    mcmc = run(kernel(transition=Counting(1e-4)), draws=4, warmup=0)
+    mcmc = run_mcmc(make_kernel(transition=Counting(1e-4)), draws=4, warmup=0)
     found = mcmc._diagnostics[1]["sample_stats"]["farthest"]
     torch.testing.assert_close(
         found, mcmc.get_samples(group_by_chain=True)["beta"][1].abs().amax(1)
     )
-    silent = run(kernel(transition=Silent()), draws=4, warmup=0)
+    silent = run_mcmc(make_kernel(transition=Silent()), draws=4, warmup=0)
     assert "kinetic_temperature" not in silent._diagnostics[0]["sample_stats"]
 
 
@@ -178,7 +178,7 @@ def test_flips():
 @pytest.mark.parametrize("freeze", [False, True])
 def test_flips_of_a_run_are_those_of_its_draws(freeze):
     pruning = aeb.MagnitudePruning(0.5, freeze=freeze)
-    mcmc = run(kernel(regression, aeb.SGLD(1e-3), pruning=pruning), draws=30, warmup=1)
+    mcmc = run_mcmc(make_kernel(regression, aeb.SGLD(1e-3), pruning=pruning), draws=30, warmup=1)
     zero = mcmc.get_samples(group_by_chain=True)["beta"] == 0.0
     assert (zero.sum(-1) == P // 2).all()
     expected = (zero[:, 1:] != zero[:, :-1]).sum(-1)

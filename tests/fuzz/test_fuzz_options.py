@@ -16,12 +16,12 @@ from numbers import Real
 import numpy as np
 import pytest
 import torch
-from fuzzing import fewer, junk, not_numbers
+from fuzzing import fewer_examples, junk, not_numbers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from models import sparse_regression
-from pruning_structures import pruned, structure
-from refusals import X, Y, met
+from pruning_structures import make_structure, prune_once
+from refusals import X, Y, count_refusal
 
 import pyro_aeb as aeb
 from pyro_aeb import transitions
@@ -53,12 +53,12 @@ ADVICE = (
 )
 
 
-def refused(error: Exception, *names: str) -> None:
+def assert_plain_refusal(error: Exception, *names: str) -> None:
     """The error is one of the package's own, for someone who has never seen the code."""
     text = str(error)
     assert any(part in text for part in ADVICE), text
     assert any(name in text for name in names), f"{text!r} names none of {names}"
-    met(error)
+    count_refusal(error)
 
 
 # -- schedules
@@ -70,7 +70,7 @@ def test_a_schedule_of_junk(made, at):
     try:
         schedule = kind(**arguments)
     except (TypeError, ValueError) as error:
-        refused(error, kind.__name__)
+        assert_plain_refusal(error, kind.__name__)
         return
     values = []
     for k in at:
@@ -78,7 +78,7 @@ def test_a_schedule_of_junk(made, at):
             values.append(schedule(k))
         except ValueError as error:
             assert "exceeds the range of a float" in str(error) and kind is aeb.Geometric
-            met(error)
+            count_refusal(error)
             return
     assert all(isinstance(value, Real) and not math.isnan(value) for value in values)
     assert (
@@ -135,7 +135,7 @@ def test_a_transition_of_junk(options):
         try:
             kind(**given)
         except (TypeError, ValueError) as error:
-            refused(error, *options, "Constant")
+            assert_plain_refusal(error, *options, "Constant")
 
 
 @given(st.sampled_from(list(TRANSITIONS)), st.data())
@@ -146,7 +146,7 @@ def test_another_transition_of_junk(kind, data):
     try:
         made = kind(**options)
     except (TypeError, ValueError) as error:
-        refused(error, *options, "Constant", "low")
+        assert_plain_refusal(error, *options, "Constant", "low")
         return
     assert made == kind(**options) and hash(made) == hash(kind(**options))
 
@@ -158,7 +158,7 @@ def test_an_adaptation_of_junk(options):
     try:
         adaptation = aeb.StochasticApproximation(**options)
     except (TypeError, ValueError) as error:
-        refused(error, *options, "Constant", "stochastic-approximation weight")
+        assert_plain_refusal(error, *options, "Constant", "stochastic-approximation weight")
         return
     assert adaptation == aeb.StochasticApproximation(**options)
 
@@ -179,14 +179,14 @@ pruning_options = st.fixed_dictionaries(
 @given(prunings, pruning_options, st.integers(0, 2**32))
 def test_a_pruning_of_junk(kind, options, seed):
     try:
-        pruner = Pruner(kind(**options), structure(SITES, {"c": (4,)}))
+        pruner = Pruner(kind(**options), make_structure(SITES, {"c": (4,)}))
         assume(not callable(options["sparsity"]))
     except (TypeError, ValueError) as error:
-        refused(error, kind.__name__, "sparsity", "nothing to prune", *options)
+        assert_plain_refusal(error, kind.__name__, "sparsity", "nothing to prune", *options)
         return
     torch.manual_seed(seed)
     for k in (1, 2, 6):
-        after = pruned(pruner, torch.randn(30), k, lambda: torch.rand(26))
+        after = prune_once(pruner, torch.randn(30), k, lambda: torch.rand(26))
         assert after.isfinite().all()
 
 
@@ -197,12 +197,12 @@ def test_any_share_is_met_or_refused(kind, scope, freeze, share, data):
     values = st.floats(-5.0, 5.0, width=32).filter(bool)
     weights = torch.tensor(data.draw(st.lists(values, min_size=30, max_size=30)))
     try:
-        pruner = Pruner(kind(share, scope, freeze), structure(SITES, {"c": (4,)}))
+        pruner = Pruner(kind(share, scope, freeze), make_structure(SITES, {"c": (4,)}))
     except ModelError as error:
         assert round(30 * share) > 26
-        met(error)
+        count_refusal(error)
         return
-    after = pruned(pruner, weights.clone(), 1, lambda: weights[:26].sigmoid())
+    after = prune_once(pruner, weights.clone(), 1, lambda: weights[:26].sigmoid())
     zeros = int((after == 0.0).sum())
     wanted = round(30 * share)
     # Units are met to one of each site, of 3 weights and of 1.
@@ -245,7 +245,7 @@ KERNEL = {
 NAMES = [*KERNEL, "step_size", "StochasticApproximation", "MagnitudePruning"]
 
 
-@fewer(1)
+@fewer_examples(1)
 @given(st.sampled_from(list(KERNEL)), st.data())
 def test_a_kernel_with_an_option_of_junk(name, data):
     """All other options make sense, so that the junk is reached, wherever it is looked at."""
@@ -258,7 +258,7 @@ def test_a_kernel_with_an_option_of_junk(name, data):
         run = aeb.MCMC(kernel, 2, 1, disable_progbar=True)
         run.run(X, Y)
     except (TypeError, ValueError) as error:
-        refused(error, name, "SSGL site 'beta'")
+        assert_plain_refusal(error, name, "SSGL site 'beta'")
         return
     assert all(draws.isfinite().all() for draws in run.get_samples().values())
 
@@ -268,7 +268,7 @@ def test_a_kernel_of_junk(options):
     try:
         aeb.AEBKernel(sparse_regression, **{"transition": aeb.SGLD(1e-4), **options})
     except (TypeError, ValueError) as error:
-        refused(error, *NAMES, "Constant")
+        assert_plain_refusal(error, *NAMES, "Constant")
 
 
 class Numbers:
@@ -281,7 +281,7 @@ class Numbers:
         return self.value
 
 
-@fewer(2)
+@fewer_examples(2)
 @given(st.sampled_from(["step_size", "inverse_temperature", "weight", "sparsity"]), junk)
 def test_a_schedule_that_gives_junk(name, value):
     schedules = {"step_size": 1e-4, "inverse_temperature": 1.0, "weight": 0.5, "sparsity": 0.2}
@@ -298,9 +298,9 @@ def test_a_schedule_that_gives_junk(name, value):
     try:
         run.run(X, Y)
     except aeb.NonFiniteError as error:  # a number that is merely enormous
-        met(error)
+        count_refusal(error)
     except ValueError as error:
-        refused(error, name, "stochastic-approximation weight", "sparsity")
+        assert_plain_refusal(error, name, "stochastic-approximation weight", "sparsity")
     else:
         assert all(draws.isfinite().all() for draws in run.get_samples().values())
 
@@ -337,7 +337,7 @@ def test_a_run_with_an_option_of_junk(name, data):
         run = aeb.MCMC(**{**options, "disable_progbar": True, name: value})
         run.run(X, Y)
     except (TypeError, ValueError) as error:
-        refused(error, name, "save")
+        assert_plain_refusal(error, name, "save")
         return
     assert all(draws.isfinite().all() for draws in run.get_samples().values())
 
@@ -347,4 +347,4 @@ def test_a_model_that_is_none(value):
     assume(not callable(value))
     with pytest.raises(TypeError, match="model is .*, expected a Pyro model") as info:
         aeb.AEBKernel(value, aeb.SGLD(1e-4))
-    met(info.value)
+    count_refusal(info.value)

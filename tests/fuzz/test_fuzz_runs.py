@@ -16,11 +16,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from fuzzing import fewer
+from fuzzing import fewer_examples
 from hypothesis import given
 from hypothesis import strategies as st
 from models import N, P, double_regression, linear_data, sparse_regression
-from refusals import X, Y, met, says
+from refusals import X, Y, count_refusal, raises_with
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
@@ -83,23 +83,23 @@ class Fails:
 transitions = st.sampled_from([aeb.SGLD(1e-3), aeb.SGHMC(1e-4)])
 
 
-def kernel(model, transition=aeb.SGLD(1e-3), adaptation=ADAPTATIONS[1], **options):  # noqa: B008
+def make_kernel(model, transition=aeb.SGLD(1e-3), adaptation=ADAPTATIONS[1], **options):  # noqa: B008
     return aeb.AEBKernel(model, transition, adaptation, **{"seed": 3, **options})
 
 
-def run_of(of: aeb.AEBKernel, draws: int, *args, **options) -> aeb.MCMC:
-    run = aeb.MCMC(of, draws, 0, **{"disable_progbar": True, **options})
+def run_mcmc(kernel: aeb.AEBKernel, draws: int, *args, **options) -> aeb.MCMC:
+    run = aeb.MCMC(kernel, draws, 0, **{"disable_progbar": True, **options})
     run.run(*(args or (X, Y)))
     return run
 
 
-def same(first: dict, second: dict) -> None:
+def assert_same_draws(first: dict, second: dict) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
 
-@fewer(2)
+@fewer_examples(2)
 @given(
     st.sampled_from(["model", "one datum", "gradient", "error"]),
     st.integers(2, 12),
@@ -110,9 +110,9 @@ def same(first: dict, second: dict) -> None:
 )
 def test_a_failure_at_any_step(how, draw, steps, transition, adaptation, with_loader):
     model = Fails(how)
-    of = kernel(model, transition, adaptation, steps_per_draw=steps)
+    kernel = make_kernel(model, transition, adaptation, steps_per_draw=steps)
     args = (DataLoader(TensorDataset(X, Y), 6, shuffle=True),) if with_loader else (X, Y)
-    failing = aeb.MCMC(of, 100, 0, hook_fn=model.hook(draw - 2), disable_progbar=True)
+    failing = aeb.MCMC(kernel, 100, 0, hook_fn=model.hook(draw - 2), disable_progbar=True)
     with pytest.raises((NonFiniteError, Broken)) as info:
         failing.run(*args)
     if how == "error":
@@ -120,38 +120,42 @@ def test_a_failure_at_any_step(how, draw, steps, transition, adaptation, with_lo
     else:
         assert info.value.step == steps * (draw - 1) + 1
         assert info.value.site in ("beta", "sigma2", None)
-        same(info.value.draws, {n: v for n, v in failing.get_samples().items()})
-        met(info.value)
+        assert_same_draws(info.value.draws, {n: v for n, v in failing.get_samples().items()})
+        count_refusal(info.value)
     kept = failing.get_samples()
     assert all(v.shape[0] == draw - 1 and v.isfinite().all() for v in kept.values())
-    same(kept, of.recover())
+    assert_same_draws(kept, kernel.recover())
 
     model.armed = False
-    fresh = kernel(Fails(how), transition, adaptation, steps_per_draw=steps)
-    whole = run_of(fresh, 14, *args).get_samples()
-    same(kept, {name: value[: draw - 1] for name, value in whole.items()})
-    same(run_of(of, 14, *args).get_samples(), whole)  # the same kernel, in a run of its own
+    fresh = make_kernel(Fails(how), transition, adaptation, steps_per_draw=steps)
+    whole = run_mcmc(fresh, 14, *args).get_samples()
+    assert_same_draws(kept, {name: value[: draw - 1] for name, value in whole.items()})
+    assert_same_draws(
+        run_mcmc(kernel, 14, *args).get_samples(), whole
+    )  # the same kernel, in a run of its own
 
 
-@fewer(8)
+@fewer_examples(8)
 @given(st.integers(0, N - 1), st.sampled_from([math.nan, math.inf, -math.inf]), st.booleans())
 def test_a_datum_that_is_not_finite_anywhere_in_a_loader(at, bad, in_x):
     x, y = X.clone(), Y.clone()
     (x if in_x else y)[at] = bad
     model = Fails("never")
-    of = kernel(model)
+    kernel = make_kernel(model)
     try:
-        run_of(of, 20, DataLoader(TensorDataset(x, y), batch_size=4))
+        run_mcmc(kernel, 20, DataLoader(TensorDataset(x, y), batch_size=4))
     except ModelError as error:  # in the first batch, which is looked at before any step
         assert at < 4 and "non-finite" in str(error)
-        met(error)
+        count_refusal(error)
     except NonFiniteError as error:
         assert error.step == at // 4 + 1
         assert f"argument {0 if in_x else 1} of this batch has" in str(error)
-        met(error)
+        count_refusal(error)
     else:
         pytest.fail("a number that is not finite went through")
-    same(run_of(of, 3).get_samples(), run_of(kernel(Fails("never")), 3).get_samples())
+    assert_same_draws(
+        run_mcmc(kernel, 3).get_samples(), run_mcmc(make_kernel(Fails("never")), 3).get_samples()
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -161,7 +165,7 @@ def test_workers_of_a_loader_are_gone_after_an_error_of_the_models(workers):
     before = {*multiprocessing.active_children()}
     model = Fails("error")
     loader = DataLoader(TensorDataset(X, Y), 4, num_workers=workers)
-    run = aeb.MCMC(kernel(model), 50, 0, hook_fn=model.hook(2), disable_progbar=True)
+    run = aeb.MCMC(make_kernel(model), 50, 0, hook_fn=model.hook(2), disable_progbar=True)
     with pytest.raises(Broken):
         run.run(loader)
     assert {*multiprocessing.active_children()} <= before
@@ -170,18 +174,18 @@ def test_workers_of_a_loader_are_gone_after_an_error_of_the_models(workers):
 # Determinism
 
 
-@fewer(8)
+@fewer_examples(8)
 @given(st.integers(-(2**70), 2**70), st.sampled_from(METHODS[:2]), st.booleans(), transitions)
 def test_a_seed_gives_the_same_draws_twice(seed, method, batches, transition):
     def draws():
-        of = kernel(sparse_regression, transition, seed=seed)
-        run = aeb.MCMC(of, 4, 1, num_chains=2, chain_method=method, disable_progbar=True)
+        kernel = make_kernel(sparse_regression, transition, seed=seed)
+        run = aeb.MCMC(kernel, 4, 1, num_chains=2, chain_method=method, disable_progbar=True)
         run.run(X, Y, **({"batch_size": 7} if batches else {}))
         return run.get_samples(group_by_chain=True)
 
     first = draws()
     torch.rand(3)  # the global generator stands elsewhere
-    same(first, draws())
+    assert_same_draws(first, draws())
     assert not torch.equal(first["beta"][0], first["beta"][1])
 
 
@@ -189,13 +193,13 @@ def test_a_seed_gives_the_same_draws_twice(seed, method, batches, transition):
 @pytest.mark.parametrize("batch_size", [None, 5])
 def test_spawned_chains_are_those_of_one_process(batch_size):
     def draws(method):
-        of = kernel(sparse_regression, aeb.SGHMC(1e-4), steps_per_draw=2)
+        kernel = make_kernel(sparse_regression, aeb.SGHMC(1e-4), steps_per_draw=2)
         options = {"chain_method": method, "num_chains": 2, "mp_context": "spawn"}
-        run = aeb.MCMC(of, 6, 2, disable_progbar=True, **options)
+        run = aeb.MCMC(kernel, 6, 2, disable_progbar=True, **options)
         run.run(X, Y, batch_size=batch_size)
         return run.get_samples(group_by_chain=True)
 
-    same(draws("sequential"), draws("parallel"))
+    assert_same_draws(draws("sequential"), draws("parallel"))
 
 
 # Sizes
@@ -214,8 +218,8 @@ def scalar_weight(X, y):
 @pytest.mark.parametrize("n, p", [(1, 1), (1, 3), (20, 1)])
 def test_one_datum_or_one_weight(n, p, adaptation, method):
     x, y = linear_data(n, p)
-    of = kernel(sparse_regression, adaptation=adaptation)
-    run = run_of(of, 5, x, y, num_chains=2, chain_method=method)
+    kernel = make_kernel(sparse_regression, adaptation=adaptation)
+    run = run_mcmc(kernel, 5, x, y, num_chains=2, chain_method=method)
     assert run.get_samples()["beta"].shape == (10, p)
     assert all(value.isfinite().all() for value in run.get_samples().values())
 
@@ -226,9 +230,9 @@ def test_one_datum_or_one_weight(n, p, adaptation, method):
 def test_a_weight_that_is_a_number(method, pruning, adaptation):
     if pruning is not None and adaptation is None:
         pruning = type(pruning)(pruning.sparsity, sites="beta")
-    of = kernel(scalar_weight, adaptation=adaptation, pruning=pruning)
+    kernel = make_kernel(scalar_weight, adaptation=adaptation, pruning=pruning)
     options = {"num_chains": 2, "chain_method": method}
-    run = run_of(of, 5, X, Y, **options)
+    run = run_mcmc(kernel, 5, X, Y, **options)
     assert run.get_samples(group_by_chain=True)["beta"].shape == (2, 5)
     assert run.get_samples()["beta"].isfinite().all()
     aeb.to_arviz(run)
@@ -236,15 +240,15 @@ def test_a_weight_that_is_a_number(method, pruning, adaptation):
 
 def test_a_batch_without_data():
     batches = [(X[:5], Y[:5]), (X[5:10], Y[5:10]), (X[:0], Y[:0])]
-    of = kernel(Fails("never"))
-    with says("batch 3 of epoch 1", "no data", "at least one datum"):
-        run_of(of, 10, DataLoader(batches, batch_size=None))
-    assert of.recover()["beta"].shape == (2, P)
-    with says("batch 1 of epoch 1", "no data", "at least one datum"):
-        run_of(of, 10, DataLoader(batches[::-1], batch_size=None))
+    kernel = make_kernel(Fails("never"))
+    with raises_with("batch 3 of epoch 1", "no data", "at least one datum"):
+        run_mcmc(kernel, 10, DataLoader(batches, batch_size=None))
+    assert kernel.recover()["beta"].shape == (2, P)
+    with raises_with("batch 1 of epoch 1", "no data", "at least one datum"):
+        run_mcmc(kernel, 10, DataLoader(batches[::-1], batch_size=None))
 
 
-def many_sites(sites: int, prior):
+def model_with_sites(sites: int, prior):
     def model(y):
         values = [pyro.sample(f"w{i}", prior()) for i in range(sites)]
         with pyro.plate("data", len(y)):
@@ -266,9 +270,9 @@ def test_the_time_to_start_is_linear_in_the_number_of_sites(prior):
     """Four times the sites take four times as long, where pairs of them would take 16 times."""
 
     def seconds(sites: int) -> float:
-        of = kernel(many_sites(sites, PRIORS[prior]), aeb.SGLD(1e-6))
+        kernel = make_kernel(model_with_sites(sites, PRIORS[prior]), aeb.SGLD(1e-6))
         before = time.process_time()
-        run_of(of, 1, torch.zeros(3))
+        run_mcmc(kernel, 1, torch.zeros(3))
         return time.process_time() - before
 
     seconds(10)  # imports
@@ -281,11 +285,11 @@ def test_the_time_to_start_is_linear_in_the_number_of_sites(prior):
 @pytest.mark.parametrize("method", METHODS[:2])
 @pytest.mark.parametrize("transition", [aeb.SGLD(1e-3), aeb.SGHMC(1e-4)], ids=["SGLD", "SGHMC"])
 def test_double_precision_throughout(method, transition):
-    of = kernel(double_regression, transition, pruning=aeb.MagnitudePruning(0.3))
-    run = run_of(of, 5, X.double(), Y.double(), num_chains=2, chain_method=method)
+    kernel = make_kernel(double_regression, transition, pruning=aeb.MagnitudePruning(0.3))
+    run = run_mcmc(kernel, 5, X.double(), Y.double(), num_chains=2, chain_method=method)
     assert {value.dtype for value in run.get_samples().values()} == {torch.float64}
     assert run.diagnostics() is not None
-    single = run_of(kernel(double_regression, transition, pruning=of.pruning), 5, X, Y)
+    single = run_mcmc(make_kernel(double_regression, transition, pruning=kernel.pruning), 5, X, Y)
     assert {value.dtype for value in single.get_samples().values()} == {torch.float32}
 
 
@@ -311,8 +315,10 @@ class Autocast:
 def test_autocast_inside_the_model(dtype, back, method):
     """Draws stay in single precision, and differ from full precision by rounding of the mean."""
     options = {"num_chains": 2, "chain_method": method}
-    draws = run_of(kernel(Autocast(dtype, back)), 30, X, Y, **options).get_samples()["w"]
-    full = run_of(kernel(Autocast(torch.float32, back)), 30, X, Y, **options).get_samples()["w"]
+    draws = run_mcmc(make_kernel(Autocast(dtype, back)), 30, X, Y, **options).get_samples()["w"]
+    full = run_mcmc(make_kernel(Autocast(torch.float32, back)), 30, X, Y, **options).get_samples()[
+        "w"
+    ]
     assert draws.dtype == torch.float32 and draws.isfinite().all()
     assert not torch.equal(draws, full)
     # Relative errors of 2^-9 (bfloat16) of means of about 5, contracted towards the mode.
@@ -327,8 +333,8 @@ def test_weights_in_half_precision_are_refused(dtype):
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.Normal(w.sum(), one), obs=y)
 
-    with says(str(dtype), "expected", "float32", error=ModelError):
-        run_of(kernel(model), 3, Y.to(dtype))
+    with raises_with(str(dtype), "expected", "float32", error=ModelError):
+        run_mcmc(make_kernel(model), 3, Y.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool], ids=str)
@@ -337,5 +343,5 @@ def test_whole_or_complex_numbers_for_data(dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         x = X.to(dtype)
-    with says("'X'", str(dtype), error=ModelError):
-        run_of(kernel(sparse_regression), 3, x, Y)
+    with raises_with("'X'", str(dtype), error=ModelError):
+        run_mcmc(make_kernel(sparse_regression), 3, x, Y)

@@ -42,7 +42,7 @@ class TwoModes:
         return Evaluated(log_density, gradient + self.error)
 
 
-def walk(
+def simulate(
     transition: Any, steps: int, chains: int, noise: float = 0.0, start: float = MEANS[0]
 ) -> Iterator[tuple[Any, Any, StepNumbers, TwoModes]]:
     """

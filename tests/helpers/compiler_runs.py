@@ -10,20 +10,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
-def without_a_compiler(program: str, cache: Path) -> str:
+def run_without_compiler(program: str, cache: Path) -> str:
     """
-    What a program prints in a process of its own.
+    Run a program, which may import any test module, and return what it prints.
 
-    :param Path cache: an empty folder, for the compiler's: nothing compiled before is found.
+    :param Path cache: an empty folder for the compiler's cache, so that nothing compiled before is
+        found.
     """
     environment = {
         **os.environ,
         "CXX": "/nonexistent",
         "TORCHINDUCTOR_CACHE_DIR": str(cache),
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+        "PYTHONPATH": os.pathsep.join(str(folder) for folder in TESTS.iterdir()),
     }
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -28,7 +28,7 @@ settings.register_profile("deep", derandomize=False, max_examples=3000, print_bl
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
-def fewer(part: int) -> settings:
+def fewer_examples(part: int) -> settings:
     """A part of the examples, for tests that take long over each."""
     return settings(max_examples=max(settings.default.max_examples // part, 5))
 

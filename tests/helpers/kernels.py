@@ -14,7 +14,9 @@ X, Y = linear_data()
 N = len(X)
 
 
-def started(model=sparse_regression, *args, warmup=0, kwargs=None, transition=None, **options):
+def set_up_kernel(
+    model=sparse_regression, *args, warmup=0, kwargs=None, transition=None, **options
+):
     """A kernel after its setup."""
     options = {"adaptation": StochasticApproximation(0.3), "seed": 5, **options}
     kernel = AEBKernel(model, transition or SGLD(1e-3), **options)
@@ -22,7 +24,7 @@ def started(model=sparse_regression, *args, warmup=0, kwargs=None, transition=No
     return kernel
 
 
-def draws(kernel, number: int) -> list[dict]:
+def take_draws(kernel, number: int) -> list[dict]:
     """So many draws, one after another as MCMC makes them."""
     params, found = kernel.initial_params, []
     for _ in range(number):
@@ -31,5 +33,5 @@ def draws(kernel, number: int) -> list[dict]:
     return found
 
 
-def stacked(found: list[dict], name: str) -> torch.Tensor:
+def stack_site(found: list[dict], name: str) -> torch.Tensor:
     return torch.stack([draw[name] for draw in found])

@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from loader_data import shuffled
+from loader_data import shuffling_loader
 from models import loader_regression, sparse_regression
-from runs import DATA, X, Y, chains, kernel, records, resumed
+from runs import DATA, X, Y, copy_records, make_kernel, make_mcmc, resume_mcmc
 
 import pyro_aeb as aeb
 
@@ -59,45 +59,45 @@ JOBS = (
 )
 
 
-def begin(job: Job, folder: Path, kept: bool = True) -> aeb.MCMC:
+def make_run(job: Job, folder: Path, kept: bool = True) -> aeb.MCMC:
     """The run, not yet started; with a checkpoint, or to be left alone."""
     places: dict[str, Any] = {"checkpoint": folder / "run", "every": EVERY}
     if job.trace:
         places["trace"] = folder / "draws.zarr"
-    of = kernel(job.model, seed=job.seed, pruning=aeb.MagnitudePruning(0.3, freeze=True))
-    return chains(of, DRAWS, WARMUP, method=job.method, **(places if kept else {}))
+    kernel = make_kernel(job.model, seed=job.seed, pruning=aeb.MagnitudePruning(0.3, freeze=True))
+    return make_mcmc(kernel, DRAWS, WARMUP, method=job.method, **(places if kept else {}))
 
 
-def advance(run: aeb.MCMC, job: Job, pause: float) -> None:
+def run_job(run: aeb.MCMC, job: Job, pause: float) -> None:
     def wait(*_: Any) -> None:
         time.sleep(pause)
 
     run._hook = wait if pause else None
     if job.loader:
-        run.run(shuffled())
+        run.run(shuffling_loader())
     else:
         run.run(X, Y, **DATA)
 
 
-def work(job: Job, folder: Path, pause: float) -> None:
+def run_or_resume(job: Job, folder: Path, pause: float) -> None:
     """In a process of its own: begins the run, or goes on with it."""
     torch.set_num_threads(1)
     torch.manual_seed(3)
     begun = (folder / "run" / "run.pt").exists()
-    run = resumed(folder / "run", job.model) if begun else begin(job, folder)
+    run = resume_mcmc(folder / "run", job.model) if begun else make_run(job, folder)
     if not begun or min(run._counts()) < DRAWS:
-        advance(run, job, pause)
+        run_job(run, job, pause)
 
 
-def whole(job: Job, folder: Path) -> dict[str, torch.Tensor]:
+def run_undisturbed(job: Job, folder: Path) -> dict[str, torch.Tensor]:
     """What the run keeps that is left alone."""
     torch.manual_seed(3)
-    run = begin(job, folder, kept=False)
-    advance(run, job, 0.0)
-    return records(run)
+    run = make_run(job, folder, kept=False)
+    run_job(run, job, 0.0)
+    return copy_records(run)
 
 
-def killed_run(
+def run_with_kills(
     job: Job, folder: Path, kills: int, moments: random.Random, context: Any
 ) -> tuple[int, dict[str, torch.Tensor]]:
     """How often the run was killed, and what it has kept at its end."""
@@ -105,7 +105,7 @@ def killed_run(
     longest = pause * (DRAWS + WARMUP) * (1 if job.method == "vectorized" else 2)
     done = 0
     while True:
-        process = context.Process(target=work, args=(job, folder, pause))
+        process = context.Process(target=run_or_resume, args=(job, folder, pause))
         process.start()
         if done < kills:
             # Short enough for the run to last until it has been killed as often as it shall be.
@@ -118,7 +118,7 @@ def killed_run(
         if process.exitcode != -signal.SIGKILL:
             raise RuntimeError(f"{job}: a process ended with exit code {process.exitcode}")
         done += 1
-    return done, records(resumed(folder / "run", job.model))
+    return done, copy_records(resume_mcmc(folder / "run", job.model))
 
 
 def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
@@ -137,8 +137,8 @@ def trial(job: Job, kills: int, moments: random.Random, context: Any) -> tuple[i
     """How often a job was killed, and what differs at its end."""
     folder = Path(tempfile.mkdtemp())
     try:
-        done, found = killed_run(job, folder, kills, moments, context)
-        return done, differences(found, whole(job, folder))
+        done, found = run_with_kills(job, folder, kills, moments, context)
+        return done, differences(found, run_undisturbed(job, folder))
     finally:
         shutil.rmtree(folder)
 

@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 from models import linear_data
-from refusals import met
+from refusals import count_refusal
 
 from pyro_aeb import SSGL, ModelError
 from pyro_aeb.model.inspection import inspect_model
@@ -18,19 +18,19 @@ X, Y = linear_data()
 N = len(X)
 
 
-def structure(model, *args, links=None, adapt=True):
+def inspect(model, *args, links=None, adapt=True):
     return inspect_model(model, args, {}, adapt=adapt, links=links)
 
 
-def refusal(model, *args, **options) -> str:
+def refusal_message(model, *args, **options) -> str:
     """The message of the error that a model gets."""
     with pytest.raises(ModelError) as info:
-        structure(model, *args, **options)
-    met(info.value)
+        inspect(model, *args, **options)
+    count_refusal(info.value)
     return str(info.value)
 
 
-def latents():
+def sample_latents():
     """An InverseGamma(1.5, 2) and a Beta(2, 3) site."""
     return (
         pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0)),
@@ -38,7 +38,7 @@ def latents():
     )
 
 
-def prior(delta, sigma):
+def ssgl_prior(delta, sigma):
     return SSGL(v0=0.1, v1=10.0, delta=delta, sigma=sigma)
 
 

@@ -17,22 +17,22 @@ BATCHES = [(X[i : i + 5], Y[i : i + 5]) for i in range(0, N, 5)]
 """All data, five by five."""
 
 
-def batches_of(loader: DataLoader, count: int, **options) -> list:
+def first_batches(loader: DataLoader, count: int, **options) -> list:
     """The first so many, as arguments of a model."""
     source = LoaderArguments(loader, {}, **{"seed": None, **options})
     return [source.next() for _ in range(count)]
 
 
-def shuffled(batch_size: int = 6, **options) -> DataLoader:
+def shuffling_loader(batch_size: int = 6, **options) -> DataLoader:
     return DataLoader(DATA, batch_size, shuffle=True, **options)
 
 
-def as_it_is(batch):
+def collate_unchanged(batch):
     """The collation that leaves a batch alone."""
     return batch
 
 
-def joined(items):
+def collate_batches(items):
     """The collation of items that are batches."""
     return tuple(torch.cat(parts) for parts in zip(*items, strict=True))
 

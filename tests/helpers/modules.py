@@ -100,7 +100,7 @@ KINDS = {
 }
 
 
-def bayesian(module: nn.Module, sparse=None, **options) -> aeb.nn.BayesianModule:
+def make_bayesian(module: nn.Module, sparse=None, **options) -> aeb.nn.BayesianModule:
     priors = {"delta": dist.Beta(2.0, 3.0), "sigma2": dist.InverseGamma(1.5, 2.0), **options}
     return aeb.nn.bayesianize(module, sparse, **priors)
 

@@ -39,5 +39,5 @@ def regression(x, y=None):
         return pyro.sample("y", dist.Normal(x @ w, sigma2.sqrt()), obs=y)
 
 
-def loader(*tensors, batch_size=2) -> DataLoader:
+def make_loader(*tensors, batch_size=2) -> DataLoader:
     return DataLoader(TensorDataset(*tensors), batch_size)

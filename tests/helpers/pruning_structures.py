@@ -39,7 +39,7 @@ ODD = {"a.weight": (7, 11), "b.weight": (13, 3), "c.weight": (5,), "d.weight": (
 ODD_DENSE = {"a.bias": (7,), "b.bias": (13,)}
 
 
-def structure(
+def make_structure(
     sparse: Mapping[str, Shape],
     dense: Mapping[str, Shape] | None = None,
     positive: Sequence[str] = (),
@@ -61,16 +61,16 @@ def structure(
     )
 
 
-def no_probability() -> Tensor:
+def refuse_probabilities() -> Tensor:
     raise AssertionError("this pruning does not ask for probabilities")
 
 
-def pruned(pruner: Pruner, position: Tensor, k: int = 1, wide=no_probability) -> Tensor:
+def prune_once(pruner: Pruner, position: Tensor, k: int = 1, wide=refuse_probabilities) -> Tensor:
     """A copy of a position after step k."""
     return pruner.prune(SGLDState(position.clone()), k, wide).position
 
 
-def walk(
+def pruned_walk(
     pruner: Pruner, layout: Structure, steps: int, seed: int = 0
 ) -> Iterator[tuple[int, SGHMCState]]:
     """The steps of a random walk with momentum that is pruned after every step."""
@@ -80,7 +80,7 @@ def walk(
         noise = torch.randn(layout.size, dtype=layout.dtype, generator=generator)
         momentum = 0.9 * state.momentum + noise
         state = SGHMCState(state.position + momentum, momentum)
-        state = pruner.prune(state, k, no_probability)
+        state = pruner.prune(state, k, refuse_probabilities)
         yield k, state
 
 
@@ -118,7 +118,7 @@ class CoarseWalk:
         return state
 
 
-def zeros(position: Tensor, layout: Structure) -> dict[str, int]:
+def count_zeros(position: Tensor, layout: Structure) -> dict[str, int]:
     """How many weights of each SSGL site are zero."""
     values = layout.unflatten(position)
     return {block.name: int((values[block.name] == 0).sum()) for block in layout.sparse}

@@ -20,7 +20,7 @@ ADAPTATION = aeb.StochasticApproximation(aeb.Polynomial(5.0, 20.0, 0.7))
 DATA = {"batch_size": 5}
 
 
-def kernel(model=sparse_regression, step_size=1e-3, **options) -> aeb.AEBKernel:
+def make_kernel(model=sparse_regression, step_size=1e-3, **options) -> aeb.AEBKernel:
     return aeb.AEBKernel(
         model,
         aeb.SGLD(step_size),
@@ -28,31 +28,31 @@ def kernel(model=sparse_regression, step_size=1e-3, **options) -> aeb.AEBKernel:
     )
 
 
-def mcmc(of=None, draws=6, warmup=3, **options) -> MCMC:
-    return MCMC(of or kernel(), draws, warmup, **{"disable_progbar": True, **options})
+def make_pyro_mcmc(kernel=None, draws=6, warmup=3, **options) -> MCMC:
+    return MCMC(kernel or make_kernel(), draws, warmup, **{"disable_progbar": True, **options})
 
 
-def sequential(of=None, **options) -> MCMC:
+def make_sequential_mcmc(kernel=None, **options) -> MCMC:
     """Two chains, one after the other, as Pyro makes them where there are few processors."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="num_chains=2 is more than available_cpu")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 2)
-            return mcmc(of, num_chains=2, **options)
+            return make_pyro_mcmc(kernel, num_chains=2, **options)
 
 
-def parallel(of=None, context="forkserver", **options) -> MCMC:
+def make_parallel_mcmc(kernel=None, context="forkserver", **options) -> MCMC:
     """Two chains in processes of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 8)
-        return mcmc(of, num_chains=2, mp_context=context, **options)
+        return make_pyro_mcmc(kernel, num_chains=2, mp_context=context, **options)
 
 
-def by_chain(run: MCMC) -> dict[str, torch.Tensor]:
+def samples_by_chain(run: MCMC) -> dict[str, torch.Tensor]:
     return run.get_samples(group_by_chain=True)
 
 
-def assert_same(first: dict, second: dict) -> None:
+def assert_same_draws(first: dict, second: dict) -> None:
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name

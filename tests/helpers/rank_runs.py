@@ -20,7 +20,9 @@ SECONDS = 120.0
 """After which processes that still run are killed, and the test fails."""
 
 
-def on_ranks(program: Callable[..., Any], folder: Path, *args: Any, world: int = 2) -> list[Any]:
+def run_on_ranks(
+    program: Callable[..., Any], folder: Path, *args: Any, world: int = 2
+) -> list[Any]:
     """
     What ``program(rank, *args)`` returned on every rank; where it raised, the error. A rank that
     was killed has None.

@@ -17,20 +17,20 @@ from pyro.infer import MCMC
 
 from pyro_aeb import SGLD, AEBKernel, ModelError, StochasticApproximation
 
-MET: Counter[str] = Counter()
+REFUSALS: Counter[str] = Counter()
 """Bad inputs that got the error they should, by its kind; printed at the end of a run."""
 
 X, Y = linear_data()
 ADAPTATION = StochasticApproximation(0.3)
 
 
-def met(error: BaseException) -> None:
+def count_refusal(error: BaseException) -> None:
     """Counts an error that was expected."""
-    MET[type(error).__name__] += 1
+    REFUSALS[type(error).__name__] += 1
 
 
 @contextmanager
-def says(*parts: str, error: type[Exception] = ModelError) -> Iterator[None]:
+def raises_with(*parts: str, error: type[Exception] = ModelError) -> Iterator[None]:
     """Expects an error whose message has all these parts, in this order."""
     with pytest.raises(error) as info:
         yield
@@ -38,10 +38,10 @@ def says(*parts: str, error: type[Exception] = ModelError) -> Iterator[None]:
     for part in parts:
         assert part in rest, f"{part!r} is missing (or too late) in: {info.value}"
         rest = rest[rest.index(part) + len(part) :]
-    met(info.value)
+    count_refusal(info.value)
 
 
-def run(model, *args, transition=None, draws=3, kwargs=None, **options) -> MCMC:
+def run_model(model, *args, transition=None, draws=3, kwargs=None, **options) -> MCMC:
     """A short run of MCMC as it is by default, with validation off."""
     options = {"adaptation": ADAPTATION, "seed": 0, **options}
     mcmc = MCMC(
@@ -51,10 +51,10 @@ def run(model, *args, transition=None, draws=3, kwargs=None, **options) -> MCMC:
     return mcmc
 
 
-def dense(observe, **options):
+def run_dense_model(observe, **options):
     """Runs a model of P dense weights and ``observe(w)``."""
 
     def model():
         observe(pyro.sample("w", dist.Normal(0.0, 1.0).expand([P]).to_event(1)))
 
-    return run(model, **options)
+    return run_model(model, **options)

@@ -39,7 +39,7 @@ class Replay(MCMCKernel):
         self._initial_params = params
 
 
-def replayed(chains: int = 1, **draws: Tensor) -> MCMC:
+def replay_draws(chains: int = 1, **draws: Tensor) -> MCMC:
     """A finished run with these draws, of shape (chains * draws, ...), chain after chain."""
     count = len(next(iter(draws.values())))
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:

@@ -24,22 +24,22 @@ DATA = {"batch_size": 5}
 METHODS = ("sequential", "vectorized", "parallel")
 
 
-def kernel(model=sparse_regression, transition=aeb.SGHMC, step_size=1e-3, **options):
+def make_kernel(model=sparse_regression, transition=aeb.SGHMC, step_size=1e-3, **options):
     options = {"adaptation": ADAPTATION, "seed": 7, "steps_per_draw": 2, **options}
     return aeb.AEBKernel(model, transition(step_size), **options)
 
 
-def chains(of=None, draws=8, warmup=3, number=2, method="sequential", **options) -> aeb.MCMC:
+def make_mcmc(kernel=None, draws=8, warmup=3, number=2, method="sequential", **options) -> aeb.MCMC:
     options = {"num_chains": number, "chain_method": method, "mp_context": "fork", **options}
-    return aeb.MCMC(of or kernel(), draws, warmup, disable_progbar=True, **options)
+    return aeb.MCMC(kernel or make_kernel(), draws, warmup, disable_progbar=True, **options)
 
 
-def resumed(path, model=sparse_regression, **options) -> aeb.MCMC:
+def resume_mcmc(path, model=sparse_regression, **options) -> aeb.MCMC:
     options = {"disable_progbar": True, "mp_context": "fork", **options}
     return aeb.MCMC.resume(path, model, **options)
 
 
-def records(run: aeb.MCMC) -> dict[str, torch.Tensor]:
+def copy_records(run: aeb.MCMC) -> dict[str, torch.Tensor]:
     """All that a run keeps, of all its chains: copies, since a run goes on writing to its rows."""
     found = {f"posterior: {n}": v for n, v in run.get_samples(group_by_chain=True).items()}
     for chain, facts in enumerate(run._diagnostics):
@@ -50,7 +50,7 @@ def records(run: aeb.MCMC) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in found.items()}
 
 
-def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def assert_same_records(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     """Bit for bit; NaN, which a residual is where nothing is learned, equals NaN."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -98,5 +98,5 @@ class Network(PyroModule):
             return pyro.sample("y", dist.Normal(mean, scale), obs=y)
 
 
-def buffers_of(network: nn.Module) -> dict[str, torch.Tensor]:
+def copy_buffers(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in network.named_buffers()}

@@ -56,10 +56,10 @@ SIMULATED = [
     HMC(0.05, leapfrogs=5),
 ]
 
-OURS = [*LINEAR, *SIMULATED]
+ALL_TRANSITIONS = [*LINEAR, *SIMULATED]
 
 
-def classes() -> set[type]:
+def transition_classes() -> set[type]:
     """The transitions that the package exports."""
     exported = [getattr(pyro_aeb.transitions, name) for name in pyro_aeb.transitions.__all__]
     found = {c for c in exported if inspect.isclass(c) and callable(getattr(c, "init", None))}

@@ -15,14 +15,14 @@ P = 4
 PRECISION = 4.0
 
 
-def data(n: int = 40, p: int = P) -> tuple[torch.Tensor, torch.Tensor]:
+def make_data(n: int = 40, p: int = P) -> tuple[torch.Tensor, torch.Tensor]:
     """X of shape (n, p), and y = 2 x_0 + noise of standard deviation 1/2."""
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(n, p, generator=generator)
     return x, 2.0 * x[:, 0] + 0.5 * torch.randn(n, generator=generator)
 
 
-X, Y = data()
+X, Y = make_data()
 
 
 def regression(X, y=None, batch_size=None, a=2.0):
@@ -39,7 +39,7 @@ def gaussian(size=1):
     pyro.sample("w", dist.Normal(1.0, PRECISION**-0.5).expand([size]).to_event(1))
 
 
-def by_loader(x, y=None):
+def loader_regression(x, y=None):
     """Sparse regression on a loader's batches."""
     delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
     with pyro.plate("features", P):
@@ -51,13 +51,15 @@ def by_loader(x, y=None):
 SETTLING = aeb.StochasticApproximation(0.1)
 
 
-def kernel(model=regression, transition=None, **options) -> aeb.AEBKernel:
+def make_kernel(model=regression, transition=None, **options) -> aeb.AEBKernel:
     options = {"adaptation": SETTLING, "seed": 3, "steps_per_draw": 5, **options}
     return aeb.AEBKernel(model, transition or aeb.SGHMC(1e-4), **options)
 
 
-def run(of=None, draws=200, warmup=50, chains=2, args=(X, Y), more=None, **options) -> aeb.MCMC:
+def run_mcmc(
+    kernel=None, draws=200, warmup=50, chains=2, args=(X, Y), kwargs=None, **options
+) -> aeb.MCMC:
     options = {"chain_method": "vectorized", "disable_progbar": True, **options}
-    mcmc = aeb.MCMC(of or kernel(), draws, warmup, num_chains=chains, **options)
-    mcmc.run(*args, **(more or {}))
+    mcmc = aeb.MCMC(kernel or make_kernel(), draws, warmup, num_chains=chains, **options)
+    mcmc.run(*args, **(kwargs or {}))
     return mcmc

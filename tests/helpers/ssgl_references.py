@@ -23,13 +23,15 @@ def components(v0: float, v1: float, sigma: float) -> tuple[dist.Laplace, dist.N
     return dist.Laplace(0.0, double[0]), dist.Normal(0.0, double[1])
 
 
-def bayes(value: Tensor, v0: float, v1: float, delta: float, sigma: float) -> tuple[Tensor, Tensor]:
+def mixture_terms(
+    value: Tensor, v0: float, v1: float, delta: float, sigma: float
+) -> tuple[Tensor, Tensor]:
     """The two terms of (1) in double precision by Pyro's own densities: Laplace and Gaussian."""
     laplace, gaussian = (d.log_prob(value.double()).exp() for d in components(v0, v1, sigma))
     return (1 - delta) * laplace, delta * gaussian
 
 
-def scales(v0: Tensor, v1: Tensor, sigma: Tensor) -> tuple[float, float]:
+def ordered_scales(v0: Tensor, v1: Tensor, sigma: Tensor) -> tuple[float, float]:
     """The narrow and the wide scale."""
     pair = (sigma * v0).item(), (sigma * v1.sqrt()).item()
     return min(pair), max(pair)

@@ -16,14 +16,14 @@ import torch
 from pyro_aeb.storage.zarr_trace import TraceFile
 
 CHAINS, DRAWS = 2, 100_000  # more than a process writes before it is killed
-ROOM = {"net/weight": (40, 50), "bias": (3,), "sigma2": ()}
+SHAPES = {"net/weight": (40, 50), "bias": (3,), "sigma2": ()}
 
 
-def record(chain: int, draw: int, shapes=None) -> dict[str, dict[str, torch.Tensor]]:
+def make_record(chain: int, draw: int, shapes=None) -> dict[str, dict[str, torch.Tensor]]:
     """A draw of sites of these shapes; its numbers tell chain, draw and place."""
     posterior = {
         name: torch.arange(torch.Size(shape).numel()).reshape(shape) / 8 + draw + 0.5 * chain
-        for name, shape in (shapes or ROOM).items()
+        for name, shape in (shapes or SHAPES).items()
     }
     return {
         "posterior": posterior,
@@ -36,20 +36,20 @@ def record(chain: int, draw: int, shapes=None) -> dict[str, dict[str, torch.Tens
     }
 
 
-def rows(chain: int, start: int, stop: int) -> dict[str, dict[str, torch.Tensor]]:
+def make_records(chain: int, start: int, stop: int) -> dict[str, dict[str, torch.Tensor]]:
     """These draws of a chain, stacked."""
-    records = [record(chain, draw) for draw in range(start, stop)]
+    records = [make_record(chain, draw) for draw in range(start, stop)]
     return {
         group: {name: torch.stack([r[group][name] for r in records]) for name in variables}
         for group, variables in records[0].items()
     }
 
 
-def write(path: Path, connection: Connection, chain: int, start: int) -> None:
+def write_until_killed(path: Path, connection: Connection, chain: int, start: int) -> None:
     """Writes draws of a chain from this one on, and sends how many are safe, until killed."""
     trace = TraceFile(path, CHAINS, DRAWS, resume=True)
     for draw in range(start, DRAWS):
-        trace.write(chain, draw, record(chain, draw))
+        trace.write(chain, draw, make_record(chain, draw))
         if draw % 17 == 0:
             trace.flush()
             connection.send(trace.finished[chain])
@@ -57,12 +57,14 @@ def write(path: Path, connection: Connection, chain: int, start: int) -> None:
 
 
 class Writer:
-    """A process that runs :func:`write`."""
+    """A process that runs :func:`write_until_killed`."""
 
     def __init__(self, path: Path, chain: int = 0, start: int = 0) -> None:
         context = multiprocessing.get_context("forkserver")
         self._receiver, sender = context.Pipe(duplex=False)
-        self._process = context.Process(target=write, args=(path, sender, chain, start))
+        self._process = context.Process(
+            target=write_until_killed, args=(path, sender, chain, start)
+        )
         self._process.start()
         sender.close()
         self.safe = 0

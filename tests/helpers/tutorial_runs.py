@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = ROOT / "tutorials"
 
 
-def needs(*packages: str) -> None:
+def require_packages(*packages: str) -> None:
     """
     Makes the modules of the reproduction scripts importable, or skips the test module that calls
     this where a package is missing.

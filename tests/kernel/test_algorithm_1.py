@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from kernels import N, X, Y, draws, stacked, started
+from kernels import N, X, Y, set_up_kernel, stack_site, take_draws
 from models import P, sparse_classification, sparse_regression
 from pyro import poutine
 
@@ -82,7 +82,7 @@ def test_a_draw_is_algorithm_1(transition, move, model, omega):
     torch.set_default_dtype(torch.float64)
     x, y = X.double(), Y.double()
     adaptation = StochasticApproximation(omega)
-    kernel = started(
+    kernel = set_up_kernel(
         model, x, y, transition=transition, adaptation=adaptation, inverse_temperature=4
     )
     start = kernel.initial_params
@@ -90,16 +90,18 @@ def test_a_draw_is_algorithm_1(transition, move, model, omega):
     generator.set_state(kernel.chain.generators[0].get_state())
     noises = [torch.empty(P).normal_(generator=generator) for _ in range(6)]
     expected = by_hand(start, noises, move, x, y, omega, model is sparse_regression)
-    found = draws(kernel, 6)
+    found = take_draws(kernel, 6)
     for name in ("beta", "sigma2", "delta"):
-        torch.testing.assert_close(stacked(found, name), stacked(expected, name), msg=name)
+        torch.testing.assert_close(stack_site(found, name), stack_site(expected, name), msg=name)
     rho = kernel.diagnostics()["adaptation"]["beta_rho"]
-    torch.testing.assert_close(rho, stacked(expected, "beta_rho"))
+    torch.testing.assert_close(rho, stack_site(expected, "beta_rho"))
 
 
 def test_a_draw_is_so_many_steps():
-    one, three = (started(steps_per_draw=steps) for steps in (1, 3))
-    assert torch.equal(stacked(draws(one, 12), "beta")[2::3], stacked(draws(three, 4), "beta"))
+    one, three = (set_up_kernel(steps_per_draw=steps) for steps in (1, 3))
+    assert torch.equal(
+        stack_site(take_draws(one, 12), "beta")[2::3], stack_site(take_draws(three, 4), "beta")
+    )
     assert one.chain.step == three.chain.step == 12
 
 
@@ -110,9 +112,9 @@ def test_a_step_runs_the_model_once():
         calls.append(1)
         return sparse_regression(*args)
 
-    kernel = started(counted, steps_per_draw=7)
+    kernel = set_up_kernel(counted, steps_per_draw=7)
     calls.clear()
-    draws(kernel, 3)
+    take_draws(kernel, 3)
     assert len(calls) == 21
 
 
@@ -123,8 +125,8 @@ def test_schedules_see_the_steps_from_1_warm_up_included():
         seen.append(k)
         return 1e-3
 
-    kernel = started(transition=SGLD(schedule), warmup=1, steps_per_draw=2)
-    draws(kernel, 2)
+    kernel = set_up_kernel(transition=SGLD(schedule), warmup=1, steps_per_draw=2)
+    take_draws(kernel, 2)
     assert sorted(set(seen)) == [1, 2, 3, 4]
 
 
@@ -137,37 +139,37 @@ def test_every_step_has_its_own_batch():
             seen.append(i)
             pyro.sample("y", dist.Normal(X[i] @ w, 1.0), obs=Y[i])
 
-    kernel = started(model, adaptation=None, steps_per_draw=N // 4)
+    kernel = set_up_kernel(model, adaptation=None, steps_per_draw=N // 4)
     seen.clear()
-    draws(kernel, 3)
+    take_draws(kernel, 3)
     epochs = torch.stack(seen).reshape(3, N)
     assert torch.equal(epochs.sort(-1).values, torch.arange(N).expand(3, N))
     seen.clear()
-    kernel = started(model, adaptation=None, minibatches="replacement", steps_per_draw=100)
-    draws(kernel, 1)
+    kernel = set_up_kernel(model, adaptation=None, minibatches="replacement", steps_per_draw=100)
+    take_draws(kernel, 1)
     assert any(len(i.unique()) < 4 for i in seen)
 
 
 def test_latents_freeze_after_warm_up_where_asked():
     for freeze in (False, True):
-        kernel = started(freeze_after_warmup=freeze, warmup=3, steps_per_draw=2)
-        found = draws(kernel, 6)
+        kernel = set_up_kernel(freeze_after_warmup=freeze, warmup=3, steps_per_draw=2)
+        found = take_draws(kernel, 6)
         for name in ("sigma2", "delta"):
-            moved = stacked(found, name).diff() != 0.0
+            moved = stack_site(found, name).diff() != 0.0
             assert moved.tolist() == [True, True, not freeze, not freeze, not freeze], name
-        assert (stacked(found, "beta").diff(dim=0) != 0.0).all()
+        assert (stack_site(found, "beta").diff(dim=0) != 0.0).all()
         weights = kernel.diagnostics()["sample_stats"]["sa_weight"]
         torch.testing.assert_close(weights, torch.full([3], 0.0 if freeze else 0.3))
 
 
 def test_weight_zero_is_no_update_bit_by_bit():
     never, zero = (
-        started(adaptation=StochasticApproximation(weight), freeze_after_warmup=frozen)
+        set_up_kernel(adaptation=StochasticApproximation(weight), freeze_after_warmup=frozen)
         for weight, frozen in ((0.7, True), (0.0, False))
     )
-    first, second = draws(never, 5), draws(zero, 5)
+    first, second = take_draws(never, 5), take_draws(zero, 5)
     for name in first[0]:
-        assert torch.equal(stacked(first, name), stacked(second, name))
+        assert torch.equal(stack_site(first, name), stack_site(second, name))
 
 
 # The hot path
@@ -175,8 +177,8 @@ def test_weight_zero_is_no_update_bit_by_bit():
 
 def test_a_step_waits_for_no_number_and_builds_no_trace(monkeypatch):
     """``.item()`` makes an accelerator wait; a trace costs more than a small model."""
-    kernel = started(kwargs={"batch_size": 3})
-    draws(kernel, 1)
+    kernel = set_up_kernel(kwargs={"batch_size": 3})
+    take_draws(kernel, 1)
 
     def refuse(self, *args, **kwargs):
         raise AssertionError("a step built a trace")

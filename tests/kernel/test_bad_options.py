@@ -15,7 +15,7 @@ import pytest
 import torch
 from models import P, sparse_classification, sparse_regression
 from pyro.infer import MCMC
-from refusals import ADAPTATION, X, Y, run, says
+from refusals import ADAPTATION, X, Y, raises_with, run_model
 
 from pyro_aeb import (
     SGHMC,
@@ -58,13 +58,13 @@ from pyro_aeb import (
 )
 def test_options_of_the_kernel(options, error, parts):
     options = {"model": sparse_regression, "transition": SGLD(1e-3), **options}
-    with says(*parts, error=error):
+    with raises_with(*parts, error=error):
         AEBKernel(**options)
 
 
 @pytest.mark.parametrize("steps", [2, np.int64(2)], ids=repr)
 def test_any_integer_will_do_for_steps_per_draw(steps):
-    run(sparse_regression, X, Y, steps_per_draw=steps)
+    run_model(sparse_regression, X, Y, steps_per_draw=steps)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_any_integer_will_do_for_steps_per_draw(steps):
     ],
 )
 def test_options_of_the_parts(make, error, parts):
-    with says(*parts, error=error):
+    with raises_with(*parts, error=error):
         make()
 
 
@@ -108,29 +108,37 @@ def test_options_of_the_parts(make, error, parts):
 def test_a_step_size_or_temperature_that_is_not_positive(value):
     for options in ({"transition": SGLD(value)}, {"inverse_temperature": value}):
         name = "step_size" if "transition" in options else "inverse_temperature"
-        with says(f"{name} is {value} at step 1, expected a finite number > 0", error=ValueError):
-            run(sparse_regression, X, Y, **options)
+        with raises_with(
+            f"{name} is {value} at step 1, expected a finite number > 0", error=ValueError
+        ):
+            run_model(sparse_regression, X, Y, **options)
 
 
 def test_a_schedule_that_turns_negative_loses_no_draws():
     kernel = AEBKernel(sparse_regression, SGLD(lambda k: 1e-3 * (4.5 - k)), ADAPTATION, seed=0)
-    with says("step_size is -0.0005 at step 5, expected a finite number > 0", error=ValueError):
+    with raises_with(
+        "step_size is -0.0005 at step 5, expected a finite number > 0", error=ValueError
+    ):
         MCMC(kernel, 100, 0, disable_progbar=True).run(X, Y)
     assert kernel.recover()["beta"].shape == (4, P)
 
 
 def test_a_weight_schedule_above_one():
     weight = Polynomial(10.0, 0.0, 0.7)  # 10 at the first step
-    with says("Polynomial", "is 10.0 at step 1", "[0, 1]", "larger offset", error=ValueError):
-        run(sparse_regression, X, Y, adaptation=StochasticApproximation(weight))
+    with raises_with(
+        "Polynomial", "is 10.0 at step 1", "[0, 1]", "larger offset", error=ValueError
+    ):
+        run_model(sparse_regression, X, Y, adaptation=StochasticApproximation(weight))
 
 
 def test_a_schedule_beyond_the_range_of_a_float():
-    with says("Geometric", "exceeds the range", "at step 2", "rate closer to 1", error=ValueError):
-        run(sparse_classification, X, Y, inverse_temperature=Geometric(1e300, 1e10))
+    with raises_with(
+        "Geometric", "exceeds the range", "at step 2", "rate closer to 1", error=ValueError
+    ):
+        run_model(sparse_classification, X, Y, inverse_temperature=Geometric(1e300, 1e10))
 
 
 def test_first_inclusion_probabilities_that_fit_no_site():
     adaptation = StochasticApproximation(0.5, initial_inclusion={"beta": torch.full([P + 1], 0.5)})
-    with says("initial_inclusion", f"({P + 1},)", "expected", f"({P},)"):
-        run(sparse_regression, X, Y, adaptation=adaptation)
+    with raises_with("initial_inclusion", f"({P + 1},)", "expected", f"({P},)"):
+        run_model(sparse_regression, X, Y, adaptation=adaptation)

@@ -25,12 +25,12 @@ from pyro_aeb.model.inspection import inspect_model
 X, Y = linear_data()
 
 
-def structure(model=sparse_regression, adapt=True):
+def inspect(model=sparse_regression, adapt=True):
     return inspect_model(model, (X, Y), {}, adapt=adapt)
 
 
 def test_a_draw_holds_all_sites_and_summaries_unless_told_otherwise():
-    found = structure(sparse_layers)
+    found = inspect(sparse_layers)
     everything = {"sigma2", "delta0", "delta1", "w0", "w1", "w0_rho", "w1_rho"}
     assert set(names_to_save(found, None)) == everything
     assert names_to_save(found, ["w1", "delta0"]) == ("w1", "delta0")
@@ -39,13 +39,13 @@ def test_a_draw_holds_all_sites_and_summaries_unless_told_otherwise():
 
 
 def test_no_summary_without_adaptation():
-    assert set(names_to_save(structure(adapt=False), None)) == {"sigma2", "delta", "beta"}
+    assert set(names_to_save(inspect(adapt=False), None)) == {"sigma2", "delta", "beta"}
 
 
 @pytest.mark.parametrize("name", ["gamma", "y", "features", "sigma2_rho"])
 def test_saving_what_is_no_site_is_an_error_that_lists_the_sites(name):
     with pytest.raises(ModelError) as info:
-        names_to_save(structure(), ["beta", name])
+        names_to_save(inspect(), ["beta", name])
     message = str(info.value)
     assert f"save names ['{name}']" in message and "no latent sites or summaries" in message
     assert "['beta', 'beta_rho', 'delta', 'sigma2']" in message
@@ -55,7 +55,7 @@ WIDTH = 2**19 + 1
 """Two tensors of this many float32, weights and their inclusion probabilities, exceed 4 MiB."""
 
 
-def wide(X, y):
+def wide_model(X, y):
     """A large SSGL site, a small one at the limit, and one above it."""
     delta = pyro.sample("delta", dist.Beta(2.0, 2.0))
     w = pyro.sample("w", SSGL(0.1, 10.0, delta).expand([WIDTH]).to_event(1))
@@ -66,7 +66,7 @@ def wide(X, y):
 
 
 def test_a_large_draw_keeps_learned_and_small_sites_and_says_so_in_bytes():
-    found = structure(wide)
+    found = inspect(wide_model)
     total = 4 * (2 * WIDTH + 2 * SMALL_SITE + 1 + 1)
     assert total > LARGE_DRAW
     with pytest.warns(SaveSizeWarning) as record:
@@ -78,7 +78,7 @@ def test_a_large_draw_keeps_learned_and_small_sites_and_says_so_in_bytes():
     assert "pyro.infer.Predictive would draw them from the prior" in message
 
 
-def middling(X, y):
+def middling_model(X, y):
     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2**18 + 1]).to_event(1))
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(X[:, 0] * w[0], 1.0), obs=y)
@@ -87,7 +87,7 @@ def middling(X, y):
 def test_a_draw_that_is_merely_big_is_kept_with_a_warning_in_bytes():
     size = 4 * (2**18 + 1)
     with pytest.warns(SaveSizeWarning) as record:
-        assert names_to_save(structure(middling), None) == ("w",)
+        assert names_to_save(inspect(middling_model), None) == ("w",)
     message = str(record[0].message)
     assert f"{size:,} bytes a draw" in message and f"w {size:,}" in message
     assert "left out" not in message and "save=[...]" in message
@@ -96,11 +96,11 @@ def test_a_draw_that_is_merely_big_is_kept_with_a_warning_in_bytes():
 def test_no_warning_of_what_was_asked_for_or_is_small():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert names_to_save(structure(wide), ["w"]) == ("w",)
-        names_to_save(structure(dense_regression), None)
+        assert names_to_save(inspect(wide_model), ["w"]) == ("w",)
+        names_to_save(inspect(dense_regression), None)
 
 
-def run(model=sparse_layers, draws=5, **options):
+def run_mcmc(model=sparse_layers, draws=5, **options):
     pyro.set_rng_seed(0)
     adaptation = aeb.StochasticApproximation(0.1)
     kernel = aeb.AEBKernel(model, aeb.SGLD(1e-4), adaptation, **options)
@@ -110,8 +110,8 @@ def run(model=sparse_layers, draws=5, **options):
 
 
 def test_norms_and_moments_stand_for_what_is_left_out():
-    whole, _ = run()
-    part, kernel = run(save=["w1", "sigma2"])
+    whole, _ = run_mcmc()
+    part, kernel = run_mcmc(save=["w1", "sigma2"])
     assert set(part.get_samples()) == {"w1", "sigma2"}
     assert torch.equal(part.get_samples()["w1"], whole.get_samples()["w1"])  # the same chain
     weights = whole.get_samples()["w0"]
@@ -126,7 +126,7 @@ def test_norms_and_moments_stand_for_what_is_left_out():
 
 
 def test_arviz_gets_the_norms_and_the_moments():
-    mcmc, kernel = run(save=["w1", "sigma2"])
+    mcmc, kernel = run_mcmc(save=["w1", "sigma2"])
     idata = aeb.to_arviz(mcmc)
     assert idata.sample_stats["w0_norm"].dims == ("chain", "draw")
     expected = kernel.diagnostics()["moments"]["sd"]["w0"]
@@ -136,18 +136,18 @@ def test_arviz_gets_the_norms_and_the_moments():
 
 
 def test_nothing_saved_still_runs():
-    mcmc, kernel = run(save=[])
+    mcmc, kernel = run_mcmc(save=[])
     assert mcmc.get_samples() == {}
     assert kernel.diagnostics()["moments"]["mean"].keys() >= {"w0", "w1", "delta0", "w0_rho"}
 
 
-def exploding(k):
+def exploding_step_size(k):
     return 1e-5 if k < 6 else 1e38
 
 
 def test_a_blow_up_is_seen_at_its_own_draw_whatever_is_saved():
     kernel = aeb.AEBKernel(
-        sparse_layers, aeb.SGLD(exploding), aeb.StochasticApproximation(0.1), save=[]
+        sparse_layers, aeb.SGLD(exploding_step_size), aeb.StochasticApproximation(0.1), save=[]
     )
     with pytest.raises(NonFiniteError, match="step 6: site 'w0' is not finite"):
         MCMC(kernel, num_samples=6, warmup_steps=0, disable_progbar=True).run(X, Y)

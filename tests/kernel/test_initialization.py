@@ -34,12 +34,14 @@ X, Y = linear_data()
 ADAPTATION = StochasticApproximation(0.1, initial_inclusion=0.25)
 
 
-def structure(model=sparse_regression, adapt=True):
+def inspect(model=sparse_regression, adapt=True):
     return inspect_model(model, (X, Y), {}, adapt=adapt)
 
 
-def values(strategy=init_to_uniform, given=None, generator=None, model=sparse_regression):
-    return first_values(model, (X, Y), {}, structure(model), strategy, given, generator)
+def draw_first_values(
+    strategy=init_to_uniform, given=None, generator=None, model=sparse_regression
+):
+    return first_values(model, (X, Y), {}, inspect(model), strategy, given, generator)
 
 
 # Random numbers
@@ -58,7 +60,7 @@ def test_a_generator_for_every_chain():
 
 def test_first_values_come_from_the_generator_where_there_is_one():
     state = torch.get_rng_state()
-    drawn = [values(generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    drawn = [draw_first_values(generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(drawn[0]["beta"], drawn[1]["beta"])
     assert not torch.equal(drawn[0]["beta"], drawn[2]["beta"])
@@ -68,14 +70,14 @@ def test_first_values_come_from_torchs_own_generator_where_there_is_none():
     drawn = []
     for _ in range(2):
         torch.manual_seed(4)
-        drawn.append(values()["beta"])
+        drawn.append(draw_first_values()["beta"])
     assert torch.equal(*drawn)
-    assert not torch.equal(drawn[0], values()["beta"])
+    assert not torch.equal(drawn[0], draw_first_values()["beta"])
 
 
 def test_tries_of_one_generator_differ():
     generator = torch.Generator().manual_seed(1)
-    assert not torch.equal(*(values(generator=generator)["beta"] for _ in range(2)))
+    assert not torch.equal(*(draw_first_values(generator=generator)["beta"] for _ in range(2)))
 
 
 # Values that are given
@@ -87,7 +89,7 @@ def test_given_values_are_unconstrained_and_go_before_the_strategy():
         "sigma2": torch.tensor(-1.0),
         "delta": torch.tensor(2.0),
     }
-    found = values(init_to_value(values={"beta": torch.zeros(P)}), given)
+    found = draw_first_values(init_to_value(values={"beta": torch.zeros(P)}), given)
     assert torch.equal(found["beta"], given["beta"])
     torch.testing.assert_close(found["sigma2"], torch.tensor(-1.0).exp())
     torch.testing.assert_close(found["delta"], torch.tensor(2.0).sigmoid())
@@ -95,7 +97,7 @@ def test_given_values_are_unconstrained_and_go_before_the_strategy():
 
 def test_values_not_given_come_from_the_strategy():
     strategy = init_to_value(values={"sigma2": torch.tensor(3.0)})
-    found = values(strategy, {"beta": torch.ones(P)})
+    found = draw_first_values(strategy, {"beta": torch.ones(P)})
     assert found["sigma2"] == 3.0 and (found["beta"] == 1.0).all()
 
 
@@ -110,7 +112,7 @@ def test_given_values_of_sites_in_constrained_spaces():
         "simplex": torch.zeros(2),
         "positive": torch.tensor([0.0, 1.0]),
     }
-    found = values(given=given, model=model)
+    found = draw_first_values(given=given, model=model)
     torch.testing.assert_close(found["interval"], torch.tensor(1.0))  # the middle
     torch.testing.assert_close(found["simplex"], torch.full([3], 1 / 3))
     torch.testing.assert_close(found["positive"], torch.tensor([1.0, math.e]))
@@ -129,7 +131,7 @@ def test_given_values_of_sites_in_constrained_spaces():
 )
 def test_given_values_that_do_not_fit_are_errors(given, parts):
     with pytest.raises(ModelError) as info:
-        values(given=given)
+        draw_first_values(given=given)
     for part in ["initial_params", *parts]:
         assert part in str(info.value)
 
@@ -143,7 +145,7 @@ def test_the_position_of_constrained_values():
         pyro.sample("dense", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         pyro.sample("sparse", SSGL(0.1, 10.0, 0.5).expand([2]).to_event(1))
 
-    found = structure(model).flatten(
+    found = inspect(model).flatten(
         {
             "scale": torch.tensor(math.e),
             "dense": torch.tensor([3.0, 4.0]),
@@ -156,14 +158,14 @@ def test_the_position_of_constrained_values():
 # A starting point
 
 
-def start(draw, model=sparse_regression, adaptation=ADAPTATION):
-    posterior = Posterior(model, structure(model, adapt=adaptation is not None))
+def start_from(draw, model=sparse_regression, adaptation=ADAPTATION):
+    posterior = Posterior(model, inspect(model, adapt=adaptation is not None))
     batch = Batch(Arguments((X, Y), {}), {"features": torch.arange(P), "data": torch.arange(N)})
     with pyro.validation_enabled(False):  # as in MCMC
         return find_start(posterior, adaptation, batch, draw)
 
 
-def good():
+def valid_draw():
     return {
         "beta": torch.tensor([1.0, 2.0, 3.0]),
         "sigma2": torch.tensor(4.0),
@@ -172,7 +174,7 @@ def good():
 
 
 def test_a_start_with_learned_latents():
-    position, latents = start(good)
+    position, latents = start_from(valid_draw)
     assert torch.equal(position, torch.tensor([1.0, 2.0, 3.0]))
     torch.testing.assert_close(latents.ssgl.sigma, torch.tensor([2.0]))  # the square root of sigma2
     torch.testing.assert_close(latents.ssgl.delta, torch.tensor([0.3]))
@@ -180,7 +182,7 @@ def test_a_start_with_learned_latents():
 
 
 def test_a_start_without():
-    position, latents = start(good, adaptation=None)
+    position, latents = start_from(valid_draw, adaptation=None)
     assert latents is None
     # sigma2 and delta come first in the model: log(4) and logit(0.3)
     expected = torch.tensor([math.log(4.0), math.log(0.3 / 0.7), 1.0, 2.0, 3.0])
@@ -199,9 +201,9 @@ def test_a_start_without():
     ids=["nan", "inf", "sigma2 inf", "sigma2 < 0", "delta nan"],
 )
 def test_a_start_is_drawn_again_until_it_is_finite(bad):
-    draws = iter([{**good(), **bad}, {**good(), **bad}, good()])
-    position, latents = start(lambda: next(draws))
-    assert torch.equal(position, good()["beta"])
+    draws = iter([{**valid_draw(), **bad}, {**valid_draw(), **bad}, valid_draw()])
+    position, latents = start_from(lambda: next(draws))
+    assert torch.equal(position, valid_draw()["beta"])
     assert torch.isfinite(latents.ssgl.sigma).all() and torch.isfinite(latents.ssgl.delta).all()
 
 
@@ -210,10 +212,10 @@ def test_no_finite_start_is_an_error_that_says_what_to_do():
 
     def bad():
         tries.append(1)
-        return {**good(), "beta": torch.full([P], math.nan)}
+        return {**valid_draw(), "beta": torch.full([P], math.nan)}
 
     with pytest.raises(ModelError, match="finite potential in 100 tries.*init_to_value.*data"):
-        start(bad)
+        start_from(bad)
     assert len(tries) == 100
 
 
@@ -241,5 +243,5 @@ def test_no_finite_start_is_an_error_that_says_what_to_do():
     ],
 )
 def test_all_strategies_of_pyros(strategy):
-    found = values(strategy)
+    found = draw_first_values(strategy)
     assert found["beta"].shape == (P,) and found["sigma2"] > 0 and 0 < found["delta"] < 1

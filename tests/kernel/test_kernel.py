@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from kernels import N, X, Y, draws, stacked, started
+from kernels import N, X, Y, set_up_kernel, stack_site, take_draws
 from models import DenseNetwork, P, dense_regression, sparse_layers, sparse_regression
 from pyro.infer.autoguide.initialization import init_to_value
 
@@ -35,17 +35,17 @@ from pyro_aeb import (
 
 
 def test_sites_of_a_draw_are_in_constrained_space_and_listed_sorted():
-    kernel = started(sparse_layers, save=["w1", "sigma2", "delta0", "w0"])
+    kernel = set_up_kernel(sparse_layers, save=["w1", "sigma2", "delta0", "w0"])
     assert kernel.save_params == ["delta0", "sigma2", "w0", "w1"]
     assert kernel.transforms == {}
-    (draw,) = draws(kernel, 1)
+    (draw,) = take_draws(kernel, 1)
     assert draw.keys() == kernel.initial_params.keys() == set(kernel.save_params)
     assert draw["sigma2"] > 0 and 0 < draw["delta0"] < 1 and draw["w0"].shape == (P, 4)
 
 
 def test_draws_are_copies():
-    kernel = started()
-    first = draws(kernel, 1)[0]
+    kernel = set_up_kernel()
+    first = take_draws(kernel, 1)[0]
     before = {name: value.clone() for name, value in first.items()}
     second = kernel.sample(first)
     assert all(torch.equal(first[name], before[name]) for name in first)
@@ -53,14 +53,14 @@ def test_draws_are_copies():
 
 
 def test_what_a_hook_does_to_a_draw_does_not_move_the_chain():
-    kernel, other = started(), started()
+    kernel, other = set_up_kernel(), set_up_kernel()
     draw, expected = kernel.sample(kernel.initial_params), other.sample(other.initial_params)
     draw["beta"].zero_()
     assert torch.equal(kernel.sample(draw)["beta"], other.sample(expected)["beta"])
 
 
 def test_a_chain_goes_on_from_the_values_it_is_given():
-    kernel = started(transition=SGLD(1e-12))
+    kernel = set_up_kernel(transition=SGLD(1e-12))
     beta = torch.tensor([5.0, -5.0, 1.0])
     found = kernel.sample({**kernel.initial_params, "beta": beta})
     # With such a step size a step moves by its noise, of standard deviation 1.4e-6.
@@ -89,8 +89,8 @@ def test_a_kernel_that_has_not_started_says_so():
 
 
 def test_setup_starts_afresh():
-    kernel = started()
-    draws(kernel, 3)
+    kernel = set_up_kernel()
+    take_draws(kernel, 3)
     kernel.setup(0, X, Y)
     assert kernel.chain.step == 0 and kernel.recover() == {}
     assert kernel.diagnostics()["sample_stats"] == {}
@@ -101,34 +101,34 @@ def test_setup_touches_neither_the_models_buffers_nor_torchs_random_numbers():
     network.norm(torch.randn(8, 4) + 3.0)
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     state = torch.get_rng_state()
-    started(network, adaptation=None)
+    set_up_kernel(network, adaptation=None)
     for name, buffer in network.named_buffers():
         assert torch.equal(buffer, before[name]), name
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_steps_of_a_kernel_with_a_seed_use_none_of_torchs_random_numbers():
-    kernel = started(kwargs={"batch_size": 3})
+    kernel = set_up_kernel(kwargs={"batch_size": 3})
     state = torch.get_rng_state()
-    draws(kernel, 3)
+    take_draws(kernel, 3)
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_figures_for_the_progress_bar():
-    kernel = started()
-    draws(kernel, 2)
+    kernel = set_up_kernel()
+    take_draws(kernel, 2)
     figures = json.loads(json.dumps(kernel.logging()))
     assert figures.keys() == {"potential", "sparsity", "sigma", "steps/s"}
     assert float(figures["sigma"]) == pytest.approx(float(kernel.latents.sigma), rel=0.01)
     assert 0.0 <= float(figures["sparsity"]) <= 1.0 and float(figures["steps/s"]) > 0.0
-    plain = started(adaptation=None)
-    draws(plain, 1)
+    plain = set_up_kernel(adaptation=None)
+    take_draws(plain, 1)
     assert json.loads(json.dumps(plain.logging())).keys() == {"potential", "steps/s"}
 
 
 def test_diagnostics():
-    kernel = started(transition=SGLD(Polynomial(1e-3, power=0.5)), warmup=2, steps_per_draw=3)
-    draws(kernel, 6)
+    kernel = set_up_kernel(transition=SGLD(Polynomial(1e-3, power=0.5)), warmup=2, steps_per_draw=3)
+    take_draws(kernel, 6)
     found = kernel.diagnostics()
     stats = found["sample_stats"]
     assert stats.keys() == {
@@ -163,8 +163,8 @@ def test_diagnostics():
 
 
 def test_diagnostics_without_adaptation():
-    kernel = started(adaptation=None)
-    draws(kernel, 2)
+    kernel = set_up_kernel(adaptation=None)
+    take_draws(kernel, 2)
     found = kernel.diagnostics()
     assert (found["sample_stats"]["sa_weight"] == 0.0).all()
     assert "sparsity" not in found["sample_stats"]
@@ -174,8 +174,8 @@ def test_diagnostics_without_adaptation():
 
 def test_the_potential_is_that_of_the_weights():
     # With such a step size the weights of the draw are those of its last gradient.
-    kernel = started(dense_regression, transition=SGLD(1e-14), adaptation=None)
-    (draw,) = draws(kernel, 1)
+    kernel = set_up_kernel(dense_regression, transition=SGLD(1e-14), adaptation=None)
+    (draw,) = take_draws(kernel, 1)
     w = draw["w"]
     expected = ((Y - X @ w) ** 2).sum() / (2 * 0.25) + (w**2).sum() / (2 * 4.0)
     found = kernel.diagnostics()["sample_stats"]["potential"][0]
@@ -195,16 +195,16 @@ def test_sparsity_is_the_fraction_of_weights_in_the_spike():
     start = init_to_value(values={"beta": torch.tensor([0.0, 0.01, 5.0, -0.01])})
     kernel = AEBKernel(model, SGLD(1e-12), StochasticApproximation(1.0), init_strategy=start)
     kernel.setup(0)
-    draws(kernel, 1)
+    take_draws(kernel, 1)
     assert kernel.diagnostics()["sample_stats"]["sparsity"].tolist() == [0.75]
 
 
 def test_recover_hands_out_the_draws_until_the_end_of_a_run():
-    kernel = started(warmup=2)
-    found = draws(kernel, 5)
+    kernel = set_up_kernel(warmup=2)
+    found = take_draws(kernel, 5)
     recovered = kernel.recover()
     assert recovered.keys() == {"beta", "sigma2", "delta"}
-    assert torch.equal(recovered["beta"], stacked(found, "beta")[2:])
+    assert torch.equal(recovered["beta"], stack_site(found, "beta")[2:])
     kernel.cleanup()
     kernel.cleanup()  # MCMC calls it twice
     assert kernel.recover() == {}
@@ -221,9 +221,9 @@ def test_a_kernel_pickles_before_during_and_after_a_run():
     )
     fresh = pickle.loads(pickle.dumps(kernel))
     kernel.setup(0, X, Y)
-    expected = stacked(draws(kernel, 3), "beta")
+    expected = stack_site(take_draws(kernel, 3), "beta")
     fresh.setup(0, X, Y)
-    assert torch.equal(stacked(draws(fresh, 3), "beta"), expected)
+    assert torch.equal(stack_site(take_draws(fresh, 3), "beta"), expected)
     again = pickle.loads(pickle.dumps(kernel))
     assert again.recover() == {} and repr(again) == repr(kernel)
     assert copy.deepcopy(kernel).seed == 3
@@ -249,7 +249,7 @@ def test_no_gradient_is_kept_from_step_to_step():
 
     kernel = AEBKernel(model, SGLD(1e-3), seed=0)
     kernel.setup(0)
-    (draw,) = draws(kernel, 1)
+    (draw,) = take_draws(kernel, 1)
     assert not kernel.chain.state.position.requires_grad and not draw["w"].requires_grad
     assert not kernel.diagnostics()["sample_stats"]["potential"].requires_grad
     assert all(p.grad is None for p in pyro.get_param_store().values())
@@ -273,25 +273,25 @@ class Bomb:
             pyro.sample("y", dist.Normal(a.sum() + size * b.sum(), 1.0), obs=Y)
 
 
-def blown_up(step: int, warmup: int = 0) -> tuple[AEBKernel, NonFiniteError]:
+def diverged_kernel(step: int, warmup: int = 0) -> tuple[AEBKernel, NonFiniteError]:
     """A kernel whose gradient is first infinite at a given step, and its error."""
     model = Bomb(at=10**9)
-    kernel = started(model, warmup=warmup, steps_per_draw=2, adaptation=None)
+    kernel = set_up_kernel(model, warmup=warmup, steps_per_draw=2, adaptation=None)
     model.runs = 1 - step
     with pytest.raises(NonFiniteError) as info, pyro.validation_enabled(False):
-        draws(kernel, 100)
+        take_draws(kernel, 100)
     return kernel, info.value
 
 
 def test_a_run_stops_at_the_very_step():
-    kernel, error = blown_up(step=8)
+    kernel, error = diverged_kernel(step=8)
     assert error.step == 8
     assert kernel.chain.step == 7
     assert torch.isfinite(kernel.chain.state.position).all()
 
 
 def test_the_error_names_the_first_site_and_suggests_a_step_size():
-    _, error = blown_up(step=8)
+    _, error = diverged_kernel(step=8)
     # log N(y; a + inf b, 1) = -inf or NaN for every y, and so is its derivative with respect to a.
     assert error.site == "a"
     message = str(error)
@@ -302,7 +302,7 @@ def test_the_error_names_the_first_site_and_suggests_a_step_size():
 
 @pytest.mark.parametrize("warmup, expected", [(0, 3), (1, 2), (5, 0)])
 def test_the_error_carries_the_draws_finished_before(warmup, expected):
-    kernel, error = blown_up(step=8, warmup=warmup)  # in the fourth draw
+    kernel, error = diverged_kernel(step=8, warmup=warmup)  # in the fourth draw
     if expected:
         assert {name: draw.shape for name, draw in error.draws.items()} == {
             "a": (expected, 2),
@@ -315,7 +315,7 @@ def test_the_error_carries_the_draws_finished_before(warmup, expected):
 
 
 def test_the_error_pickles():
-    _, error = blown_up(step=8)
+    _, error = diverged_kernel(step=8)
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is NonFiniteError and str(again) == str(error)
     assert (again.step, again.site) == (8, "a")
@@ -326,10 +326,10 @@ def test_the_error_pickles():
 @pytest.mark.parametrize("adaptation", [None, StochasticApproximation(0.1)], ids=["plain", "SA"])
 @pytest.mark.parametrize("transition", [SGLD, SGHMC])
 def test_draws_are_finite_however_large_the_step_size(transition, adaptation, step_size):
-    kernel = started(transition=transition(step_size), adaptation=adaptation)
+    kernel = set_up_kernel(transition=transition(step_size), adaptation=adaptation)
     try:
         with pyro.validation_enabled(False):
-            draws(kernel, 30)
+            take_draws(kernel, 30)
     except NonFiniteError as error:
         assert error.site in (None, "beta", "sigma2", "delta")
     for name, draw in kernel.recover().items():
@@ -344,16 +344,16 @@ def test_a_number_from_a_schedule_that_makes_no_sense_stops_the_run_there():
         ({"transition": SGLD(falling)}, "step_size"),
         ({"inverse_temperature": falling}, "inverse_temperature"),
     ]:
-        kernel = started(**options)
+        kernel = set_up_kernel(**options)
         with pytest.raises(ValueError, match=f"{name} is 0.0 at step 5, expected a .*number > 0"):
-            draws(kernel, 10)
+            take_draws(kernel, 10)
         assert len(kernel.recover()["beta"]) == 4
 
 
 def test_a_weight_from_a_schedule_that_makes_no_sense_stops_the_run_there():
-    kernel = started(adaptation=StochasticApproximation(lambda k: 0.2 * k))
+    kernel = set_up_kernel(adaptation=StochasticApproximation(lambda k: 0.2 * k))
     with pytest.raises(ValueError, match=r"at step 6, expected a number in \[0, 1\]"):
-        draws(kernel, 10)
+        take_draws(kernel, 10)
     assert len(kernel.recover()["beta"]) == 5
 
 
@@ -373,7 +373,7 @@ def test_a_collapse_is_warned_of_once_by_site_and_step():
     kernel.setup(0)
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
-        draws(kernel, 20)
+        take_draws(kernel, 20)
     messages = [str(w.message) for w in record if w.category is CollapseWarning]
     assert len(messages) == 1
     assert messages[0].startswith("step ") and "delta site 'delta0' has collapsed" in messages[0]

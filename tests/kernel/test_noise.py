@@ -12,7 +12,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from refusals import says
+from refusals import raises_with
 from scipy import stats
 
 from pyro_aeb.errors import ModelError
@@ -24,17 +24,17 @@ KINDS = ("normal", "three-point", "normal, of bits", "three-point, of bits")
 SIZES = (1, 13, 1000, LARGE - 1, LARGE, LARGE + 3)
 
 
-def generator(seed: int) -> torch.Generator:
+def make_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def noise_of(kind: str, like: torch.Tensor, generators: list[torch.Generator | None]) -> Noise:
+def make_noise(kind: str, like: torch.Tensor, generators: list[torch.Generator | None]) -> Noise:
     """As for an update as it is written, or as for one that is compiled."""
     kind, *bits = kind.split(", ")
     return Noise(kind, like, generators, bits=bool(bits))
 
 
-def drawn(noise: Noise, steps: int = 2) -> torch.Tensor:
+def draw_steps(noise: Noise, steps: int = 2) -> torch.Tensor:
     """The numbers of some steps; copies, as the buffer is used again."""
     return torch.stack([numbers_of(noise.draw()).clone() for _ in range(steps)])
 
@@ -55,7 +55,9 @@ def test_the_table_has_the_moments_of_a_normal_number():
 def test_drawn_numbers_have_mean_0_and_variance_1_at_every_place(kind, dtype):
     """Of n numbers of kurtosis 3 mean and mean square have errors sqrt(1/n) and sqrt(2/n)."""
     steps = 4000
-    numbers = drawn(noise_of(kind, torch.empty(100, dtype=dtype), [generator(1)]), steps).double()
+    numbers = draw_steps(
+        make_noise(kind, torch.empty(100, dtype=dtype), [make_generator(1)]), steps
+    ).double()
     for values, n in ((numbers.flatten(), numbers.numel()), (numbers, steps)):
         assert (values.mean(0).abs() < 5.0 * math.sqrt(1.0 / n)).all()
         assert ((values.square().mean(0) - 1.0).abs() < 5.0 * math.sqrt(2.0 / n)).all()
@@ -65,7 +67,7 @@ def test_drawn_numbers_have_mean_0_and_variance_1_at_every_place(kind, dtype):
 
 
 def test_every_value_of_the_table_is_drawn_as_often_as_it_is_there():
-    numbers = Noise("three-point", torch.empty(10**6), [generator(2)]).draw()
+    numbers = Noise("three-point", torch.empty(10**6), [make_generator(2)]).draw()
     found, counts = numbers.unique(return_counts=True)
     expected, times = torch.tensor(three_point_table()).unique(return_counts=True)
     assert torch.equal(found, expected)
@@ -77,8 +79,8 @@ def test_every_value_of_the_table_is_drawn_as_often_as_it_is_there():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_large_models_numbers_are_independent_of_one_another(kind):
     """Products of different ones have mean 0 and variance 1: neighbours, steps, chains."""
-    numbers = drawn(
-        noise_of(kind, torch.empty(2, LARGE), [generator(1), generator(2)]), 20
+    numbers = draw_steps(
+        make_noise(kind, torch.empty(2, LARGE), [make_generator(1), make_generator(2)]), 20
     ).double()
     n = numbers.numel()
     assert numbers.mean().abs() < 5.0 * math.sqrt(1.0 / n)
@@ -91,23 +93,23 @@ def test_a_large_models_numbers_are_independent_of_one_another(kind):
 
 @pytest.mark.parametrize("kind", ["normal", "normal, of bits"])
 def test_a_large_models_normal_numbers_pass_kolmogorov_and_smirnovs_test(kind):
-    numbers = drawn(noise_of(kind, torch.empty(10**6), [generator(3)]), 1)[0]
+    numbers = draw_steps(make_noise(kind, torch.empty(10**6), [make_generator(3)]), 1)[0]
     assert stats.kstest(numbers.double().numpy(), "norm").pvalue > 1e-6
 
 
 # -- where they come from
 
 
-def words_of(seed: int, count: int, stream: int = 2) -> np.ndarray:
+def raw_words(seed: int, count: int, stream: int = 2) -> np.ndarray:
     return np.random.SFC64(np.random.SeedSequence([seed, stream])).random_raw(count)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [LARGE, LARGE + 3, PIECE + 2])
 def test_a_large_models_three_point_numbers_are_bytes_of_sfc64(size, dtype):
-    found = Noise("three-point", torch.empty(size, dtype=dtype), [generator(7)]).draw()
+    found = Noise("three-point", torch.empty(size, dtype=dtype), [make_generator(7)]).draw()
     expected = torch.tensor(three_point_table(), dtype=dtype)[
-        torch.from_numpy(words_of(7, (size + 7) // 8).view(np.uint8)[:size]).long()
+        torch.from_numpy(raw_words(7, (size + 7) // 8).view(np.uint8)[:size]).long()
     ]
     assert torch.equal(found, expected)
 
@@ -115,35 +117,37 @@ def test_a_large_models_three_point_numbers_are_bytes_of_sfc64(size, dtype):
 @pytest.mark.parametrize("size", [LARGE, LARGE + 3, PIECE + 1])
 def test_bits_for_a_compiled_update_are_words_of_sfc64(size):
     like = torch.empty(size)
-    integers = Noise("normal", like, [generator(7)], bits=True).draw()
-    expected = words_of(7, (size + 1) // 2, stream=3).view(np.int32)[:size]
+    integers = Noise("normal", like, [make_generator(7)], bits=True).draw()
+    expected = raw_words(7, (size + 1) // 2, stream=3).view(np.int32)[:size]
     assert torch.equal(integers, torch.from_numpy(expected))
-    bytes_ = Noise("three-point", like, [generator(7)], bits=True)
+    bytes_ = Noise("three-point", like, [make_generator(7)], bits=True)
     assert bytes_.draw().dtype == torch.uint8
-    assert torch.equal(drawn(bytes_), drawn(Noise("three-point", like, [generator(7)]), 3)[1:])
+    assert torch.equal(
+        draw_steps(bytes_), draw_steps(Noise("three-point", like, [make_generator(7)]), 3)[1:]
+    )
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(LARGE - 1, torch.float32), (LARGE, torch.float64)])
 def test_no_bits_for_few_numbers_or_double_precision(size, dtype):
     like = torch.empty(size, dtype=dtype)
     for kind in ("normal", "three-point"):
-        assert Noise(kind, like, [generator(7)], bits=True).draw().dtype == dtype
+        assert Noise(kind, like, [make_generator(7)], bits=True).draw().dtype == dtype
 
 
 @pytest.mark.parametrize(
     ("size", "dtype"), [(LARGE, torch.float32), (LARGE, torch.float64), (13, torch.float32)]
 )
 def test_normal_numbers_are_torchs(size, dtype):
-    found = drawn(Noise("normal", torch.empty(size, dtype=dtype), [generator(8)]))
-    same = generator(8)
+    found = draw_steps(Noise("normal", torch.empty(size, dtype=dtype), [make_generator(8)]))
+    same = make_generator(8)
     expected = [torch.empty(size, dtype=dtype).normal_(generator=same) for _ in range(2)]
     assert torch.equal(found, torch.stack(expected))
 
 
 def test_the_words_of_a_piece_are_all_that_is_in_memory_beside_the_numbers():
-    noise = Noise("three-point", torch.empty(4 * PIECE), [generator(9)])
+    noise = Noise("three-point", torch.empty(4 * PIECE), [make_generator(9)])
     tracemalloc.start()  # NumPy tells it of the words
-    drawn(noise)
+    draw_steps(noise)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert PIECE <= peak < 1.1 * PIECE  # a byte a number
@@ -156,7 +160,9 @@ def test_the_words_of_a_piece_are_all_that_is_in_memory_beside_the_numbers():
 @pytest.mark.parametrize("size", SIZES)
 def test_a_seed_gives_the_same_numbers_again_and_every_step_others(kind, size):
     like = torch.empty(size)
-    first, second, other = (drawn(noise_of(kind, like, [generator(s)]), 100) for s in (3, 3, 4))
+    first, second, other = (
+        draw_steps(make_noise(kind, like, [make_generator(s)]), 100) for s in (3, 3, 4)
+    )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert not torch.equal(first[:50], first[50:])
@@ -168,7 +174,7 @@ def test_without_a_generator_torchs_own_serves(kind, size):
     found = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        found.append(drawn(noise_of(kind, torch.empty(2, size), [None, None])))
+        found.append(draw_steps(make_noise(kind, torch.empty(2, size), [None, None])))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
     assert not torch.equal(found[0][:, 0], found[0][:, 1])
 
@@ -179,9 +185,11 @@ def test_without_a_generator_torchs_own_serves(kind, size):
 def test_chains_together_have_the_numbers_of_each_alone(kind, size, threads):
     torch.set_num_threads(threads)
     seeds = (7, 8, 9)
-    together = drawn(noise_of(kind, torch.empty(3, size), [generator(s) for s in seeds]))
+    together = draw_steps(
+        make_noise(kind, torch.empty(3, size), [make_generator(s) for s in seeds])
+    )
     for chain, seed in enumerate(seeds):
-        alone = drawn(noise_of(kind, torch.empty(size), [generator(seed)]))
+        alone = draw_steps(make_noise(kind, torch.empty(size), [make_generator(seed)]))
         assert torch.equal(together[:, chain], alone)
 
 
@@ -193,7 +201,9 @@ def test_the_number_of_threads_changes_no_number(kind, shape):
         torch.set_num_threads(threads)
         chains = shape[0] if len(shape) > 1 else 1
         found.append(
-            drawn(noise_of(kind, torch.empty(shape), [generator(i) for i in range(chains)]))
+            draw_steps(
+                make_noise(kind, torch.empty(shape), [make_generator(i) for i in range(chains)])
+            )
         )
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
@@ -201,28 +211,28 @@ def test_the_number_of_threads_changes_no_number(kind, shape):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [13, LARGE])
 def test_it_goes_on_from_a_saved_state(kind, size):
-    own = generator(10)
-    noise = noise_of(kind, torch.empty(size), [own])
-    drawn(noise, 3)
+    own = make_generator(10)
+    noise = make_noise(kind, torch.empty(size), [own])
+    draw_steps(noise, 3)
     saved = to_bytes({"own": own.get_state(), "noise": noise.state()})
-    expected = drawn(noise, 3)
-    other = generator(11)
-    again = noise_of(kind, torch.empty(size), [other])
-    drawn(again, 1)
+    expected = draw_steps(noise, 3)
+    other = make_generator(11)
+    again = make_noise(kind, torch.empty(size), [other])
+    draw_steps(again, 1)
     states = from_bytes(saved, "the test", "own", "noise")
     other.set_state(states["own"])
     again.load(states["noise"])
-    assert torch.equal(drawn(again, 3), expected)
+    assert torch.equal(draw_steps(again, 3), expected)
 
 
 def test_a_state_of_other_generators_is_refused():
     like = torch.empty(LARGE)
-    for states in ([], [generator(0).get_state()], [torch.zeros(4, dtype=torch.int64)] * 2):
-        with says("the saved chain's random numbers", "go on with", error=ModelError):
-            Noise("three-point", like, [generator(11)]).load(states)
+    for states in ([], [make_generator(0).get_state()], [torch.zeros(4, dtype=torch.int64)] * 2):
+        with raises_with("the saved chain's random numbers", "go on with", error=ModelError):
+            Noise("three-point", like, [make_generator(11)]).load(states)
 
 
-def _draw(noise: Noise, results) -> None:
+def _send_draws(noise: Noise, results) -> None:
     torch.set_num_threads(1)  # as in every forked worker: torch's threads are not in a fork
     results.put([noise.draw().numpy().copy() for _ in range(3)])  # numbers or bits
 
@@ -230,11 +240,11 @@ def _draw(noise: Noise, results) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_forked_process_draws_the_same(kind):
     torch.set_num_threads(2)
-    noise, same = (noise_of(kind, torch.empty(LARGE), [generator(12)]) for _ in range(2))
-    assert torch.equal(drawn(noise), drawn(same))
+    noise, same = (make_noise(kind, torch.empty(LARGE), [make_generator(12)]) for _ in range(2))
+    assert torch.equal(draw_steps(noise), draw_steps(same))
     fork = multiprocessing.get_context("fork")
     results = fork.Queue()
-    child = fork.Process(target=_draw, args=(noise, results), daemon=True)
+    child = fork.Process(target=_send_draws, args=(noise, results), daemon=True)
     child.start()
     found = results.get(timeout=30)
     child.join(30)
@@ -245,7 +255,7 @@ def test_a_forked_process_draws_the_same(kind):
 
 def test_another_kind_is_told_of():
     for kind in ("gaussian", None, "Normal"):
-        with says(f"noise is {kind!r}", "'normal'", "'three-point'", error=ValueError):
+        with raises_with(f"noise is {kind!r}", "'normal'", "'three-point'", error=ValueError):
             check_kind(kind)
     for kind in ("normal", "three-point"):
         check_kind(kind)

@@ -23,14 +23,14 @@ EVERYWHERE = np.unique(
 )
 
 
-def both_sides() -> torch.Tensor:
+def numbers_of_both_signs() -> torch.Tensor:
     positive = torch.from_numpy(EVERYWHERE).int()
     return torch.cat([positive, -positive - 1, torch.tensor([-TOP], dtype=torch.int32)])
 
 
 def test_normal_numbers_are_the_inverse_of_the_distribution_function():
     """Single precision is 2**-24; the method adds 1e-7 of its own, and a few operations theirs."""
-    bits = both_sides()
+    bits = numbers_of_both_signs()
     odd = bits.numpy().astype(np.int64) | 1
     below = np.ldexp((TOP - np.abs(odd)).astype(np.float64), -32)  # the share further out
     expected = -np.sign(odd) * ndtri(below)
@@ -40,7 +40,7 @@ def test_normal_numbers_are_the_inverse_of_the_distribution_function():
 
 
 def test_normal_numbers_are_symmetric_and_grow_with_the_bits():
-    bits = both_sides().sort().values
+    bits = numbers_of_both_signs().sort().values
     found = normal(bits)
     assert torch.equal(normal(-(bits | 1)), -found)
     assert found[-1] == pytest.approx(-ndtri(2.0**-32), rel=1e-6)
@@ -63,7 +63,7 @@ def test_the_table_and_what_a_byte_stands_for_are_one():
 
 def test_numbers_are_of_single_precision_whatever_torchs_default_is():
     torch.set_default_dtype(torch.float64)
-    for bits in (torch.arange(256, dtype=torch.uint8), both_sides()):
+    for bits in (torch.arange(256, dtype=torch.uint8), numbers_of_both_signs()):
         assert numbers_of(bits).dtype == torch.float32
 
 

@@ -17,10 +17,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from compiler_runs import without_a_compiler
+from compiler_runs import run_without_compiler
 from models import dense_regression, linear_data, sparse_layers, sparse_regression
-from refusals import says
-from runs import Stop, StopAt, assert_equal, chains, records, resumed
+from refusals import raises_with
+from runs import Stop, StopAt, assert_same_records, copy_records, make_mcmc, resume_mcmc
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
@@ -41,15 +41,15 @@ CHANGING = {
 STEP_SIZE = aeb.Polynomial(1e-3, 10.0, 0.5)
 
 
-def in_single_precision(schedule):
+def to_single_precision(schedule):
     """As compiled code is given its numbers."""
     return lambda k: torch.tensor(schedule(k), dtype=torch.float32).item()
 
 
-EXACT = in_single_precision(STEP_SIZE)
+EXACT = to_single_precision(STEP_SIZE)
 AS_COMPILED = {
     **CHANGING,
-    "inverse_temperature": in_single_precision(CHANGING["inverse_temperature"]),
+    "inverse_temperature": to_single_precision(CHANGING["inverse_temperature"]),
 }
 SMALL = aeb.SGLD(1e-6)
 
@@ -80,18 +80,18 @@ MODELS = {
 }
 
 
-def kernel(model, transition, compile, **options):
+def make_kernel(model, transition, compile, **options):
     return aeb.AEBKernel(model, transition, seed=3, compile=compile, **options)
 
 
-def steps(of, chains=0, data=(X, Y), number=STEPS) -> dict[str, torch.Tensor]:
+def record_steps(kernel, chains=0, data=(X, Y), number=STEPS) -> dict[str, torch.Tensor]:
     """All that a kernel moves, after every step."""
-    of.start(0, chains, data, {})
+    kernel.start(0, chains, data, {})
     found = []
     for _ in range(number):
-        of.advance(1)
-        latents = of.latents._asdict() if of.latents else {}
-        found.append({**of.chain.state._asdict(), **latents})
+        kernel.advance(1)
+        latents = kernel.latents._asdict() if kernel.latents else {}
+        found.append({**kernel.chain.state._asdict(), **latents})
     return {name: torch.stack([torch.as_tensor(f[name]) for f in found]) for name in found[0]}
 
 
@@ -126,9 +126,9 @@ def traced(monkeypatch):
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_are_those_of_the_update_as_it_is_written(traced, name, transition, chains):
     model, options = MODELS[name]
-    expected = steps(kernel(model, transition(EXACT), None, **options), chains)
+    expected = record_steps(make_kernel(model, transition(EXACT), None, **options), chains)
     assert traced.frame_count == 0
-    found = steps(kernel(model, transition(EXACT), "update", **options), chains)
+    found = record_steps(make_kernel(model, transition(EXACT), "update", **options), chains)
     assert_close(found, expected, rtol=1e-10, atol=1e-12)
     assert traced.frame_count >= 1
 
@@ -137,7 +137,7 @@ def test_steps_are_those_of_the_update_as_it_is_written(traced, name, transition
 def test_so_are_those_of_other_transitions(traced, transition):
     model, options = MODELS["two layers"]
     expected, found = (
-        steps(kernel(model, transition(EXACT), compile, **options), range(3))
+        record_steps(make_kernel(model, transition(EXACT), compile, **options), range(3))
         for compile in (None, "update")
     )
     assert_close(found, expected, rtol=1e-10, atol=1e-12)
@@ -164,34 +164,40 @@ def test_a_schedule_that_changes_at_every_step_is_compiled_once(
     torch.set_default_dtype(dtype)
     through = partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr("pyro_aeb.kernel.update.torch.compile", through)
-    of = kernel(sparse_layers, transition(STEP_SIZE), compile, **CHANGING)
-    of.start(0, 0, (X.to(dtype), Y.to(dtype)), {})
+    kernel = make_kernel(sparse_layers, transition(STEP_SIZE), compile, **CHANGING)
+    kernel.start(0, 0, (X.to(dtype), Y.to(dtype)), {})
     counters.clear()
-    of.advance(STEPS)
+    kernel.advance(STEPS)
     assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_freezing_the_latents_traces_once_more_and_leaves_them(traced):
-    of = kernel(sparse_layers, aeb.SGLD(STEP_SIZE), "update", **CHANGING, freeze_after_warmup=True)
-    of.start(1, 0, (X, Y), {})
-    draw = of.sample(of.initial_params)
-    before, traces = of.latents, traced.frame_count
+    kernel = make_kernel(
+        sparse_layers, aeb.SGLD(STEP_SIZE), "update", **CHANGING, freeze_after_warmup=True
+    )
+    kernel.start(1, 0, (X, Y), {})
+    draw = kernel.sample(kernel.initial_params)
+    before, traces = kernel.latents, traced.frame_count
     for _ in range(5):
-        draw = of.sample(draw)
+        draw = kernel.sample(draw)
     assert traced.frame_count == traces + 1
     for name, value in before._asdict().items():
-        assert torch.equal(torch.as_tensor(getattr(of.latents, name)), torch.as_tensor(value)), name
+        assert torch.equal(
+            torch.as_tensor(getattr(kernel.latents, name)), torch.as_tensor(value)
+        ), name
 
 
 def test_the_compilers_settings_are_changed_only_to_compile(traced, monkeypatch):
-    of = kernel(sparse_layers, aeb.SGLD(STEP_SIZE), "update", **CHANGING, freeze_after_warmup=True)
-    of.start(2, 0, (X, Y), {})
-    draw, changes, settings = of.sample(of.initial_params), [], update._settings
+    kernel = make_kernel(
+        sparse_layers, aeb.SGLD(STEP_SIZE), "update", **CHANGING, freeze_after_warmup=True
+    )
+    kernel.start(2, 0, (X, Y), {})
+    draw, changes, settings = kernel.sample(kernel.initial_params), [], update._settings
     monkeypatch.setattr(update, "_settings", lambda: changes.append(1) or settings())
-    draw = of.sample(draw)
+    draw = kernel.sample(draw)
     assert not changes
     for _ in range(5):  # the first of these has something new to compile: latents are frozen
-        draw = of.sample(draw)
+        draw = kernel.sample(draw)
     assert len(changes) <= 1  # none with versions of torch whose usual settings will do
 
 
@@ -208,7 +214,9 @@ def many() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("chains", [0, range(2)])
 def test_bits_give_the_same_three_point_numbers(traced, many, chains):
     expected, found = (
-        steps(kernel(sparse_regression, SMALL, way, noise="three-point"), chains, many, 3)
+        record_steps(
+            make_kernel(sparse_regression, SMALL, way, noise="three-point"), chains, many, 3
+        )
         for way in (None, "update")
     )
     assert_close(found, expected)
@@ -219,9 +227,9 @@ def test_bits_give_the_same_three_point_numbers(traced, many, chains):
 @pytest.mark.parametrize("compile", [None, "update"])
 def test_a_step_with_bits_is_one_with_their_numbers(traced, many, compile):
     """Compiled or, where that failed, as it is written."""
-    of = kernel(sparse_regression, SMALL, "update")
-    of.start(0, 0, many, {})
-    chain, batch = of.chain, of.chain.data.next()
+    kernel = make_kernel(sparse_regression, SMALL, "update")
+    kernel.start(0, 0, many, {})
+    chain, batch = kernel.chain, kernel.chain.data.next()
     if compile is None:
         chain.update._compiled = None
     bits = chain.noise.draw()
@@ -250,10 +258,10 @@ class Branching(aeb.SGLD):
 
 
 def test_a_transition_that_cannot_be_traced_runs_as_it_is_written():
-    expected = steps(kernel(sparse_layers, Branching(STEP_SIZE), None, **CHANGING))
+    expected = record_steps(make_kernel(sparse_layers, Branching(STEP_SIZE), None, **CHANGING))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = steps(kernel(sparse_layers, Branching(STEP_SIZE), "update", **CHANGING))
+        found = record_steps(make_kernel(sparse_layers, Branching(STEP_SIZE), "update", **CHANGING))
     found_warnings = [w for w in caught if issubclass(w.category, CompileWarning)]
     assert len(found_warnings) == 1  # not at every step
     message = str(found_warnings[0].message)
@@ -271,19 +279,24 @@ def test_an_error_of_the_transitions_own_stays_its_own():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(KeyError, match="of my own"):
-            steps(kernel(sparse_layers, Failing(STEP_SIZE), "update", **CHANGING))
+            record_steps(make_kernel(sparse_layers, Failing(STEP_SIZE), "update", **CHANGING))
 
 
 WITHOUT_A_COMPILER = """
 import warnings
 import torch
-from test_update import CHANGING, STEP_SIZE, CompileWarning, aeb, kernel, sparse_layers, steps
+from test_update import CHANGING, STEP_SIZE, CompileWarning, aeb
+from test_update import make_kernel, record_steps, sparse_layers
+
+def run(compile):
+    kernel = make_kernel(sparse_layers, aeb.SGHMC(STEP_SIZE), compile, **CHANGING)
+    return record_steps(kernel, number=3)
 
 torch.set_default_dtype(torch.float64)
-expected = steps(kernel(sparse_layers, aeb.SGHMC(STEP_SIZE), None, **CHANGING), number=3)
+expected = run(None)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    found = steps(kernel(sparse_layers, aeb.SGHMC(STEP_SIZE), "update", **CHANGING), number=3)
+    found = run("update")
 for name, value in expected.items():
     torch.testing.assert_close(found[name].to(value), value, rtol=1e-10, atol=1e-12)
 print(*(w.message for w in caught if issubclass(w.category, CompileWarning)), sep="\\n")
@@ -292,14 +305,14 @@ print(*(w.message for w in caught if issubclass(w.category, CompileWarning)), se
 
 @pytest.mark.slow
 def test_without_a_compiler_it_says_so_and_runs(tmp_path):
-    printed = without_a_compiler(WITHOUT_A_COMPILER, tmp_path)
+    printed = run_without_compiler(WITHOUT_A_COMPILER, tmp_path)
     assert printed.count("cannot be compiled") == 1
     assert "needs a C++ compiler" in printed
 
 
 def test_another_name_is_told_of():
     for name in ("everything", True, "eager"):
-        with says(f"compile is {name!r}", "None", "'update'", "'all'", error=ValueError):
+        with raises_with(f"compile is {name!r}", "None", "'update'", "'all'", error=ValueError):
             check_compile(name)
     for name in (None, "update", "all"):
         check_compile(name)
@@ -309,11 +322,11 @@ def test_another_name_is_told_of():
 
 
 def test_a_kernel_under_way_can_be_pickled(traced):
-    of = kernel(sparse_regression, aeb.SGHMC(STEP_SIZE), "update", **CHANGING)
-    expected = steps(of)
-    again = pickle.loads(pickle.dumps(of))
+    kernel = make_kernel(sparse_regression, aeb.SGHMC(STEP_SIZE), "update", **CHANGING)
+    expected = record_steps(kernel)
+    again = pickle.loads(pickle.dumps(kernel))
     assert again.compile == "update"
-    assert_equal(steps(again), expected)
+    assert_same_records(record_steps(again), expected)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -322,8 +335,8 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(traced, tmp_path, many, meth
     data, transition = (many, SMALL) if large else ((X, Y), aeb.SGHMC(STEP_SIZE))
 
     def run(**options):
-        of = kernel(sparse_regression, transition, "update", **CHANGING)
-        return chains(of, method=method, **options)
+        kernel = make_kernel(sparse_regression, transition, "update", **CHANGING)
+        return make_mcmc(kernel, method=method, **options)
 
     torch.set_default_dtype(data[0].dtype)
     whole = run()
@@ -331,10 +344,10 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(traced, tmp_path, many, meth
     path, stage = tmp_path / "run.ckpt", "Sample" if method == "vectorized" else "Sample [0]"
     with pytest.raises(Stop):
         run(checkpoint=path, every=1, hook_fn=StopAt(stage, 3)).run(*data)
-    second = resumed(path, sparse_regression)
+    second = resume_mcmc(path, sparse_regression)
     assert second.kernel.compile == "update"
     second.run(*data)
-    assert_equal(records(second), records(whole))
+    assert_same_records(copy_records(second), copy_records(whole))
 
 
 # -- compiled to machine code
@@ -355,11 +368,11 @@ COMPILED = [
 def test_steps_in_machine_code(name, transition, chains):
     model, options = MODELS[name]
     options = {**options, "inverse_temperature": CHANGING["inverse_temperature"]}
-    expected = steps(kernel(model, transition(STEP_SIZE), None, **options), chains)
+    expected = record_steps(make_kernel(model, transition(STEP_SIZE), None, **options), chains)
     counters.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error", CompileWarning)
-        found = steps(kernel(model, transition(STEP_SIZE), "update", **options), chains)
+        found = record_steps(make_kernel(model, transition(STEP_SIZE), "update", **options), chains)
     assert counters["stats"]["unique_graphs"] == 1
     # Compiled code rounds step size and temperature to single precision, once a step.
     rounding = STEPS * torch.finfo(torch.float32).eps

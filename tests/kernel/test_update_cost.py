@@ -23,7 +23,7 @@ GRADIENT = "the likelihood's gradient"
 WAITS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero"}
 
 
-def deep(layers: int):
+def deep_network(layers: int):
     """A network of layers with sparse weights, each with a delta of its own, and dense biases."""
 
     def model(x, y):
@@ -40,10 +40,10 @@ def deep(layers: int):
     return model
 
 
-def called_after_the_gradient(layers: int, transition, chains=0, **options) -> list[str]:
+def operations_after_gradient(layers: int, transition, chains=0, **options) -> list[str]:
     """The operations of one step that follow the likelihood's gradient."""
     kernel = aeb.AEBKernel(
-        deep(layers),
+        deep_network(layers),
         transition(1e-6),
         adaptation=aeb.StochasticApproximation(0.3),
         seed=1,
@@ -66,32 +66,32 @@ def called_after_the_gradient(layers: int, transition, chains=0, **options) -> l
     after = [event for event in events if event.time_range.start >= gradient.end]
     assert not WAITS & {event.name for event in after}  # at any depth
     assert not any(event.time_range.end <= gradient.start for event in events)  # nothing before
-    return [event.name for event in after if _called(event)]
+    return [event.name for event in after if _is_outermost(event)]
 
 
-def _called(event) -> bool:
-    return event.name.startswith("aten::") and not _within(event.cpu_parent)
+def _is_outermost(event) -> bool:
+    return event.name.startswith("aten::") and not _is_within(event.cpu_parent)
 
 
-def _within(event) -> bool:
-    return event is not None and (event.name.startswith("aten::") or _within(event.cpu_parent))
+def _is_within(event) -> bool:
+    return event is not None and (event.name.startswith("aten::") or _is_within(event.cpu_parent))
 
 
 @pytest.mark.parametrize("noise", ["normal", "three-point"])
 @pytest.mark.parametrize("transition", [aeb.SGLD, aeb.SGHMC])
 def test_the_number_of_layers_does_not_matter(transition, noise):
-    twenty = called_after_the_gradient(20, transition, noise=noise)
+    twenty = operations_after_gradient(20, transition, noise=noise)
     assert {"aten::sigmoid_", "aten::lerp"} <= set(twenty)  # the latents' update has been seen
     assert len(twenty) <= MOST
-    assert called_after_the_gradient(40, transition, noise=noise) == twenty
+    assert operations_after_gradient(40, transition, noise=noise) == twenty
 
 
 @pytest.mark.parametrize("layers", range(1, 7))
 def test_few_layers_take_no_more(layers):
-    assert len(called_after_the_gradient(layers, aeb.SGHMC)) <= MOST
+    assert len(operations_after_gradient(layers, aeb.SGHMC)) <= MOST
 
 
 def test_more_chains_that_step_together_take_no_more_but_for_their_noise():
-    two, eight = (called_after_the_gradient(20, aeb.SGHMC, chains=range(c)) for c in (2, 8))
+    two, eight = (operations_after_gradient(20, aeb.SGHMC, chains=range(c)) for c in (2, 8))
     assert two.count("aten::normal_") == 2 and eight.count("aten::normal_") == 8
     assert [n for n in two if n != "aten::normal_"] == [n for n in eight if n != "aten::normal_"]

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from loader_data import shuffled
+from loader_data import shuffling_loader
 from models import (
     SCHOOLS_SIGMA,
     SCHOOLS_Y,
@@ -27,8 +27,8 @@ from models import (
 )
 from pyro.nn import PyroModule, PyroSample
 from pyro_runs import ADAPTATION
-from refusals import says
-from runs import DATA, Network, X, Y, buffers_of, chains, kernel, records
+from refusals import raises_with
+from runs import DATA, Network, X, Y, copy_buffers, copy_records, make_kernel, make_mcmc
 from scipy.stats import ks_2samp
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -115,13 +115,13 @@ PRUNINGS = {
 }
 
 
-def both(of, *args, **kwargs) -> tuple[dict, dict]:
+def run_both_ways(make_kernel, *args, **kwargs) -> tuple[dict, dict]:
     """What chains keep that step together, and one after the other; ``of()`` makes the kernel."""
     found = []
     for method in ("vectorized", "sequential"):
-        run = chains(of(), draws=5, warmup=2, number=CHAINS, method=method)
+        run = make_mcmc(make_kernel(), draws=5, warmup=2, number=CHAINS, method=method)
         run.run(*args, **kwargs)
-        found.append(records(run))
+        found.append(copy_records(run))
     return found[0], found[1]
 
 
@@ -141,7 +141,7 @@ def double():
     torch.set_default_dtype(torch.float64)
 
 
-def doubled(args: tuple) -> tuple:
+def to_double(args: tuple) -> tuple:
     return tuple(value.double() for value in args)
 
 
@@ -149,7 +149,9 @@ def doubled(args: tuple) -> tuple:
 @pytest.mark.parametrize("name", CASES)
 def test_chains_are_those_that_run_alone(double, name, transition):
     model, args, kwargs, options = CASES[name]
-    alike = both(lambda: kernel(model, transition, **options), *doubled(args), **kwargs)
+    alike = run_both_ways(
+        lambda: make_kernel(model, transition, **options), *to_double(args), **kwargs
+    )
     assert_alike(*alike)
     for value in alike[0].values():  # and no chain is another one
         if value.is_floating_point() and value.dim() > 1 and len(value) == CHAINS:
@@ -158,7 +160,9 @@ def test_chains_are_those_that_run_alone(double, name, transition):
 
 @pytest.mark.parametrize("name", PRUNINGS)
 def test_pruned_chains_are_those_that_run_alone(double, name):
-    found, expected = both(lambda: kernel(sparse_layers, pruning=PRUNINGS[name]), *doubled((X, Y)))
+    found, expected = run_both_ways(
+        lambda: make_kernel(sparse_layers, pruning=PRUNINGS[name]), *to_double((X, Y))
+    )
     assert_alike(found, expected)
     weights = found["posterior: w0"]
     assert (weights == 0).any() and (weights != 0).any()
@@ -166,7 +170,7 @@ def test_pruned_chains_are_those_that_run_alone(double, name):
 
 
 def test_every_chain_has_an_order_of_the_data_of_its_own(double):
-    x, y = doubled((X, Y))
+    x, y = to_double((X, Y))
 
     def loader():
         data = TensorDataset(x, y)
@@ -174,44 +178,44 @@ def test_every_chain_has_an_order_of_the_data_of_its_own(double):
 
     found = []
     for method in ("vectorized", "sequential"):
-        run = chains(kernel(loader_regression), draws=6, number=CHAINS, method=method)
+        run = make_mcmc(make_kernel(loader_regression), draws=6, number=CHAINS, method=method)
         run.run(loader())
-        found.append(records(run))
+        found.append(copy_records(run))
     assert_alike(*found)
 
 
 def test_workers_serve_every_chain():
     runs = []
     for workers in (0, 2):
-        run = chains(kernel(loader_regression), draws=3, method="vectorized")
+        run = make_mcmc(make_kernel(loader_regression), draws=3, method="vectorized")
         run.run(DataLoader(TensorDataset(X, Y), batch_size=5, shuffle=True, num_workers=workers))
-        runs.append(records(run))
+        runs.append(copy_records(run))
     for name, value in runs[0].items():
         assert torch.equal(value, runs[1][name])
 
 
 def test_buffers_of_every_chain_are_its_own(double):
     """Running averages of a network in train mode; the module is left with the last chain's."""
-    x, y = doubled((X, Y))
+    x, y = to_double((X, Y))
     network = Network()
     network.drop.p = 0.0
-    before = buffers_of(network)
+    before = copy_buffers(network)
     options = {"step_size": 1e-5, **PLAIN}
-    run = chains(kernel(network, **options), number=CHAINS, method="vectorized")
+    run = make_mcmc(make_kernel(network, **options), number=CHAINS, method="vectorized")
     run.run(x, y)
-    after = buffers_of(network)
+    after = copy_buffers(network)
     assert not torch.equal(before["norm.running_mean"], after["norm.running_mean"])
     for chain in range(CHAINS):
         alone = Network()
         alone.drop.p = 0.0
-        single = kernel(alone, **options)
+        single = make_kernel(alone, **options)
         single.start(0, chain, (x, y), {})
         for _ in range(11):
             single.advance(2)
         values = run.kernel.chain.buffers.values()
         for stack, value in zip(values, single.chain.buffers.values(), strict=True):
             torch.testing.assert_close(stack[chain], value, rtol=1e-9, atol=1e-9)
-    for name, value in buffers_of(alone).items():
+    for name, value in copy_buffers(alone).items():
         torch.testing.assert_close(after[name], value, rtol=1e-9, atol=1e-9)
 
 
@@ -225,7 +229,7 @@ def test_dropout_is_drawn_for_every_chain():
                 seen.append(torch._C._functorch.get_unwrapped(mask).clone())
             return super().forward(x, y)
 
-    run = chains(kernel(Seeing(), step_size=1e-5, **PLAIN), method="vectorized")
+    run = make_mcmc(make_kernel(Seeing(), step_size=1e-5, **PLAIN), method="vectorized")
     run.run(X, Y)
     assert len(seen) == 22  # one run of the model a step, for both chains
     assert all(mask.shape == (2, 50) and not torch.equal(*mask) for mask in seen)
@@ -242,7 +246,9 @@ def test_a_collapse_in_one_chain_is_warned_of_once():
     options = {"adaptation": aeb.StochasticApproximation(1.0), "steps_per_draw": 1}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run = chains(kernel(collapsing, aeb.SGLD, **options), 60, number=2, method="vectorized")
+        run = make_mcmc(
+            make_kernel(collapsing, aeb.SGLD, **options), 60, number=2, method="vectorized"
+        )
         run.run(X, torch.zeros_like(Y))
     found = [w for w in caught if issubclass(w.category, CollapseWarning)]
     assert len(found) == 1 and "'delta' has collapsed" in str(found[0].message)
@@ -252,10 +258,10 @@ def test_a_collapse_in_one_chain_is_warned_of_once():
 
 
 def test_first_values_are_those_of_the_chains_alone():
-    together = kernel()
+    together = make_kernel()
     together.start(0, range(CHAINS), (X, Y), DATA)
     for chain in range(CHAINS):
-        alone = kernel()
+        alone = make_kernel()
         alone.start(0, chain, (X, Y), DATA)
         for name, value in alone.chain.values().items():
             assert torch.equal(together.chain.values()[name][chain], value)
@@ -268,8 +274,12 @@ def test_initial_params_are_given_by_chain():
     }
     starts = []
     for method in ("vectorized", "sequential"):
-        run = chains(
-            kernel(step_size=1e-12), number=CHAINS, method=method, initial_params=given, warmup=0
+        run = make_mcmc(
+            make_kernel(step_size=1e-12),
+            number=CHAINS,
+            method=method,
+            initial_params=given,
+            warmup=0,
         )
         run.run(X, Y, **DATA)
         starts.append(run.get_samples(group_by_chain=True))
@@ -277,19 +287,19 @@ def test_initial_params_are_given_by_chain():
     for name in starts[0]:
         torch.testing.assert_close(starts[0][name], starts[1][name], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="must match the number of chains"):
-        chains(number=2, initial_params=given)
+        make_mcmc(number=2, initial_params=given)
 
 
 # -- what cannot be
 
 
-def branching(X, y=None):
+def branching_model(X, y=None):
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     mean = w if w > 0 else 2 * w
     pyro.sample("y", dist.Normal(mean.expand(len(X)), 1.0).to_event(1), obs=y)
 
 
-def counting(X, y=None):
+def item_model(X, y=None):
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     pyro.sample("y", dist.Normal(w + w.item(), 1.0).expand([len(X)]).to_event(1), obs=y)
 
@@ -308,11 +318,11 @@ class Recurrent(PyroModule):
 
 
 @pytest.mark.filterwarnings("ignore:RNN module weights")
-@pytest.mark.parametrize("make", [lambda: branching, lambda: counting, Recurrent])
+@pytest.mark.parametrize("make", [lambda: branching_model, lambda: item_model, Recurrent])
 def test_a_model_that_vmap_cannot_run_is_told_the_cure(make):
-    with says("for several chains at once", 'chain_method="sequential"', error=ModelError):
-        chains(kernel(make(), **PLAIN), method="vectorized").run(X, Y)
-    chains(kernel(make(), **PLAIN)).run(X, Y)
+    with raises_with("for several chains at once", 'chain_method="sequential"', error=ModelError):
+        make_mcmc(make_kernel(make(), **PLAIN), method="vectorized").run(X, Y)
+    make_mcmc(make_kernel(make(), **PLAIN)).run(X, Y)
 
 
 def test_an_error_of_the_models_own_stays_its_own():
@@ -323,26 +333,26 @@ def test_an_error_of_the_models_own_stays_its_own():
         pyro.sample("y", dist.Normal(X @ w, 1.0).to_event(1), obs=y)
 
     with pytest.raises(RuntimeError, match="^of my own$"):
-        chains(kernel(wrong, **PLAIN), method="vectorized").run(X, Y)
+        make_mcmc(make_kernel(wrong, **PLAIN), method="vectorized").run(X, Y)
 
 
 def test_a_blow_up_says_in_which_chain():
     given = {"w": torch.zeros(CHAINS, P)}
     given["w"][1] = 1e18
-    run = chains(
-        kernel(dense_regression, aeb.SGLD, step_size=1e9, **PLAIN, steps_per_draw=1),
+    run = make_mcmc(
+        make_kernel(dense_regression, aeb.SGLD, step_size=1e9, **PLAIN, steps_per_draw=1),
         number=CHAINS,
         method="vectorized",
         initial_params=given,
         warmup=0,
     )
-    with says("of chain 1 is not finite", "step size", error=NonFiniteError):
+    with raises_with("of chain 1 is not finite", "step size", error=NonFiniteError):
         run.run(X, Y)
 
 
 def test_batches_that_cannot_be_stacked_are_told_of():
-    with says("cannot be stacked", "drop_last=True", error=ModelError):
-        run = chains(kernel(loader_regression), number=2, method="vectorized")
+    with raises_with("cannot be stacked", "drop_last=True", error=ModelError):
+        run = make_mcmc(make_kernel(loader_regression), number=2, method="vectorized")
         data = DataLoader(TensorDataset(X, Y), batch_sampler=Uneven())
         run.run(data)
 
@@ -359,9 +369,9 @@ class Uneven:
 
 
 def test_persistent_workers_are_told_of():
-    loader = shuffled(num_workers=1, persistent_workers=True)
-    with says("persistent_workers=True", 'chain_method="sequential"', error=ModelError):
-        chains(kernel(loader_regression), method="vectorized").run(loader)
+    loader = shuffling_loader(num_workers=1, persistent_workers=True)
+    with raises_with("persistent_workers=True", 'chain_method="sequential"', error=ModelError):
+        make_mcmc(make_kernel(loader_regression), method="vectorized").run(loader)
 
 
 # -- the law, without a seed
@@ -376,8 +386,8 @@ def test_the_law_is_that_of_chains_alone():
     ends = []
     for method, seed, number in (("vectorized", 1, 400), ("sequential", 2, 134)):
         pyro.set_rng_seed(seed)
-        of = kernel(step_size=5e-3, seed=None, steps_per_draw=1)
-        run = chains(of, draws=1, warmup=60, number=number, method=method)
+        kernel = make_kernel(step_size=5e-3, seed=None, steps_per_draw=1)
+        run = make_mcmc(kernel, draws=1, warmup=60, number=number, method=method)
         run.run(X, Y, **DATA)
         ends.append({n: v[:, -1] for n, v in run.get_samples(group_by_chain=True).items()})
     columns = {"sigma2": (), "delta": (), **{f"beta {j}": j for j in range(P)}}

@@ -47,7 +47,7 @@ def fixed_point(update):
     return alpha
 
 
-def em(alpha):
+def em_step(alpha):
     mean, variance = law(alpha)
     return maximiser((mean**2 + variance) / 2.0)
 
@@ -72,7 +72,7 @@ class Values(LatentUpdate):
         return self._form.update(seen)
 
 
-def chains(update, **options):
+def run_chains(update, **options):
     # The mean over the second half of the run, for every one of 16 chains.
     adaptation = aeb.StochasticApproximation(
         aeb.Polynomial(5.0, 50.0, 0.75), latents={"alpha": update}
@@ -90,23 +90,23 @@ def chains(update, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("update", [ClosedForm(), GradientStep(0.3)])
 def test_they_end_at_the_fixed_point_of_em(update):
-    mean, error = aeb.testing.replicates(chains(update))
-    aeb.testing.assert_agrees(mean, fixed_point(em), error)
+    mean, error = aeb.testing.replicates(run_chains(update))
+    aeb.testing.assert_agrees(mean, fixed_point(em_step), error)
     aeb.testing.assert_tells_apart(mean, fixed_point(average_of_maximisers), error)
 
 
 @pytest.mark.slow
 def test_averaged_values_end_where_their_average_is():
     """Which is elsewhere: with one draw in hand, a small weight asks for a large precision."""
-    mean, error = aeb.testing.replicates(chains(Values()))
+    mean, error = aeb.testing.replicates(run_chains(Values()))
     aeb.testing.assert_agrees(mean, fixed_point(average_of_maximisers), error)
-    aeb.testing.assert_tells_apart(mean, fixed_point(em), error)
+    aeb.testing.assert_tells_apart(mean, fixed_point(em_step), error)
 
 
 # -- one step
 
 
-def step(update, weight, start=2.0, weight_value=0.5, draws=1):
+def run_step(update, weight, start=2.0, weight_value=0.5, draws=1):
     adaptation = aeb.StochasticApproximation(weight, latents={"alpha": update})
     first = {"alpha": torch.tensor(start), "weight": torch.tensor(weight_value)}
     kernel = aeb.AEBKernel(
@@ -120,10 +120,10 @@ def step(update, weight, start=2.0, weight_value=0.5, draws=1):
 def test_a_closed_form_moves_its_statistics():
     half_square = 0.5**2 / 2.0
     new = maximiser(half_square)
-    assert float(step(ClosedForm(), 1.0)) == pytest.approx(new, rel=1e-4)
+    assert float(run_step(ClosedForm(), 1.0)) == pytest.approx(new, rel=1e-4)
     # A is known; the first value stands for a B of A / 2, which moves by a quarter.
     b = 0.75 * (SHAPE - 0.5) / 2.0 + 0.25 * (RATE + half_square)
-    assert float(step(ClosedForm(), 0.25)) == pytest.approx((SHAPE - 0.5) / b, rel=1e-4)
+    assert float(run_step(ClosedForm(), 0.25)) == pytest.approx((SHAPE - 0.5) / b, rel=1e-4)
 
 
 def test_an_inverse_gamma_moves_as_its_values_do():
@@ -147,7 +147,7 @@ def test_an_inverse_gamma_moves_as_its_values_do():
 def test_a_gradient_step_is_taken_in_unconstrained_space():
     gradient = (SHAPE - 0.5) / 2.0 - (RATE + 0.5**2 / 2.0)  # of the log joint density, at 2
     expected = math.exp(math.log(2.0) + 0.25 * 0.3 * 2.0 * gradient)
-    assert float(step(GradientStep(0.3), 0.25)) == pytest.approx(expected, rel=1e-4)
+    assert float(run_step(GradientStep(0.3), 0.25)) == pytest.approx(expected, rel=1e-4)
 
 
 class Squares(AveragedStatistics):
@@ -162,7 +162,7 @@ class Squares(AveragedStatistics):
 
 def test_statistics_of_ones_own_begin_with_those_of_the_first_step():
     torch.testing.assert_close(
-        step(Squares(), 0.25, draws=2), torch.tensor([4.0, 4.0]), rtol=1e-3, atol=0.0
+        run_step(Squares(), 0.25, draws=2), torch.tensor([4.0, 4.0]), rtol=1e-3, atol=0.0
     )
 
 
@@ -175,7 +175,7 @@ def test_statistics_that_are_no_tensor():
             return seen.value, seen.value
 
     with pytest.raises(ModelError, match="statistics of latent 'alpha' are .*expected a tensor"):
-        step(Pair(), 0.5)
+        run_step(Pair(), 0.5)
 
 
 def test_statistics_whose_shape_changes():
@@ -190,4 +190,4 @@ def test_statistics_whose_shape_changes():
             return statistics.sum()
 
     with pytest.raises(ModelError, match=r"of shape \(1,\) and are of shape \(2,\) now"):
-        step(Growing(), 0.5, draws=2)
+        run_step(Growing(), 0.5, draws=2)

@@ -16,12 +16,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from loader_data import shuffled
+from loader_data import shuffling_loader
 from models import dense_regression, loader_regression, sparse_regression
 from pyro.infer import MCMC as PyroMCMC
 from pyro.infer import NUTS, Predictive
-from pyro_runs import sequential as pyros_sequential
-from refusals import says
+from pyro_runs import make_sequential_mcmc as pyros_sequential
+from refusals import raises_with
 from runs import (
     DATA,
     METHODS,
@@ -29,10 +29,10 @@ from runs import (
     StopAt,
     X,
     Y,
-    assert_equal,
-    chains,
-    kernel,
-    records,
+    assert_same_records,
+    copy_records,
+    make_kernel,
+    make_mcmc,
 )
 
 import pyro_aeb as aeb
@@ -42,7 +42,7 @@ from pyro_aeb.mcmc.parallel import Receiver
 
 @pytest.fixture(scope="module", params=METHODS)
 def run(request):
-    mcmc = chains(draws=10, method=request.param)
+    mcmc = make_mcmc(draws=10, method=request.param)
     mcmc.run(X, Y, **DATA)
     return mcmc
 
@@ -65,7 +65,7 @@ def test_arguments_are_pyros_and_more():
     "model, args, kwargs",
     [
         (sparse_regression, lambda: (X, Y), DATA),
-        (loader_regression, lambda: (shuffled(),), {}),
+        (loader_regression, lambda: (shuffling_loader(),), {}),
         (dense_regression, lambda: (X, Y), DATA),
     ],
 )
@@ -74,10 +74,10 @@ def test_draws_are_those_of_pyros(model, args, kwargs, seed):
     found = []
     for kind in (PyroMCMC, aeb.MCMC):
         pyro.set_rng_seed(3)
-        mcmc = kind(kernel(model, seed=seed), 6, 3, disable_progbar=True)
+        mcmc = kind(make_kernel(model, seed=seed), 6, 3, disable_progbar=True)
         mcmc.run(*args(), **kwargs)
-        found.append(records(mcmc))
-    assert_equal(*found)
+        found.append(copy_records(mcmc))
+    assert_same_records(*found)
 
 
 def test_chains_one_after_the_other_are_those_of_pyros():
@@ -86,11 +86,11 @@ def test_chains_one_after_the_other_are_those_of_pyros():
     def hook_of(key):
         return lambda kernel, draw, stage, i: hooks.setdefault(key, []).append((stage, i))
 
-    theirs = pyros_sequential(kernel(), draws=4, warmup=2, hook_fn=hook_of("theirs"))
+    theirs = pyros_sequential(make_kernel(), draws=4, warmup=2, hook_fn=hook_of("theirs"))
     theirs.run(X, Y, **DATA)
-    ours = chains(draws=4, warmup=2, hook_fn=hook_of("ours"))
+    ours = make_mcmc(draws=4, warmup=2, hook_fn=hook_of("ours"))
     ours.run(X, Y, **DATA)
-    assert_equal(records(ours), records(theirs))
+    assert_same_records(copy_records(ours), copy_records(theirs))
     assert hooks["ours"] == hooks["theirs"]
 
 
@@ -99,19 +99,19 @@ def test_initial_params_and_save_params_are_pyros():
     found = []
     for kind in (PyroMCMC, aeb.MCMC):
         mcmc = kind(
-            kernel(), 3, 0, initial_params=given, save_params=["beta"], disable_progbar=True
+            make_kernel(), 3, 0, initial_params=given, save_params=["beta"], disable_progbar=True
         )
         mcmc.run(X, Y, **DATA)
         found.append(mcmc.get_samples())
     assert found[0].keys() == {"beta"}
-    assert_equal(found[1], found[0])
+    assert_same_records(found[1], found[0])
 
 
 def test_a_start_that_the_kernel_was_given_is_used():
     given = {"beta": torch.full([3], 5.0)}
-    of = kernel(step_size=1e-12)
-    of.initial_params = given
-    mcmc = chains(of, number=1, warmup=0)
+    kernel = make_kernel(step_size=1e-12)
+    kernel.initial_params = given
+    mcmc = make_mcmc(kernel, number=1, warmup=0)
     mcmc.run(X, Y, **DATA)
     torch.testing.assert_close(mcmc.get_samples()["beta"][0], given["beta"], rtol=1e-4, atol=1e-4)
 
@@ -120,10 +120,10 @@ def test_transforms_are_those_of_pyros():
     transforms = {"beta": dist.transforms.AffineTransform(1.0, 2.0)}
     found = []
     for kind in (PyroMCMC, aeb.MCMC):
-        mcmc = kind(kernel(), 4, 0, transforms=transforms, disable_progbar=True)
+        mcmc = kind(make_kernel(), 4, 0, transforms=transforms, disable_progbar=True)
         mcmc.run(X, Y, **DATA)
         found.append(mcmc.get_samples())
-    assert_equal(found[1], found[0])
+    assert_same_records(found[1], found[0])
 
 
 def test_resampled_draws_are_draws(run):
@@ -138,9 +138,9 @@ def test_resampled_draws_are_draws(run):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("thinning", [2, 3])
 def test_thinned_draws_are_every_nth(method, thinning):
-    every = chains(draws=6 * thinning, method=method)
+    every = make_mcmc(draws=6 * thinning, method=method)
     every.run(X, Y, **DATA)
-    thinned = chains(draws=6, method=method, thinning=thinning)
+    thinned = make_mcmc(draws=6, method=method, thinning=thinning)
     thinned.run(X, Y, **DATA)
     for name, draws in every.get_samples(group_by_chain=True).items():
         kept = thinned.get_samples(group_by_chain=True)[name]
@@ -149,17 +149,19 @@ def test_thinned_draws_are_every_nth(method, thinning):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_run_again_goes_on(method):
-    longer, again = chains(draws=16, method=method), chains(draws=8, method=method)
+    longer, again = make_mcmc(draws=16, method=method), make_mcmc(draws=8, method=method)
     longer.run(X, Y, **DATA)
     again.run(X, Y, **DATA)
     first = again.get_samples(group_by_chain=True)["beta"].clone()
     again.run(X, Y, **DATA)
-    assert_equal(records(again), records(longer))
+    assert_same_records(copy_records(again), copy_records(longer))
     assert torch.equal(again.get_samples(group_by_chain=True)["beta"][:, :8], first)
 
 
 def test_run_again_with_other_data_is_an_error(run):
-    with says("argument 1", "but the run began with", "another MCMC object", error=ValueError):
+    with raises_with(
+        "argument 1", "but the run began with", "another MCMC object", error=ValueError
+    ):
         run.run(X, Y + 1, **DATA)
 
 
@@ -185,7 +187,7 @@ def test_predictions_from_a_result(run):
     assert predicted.shape == (20, len(X))
 
 
-def network():
+def make_network():
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
     return aeb.nn.bayesianize(module, delta=0.5, sigma2=1.0)
 
@@ -203,17 +205,19 @@ def network_model(net):
 @pytest.mark.parametrize("method", METHODS)
 def test_networks(method, save):
     """Predictions along with a run and after it, and a plain module of the last draw."""
-    net = network()
+    net = make_network()
     model = network_model(net)
     predict = aeb.nn.PosteriorPredictive(model, data=(X, Y))
     if method == "parallel":
         with pytest.raises(RuntimeError, match="whose averages would end with it"):
-            chains(kernel(model, adaptation=None), method=method, hook_fn=predict.hook).run(X, Y)
+            make_mcmc(make_kernel(model, adaptation=None), method=method, hook_fn=predict.hook).run(
+                X, Y
+            )
     hook = None if method == "parallel" else predict.hook
-    mcmc = chains(kernel(model, adaptation=None, save=save), method=method, hook_fn=hook)
+    mcmc = make_mcmc(make_kernel(model, adaptation=None, save=save), method=method, hook_fn=hook)
     mcmc.run(X, Y)
     if save is not None and method == "parallel":
-        with says("do not hold", "processes of their own leave none behind"):
+        with raises_with("do not hold", "processes of their own leave none behind"):
             aeb.nn.sparse_module(net, mcmc)
         return
     assert aeb.nn.sparse_module(net, mcmc)(X).shape == (len(X), 1)
@@ -239,7 +243,7 @@ def test_networks(method, save):
     ],
 )
 def test_a_run_that_was_cut_short_is_usable(at, counts, table):
-    mcmc = chains(hook_fn=StopAt(*at))
+    mcmc = make_mcmc(hook_fn=StopAt(*at))
     with pytest.raises(Stop):
         mcmc.run(X, Y, **DATA)
     assert mcmc._counts() == counts
@@ -252,7 +256,7 @@ def test_a_run_that_was_cut_short_is_usable(at, counts, table):
 
 
 def test_the_table_leaves_out_the_chains_that_have_least():
-    mcmc = chains(number=3)
+    mcmc = make_mcmc(number=3)
     mcmc.run(X, Y, **DATA)
     every = mcmc.get_samples(group_by_chain=True)["beta"].clone()
     mcmc._lanes[0].draws = 3 + 1  # as of a process that ended early
@@ -266,15 +270,17 @@ def test_the_table_leaves_out_the_chains_that_have_least():
 
 def test_a_run_without_draws_says_so():
     with pytest.raises(RuntimeError, match="no draw is kept yet, expected at least one: call run"):
-        chains().get_samples()
+        make_mcmc().get_samples()
     with pytest.raises(RuntimeError, match="no draw is kept yet"):
-        chains().summary()
+        make_mcmc().summary()
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_blow_up_keeps_the_draws_before(method):
     schedule = aeb.Piecewise(1e-3, {16: 1e25})
-    mcmc = chains(kernel(dense_regression, aeb.SGLD, schedule, adaptation=None), method=method)
+    mcmc = make_mcmc(
+        make_kernel(dense_regression, aeb.SGLD, schedule, adaptation=None), method=method
+    )
     with pytest.raises(NonFiniteError) as info:
         mcmc.run(X, Y, **DATA)
     kept = mcmc.get_samples()["w"]
@@ -283,8 +289,8 @@ def test_a_blow_up_keeps_the_draws_before(method):
 
 
 def test_a_blow_up_before_the_first_draw_is_a_blow_up():
-    of = kernel(dense_regression, aeb.SGLD, 1e30, adaptation=None, steps_per_draw=10)
-    mcmc = chains(of, method="parallel")
+    kernel = make_kernel(dense_regression, aeb.SGLD, 1e30, adaptation=None, steps_per_draw=10)
+    mcmc = make_mcmc(kernel, method="parallel")
     with pytest.raises(NonFiniteError) as info:
         mcmc.run(X, Y, **DATA)
     assert info.value.draws == {}
@@ -303,11 +309,11 @@ def odd_hook(kernel, draw, stage, i):
 
 def test_errors_of_processes_come_back_with_their_place():
     with pytest.raises(Stop) as info:
-        chains(method="parallel", hook_fn=StopAt("Sample [1]", 1)).run(X, Y, **DATA)
+        make_mcmc(method="parallel", hook_fn=StopAt("Sample [1]", 1)).run(X, Y, **DATA)
     assert "in the process of chain 1" in str(info.value.__cause__)
     assert "runs.py" in str(info.value.__cause__)
     with pytest.raises(RuntimeError, match="in the process of chain(.|\n)*TwoArguments: odd"):
-        chains(method="parallel", hook_fn=odd_hook).run(X, Y, **DATA)
+        make_mcmc(method="parallel", hook_fn=odd_hook).run(X, Y, **DATA)
 
 
 def dying_hook(kernel, draw, stage, i):
@@ -317,15 +323,15 @@ def dying_hook(kernel, draw, stage, i):
 
 
 def test_a_process_that_dies_is_told_of_and_the_run_goes_on():
-    mcmc = chains(method="parallel", hook_fn=dying_hook)
+    mcmc = make_mcmc(method="parallel", hook_fn=dying_hook)
     with pytest.raises(RuntimeError, match="process of chain 1 ended with exit code -9"):
         mcmc.run(X, Y, **DATA)
     assert mcmc._counts()[1] == 3
     mcmc._hook = None
     mcmc.run(X, Y, **DATA)
-    whole = chains(method="parallel")
+    whole = make_mcmc(method="parallel")
     whole.run(X, Y, **DATA)
-    assert_equal(records(mcmc), records(whole))
+    assert_same_records(copy_records(mcmc), copy_records(whole))
 
 
 def main_process(pids) -> None:
@@ -335,7 +341,7 @@ def main_process(pids) -> None:
                 pids.put(os.getpid())
             time.sleep(0.1)
 
-    chains(draws=10_000, method="parallel", hook_fn=Telling()).run(X, Y, **DATA)
+    make_mcmc(draws=10_000, method="parallel", hook_fn=Telling()).run(X, Y, **DATA)
 
 
 def sleep_once(patch: pytest.MonkeyPatch, seconds: float, when) -> None:
@@ -355,13 +361,15 @@ def busy_main_process(pids) -> None:
     """Its workers wait for it, half-way through a draw that no pipe has room for."""
     sleep_once(pytest.MonkeyPatch(), 1000.0, lambda lanes, _: all(own.draws for own in lanes))
     pids_of = lambda *_: pids.put(os.getpid())  # noqa: E731
-    chains(kernel(wide, adaptation=None), 10_000, 0, method="parallel", hook_fn=pids_of).run()
+    make_mcmc(
+        make_kernel(wide_model, adaptation=None), 10_000, 0, method="parallel", hook_fn=pids_of
+    ).run()
 
 
 WIDTH = 100_000
 
 
-def wide():
+def wide_model():
     """Draws of 400 kB."""
     pyro.sample("w", dist.Normal(0.0, 1.0).expand([WIDTH]).to_event(1))
     pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(()))
@@ -381,7 +389,9 @@ def test_draws_that_the_main_process_has_not_taken_do_not_pile_up(monkeypatch):
 
     monkeypatch.setattr(Receiver, "drawn", look)
     sleep_once(monkeypatch, 1.0, lambda _, lane: lane == 1)
-    run = chains(kernel(wide, adaptation=None), 100, 0, method="parallel", hook_fn=count)
+    run = make_mcmc(
+        make_kernel(wide_model, adaptation=None), 100, 0, method="parallel", hook_fn=count
+    )
     run.run()
     assert run._counts() == [100, 100]
     # One that is on its way, and one that has just been made.
@@ -394,8 +404,8 @@ def test_a_process_that_dies_half_way_through_a_draw_is_told_of(monkeypatch):
             threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
     sleep_once(monkeypatch, 1.5, lambda _, lane: lane == 1)
-    of = kernel(wide, adaptation=None)
-    run = chains(of, 10, 0, method="parallel", hook_fn=die_while_sending)
+    wide_kernel = make_kernel(wide_model, adaptation=None)
+    run = make_mcmc(wide_kernel, 10, 0, method="parallel", hook_fn=die_while_sending)
     with pytest.raises(RuntimeError, match="process of chain 1 ended with exit code -9"):
         run.run()
     assert run._counts()[1] < 10
@@ -414,12 +424,12 @@ def test_processes_end_with_the_main_one(program):
     os.kill(main.pid, signal.SIGKILL)
     main.join()
     end = time.monotonic() + 30
-    while any(alive(pid) for pid in workers):
+    while any(is_alive(pid) for pid in workers):
         assert time.monotonic() < end, "workers run on without a main process"
         time.sleep(0.05)
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
@@ -430,10 +440,10 @@ def alive(pid: int) -> bool:
 def test_loaders_with_workers_serve_chains_in_processes():
     found = []
     for workers in (0, 1):
-        mcmc = chains(kernel(loader_regression), draws=2, warmup=0, method="parallel")
-        mcmc.run(shuffled(num_workers=workers))
-        found.append(records(mcmc))
-    assert_equal(*found)
+        mcmc = make_mcmc(make_kernel(loader_regression), draws=2, warmup=0, method="parallel")
+        mcmc.run(shuffling_loader(num_workers=workers))
+        found.append(copy_records(mcmc))
+    assert_same_records(*found)
 
 
 # -- options
@@ -453,7 +463,7 @@ def test_loaders_with_workers_serve_chains_in_processes():
 )
 def test_options_that_make_no_sense(options, said):
     with pytest.raises(ValueError) as info:
-        aeb.MCMC(kernel(), **{"num_samples": 3, **options})
+        aeb.MCMC(make_kernel(), **{"num_samples": 3, **options})
     assert said in str(info.value)
 
 
@@ -465,5 +475,5 @@ def test_another_kernel_is_an_error():
 def test_the_usual_way_of_chains_is_pyros(monkeypatch):
     for processors, method in ((8, "parallel"), (2, "sequential")):
         monkeypatch.setattr("torch.multiprocessing.cpu_count", lambda n=processors: n)
-        assert aeb.MCMC(kernel(), 3, num_chains=2).chain_method == method
-        assert aeb.MCMC(kernel(), 3).chain_method == "sequential"
+        assert aeb.MCMC(make_kernel(), 3, num_chains=2).chain_method == method
+        assert aeb.MCMC(make_kernel(), 3).chain_method == "sequential"

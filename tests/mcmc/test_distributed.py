@@ -17,8 +17,8 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro_runs import DATA, X, Y, assert_same, by_chain, kernel
-from rank_runs import SECONDS, on_ranks
+from pyro_runs import DATA, X, Y, assert_same_draws, make_kernel, samples_by_chain
+from rank_runs import SECONDS, run_on_ranks
 
 import pyro_aeb as aeb
 
@@ -27,87 +27,89 @@ CHAINS = 3
 """Two on rank 0, one on rank 1."""
 
 
-def distributed(of=None, **options) -> aeb.MCMC:
+def make_distributed_mcmc(kernel=None, **options) -> aeb.MCMC:
     options = {"num_chains": CHAINS, "disable_progbar": True, **options}
-    return aeb.MCMC(of or kernel(), 6, 3, **{"chain_method": "distributed", **options})
+    return aeb.MCMC(kernel or make_kernel(), 6, 3, **{"chain_method": "distributed", **options})
 
 
-def sequential(**options) -> aeb.MCMC:
-    return distributed(chain_method="sequential", **options)
+def make_sequential_mcmc(**options) -> aeb.MCMC:
+    return make_distributed_mcmc(chain_method="sequential", **options)
 
 
-def copied(draws: dict) -> dict:
+def copy_draws(draws: dict) -> dict:
     return {name: values.clone() for name, values in draws.items()}
 
 
 @pytest.fixture(scope="module")
-def one_after_the_other() -> tuple[dict, dict, Any]:
+def sequential_run() -> tuple[dict, dict, Any]:
     """The draws of a run in one process, those after going on with it, and the first as ArviZ's."""
-    run = sequential()
+    run = make_sequential_mcmc()
     run.run(X, Y, **DATA)
-    found, idata = copied(by_chain(run)), aeb.to_arviz(run)
+    found, idata = copy_draws(samples_by_chain(run)), aeb.to_arviz(run)
     run.run(X, Y, **DATA)
-    return found, by_chain(run), idata
+    return found, samples_by_chain(run), idata
 
 
 # -- a run that nothing happens to
 
 
 def two_runs(rank: int, folder: str) -> Any:
-    run = distributed(checkpoint=f"{folder}/run", every=2)
+    run = make_distributed_mcmc(checkpoint=f"{folder}/run", every=2)
     run.run(X, Y, **DATA)
-    found, idata = copied(by_chain(run)), aeb.to_arviz(run)
+    found, idata = copy_draws(samples_by_chain(run)), aeb.to_arviz(run)
     run.run(X, Y, **DATA)
-    fewer = distributed(num_chains=1)  # than ranks
+    fewer = make_distributed_mcmc(num_chains=1)  # than ranks
     fewer.run(X, Y, **DATA)
-    assert_same(by_chain(fewer), {name: values[:1] for name, values in found.items()})
-    alike = distributed(kernel(seed=None))
+    assert_same_draws(samples_by_chain(fewer), {name: values[:1] for name, values in found.items()})
+    alike = make_distributed_mcmc(make_kernel(seed=None))
     pyro.set_rng_seed(0)
     alike.run(X, Y, **DATA)
     after = torch.rand(())
     with pytest.raises(ValueError, match="the same on all"):
-        distributed().run(X + rank, Y, **DATA)
-    return found, by_chain(run), idata, by_chain(alike), after
+        make_distributed_mcmc().run(X + rank, Y, **DATA)
+    return found, samples_by_chain(run), idata, samples_by_chain(alike), after
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory) -> tuple[list, Any]:
+def rank_results(tmp_path_factory) -> tuple[list, Any]:
     folder = tmp_path_factory.mktemp("ran")
-    found = on_ranks(two_runs, folder, str(folder))
+    found = run_on_ranks(two_runs, folder, str(folder))
     for result in found:
         assert not isinstance(result, BaseException), result
     return found, folder / "run"
 
 
-def test_draws_are_those_of_chains_one_after_the_other(ran, one_after_the_other):
-    for first, _, *_ in ran[0]:
-        assert_same(first, one_after_the_other[0])
+def test_draws_are_those_of_chains_one_after_the_other(rank_results, sequential_run):
+    for first, _, *_ in rank_results[0]:
+        assert_same_draws(first, sequential_run[0])
 
 
-def test_a_second_run_goes_on(ran, one_after_the_other):
-    for _, second, *_ in ran[0]:
-        assert_same(second, one_after_the_other[1])
+def test_a_second_run_goes_on(rank_results, sequential_run):
+    for _, second, *_ in rank_results[0]:
+        assert_same_draws(second, sequential_run[1])
 
 
-def test_every_rank_has_one_arviz_object_of_all_chains(ran, one_after_the_other):
-    expected = one_after_the_other[2]
-    for _, _, found, *_ in ran[0]:
+def test_every_rank_has_one_arviz_object_of_all_chains(rank_results, sequential_run):
+    expected = sequential_run[2]
+    for _, _, found, *_ in rank_results[0]:
         for group in ("posterior", "sample_stats", "adaptation"):
             assert found[group].sizes == expected[group].sizes
             for name, values in expected[group].data_vars.items():
                 np.testing.assert_array_equal(found[group][name].values, values.values)
 
 
-def test_without_a_seed_chains_differ_although_ranks_begin_with_the_same_random_numbers(ran):
-    for *_, alike, after in ran[0]:
+def test_without_a_seed_chains_differ_although_ranks_begin_with_the_same_random_numbers(
+    rank_results,
+):
+    for *_, alike, after in rank_results[0]:
         first, second, third = alike["beta"]
         assert (first != second).all() and (first != third).all() and (second != third).all()
-        assert after == ran[0][0][-1]
+        assert after == rank_results[0][0][-1]
 
 
-def test_a_checkpoint_is_read_without_a_process_group(ran, one_after_the_other):
-    run = aeb.MCMC.resume(ran[1], kernel().model, disable_progbar=True)
-    assert_same(by_chain(run), one_after_the_other[1])
+def test_a_checkpoint_is_read_without_a_process_group(rank_results, sequential_run):
+    run = aeb.MCMC.resume(rank_results[1], make_kernel().model, disable_progbar=True)
+    assert_same_draws(samples_by_chain(run), sequential_run[1])
     with pytest.raises(RuntimeError, match="torchrun --nproc_per_node 2 program.py"):
         run.run(X, Y, **DATA)
 
@@ -115,7 +117,7 @@ def test_a_checkpoint_is_read_without_a_process_group(ran, one_after_the_other):
 # -- a run that something happens to
 
 
-def at_draw_5_of_chain_1(what):
+def hook_at_draw_5_of_chain_1(what):
     """A hook."""
 
     def hook(kernel, draw, stage, i):
@@ -138,7 +140,7 @@ def kill():
 
 
 def broken_run(rank: int, folder: str, what) -> Any:
-    run = distributed(checkpoint=folder, every=2, hook_fn=at_draw_5_of_chain_1(what))
+    run = make_distributed_mcmc(checkpoint=folder, every=2, hook_fn=hook_at_draw_5_of_chain_1(what))
     try:
         run.run(X, Y, **DATA)
     except BaseException as error:
@@ -146,16 +148,16 @@ def broken_run(rank: int, folder: str, what) -> Any:
     return None
 
 
-def resumed(rank: int, folder: str) -> dict:
-    run = aeb.MCMC.resume(folder, kernel().model, disable_progbar=True)
+def resume_run(rank: int, folder: str) -> dict:
+    run = aeb.MCMC.resume(folder, make_kernel().model, disable_progbar=True)
     run.run(X, Y, **DATA)
-    return by_chain(run)
+    return samples_by_chain(run)
 
 
 @pytest.mark.parametrize("what", [fail, interrupt, kill], ids=lambda what: what.__name__)
-def test_a_rank_that_stops_loses_nothing(tmp_path, one_after_the_other, what):
+def test_a_rank_that_stops_loses_nothing(tmp_path, sequential_run, what):
     folder = tmp_path / "run"
-    other, stopped = on_ranks(broken_run, tmp_path / "broken", str(folder), what)
+    other, stopped = run_on_ranks(broken_run, tmp_path / "broken", str(folder), what)
     error, draws = other
     assert isinstance(error, aeb.RankError)
     if what is kill:
@@ -165,40 +167,42 @@ def test_a_rank_that_stops_loses_nothing(tmp_path, one_after_the_other, what):
         assert isinstance(stopped[0], OSError if what is fail else KeyboardInterrupt)
         assert f"rank 1 stopped: {type(stopped[0]).__name__}" in str(error)
         assert len(draws) == len(stopped[1]) == 14  # and two of chain 1, on both ranks
-    for found in on_ranks(resumed, tmp_path / "resumed", str(folder)):
-        assert_same(found, one_after_the_other[0])
+    for found in run_on_ranks(resume_run, tmp_path / "resumed", str(folder)):
+        assert_same_draws(found, sequential_run[0])
 
 
-def cut_short(rank: int, folder: str) -> list[int]:
+def cut_short_run(rank: int, folder: str) -> list[int]:
     """Chains 0 and 2 have ended, and chain 1 has two draws."""
-    run = distributed(checkpoint=f"{folder}/run", every=2, hook_fn=at_draw_5_of_chain_1(fail))
+    run = make_distributed_mcmc(
+        checkpoint=f"{folder}/run", every=2, hook_fn=hook_at_draw_5_of_chain_1(fail)
+    )
     with pytest.raises(aeb.RankError if rank == 0 else OSError):
         run.run(X, Y, **DATA)
     return run._counts()
 
 
-def without_a_chain(rank: int, folder: str) -> str:
+def resume_without_a_chain(rank: int, folder: str) -> str:
     """On three ranks with folders of their own: chain 2 was rank 0's, and is to be rank 2's."""
     own = Path(folder) / f"of-{rank}"
     shutil.copytree(Path(folder) / "run", own)
     if rank > 0:
         (own / "chain-2.pt").unlink()
-    run = aeb.MCMC.resume(own, kernel().model, disable_progbar=True)
+    run = aeb.MCMC.resume(own, make_kernel().model, disable_progbar=True)
     with pytest.raises(ValueError) as info:
         run.run(X, Y, **DATA)
     return str(info.value)
 
 
-def test_a_run_goes_on_on_another_number_of_ranks(tmp_path, one_after_the_other):
-    assert on_ranks(cut_short, tmp_path / "two", str(tmp_path)) == [[6, 2, 6]] * 2
-    for error in on_ranks(without_a_chain, tmp_path / "apart", str(tmp_path), world=3):
+def test_a_run_goes_on_on_another_number_of_ranks(tmp_path, sequential_run):
+    assert run_on_ranks(cut_short_run, tmp_path / "two", str(tmp_path)) == [[6, 2, 6]] * 2
+    for error in run_on_ranks(resume_without_a_chain, tmp_path / "apart", str(tmp_path), world=3):
         assert "rank 2 is to go on with chain 2 and has 0 of its draws" in error
         assert "rank 0 has 9" in error and "one checkpoint folder" in error
     for world in (1, 3):
         folder = tmp_path / f"run-on-{world}"
         shutil.copytree(tmp_path / "run", folder)
-        for found in on_ranks(resumed, tmp_path / f"on-{world}", str(folder), world=world):
-            assert_same(found, one_after_the_other[0])
+        for found in run_on_ranks(resume_run, tmp_path / f"on-{world}", str(folder), world=world):
+            assert_same_draws(found, sequential_run[0])
 
 
 # -- as a reader runs it
@@ -235,9 +239,9 @@ def test_the_tutorial_says_the_same_on_one_process_and_on_two(tmp_path):
 
 def test_without_a_process_group():
     with pytest.raises(RuntimeError, match="torchrun --nproc_per_node 2 program.py"):
-        distributed().run(X, Y, **DATA)
+        make_distributed_mcmc().run(X, Y, **DATA)
 
 
 def test_a_trace_is_refused(tmp_path):
     with pytest.raises(ValueError, match="written by one process only"):
-        distributed(trace=tmp_path / "run.zarr")
+        make_distributed_mcmc(trace=tmp_path / "run.zarr")

@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from loader_data import shuffled
+from loader_data import shuffling_loader
 from models import loader_regression
 from runs import (
     DATA,
@@ -21,11 +21,11 @@ from runs import (
     CtrlCAt,
     X,
     Y,
-    assert_equal,
-    chains,
-    kernel,
-    records,
-    resumed,
+    assert_same_records,
+    copy_records,
+    make_kernel,
+    make_mcmc,
+    resume_mcmc,
 )
 
 from pyro_aeb.kernel.update import Update
@@ -34,7 +34,7 @@ from pyro_aeb.mcmc.interrupts import between_steps
 WAIT = 60.0
 
 
-def press() -> None:
+def press_ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -45,7 +45,7 @@ def test_the_first_ctrl_c_is_noted_and_raised_between_steps():
     reached = []
     with pytest.raises(KeyboardInterrupt), between_steps() as between:
         between()
-        press()
+        press_ctrl_c()
         reached.append("the rest of the step")
         between()
         reached.append("the next step")
@@ -54,15 +54,15 @@ def test_the_first_ctrl_c_is_noted_and_raised_between_steps():
 
 def test_one_in_the_last_step_is_raised_at_the_end():
     with pytest.raises(KeyboardInterrupt), between_steps():
-        press()
+        press_ctrl_c()
 
 
 def test_the_second_one_is_not_waited_for():
     reached = []
     with pytest.raises(KeyboardInterrupt), between_steps():
-        press()
+        press_ctrl_c()
         reached.append("first")
-        press()
+        press_ctrl_c()
         reached.append("second")
     assert reached == ["first"]
 
@@ -81,7 +81,7 @@ def test_where_ctrl_c_is_ignored_it_stays_so():
     usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with between_steps() as between:
-            press()
+            press_ctrl_c()
             between()
     finally:
         signal.signal(signal.SIGINT, usual)
@@ -106,10 +106,10 @@ def test_other_threads_are_as_they_were():
 
 @pytest.mark.parametrize("method, kept", [("sequential", [8, 4]), ("vectorized", [4, 4])])
 def test_a_run_that_was_stopped_goes_on_to_the_same_draws(method, kept):
-    whole = chains(method=method)
+    whole = make_mcmc(method=method)
     whole.run(X, Y, **DATA)
     stage = "Sample" if method == "vectorized" else "Sample [1]"
-    run = chains(method=method, hook_fn=CtrlCAt(stage, 3))
+    run = make_mcmc(method=method, hook_fn=CtrlCAt(stage, 3))
     with pytest.raises(KeyboardInterrupt):
         run.run(X, Y, **DATA)
     assert run._counts() == kept
@@ -117,19 +117,19 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_draws(method, kept):
         there = torch.cat([draws[chain, :count] for chain, count in enumerate(kept)])
         assert torch.equal(run.get_samples()[name], there)
     run.run(X, Y, **DATA)
-    assert_equal(records(run), records(whole))
+    assert_same_records(copy_records(run), copy_records(whole))
 
 
 def test_warm_up_may_be_stopped_and_goes_on():
-    whole = chains()
+    whole = make_mcmc()
     whole.run(X, Y, **DATA)
-    run = chains(hook_fn=CtrlCAt("Warmup [0]", 1))
+    run = make_mcmc(hook_fn=CtrlCAt("Warmup [0]", 1))
     with pytest.raises(KeyboardInterrupt):
         run.run(X, Y, **DATA)
     with pytest.raises(RuntimeError, match="no draw is kept yet"):
         run.get_samples()
     run.run(X, Y, **DATA)
-    assert_equal(records(run), records(whole))
+    assert_same_records(copy_records(run), copy_records(whole))
 
 
 # -- Ctrl-C from outside, as a terminal sends it to all processes of a group
@@ -147,14 +147,14 @@ class Slow:
         time.sleep(self.seconds)
 
 
-def make(kind: str, **options):
+def make_run(kind: str, **options):
     if kind == "loader":
         return (
-            chains(kernel(loader_regression), draws=12, number=1, **options),
-            (shuffled(num_workers=2),),
+            make_mcmc(make_kernel(loader_regression), draws=12, number=1, **options),
+            (shuffling_loader(num_workers=2),),
             {},
         )
-    return chains(draws=40, method=kind, **options), (X, Y), DATA
+    return make_mcmc(draws=40, method=kind, **options), (X, Y), DATA
 
 
 def stopped_run(kind: str, started, results, folder: str) -> None:
@@ -162,7 +162,7 @@ def stopped_run(kind: str, started, results, folder: str) -> None:
     os.setpgrp()
     mp.set_start_method("fork", force=True)  # of a loader's workers: spawned ones take seconds
     torch.set_num_threads(1)
-    run, args, kwargs = make(kind, hook_fn=Slow(started), checkpoint=folder, every=1000)
+    run, args, kwargs = make_run(kind, hook_fn=Slow(started), checkpoint=folder, every=1000)
     try:
         run.run(*args, **kwargs)
         results.put("not stopped")
@@ -170,7 +170,7 @@ def stopped_run(kind: str, started, results, folder: str) -> None:
         results.put(run._counts())
         run._hook = None
         run.run(*args, **kwargs)
-        results.put({name: value.numpy() for name, value in records(run).items()})
+        results.put({name: value.numpy() for name, value in copy_records(run).items()})
 
 
 @pytest.mark.parametrize("kind", [*METHODS, "loader"])
@@ -191,12 +191,12 @@ def test_ctrl_c_at_a_terminal(kind, tmp_path):
         assert process.exitcode == 0
     finally:
         process.kill()
-    whole, args, kwargs = make(kind)
+    whole, args, kwargs = make_run(kind)
     whole.run(*args, **kwargs)
-    assert_equal(found, records(whole))
+    assert_same_records(found, copy_records(whole))
     model = loader_regression if kind == "loader" else None
-    again = resumed(tmp_path / "run", **({"model": model} if model else {}))
-    assert_equal(records(again), records(whole))
+    again = resume_mcmc(tmp_path / "run", **({"model": model} if model else {}))
+    assert_same_records(copy_records(again), copy_records(whole))
 
 
 class TwiceInAStep:
@@ -208,39 +208,39 @@ class TwiceInAStep:
     def __call__(self, x, y=None):
         self.calls += 1
         if self.calls == self.step:
-            press()
-            press()
+            press_ctrl_c()
+            press_ctrl_c()
             self.after = True
         return loader_regression(x, y)
 
 
 def test_a_second_ctrl_c_ends_the_step_and_the_draws_are_there(tmp_path):
     model = TwiceInAStep(20)
-    run = chains(kernel(model), number=1, checkpoint=tmp_path, every=2)
+    run = make_mcmc(make_kernel(model), number=1, checkpoint=tmp_path, every=2)
     with pytest.raises(KeyboardInterrupt):
         run.run(X, Y)
     assert not model.after
     kept = run.get_samples()["beta"]
     assert 0 < len(kept) < 8
-    whole = chains(kernel(loader_regression), number=1)
+    whole = make_mcmc(make_kernel(loader_regression), number=1)
     whole.run(X, Y)
     assert torch.equal(kept, whole.get_samples()["beta"][: len(kept)])
-    again = resumed(tmp_path, loader_regression)
+    again = resume_mcmc(tmp_path, loader_regression)
     assert torch.equal(again.get_samples()["beta"], kept)
     again.run(X, Y)
-    assert_equal(records(again), records(whole))
+    assert_same_records(copy_records(again), copy_records(whole))
 
 
 def test_a_step_that_was_cut_while_it_changed_the_state_is_not_saved(tmp_path):
     """The checkpoint before it is."""
-    run = chains(kernel(loader_regression), number=1, checkpoint=tmp_path, every=4)
+    run = make_mcmc(make_kernel(loader_regression), number=1, checkpoint=tmp_path, every=4)
     seen = []
 
     def twice(*args):
         seen.append(args)
         if len(seen) == 15:
-            press()
-            press()
+            press_ctrl_c()
+            press_ctrl_c()
         return update(*args)
 
     update = Update.__call__
@@ -249,9 +249,9 @@ def test_a_step_that_was_cut_while_it_changed_the_state_is_not_saved(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run.run(X, Y)
     assert run._counts() == [4]  # 14 steps are 7 draws, of which 3 were of warm-up
-    again = resumed(tmp_path, loader_regression)
+    again = resume_mcmc(tmp_path, loader_regression)
     assert again._counts() == [1]  # of the checkpoint after 4 draws
     again.run(X, Y)
-    whole = chains(kernel(loader_regression), number=1)
+    whole = make_mcmc(make_kernel(loader_regression), number=1)
     whole.run(X, Y)
-    assert_equal(records(again), records(whole))
+    assert_same_records(copy_records(again), copy_records(whole))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from models import sparse_regression
-from refusals import says
-from runs import DATA, X, Y, chains, kernel, resumed
+from refusals import raises_with
+from runs import DATA, X, Y, make_kernel, make_mcmc, resume_mcmc
 
 import pyro_aeb as aeb
 from pyro_aeb import CheckpointError, pruning, schedules, transitions
@@ -48,14 +48,14 @@ TRANSITIONS = {
 }
 
 
-def through_a_file(value):
+def save_and_load(value):
     file = io.BytesIO()
     torch.save(plain(value), file)
     file.seek(0)
     return restored("option", torch.load(file, weights_only=True))
 
 
-def classes(module, *bases: str) -> set[str]:
+def option_classes(module, *bases: str) -> set[str]:
     """The dataclasses of a module that a user makes."""
     return {
         name
@@ -65,14 +65,14 @@ def classes(module, *bases: str) -> set[str]:
 
 
 def test_all_options_are_in_these_tests():
-    assert SCHEDULES.keys() == classes(schedules)
-    assert PRUNINGS.keys() == classes(pruning, "Pruning")
-    assert TRANSITIONS.keys() == classes(transitions)
+    assert SCHEDULES.keys() == option_classes(schedules)
+    assert PRUNINGS.keys() == option_classes(pruning, "Pruning")
+    assert TRANSITIONS.keys() == option_classes(transitions)
 
 
 @pytest.mark.parametrize("value", [*SCHEDULES.values(), *PRUNINGS.values(), *TRANSITIONS.values()])
 def test_options_come_back_equal(value):
-    found = through_a_file(value)
+    found = save_and_load(value)
     assert type(found) is type(value)
     assert repr(found) == repr(value) and found == value
 
@@ -80,16 +80,16 @@ def test_options_come_back_equal(value):
 def test_an_adaptation_comes_back_with_its_tensors():
     first = {"beta": torch.tensor([0.1, 0.5, 0.9])}
     value = aeb.StochasticApproximation(SCHEDULES["Polynomial"], first, initial_penalty=2.0)
-    found = through_a_file(value)
+    found = save_and_load(value)
     assert found.weight == value.weight and found.initial_penalty == 2.0
     assert torch.equal(found.initial_inclusion["beta"], first["beta"])
     plain_one = aeb.StochasticApproximation(0.3)
-    assert through_a_file(plain_one) == plain_one
+    assert save_and_load(plain_one) == plain_one
 
 
 @pytest.mark.parametrize("value", [None, True, 3, -0.1, "word", float("inf")])
 def test_plain_values_come_back(value):
-    found = through_a_file(value)
+    found = save_and_load(value)
     assert found == value and type(found) is type(value)
 
 
@@ -97,7 +97,7 @@ def test_plain_values_come_back(value):
     "value", [np.float64(0.1), np.float32(0.5), np.int64(3), [1, np.float64(2.0)]]
 )
 def test_numbers_of_numpy_come_back_as_pythons(value):
-    assert through_a_file(value) == (tuple(value) if isinstance(value, list) else value)
+    assert save_and_load(value) == (tuple(value) if isinstance(value, list) else value)
 
 
 def test_a_kernel_comes_back_with_all_options():
@@ -138,26 +138,26 @@ class Own:
 
 
 def test_a_schedule_of_the_users_own_is_given_again(tmp_path):
-    chains(kernel(inverse_temperature=Own()), checkpoint=tmp_path).run(X, Y, **DATA)
+    make_mcmc(make_kernel(inverse_temperature=Own()), checkpoint=tmp_path).run(X, Y, **DATA)
     said = (
         "cannot hold inverse_temperature = Own()",
         "resume(path, model, inverse_temperature=...)",
     )
-    with says(*said, error=CheckpointError):
-        resumed(tmp_path)
-    again = resumed(tmp_path, inverse_temperature=Own())
+    with raises_with(*said, error=CheckpointError):
+        resume_mcmc(tmp_path)
+    again = resume_mcmc(tmp_path, inverse_temperature=Own())
     again.run(X, Y, **DATA)
     assert again.get_samples(group_by_chain=True)["beta"].shape[1] == 16
 
 
 def test_a_step_size_of_the_users_own_is_named_with_the_option_that_it_is_in():
-    recipe = recipe_of(kernel(step_size=Own()))
-    with says("cannot hold transition = Own()", error=CheckpointError):
+    recipe = recipe_of(make_kernel(step_size=Own()))
+    with raises_with("cannot hold transition = Own()", error=CheckpointError):
         kernel_from(recipe, sparse_regression, {})
 
 
 def test_an_option_may_change_where_a_run_does_not_count_by_it():
-    recipe = recipe_of(kernel())
+    recipe = recipe_of(make_kernel())
     slower = kernel_from(recipe, sparse_regression, {"transition": aeb.SGHMC(1e-5)})
     assert slower.transition == aeb.SGHMC(1e-5) and slower.seed == 7
     for name in FIXED:
@@ -183,7 +183,7 @@ def test_nothing_but_options_of_this_package_is_made(module, kind, monkeypatch):
     imported = []
     monkeypatch.setattr("importlib.import_module", lambda name: imported.append(name))
     before = {*sys.modules}
-    with says(f"{module}.{kind}", "does not have", "give it again", error=CheckpointError):
+    with raises_with(f"{module}.{kind}", "does not have", "give it again", error=CheckpointError):
         restored("transition", {"class": [module, kind], "fields": {}})
     assert {*sys.modules} == before
     assert all(name.split(".")[0] == "pyro_aeb" for name in imported)
@@ -192,5 +192,5 @@ def test_nothing_but_options_of_this_package_is_made(module, kind, monkeypatch):
 @pytest.mark.parametrize("fields", [{"rate": 1.0}, {"value": -1.0, "other": 2}, {"value": "text"}])
 def test_fields_of_another_version_are_an_error(fields):
     stored = {"class": ["pyro_aeb.schedules", "Constant"], "fields": fields}
-    with says("inverse_temperature", "Constant", "give it again", error=CheckpointError):
+    with raises_with("inverse_temperature", "Constant", "give it again", error=CheckpointError):
         restored("inverse_temperature", stored)

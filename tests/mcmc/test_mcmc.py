@@ -16,7 +16,18 @@ import pytest
 import torch
 from models import DenseNetwork, P, linear_data
 from pyro.infer import MCMC, Predictive
-from pyro_runs import DATA, N, X, Y, assert_same, by_chain, kernel, mcmc, parallel, sequential
+from pyro_runs import (
+    DATA,
+    N,
+    X,
+    Y,
+    assert_same_draws,
+    make_kernel,
+    make_parallel_mcmc,
+    make_pyro_mcmc,
+    make_sequential_mcmc,
+    samples_by_chain,
+)
 
 import pyro_aeb as aeb
 
@@ -79,7 +90,7 @@ def test_the_first_program_of_the_readme():
 
 
 def test_one_chain():
-    run = mcmc()
+    run = make_pyro_mcmc()
     run.run(X, Y, **DATA)
     draws = run.get_samples()
     assert {name: tuple(draw.shape) for name, draw in draws.items()} == {
@@ -97,44 +108,44 @@ def test_one_chain():
 def test_two_chains_where_there_are_two_processors(monkeypatch):
     monkeypatch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 2)
     with pytest.warns(UserWarning, match="Chains will be drawn sequentially"):
-        run = mcmc(num_chains=2)
+        run = make_pyro_mcmc(num_chains=2)
     run.run(X, Y, **DATA)
-    assert by_chain(run)["beta"].shape == (2, 6, P)
+    assert samples_by_chain(run)["beta"].shape == (2, 6, P)
     assert [len(d["sample_stats"]["potential"]) for d in run._diagnostics] == [6, 6]
 
 
 @pytest.mark.parametrize("seed", [7, None])
 def test_chains_differ(seed):
-    run = sequential(kernel(seed=seed))
+    run = make_sequential_mcmc(make_kernel(seed=seed))
     run.run(X, Y, **DATA)
-    first, second = by_chain(run)["beta"]
+    first, second = samples_by_chain(run)["beta"]
     assert (first != second).all()
 
 
 def test_chain_i_uses_seed_plus_i():
-    two, alone = sequential(kernel(seed=7)), mcmc(kernel(seed=8))
+    two, alone = make_sequential_mcmc(make_kernel(seed=7)), make_pyro_mcmc(make_kernel(seed=8))
     two.run(X, Y, **DATA)
     alone.run(X, Y, **DATA)
-    second = {name: draws[1:] for name, draws in by_chain(two).items()}
-    assert_same(second, by_chain(alone))
+    second = {name: draws[1:] for name, draws in samples_by_chain(two).items()}
+    assert_same_draws(second, samples_by_chain(alone))
 
 
 def test_a_seed_gives_the_same_draws_whatever_the_global_state():
     runs = []
     for state in range(2):
         pyro.set_rng_seed(state)
-        runs.append(mcmc())
+        runs.append(make_pyro_mcmc())
         before = torch.get_rng_state()
         runs[-1].run(X, Y, **DATA)
         assert torch.equal(before, torch.get_rng_state())
-    assert_same(by_chain(runs[0]), by_chain(runs[1]))
+    assert_same_draws(samples_by_chain(runs[0]), samples_by_chain(runs[1]))
 
 
 def test_without_a_seed_draws_follow_the_global_state():
     found = []
     for state in (0, 0, 1):
         pyro.set_rng_seed(state)
-        run = mcmc(kernel(seed=None))
+        run = make_pyro_mcmc(make_kernel(seed=None))
         run.run(X, Y, **DATA)
         found.append(run.get_samples()["beta"])
     assert torch.equal(found[0], found[1])
@@ -144,24 +155,24 @@ def test_without_a_seed_draws_follow_the_global_state():
 @pytest.mark.slow
 @pytest.mark.parametrize("context", ["spawn", "fork"])
 def test_two_chains_in_processes(context):
-    side_by_side, in_turn = parallel(context=context), sequential()
+    side_by_side, in_turn = make_parallel_mcmc(context=context), make_sequential_mcmc()
     for run in (side_by_side, in_turn):
         run.run(X, Y, **DATA)
-    assert by_chain(side_by_side)["beta"].shape == (2, 6, P)
-    assert_same(by_chain(side_by_side), by_chain(in_turn))
+    assert samples_by_chain(side_by_side)["beta"].shape == (2, 6, P)
+    assert_same_draws(samples_by_chain(side_by_side), samples_by_chain(in_turn))
     for there, here in zip(side_by_side._diagnostics, in_turn._diagnostics, strict=True):
         for group in ("sample_stats", "adaptation"):
-            assert_same(there[group], here[group])
+            assert_same_draws(there[group], here[group])
         assert there["roles"] == here["roles"] and there["dims"] == here["dims"]
     posterior = aeb.to_arviz(side_by_side).posterior["beta"]
-    np.testing.assert_array_equal(posterior.values, by_chain(side_by_side)["beta"].numpy())
+    np.testing.assert_array_equal(posterior.values, samples_by_chain(side_by_side)["beta"].numpy())
 
 
 @pytest.mark.slow
 def test_chains_in_processes_differ_without_a_seed():
-    run = parallel(kernel(seed=None), context="fork")
+    run = make_parallel_mcmc(make_kernel(seed=None), context="fork")
     run.run(X, Y, **DATA)
-    first, second = by_chain(run)["beta"]
+    first, second = samples_by_chain(run)["beta"]
     assert (first != second).all()
 
 
@@ -169,19 +180,19 @@ def test_chains_in_processes_differ_without_a_seed():
 def test_a_module_and_its_first_values_in_processes():
     # The same for both chains: Pyro gives all processes those of the last one.
     first = {"first.bias": torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(2, 4)}
-    of = kernel(DenseNetwork(), step_size=1e-14, steps_per_draw=1)
-    run = parallel(of, initial_params=first, draws=2)
+    kernel = make_kernel(DenseNetwork(), step_size=1e-14, steps_per_draw=1)
+    run = make_parallel_mcmc(kernel, initial_params=first, draws=2)
     run.run(X, Y)
     # With such a step size draws stay where they start.
     expected = first["first.bias"][:, None].expand(2, 2, 4)
-    torch.testing.assert_close(by_chain(run)["first.bias"], expected)
+    torch.testing.assert_close(samples_by_chain(run)["first.bias"], expected)
 
 
 # One run after another
 
 
 def test_a_second_run_of_the_same_mcmc():
-    run = mcmc(kernel(seed=None))
+    run = make_pyro_mcmc(make_kernel(seed=None))
     run.run(X, Y, **DATA)
     first = run.get_samples()["beta"]
     run.run(X, Y + 1.0, **DATA)
@@ -191,9 +202,9 @@ def test_a_second_run_of_the_same_mcmc():
 
 
 def test_a_second_mcmc_with_the_same_kernel():
-    of = kernel()
-    mcmc(of).run(X, Y, **DATA)
-    again = mcmc(of, draws=4, warmup=0)
+    kernel = make_kernel()
+    make_pyro_mcmc(kernel).run(X, Y, **DATA)
+    again = make_pyro_mcmc(kernel, draws=4, warmup=0)
     again.run(X[:, :2], Y)  # and other data
     assert again.get_samples()["beta"].shape == (4, 2)
     assert again._diagnostics[0]["sample_stats"]["sa_weight"].shape == (4,)
@@ -201,67 +212,69 @@ def test_a_second_mcmc_with_the_same_kernel():
 
 def test_a_kernel_with_a_seed_goes_on_with_the_next_seed():
     """MCMC does not tell a kernel which chain it is to start, so a kernel counts its chains."""
-    run, next_seed = mcmc(kernel(seed=7)), mcmc(kernel(seed=8))
+    run, next_seed = make_pyro_mcmc(make_kernel(seed=7)), make_pyro_mcmc(make_kernel(seed=8))
     run.run(X, Y, **DATA)
     run.run(X, Y, **DATA)
     next_seed.run(X, Y, **DATA)
-    assert_same(by_chain(run), by_chain(next_seed))
+    assert_same_draws(samples_by_chain(run), samples_by_chain(next_seed))
 
 
 def test_runs_do_not_change_each_others_results():
-    of = kernel()
-    first = mcmc(of)
+    kernel = make_kernel()
+    first = make_pyro_mcmc(kernel)
     first.run(X, Y, **DATA)
     kept = pickle.loads(pickle.dumps(first._diagnostics))
-    mcmc(of).run(X, Y + 1.0, **DATA)
+    make_pyro_mcmc(kernel).run(X, Y + 1.0, **DATA)
     for group in ("sample_stats", "adaptation"):
-        assert_same(first._diagnostics[0][group], kept[0][group])
+        assert_same_draws(first._diagnostics[0][group], kept[0][group])
 
 
 # Runs that end early
 
 
-def interrupted(of: aeb.AEBKernel, at: int, error=KeyboardInterrupt) -> None:
+def interrupt_run(kernel: aeb.AEBKernel, at: int, error=KeyboardInterrupt) -> None:
     def hook(kernel, params, stage, i):
         if (stage, i) == ("Sample", at):
             raise error("stop")
 
     with pytest.raises(error, match="stop"):
-        mcmc(of, hook_fn=hook).run(X, Y, **DATA)
+        make_pyro_mcmc(kernel, hook_fn=hook).run(X, Y, **DATA)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_draws_of_a_run_cut_short_are_recovered(error):
-    of, whole = kernel(), mcmc()
-    interrupted(of, 3, error)
+    kernel, whole = make_kernel(), make_pyro_mcmc()
+    interrupt_run(kernel, 3, error)
     whole.run(X, Y, **DATA)
-    assert_same(of.recover(), {name: draws[:4] for name, draws in whole.get_samples().items()})
+    assert_same_draws(
+        kernel.recover(), {name: draws[:4] for name, draws in whole.get_samples().items()}
+    )
 
 
 def test_nothing_is_recovered_of_a_run_that_ended_well():
-    run = mcmc()
+    run = make_pyro_mcmc()
     run.run(X, Y, **DATA)
     assert run.kernel.recover() == {}
 
 
 def test_a_kernel_works_again_after_an_error():
-    of = kernel(seed=None)
-    interrupted(of, 2)
+    kernel = make_kernel(seed=None)
+    interrupt_run(kernel, 2)
     pyro.set_rng_seed(1)
-    again = mcmc(of)
+    again = make_pyro_mcmc(kernel)
     again.run(X, Y, **DATA)
-    assert of.recover() == {}
+    assert kernel.recover() == {}
     pyro.set_rng_seed(1)
-    fresh = mcmc(kernel(seed=None))
+    fresh = make_pyro_mcmc(make_kernel(seed=None))
     fresh.run(X, Y, **DATA)
-    assert_same(by_chain(again), by_chain(fresh))
+    assert_same_draws(samples_by_chain(again), samples_by_chain(fresh))
 
 
 def test_a_kernel_works_again_after_a_model_that_was_refused():
-    of = kernel()
+    kernel = make_kernel()
     with pytest.raises(aeb.ModelError):
-        mcmc(of).run(X * math.nan, Y)
-    run = mcmc(of)
+        make_pyro_mcmc(kernel).run(X * math.nan, Y)
+    run = make_pyro_mcmc(kernel)
     run.run(X, Y, **DATA)
     assert run.get_samples()["beta"].shape == (6, P)
 
@@ -279,26 +292,28 @@ class Fuse:
             pyro.sample("y", dist.Normal(X @ w * (1.0 if self.runs > 0 else math.inf), 1.0), obs=y)
 
 
-def blown_up(run: MCMC) -> aeb.NonFiniteError:
+def divergence_error(run: MCMC) -> aeb.NonFiniteError:
     with pytest.raises(aeb.NonFiniteError, match="gradient of site 'w' is not finite") as info:
         run.run(X, Y)
     return info.value
 
 
 def test_a_run_that_blows_up_hands_out_its_draws():
-    of = kernel(Fuse(30), steps_per_draw=1)
-    error = blown_up(mcmc(of, draws=100))
+    kernel = make_kernel(Fuse(30), steps_per_draw=1)
+    error = divergence_error(make_pyro_mcmc(kernel, draws=100))
     assert error.site == "w" and error.step > 3
     assert error.draws["w"].shape == (error.step - 1 - 3, P)  # without warm-up
     assert torch.isfinite(error.draws["w"]).all()
-    assert torch.equal(of.recover()["w"], error.draws["w"])
+    assert torch.equal(kernel.recover()["w"], error.draws["w"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("context", ["forkserver", "fork"])
 def test_a_chain_that_blows_up_in_a_process_hands_out_its_draws(context, capfd):
     """The process ends with its error, so nothing of the error may live in that process."""
-    error = blown_up(parallel(kernel(Fuse(30), steps_per_draw=1), context, draws=100))
+    error = divergence_error(
+        make_parallel_mcmc(make_kernel(Fuse(30), steps_per_draw=1), context, draws=100)
+    )
     assert error.site == "w" and error.step > 3
     assert error.draws["w"].shape == (error.step - 1 - 3, P)
     assert torch.isfinite(error.draws["w"]).all()

@@ -24,31 +24,31 @@ from models import (
     sparse_prior,
 )
 from pyro.infer import MCMC, Predictive
-from pyro_runs import ADAPTATION, DATA, N, X, Y, kernel, mcmc
+from pyro_runs import ADAPTATION, DATA, N, X, Y, make_kernel, make_pyro_mcmc
 
 import pyro_aeb as aeb
 
 # Models
 
 
-def shapes(run: MCMC) -> dict[str, tuple[int, ...]]:
+def site_shapes(run: MCMC) -> dict[str, tuple[int, ...]]:
     return {name: tuple(draws.shape[1:]) for name, draws in run.get_samples().items()}
 
 
 def test_without_adaptation_latents_are_sampled_too():
-    run = mcmc(kernel(adaptation=None))
+    run = make_pyro_mcmc(make_kernel(adaptation=None))
     run.run(X, Y, **DATA)
     draws = run.get_samples()
-    assert shapes(run) == {"beta": (P,), "delta": (), "sigma2": ()}
+    assert site_shapes(run) == {"beta": (P,), "delta": (), "sigma2": ()}
     assert all(len(draw.unique(dim=0)) == 6 for draw in draws.values())
     assert set(run._diagnostics[0]["roles"].values()) == {"draw", "observed"}
     assert run._diagnostics[0]["adaptation"] == {}
 
 
 def test_eight_schools():
-    run = mcmc(kernel(eight_schools))
+    run = make_pyro_mcmc(make_kernel(eight_schools))
     run.run(SCHOOLS_SIGMA, SCHOOLS_Y)
-    assert shapes(run) == {"mu": (), "tau": (), "eta": (8,)}
+    assert site_shapes(run) == {"mu": (), "tau": (), "eta": (8,)}
     assert (run.get_samples()["tau"] > 0).all()
     idata = aeb.to_arviz(run)
     assert idata.posterior["eta"].dims == ("chain", "draw", "schools")
@@ -66,16 +66,16 @@ def test_a_horseshoe():
         with pyro.plate("data", N):
             pyro.sample("y", dist.Normal(X @ w + slope, 0.5), obs=y)
 
-    run = mcmc(kernel(model))
+    run = make_pyro_mcmc(make_kernel(model))
     run.run(X, Y)
-    assert shapes(run) == {"tau": (), "lambdas": (P,), "w": (P,), "slope": ()}
+    assert site_shapes(run) == {"tau": (), "lambdas": (P,), "w": (P,), "slope": ()}
 
 
 def test_a_network_of_pyros_tutorials():
     network = DenseNetwork()
-    run = mcmc(kernel(network))
+    run = make_pyro_mcmc(make_kernel(network))
     run.run(X, Y)
-    assert shapes(run) == {
+    assert site_shapes(run) == {
         "first.weight": (4, P),
         "first.bias": (4,),
         "last.weight": (1, 4),
@@ -85,9 +85,15 @@ def test_a_network_of_pyros_tutorials():
 
 
 def test_layers_with_their_own_delta():
-    run = mcmc(kernel(sparse_layers))
+    run = make_pyro_mcmc(make_kernel(sparse_layers))
     run.run(X, Y)
-    assert shapes(run) == {"sigma2": (), "delta0": (), "delta1": (), "w0": (P, 4), "w1": (4, 1)}
+    assert site_shapes(run) == {
+        "sigma2": (),
+        "delta0": (),
+        "delta1": (),
+        "w0": (P, 4),
+        "w1": (4, 1),
+    }
     adaptation = run._diagnostics[0]["adaptation"]
     assert {name: tuple(rho.shape) for name, rho in adaptation.items()} == {
         "w0_rho": (6, P, 4),
@@ -106,21 +112,21 @@ def test_latents_of_one_element_keep_their_shape(adaptation):
         with pyro.plate("data", N):
             pyro.sample("y", dist.Normal(X @ beta, sigma2[0].sqrt()), obs=y)
 
-    run = mcmc(kernel(model, adaptation=adaptation))
+    run = make_pyro_mcmc(make_kernel(model, adaptation=adaptation))
     run.run(X, Y)
-    assert shapes(run) == {"sigma2": (1,), "delta": (1,), "beta": (P,)}
+    assert site_shapes(run) == {"sigma2": (1,), "delta": (1,), "beta": (P,)}
 
 
 @pytest.mark.parametrize("adaptation", [ADAPTATION, None], ids=["SA", "plain"])
 def test_double_precision(adaptation):
-    run = mcmc(kernel(double_regression, adaptation=adaptation))
+    run = make_pyro_mcmc(make_kernel(double_regression, adaptation=adaptation))
     run.run(X.double(), Y.double())
     assert {draws.dtype for draws in run.get_samples().values()} == {torch.float64}
 
 
 def test_double_precision_by_default():
     torch.set_default_dtype(torch.float64)
-    run = mcmc()
+    run = make_pyro_mcmc()
     run.run(X.double(), Y.double(), **DATA)
     assert {draws.dtype for draws in run.get_samples().values()} == {torch.float64}
     stats = run._diagnostics[0]["sample_stats"]
@@ -130,9 +136,9 @@ def test_double_precision_by_default():
 @pytest.mark.parametrize("adaptation", [ADAPTATION, None], ids=["SA", "plain"])
 @pytest.mark.parametrize("n, p", [(20, 1), (1, 3), (1, 1)])
 def test_one_feature_or_one_datum(n, p, adaptation):
-    run = mcmc(kernel(adaptation=adaptation))
+    run = make_pyro_mcmc(make_kernel(adaptation=adaptation))
     run.run(X[:n, :p], Y[:n])
-    assert shapes(run) == {"beta": (p,), "delta": (), "sigma2": ()}
+    assert site_shapes(run) == {"beta": (p,), "delta": (), "sigma2": ()}
     assert all(torch.isfinite(draw).all() for draw in run.get_samples().values())
 
 
@@ -142,7 +148,7 @@ def test_a_model_without_arguments():
         with pyro.plate("data", N, subsample_size=4) as i:
             pyro.sample("y", dist.Bernoulli(logits=X[i] @ beta), obs=(Y[i] > 0).float())
 
-    run = mcmc(kernel(model))
+    run = make_pyro_mcmc(make_kernel(model))
     run.run()
     assert run.get_samples()["beta"].shape == (6, P)
 
@@ -151,7 +157,7 @@ def test_a_model_without_data_samples_its_prior():
     def model():
         pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
 
-    run = mcmc(kernel(model))
+    run = make_pyro_mcmc(make_kernel(model))
     run.run()
     assert run.get_samples()["z"].shape == (6, 2)
 
@@ -159,7 +165,7 @@ def test_a_model_without_data_samples_its_prior():
 # Posteriors
 
 
-def within(draws: torch.Tensor, mean, variance, correlation) -> None:
+def assert_mean_of_ar1(draws: torch.Tensor, mean, variance, correlation) -> None:
     """
     Checks means of draws against the mean of a stationary AR(1) process, within 5 standard errors
     of its mean: the variance of a mean of m draws is variance / m (1 + r) / (1 - r) for m large.
@@ -181,14 +187,16 @@ def test_a_conjugate_posterior():
     mean = torch.linalg.solve(H, x.T @ y / 0.25)
     h, vectors = torch.linalg.eigh(H)
     epsilon, k = 0.4 / float(h.max()), 5
-    run = mcmc(kernel(dense_regression, epsilon, steps_per_draw=k, adaptation=None), 2000, 100)
+    run = make_pyro_mcmc(
+        make_kernel(dense_regression, epsilon, steps_per_draw=k, adaptation=None), 2000, 100
+    )
     run.run(x, y)
     draws = (run.get_samples()["w"] - mean) @ vectors
     correlation = (1 - epsilon * h) ** k
     variance = 1 / (h * (1 - epsilon * h / 2))
-    within(draws, torch.zeros(P), variance, correlation)
+    assert_mean_of_ar1(draws, torch.zeros(P), variance, correlation)
     # Squares of a Gaussian AR(1) process are correlated by r^2, with variance 2 variance^2.
-    within(draws**2, variance, 2 * variance**2, correlation**2)
+    assert_mean_of_ar1(draws**2, variance, 2 * variance**2, correlation**2)
 
 
 class Law:
@@ -272,7 +280,9 @@ def test_a_posterior_in_a_constrained_space(case):
     torch.set_default_dtype(torch.float64)
     model, log_density, constrained, (low, high), step_size = case()
     draws, k = 1000, 5
-    run = mcmc(kernel(model, step_size, adaptation=None, steps_per_draw=k), draws, 50)
+    run = make_pyro_mcmc(
+        make_kernel(model, step_size, adaptation=None, steps_per_draw=k), draws, 50
+    )
     run.run()
     x = run.get_samples()["x"].reshape(draws, -1)[:, 0]
     grid = torch.linspace(low, high, 400)

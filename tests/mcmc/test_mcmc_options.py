@@ -17,7 +17,17 @@ import torch
 from models import P, dense_regression, sparse_regression
 from pyro.infer import Predictive
 from pyro.infer.mcmc.api import StreamingMCMC
-from pyro_runs import DATA, N, X, Y, assert_same, by_chain, kernel, mcmc, sequential
+from pyro_runs import (
+    DATA,
+    N,
+    X,
+    Y,
+    assert_same_draws,
+    make_kernel,
+    make_pyro_mcmc,
+    make_sequential_mcmc,
+    samples_by_chain,
+)
 
 import pyro_aeb as aeb
 
@@ -25,12 +35,12 @@ import pyro_aeb as aeb
 
 
 def test_streaming():
-    streaming = StreamingMCMC(kernel(), 6, 3, num_chains=2, disable_progbar=True)
+    streaming = StreamingMCMC(make_kernel(), 6, 3, num_chains=2, disable_progbar=True)
     streaming.run(X, Y, **DATA)
-    whole = sequential()
+    whole = make_sequential_mcmc()
     whole.run(X, Y, **DATA)
     statistics = streaming.get_statistics()
-    for name, draws in by_chain(whole).items():
+    for name, draws in samples_by_chain(whole).items():
         for chain in range(2):
             found = statistics[chain, name]
             assert found["count"] == 6
@@ -45,7 +55,7 @@ def test_a_hook_sees_every_draw():
     def hook(kernel, params, stage, i):
         seen.append((stage, i, params["beta"].clone(), kernel.chain.step))
 
-    run = mcmc(hook_fn=hook)
+    run = make_pyro_mcmc(hook_fn=hook)
     run.run(X, Y, **DATA)
     assert [(stage, i) for stage, i, *_ in seen] == (
         [("Warmup", i) for i in range(3)] + [("Sample", i) for i in range(6)]
@@ -55,7 +65,7 @@ def test_a_hook_sees_every_draw():
 
 
 def test_summary_and_diagnostics(capsys):
-    run = mcmc(draws=20)
+    run = make_pyro_mcmc(draws=20)
     run.run(X, Y, **DATA)
     run.summary()
     printed = capsys.readouterr().out
@@ -67,7 +77,7 @@ def test_summary_and_diagnostics(capsys):
 
 
 def test_predictive():
-    run = mcmc()
+    run = make_pyro_mcmc()
     run.run(X, Y, **DATA)
     draws = run.get_samples()
     predicted = Predictive(sparse_regression, draws)(X[:4])["y"]
@@ -80,15 +90,15 @@ def test_predictive():
 
 @pytest.mark.parametrize("names", [["sigma2", "beta"], ["beta"], ["delta", "beta", "sigma2"]])
 def test_save_params_in_any_order(names):
-    chosen, whole = mcmc(save_params=names), mcmc()
+    chosen, whole = make_pyro_mcmc(save_params=names), make_pyro_mcmc()
     chosen.run(X, Y, **DATA)
     whole.run(X, Y, **DATA)
-    expected = {name: draws for name, draws in by_chain(whole).items() if name in names}
-    assert_same(by_chain(chosen), expected)
+    expected = {name: draws for name, draws in samples_by_chain(whole).items() if name in names}
+    assert_same_draws(samples_by_chain(chosen), expected)
 
 
 def test_save_params_that_name_no_site():
-    run = mcmc(save_params=["beta", "gamma"])
+    run = make_pyro_mcmc(save_params=["beta", "gamma"])
     with pytest.raises(aeb.ModelError, match=r"\['gamma'\].*there are .*'beta'"):
         run.run(X, Y, **DATA)
 
@@ -99,8 +109,8 @@ def test_initial_params_are_unconstrained_and_respected():
         "sigma2": torch.tensor(2.0),
         "delta": torch.tensor(-1.0),
     }
-    of = kernel(step_size=1e-14, adaptation=aeb.StochasticApproximation(0.0))
-    run = mcmc(of, initial_params=first)
+    kernel = make_kernel(step_size=1e-14, adaptation=aeb.StochasticApproximation(0.0))
+    run = make_pyro_mcmc(kernel, initial_params=first)
     for _ in range(2):  # a second run starts there too
         run.run(X, Y, **DATA)
         draws = run.get_samples()
@@ -118,9 +128,11 @@ def test_initial_params_of_every_chain_and_some_sites():
             pyro.sample("y", dist.Normal(weights @ torch.arange(3.0), scale), obs=y)
 
     first = {"scale": torch.tensor([1.0, -1.0]), "weights": torch.zeros(2, 2)}
-    run = sequential(kernel(model, step_size=1e-14, adaptation=None), initial_params=first, draws=2)
+    run = make_sequential_mcmc(
+        make_kernel(model, step_size=1e-14, adaptation=None), initial_params=first, draws=2
+    )
     run.run(Y)
-    draws = by_chain(run)
+    draws = samples_by_chain(run)
     torch.testing.assert_close(draws["scale"], first["scale"].exp()[:, None].expand(2, 2))
     torch.testing.assert_close(draws["weights"], torch.full([2, 2, 3], 1 / 3))
     assert draws["free"][0, 0] != draws["free"][1, 0]
@@ -129,7 +141,7 @@ def test_initial_params_of_every_chain_and_some_sites():
 def test_the_progress_bar_has_the_kernels_figures(monkeypatch, capsys):
     for variable in ("CI", "PYTEST_XDIST_WORKER"):  # Pyro shows no bar where they are set
         monkeypatch.delenv(variable, raising=False)
-    run = mcmc(disable_progbar=False)
+    run = make_pyro_mcmc(disable_progbar=False)
     run.run(X, Y, **DATA)
     bar = capsys.readouterr().err
     assert "Warmup" in bar and "Sample" in bar and "9/9" in bar
@@ -144,7 +156,7 @@ def test_figures_are_logged_as_json():
         def emit(self, record):
             records.append(record.getMessage())
 
-    run = mcmc(hook_fn=lambda *_: logging.getLogger("pyro.infer.mcmc").addHandler(keep))
+    run = make_pyro_mcmc(hook_fn=lambda *_: logging.getLogger("pyro.infer.mcmc").addHandler(keep))
     keep = Keep()
     run.run(X, Y, **DATA)
     logging.getLogger("pyro.infer.mcmc").removeHandler(keep)
@@ -155,14 +167,14 @@ def test_figures_are_logged_as_json():
 
 @pytest.mark.parametrize("disable_validation", [True, False, None])
 def test_validation_on_or_off(disable_validation):
-    on, default = mcmc(disable_validation=disable_validation), mcmc()
+    on, default = make_pyro_mcmc(disable_validation=disable_validation), make_pyro_mcmc()
     for run in (on, default):
         run.run(X, Y, **DATA)
-    assert_same(by_chain(on), by_chain(default))
+    assert_same_draws(samples_by_chain(on), samples_by_chain(default))
 
 
 def test_validation_has_its_say():
-    run = mcmc(kernel(dense_regression, adaptation=None), disable_validation=False)
+    run = make_pyro_mcmc(make_kernel(dense_regression, adaptation=None), disable_validation=False)
     with pytest.raises(ValueError, match="(?s)site .?y"):
         run.run(X, Y.reshape(-1, 1))
 
@@ -171,14 +183,16 @@ def test_validation_has_its_say():
 
 
 def test_steps_per_draw_thins():
-    every, third = (mcmc(kernel(steps_per_draw=k), d, w) for k, d, w in ((1, 12, 3), (3, 4, 1)))
+    every, third = (
+        make_pyro_mcmc(make_kernel(steps_per_draw=k), d, w) for k, d, w in ((1, 12, 3), (3, 4, 1))
+    )
     for run in (every, third):
         run.run(X, Y, **DATA)
     assert torch.equal(every.get_samples()["beta"][2::3], third.get_samples()["beta"])
 
 
 def test_latents_freeze_after_warm_up():
-    run = mcmc(kernel(freeze_after_warmup=True))
+    run = make_pyro_mcmc(make_kernel(freeze_after_warmup=True))
     run.run(X, Y, **DATA)
     draws = run.get_samples()
     assert len(draws["sigma2"].unique()) == len(draws["delta"].unique()) == 1
@@ -198,25 +212,25 @@ def test_latents_freeze_after_warm_up():
     ids=["by default", "weights", "sigma2 and rho", "rho", "nothing"],
 )
 def test_what_a_draw_holds(save, sites, summaries):
-    run, whole = mcmc(kernel(save=save)), mcmc()
+    run, whole = make_pyro_mcmc(make_kernel(save=save)), make_pyro_mcmc()
     for each in (run, whole):
         each.run(X, Y, **DATA)
-    assert_same(run.get_samples(), {name: whole.get_samples()[name] for name in sites})
+    assert_same_draws(run.get_samples(), {name: whole.get_samples()[name] for name in sites})
     found = run._diagnostics[0]
     expected = whole._diagnostics[0]["adaptation"]
-    assert_same(found["adaptation"], {name: expected[name] for name in summaries})
+    assert_same_draws(found["adaptation"], {name: expected[name] for name in summaries})
     norms = {"beta_norm"} - {f"{name}_norm" for name in sites}  # they stand for what is left out
     assert found["sample_stats"].keys() == whole._diagnostics[0]["sample_stats"].keys() | norms
 
 
 def test_no_warm_up():
-    run = mcmc(warmup=0)
+    run = make_pyro_mcmc(warmup=0)
     run.run(X, Y, **DATA)
     assert run.get_samples()["beta"].shape == (6, P)
 
 
 def test_sghmc_and_annealing():
-    of = aeb.AEBKernel(
+    kernel = aeb.AEBKernel(
         sparse_regression,
         aeb.SGHMC(aeb.Cyclical(1e-4, 10), friction=0.2),
         aeb.StochasticApproximation(1.0),
@@ -224,7 +238,7 @@ def test_sghmc_and_annealing():
         minibatches="replacement",
         seed=0,
     )
-    run = mcmc(of, draws=4, warmup=2)
+    run = make_pyro_mcmc(kernel, draws=4, warmup=2)
     run.run(X, Y, **DATA)
     stats = run._diagnostics[0]["sample_stats"]
     # steps 3 to 6

@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from loader_data import shuffled
+from loader_data import shuffling_loader
 from models import (
     dense_regression,
     linear_data,
@@ -23,7 +23,7 @@ from models import (
     sparse_layers,
     sparse_regression,
 )
-from refusals import says
+from refusals import raises_with
 from runs import (
     DATA,
     METHODS,
@@ -32,12 +32,12 @@ from runs import (
     StopAt,
     X,
     Y,
-    assert_equal,
-    buffers_of,
-    chains,
-    kernel,
-    records,
-    resumed,
+    assert_same_records,
+    copy_buffers,
+    copy_records,
+    make_kernel,
+    make_mcmc,
+    resume_mcmc,
 )
 from torch.distributions.transforms import AffineTransform
 from torch.utils.data import DataLoader, TensorDataset
@@ -69,10 +69,10 @@ CASES = {
     "pruned by probability": Case(options={"pruning": aeb.ProbabilityPruning(0.4, every=3)}),
     "frozen latents": Case(options={"freeze_after_warmup": True}),
     "moments": Case(options={"save": ["sigma2"]}),
-    "loader": Case(lambda: loader_regression, lambda: (shuffled(),)),
+    "loader": Case(lambda: loader_regression, lambda: (shuffling_loader(),)),
     # Small batches, so that epochs, each of which starts workers, are few.
     "loader with workers": Case(
-        lambda: loader_regression, lambda: (shuffled(batch_size=3, num_workers=2),)
+        lambda: loader_regression, lambda: (shuffling_loader(batch_size=3, num_workers=2),)
     ),
     "buffers and dropout": Case(Network, options={"adaptation": None}),
 }
@@ -82,36 +82,38 @@ KINDS = {
 }
 
 
-def make(case: Case, kind: str, method: str, model: Any, **options) -> aeb.MCMC:
+def make_run(case: Case, kind: str, method: str, model: Any, **options) -> aeb.MCMC:
     if "loader" in str(case.model()):
         options = {"thinning": 2, **options}  # over ends of epochs
-    return chains(kernel(model, **KINDS[kind], **case.options), draws=6, method=method, **options)
+    return make_mcmc(
+        make_kernel(model, **KINDS[kind], **case.options), draws=6, method=method, **options
+    )
 
 
 @functools.cache  # for the tests that cut the same run at many places
-def whole_run(case: str, kind: str, method: str) -> tuple[dict, dict]:
+def run_whole(case: str, kind: str, method: str) -> tuple[dict, dict]:
     """What a run that nothing happens to keeps, and the buffers that it leaves."""
     case = CASES[case]
     model = case.model()
-    run = make(case, kind, method, model)
+    run = make_run(case, kind, method, model)
     pyro.set_rng_seed(3)
     run.run(*case.args(), **case.kwargs)
-    return records(run), buffers_of(model) if isinstance(model, Network) else {}
+    return copy_records(run), copy_buffers(model) if isinstance(model, Network) else {}
 
 
-def stop(case: Case, kind: str, method: str, at: tuple[str, int], **options) -> None:
-    run = make(case, kind, method, case.model(), hook_fn=StopAt(*at), **options)
+def stop_run(case: Case, kind: str, method: str, at: tuple[str, int], **options) -> None:
+    run = make_run(case, kind, method, case.model(), hook_fn=StopAt(*at), **options)
     pyro.set_rng_seed(3)
     with pytest.raises(Stop):
         run.run(*case.args(), **case.kwargs)
 
 
-def go_on(case: Case, folder) -> tuple[dict, dict]:
+def resume_run(case: Case, folder) -> tuple[dict, dict]:
     pyro.set_rng_seed(99)
     model = case.model()
-    run = resumed(folder, model)
+    run = resume_mcmc(folder, model)
     run.run(*case.args(), **case.kwargs)
-    return records(run), buffers_of(model) if isinstance(model, Network) else {}
+    return copy_records(run), copy_buffers(model) if isinstance(model, Network) else {}
 
 
 def label(stage: str, chain: int, method: str) -> str:
@@ -125,12 +127,12 @@ def test_a_run_goes_on_bit_for_bit(name, kind, method, tmp_path):
     places = {"checkpoint": tmp_path / "run", "every": 4}
     if kind == "SGHMC":
         places["trace"] = tmp_path / "draws.zarr"
-    expected, buffers = whole_run(name, kind, method)
-    stop(case, kind, method, (label("Sample", 1, method), 2), **places)
-    found, left = go_on(case, tmp_path / "run")
-    assert_equal(found, expected)
+    expected, buffers = run_whole(name, kind, method)
+    stop_run(case, kind, method, (label("Sample", 1, method), 2), **places)
+    found, left = resume_run(case, tmp_path / "run")
+    assert_same_records(found, expected)
     if method != "parallel":  # whose workers have buffers of their own
-        assert_equal(left, buffers)
+        assert_same_records(left, buffers)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,31 +142,31 @@ def test_a_run_goes_on_bit_for_bit(name, kind, method, tmp_path):
 )
 def test_wherever_it_stopped(stage, chain, number, kind, tmp_path):
     case = CASES["plates"]
-    expected, _ = whole_run("plates", kind, "sequential")
+    expected, _ = run_whole("plates", kind, "sequential")
     at = (label(stage, chain, "sequential"), number)
-    stop(case, kind, "sequential", at, checkpoint=tmp_path, every=100)
-    assert_equal(go_on(case, tmp_path)[0], expected)
+    stop_run(case, kind, "sequential", at, checkpoint=tmp_path, every=100)
+    assert_same_records(resume_run(case, tmp_path)[0], expected)
 
 
 def test_again_and_again(tmp_path):
     """Two draws at a time, each time from the file."""
     case = CASES["loader"]
-    expected, _ = whole_run("loader", "SGLD", "sequential")
-    stop(case, "SGLD", "sequential", ("Warmup [0]", 1), checkpoint=tmp_path, every=100)
+    expected, _ = run_whole("loader", "SGLD", "sequential")
+    stop_run(case, "SGLD", "sequential", ("Warmup [0]", 1), checkpoint=tmp_path, every=100)
     places = [("Sample [0]", n) for n in (0, 2, 4)] + [("Warmup [1]", 2), ("Sample [1]", 3)]
     for place in places:
         pyro.set_rng_seed(99)
-        run = resumed(tmp_path, loader_regression, hook_fn=StopAt(*place))
+        run = resume_mcmc(tmp_path, loader_regression, hook_fn=StopAt(*place))
         with pytest.raises(Stop):
             run.run(*case.args())
-    assert_equal(go_on(case, tmp_path)[0], expected)
+    assert_same_records(resume_run(case, tmp_path)[0], expected)
 
 
-def in_a_new_process(cases: list[tuple[str, str]], results) -> None:
+def resume_in_new_process(cases: list[tuple[str, str]], results) -> None:
     mp.set_start_method("fork", force=True)  # of a loader's workers: spawned ones take seconds
     torch.set_num_threads(1)
     for name, folder in cases:
-        found, _ = go_on(CASES[name], folder)
+        found, _ = resume_run(CASES[name], folder)
         results.put({key: value.numpy() for key, value in found.items()})
 
 
@@ -173,17 +175,17 @@ def test_another_process_goes_on(tmp_path):
     work, expected = [], []
     for name, method in itertools.product(names, ("sequential", "vectorized")):
         folder = tmp_path / f"{name} {method}"
-        expected.append(whole_run(name, "SGLD", method)[0])
-        stop(CASES[name], "SGLD", method, (label("Sample", 1, method), 2), checkpoint=folder)
+        expected.append(run_whole(name, "SGLD", method)[0])
+        stop_run(CASES[name], "SGLD", method, (label("Sample", 1, method), 2), checkpoint=folder)
         work.append((name, str(folder)))
     context = mp.get_context("forkserver")
     results = context.Queue()
-    process = context.Process(target=in_a_new_process, args=(work, results))
+    process = context.Process(target=resume_in_new_process, args=(work, results))
     process.start()
     try:
         for own in expected:
             found = results.get(timeout=120)
-            assert_equal({n: torch.as_tensor(v) for n, v in found.items()}, own)
+            assert_same_records({n: torch.as_tensor(v) for n, v in found.items()}, own)
     finally:
         process.kill()
 
@@ -192,8 +194,8 @@ def test_another_process_goes_on(tmp_path):
 
 
 def test_the_draws_are_there_before_it_goes_on(tmp_path):
-    stop(CASES["plates"], "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
-    run = resumed(tmp_path)
+    stop_run(CASES["plates"], "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
+    run = resume_mcmc(tmp_path)
     assert run._counts() == [6, 3]
     assert run.get_samples()["beta"].shape == (9, 3)
     assert aeb.to_arviz(run).posterior["beta"].shape == (1, 6, 3)
@@ -204,32 +206,32 @@ def test_the_draws_are_there_before_it_goes_on(tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_finished_run_is_extended(method, tmp_path):
     """The longer run is that of one process, where random numbers are the chains' own."""
-    run = chains(method=method, checkpoint=tmp_path)
+    run = make_mcmc(method=method, checkpoint=tmp_path)
     run.run(X, Y, **DATA)
-    first = records(run)
-    again = resumed(tmp_path)
-    assert_equal(records(again), first)
+    first = copy_records(run)
+    again = resume_mcmc(tmp_path)
+    assert_same_records(copy_records(again), first)
     again.run(X, Y, **DATA)
-    longer = chains(method=method, draws=16)
+    longer = make_mcmc(method=method, draws=16)
     longer.run(X, Y, **DATA)
-    assert_equal(records(again), records(longer))
-    assert_equal(records(resumed(tmp_path)), records(longer))
+    assert_same_records(copy_records(again), copy_records(longer))
+    assert_same_records(copy_records(resume_mcmc(tmp_path)), copy_records(longer))
     run.run(X, Y, **DATA)
-    assert_equal(records(run), records(longer))
+    assert_same_records(copy_records(run), copy_records(longer))
 
 
 def test_chains_that_take_turns_do_not_repeat_each_others_random_numbers(tmp_path):
     """Without a seed, chain 0 goes on after the last number of chain 1, not after its own."""
     pyro.set_rng_seed(5)
-    run = chains(kernel(seed=None), checkpoint=tmp_path)
+    run = make_mcmc(make_kernel(seed=None), checkpoint=tmp_path)
     run.run(X, Y, **DATA)
     after = torch.get_rng_state()
     pyro.set_rng_seed(5)  # as a script does that is started again
-    again = resumed(tmp_path)
+    again = resume_mcmc(tmp_path)
     again.run(X, Y, **DATA)
     torch.set_rng_state(after)
     run.run(X, Y, **DATA)
-    assert_equal(records(again), records(run))
+    assert_same_records(copy_records(again), copy_records(run))
 
 
 def test_chains_that_take_turns_have_buffers_of_their_own():
@@ -237,18 +239,18 @@ def test_chains_that_take_turns_have_buffers_of_their_own():
     networks = [Network(), Network()]
     for network, number in zip(networks, (1, 2), strict=True):
         network.drop.p = 0.0
-        run = chains(kernel(network, adaptation=None), number=number)
+        run = make_mcmc(make_kernel(network, adaptation=None), number=number)
         run.run(X, Y)
         if number == 2:
             run.chain_method, run._lanes = "sequential", run._lanes[:1]
             run.num_chains = 1
         run.run(X, Y)
-    assert_equal(*(buffers_of(network) for network in networks))
+    assert_same_records(*(copy_buffers(network) for network in networks))
 
 
 def test_options_may_change_after_a_blow_up(tmp_path):
-    run = chains(
-        kernel(dense_regression, aeb.SGLD, aeb.Piecewise(1e-3, {10: 1e6}), adaptation=None),
+    run = make_mcmc(
+        make_kernel(dense_regression, aeb.SGLD, aeb.Piecewise(1e-3, {10: 1e6}), adaptation=None),
         draws=60,
         checkpoint=tmp_path,
         every=2,
@@ -256,7 +258,7 @@ def test_options_may_change_after_a_blow_up(tmp_path):
     with pytest.raises(aeb.NonFiniteError):
         run.run(X, Y)
     kept = run.get_samples()["w"]
-    again = resumed(tmp_path, dense_regression, transition=aeb.SGLD(1e-3))
+    again = resume_mcmc(tmp_path, dense_regression, transition=aeb.SGLD(1e-3))
     there = again._counts()[0]
     assert 0 < there <= len(kept)
     assert torch.equal(again.get_samples()["w"], kept[:there])
@@ -265,24 +267,24 @@ def test_options_may_change_after_a_blow_up(tmp_path):
 def test_transforms_are_given_again(tmp_path):
     """Draws are kept as they are in the chain, and handed out through the transforms."""
     transforms = {"beta": AffineTransform(1.0, 2.0)}
-    run = chains(checkpoint=tmp_path, transforms=transforms)
+    run = make_mcmc(checkpoint=tmp_path, transforms=transforms)
     run.run(X, Y, **DATA)
-    again = resumed(tmp_path, transforms=transforms)
-    assert_equal(records(again), records(run))
+    again = resume_mcmc(tmp_path, transforms=transforms)
+    assert_same_records(copy_records(again), copy_records(run))
     for given in (None, {"sigma2": AffineTransform(0.0, 2.0)}):
-        with says("the run began with those of ['beta']", "give the same", error=ValueError):
-            resumed(tmp_path, transforms=given)
+        with raises_with("the run began with those of ['beta']", "give the same", error=ValueError):
+            resume_mcmc(tmp_path, transforms=given)
 
 
 # -- what is not the same run
 
 
 def test_what_is_given_wrong_is_not_laid_to_the_checkpoint(tmp_path):
-    chains(checkpoint=tmp_path).run(X, Y, **DATA)
-    with says("mp_context is 'threads', expected one of", error=ValueError):
-        resumed(tmp_path, mp_context="threads")
-    with says("hook_fn is 3, expected a function", error=TypeError):
-        resumed(tmp_path, hook_fn=3)
+    make_mcmc(checkpoint=tmp_path).run(X, Y, **DATA)
+    with raises_with("mp_context is 'threads', expected one of", error=ValueError):
+        resume_mcmc(tmp_path, mp_context="threads")
+    with raises_with("hook_fn is 3, expected a function", error=TypeError):
+        resume_mcmc(tmp_path, hook_fn=3)
 
 
 def test_a_loader_that_fails_where_it_is_read_again_is_not_laid_to_the_checkpoint(tmp_path):
@@ -304,11 +306,13 @@ def test_a_loader_that_fails_where_it_is_read_again_is_not_laid_to_the_checkpoin
 
     data = Failing(torch.randn(20))
     loader = DataLoader(data, batch_size=2)
-    of = aeb.AEBKernel(model, aeb.SGLD(1e-3), seed=1)
-    aeb.MCMC(of, 6, warmup_steps=0, checkpoint=tmp_path, disable_progbar=True).run(loader)
-    again = resumed(tmp_path, model)
+    kernel = aeb.AEBKernel(model, aeb.SGLD(1e-3), seed=1)
+    aeb.MCMC(kernel, 6, warmup_steps=0, checkpoint=tmp_path, disable_progbar=True).run(loader)
+    again = resume_mcmc(tmp_path, model)
     data.left = 7  # enough to look at the model
-    with says("failed at batch 3", "ValueError: the disk is gone", "run again", error=ModelError):
+    with raises_with(
+        "failed at batch 3", "ValueError: the disk is gone", "run again", error=ModelError
+    ):
         again.run(loader)
     data.left = 10**6
     again.run(loader)
@@ -316,16 +320,16 @@ def test_a_loader_that_fails_where_it_is_read_again_is_not_laid_to_the_checkpoin
 
 
 def test_other_data_are_an_error(tmp_path):
-    stop(CASES["plates"], "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
+    stop_run(CASES["plates"], "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
     for args, kwargs, named in (
         ((X + 1, Y), DATA, "argument 0"),
         ((X.flip(0), Y.flip(0)), DATA, "argument 0"),
         ((X, Y), {"batch_size": 4}, "argument 'batch_size' is 4, but the run began with 5"),
         ((X,), DATA, "argument 1 is missing"),
     ):
-        with says(named, "another MCMC object", error=ValueError):
-            resumed(tmp_path).run(*args, **kwargs)
-    again = resumed(tmp_path)
+        with raises_with(named, "another MCMC object", error=ValueError):
+            resume_mcmc(tmp_path).run(*args, **kwargs)
+    again = resume_mcmc(tmp_path)
     with pytest.raises(ValueError):
         again.run(X + 1, Y, **DATA)
     again.run(X, Y, **DATA)  # the right ones do
@@ -338,33 +342,33 @@ def two_sites(X, y=None, batch_size=None):
 
 
 def test_another_model_is_an_error(tmp_path):
-    stop(CASES["plates"], "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
+    stop_run(CASES["plates"], "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
     said = ("sites of shapes {'beta': [3]}", "this model has {'w': [3]}", "the run began with")
-    with says(*said, error=ModelError):
-        resumed(tmp_path, dense_regression, adaptation=None).run(X, Y, **DATA)
-    with says("sites of shapes", "go on with the model", error=ModelError):
-        resumed(tmp_path, two_sites).run(X, Y, **DATA)
+    with raises_with(*said, error=ModelError):
+        resume_mcmc(tmp_path, dense_regression, adaptation=None).run(X, Y, **DATA)
+    with raises_with("sites of shapes", "go on with the model", error=ModelError):
+        resume_mcmc(tmp_path, two_sites).run(X, Y, **DATA)
 
 
 def test_another_transition_or_pruning_is_an_error(tmp_path):
-    stop(CASES["plates"], "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
-    with says("momentum", "transition that the run began with", error=ModelError):
-        resumed(tmp_path, transition=aeb.SGLD(1e-3)).run(X, Y, **DATA)
-    with says("no pruner", "options that the run began with", error=ModelError):
-        resumed(tmp_path, pruning=aeb.MagnitudePruning(0.3)).run(X, Y, **DATA)
+    stop_run(CASES["plates"], "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
+    with raises_with("momentum", "transition that the run began with", error=ModelError):
+        resume_mcmc(tmp_path, transition=aeb.SGLD(1e-3)).run(X, Y, **DATA)
+    with raises_with("no pruner", "options that the run began with", error=ModelError):
+        resume_mcmc(tmp_path, pruning=aeb.MagnitudePruning(0.3)).run(X, Y, **DATA)
 
 
 def test_a_module_in_another_mode_is_an_error(tmp_path):
     case = CASES["buffers and dropout"]
-    stop(case, "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
-    with says("buffers", "train or eval", error=ModelError):
-        resumed(tmp_path, Network().eval()).run(X, Y)
+    stop_run(case, "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
+    with raises_with("buffers", "train or eval", error=ModelError):
+        resume_mcmc(tmp_path, Network().eval()).run(X, Y)
 
 
 def test_a_loader_that_has_become_shorter_is_an_error(tmp_path):
     case = CASES["loader"]
-    stop(case, "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
+    stop_run(case, "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
     x, y = linear_data(13)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 6, shuffle=True)
-    with says("13 data", "20 data", error=ValueError):
-        resumed(tmp_path, loader_regression).run(loader)
+    with raises_with("13 data", "20 data", error=ValueError):
+        resume_mcmc(tmp_path, loader_regression).run(loader)

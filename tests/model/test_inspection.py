@@ -36,11 +36,11 @@ X, Y = linear_data()
 N = len(X)
 
 
-def structure(model, *args, adapt=True, **kwargs):
+def inspect(model, *args, adapt=True, **kwargs):
     return inspect_model(model, args, kwargs, adapt=adapt)
 
 
-def names(blocks) -> list[str]:
+def site_names(blocks) -> list[str]:
     return [block.name for block in blocks]
 
 
@@ -56,20 +56,20 @@ def test_sparse_weights_come_first_then_normal_ones_then_all_others():
         w1 = pyro.sample("w1", SSGL(0.1, 10.0, 0.5).expand([2, 3]).to_event(2))
         pyro.sample("y", dist.Normal(a + b + w0.sum() + w1.sum(), tau), obs=torch.zeros(()))
 
-    found = structure(model)
-    assert names(found.sparse) == ["w0", "w1"]
-    assert names(found.normal) == ["a"]
-    assert names(found.general) == ["tau", "b"]
-    assert names(found.blocks) == ["w0", "w1", "a", "tau", "b"]
+    found = inspect(model)
+    assert site_names(found.sparse) == ["w0", "w1"]
+    assert site_names(found.normal) == ["a"]
+    assert site_names(found.general) == ["tau", "b"]
+    assert site_names(found.blocks) == ["w0", "w1", "a", "tau", "b"]
     assert (found.sparse_size, found.size) == (2 + 6, 2 + 6 + 1 + 1 + 1)
     assert found.observed == ("y",)
 
 
 def test_a_network_of_pyros_tutorials():
     network = DenseNetwork()
-    found = structure(network, X, Y)
-    assert names(found.normal) == ["first.weight", "first.bias", "last.weight"]
-    assert names(found.general) == ["scale"]
+    found = inspect(network, X, Y)
+    assert site_names(found.normal) == ["first.weight", "first.bias", "last.weight"]
+    assert site_names(found.general) == ["scale"]
     weight, bias, last = found.normal
     assert (weight.shape, bias.shape, last.shape) == ((4, P), (4,), (1, 4))
     assert (bias.scale == 2.0).all() and bias.scale.shape == (4,)
@@ -84,9 +84,9 @@ def test_a_normal_prior_that_depends_on_a_site_is_no_fixed_normal_prior():
         pyro.sample("by_scale", dist.Normal(0.0, tau).expand([2]).to_event(1))
         pyro.sample("z", dist.Normal(0.0, 1.0), obs=torch.zeros(()))
 
-    found = structure(model)
-    assert names(found.normal) == ["mu"]
-    assert names(found.general) == ["tau", "by_loc", "by_scale"]
+    found = inspect(model)
+    assert site_names(found.normal) == ["mu"]
+    assert site_names(found.general) == ["tau", "by_loc", "by_scale"]
 
 
 def test_a_handler_around_a_normal_prior_is_heeded():
@@ -97,27 +97,27 @@ def test_a_handler_around_a_normal_prior_is_heeded():
             pyro.sample("masked", dist.Normal(0.0, 1.0))
         pyro.sample("plain", dist.Normal(0.0, 1.0))
 
-    found = structure(model)
-    assert names(found.normal) == ["plain"]
-    assert names(found.general) == ["scaled", "masked"]
+    found = inspect(model)
+    assert site_names(found.normal) == ["plain"]
+    assert site_names(found.general) == ["scaled", "masked"]
 
 
 def test_deterministic_sites_and_plates_are_no_sites_of_the_structure():
-    found = structure(eight_schools, SCHOOLS_SIGMA, SCHOOLS_Y)
-    assert names(found.blocks) == ["mu", "eta", "tau"]
+    found = inspect(eight_schools, SCHOOLS_SIGMA, SCHOOLS_Y)
+    assert site_names(found.blocks) == ["mu", "eta", "tau"]
     assert found.observed == ("y",)
     assert "theta" not in found.dims and "schools" not in found.dims
 
 
 def test_a_model_is_sampled_whole_where_nothing_is_to_be_learned():
-    found = structure(sparse_layers, X, Y, adapt=False)
+    found = inspect(sparse_layers, X, Y, adapt=False)
     assert not found.sparse and not found.normal
-    assert names(found.general) == ["sigma2", "delta0", "w0", "delta1", "w1"]
+    assert site_names(found.general) == ["sigma2", "delta0", "w0", "delta1", "w1"]
 
 
 def test_a_model_without_ssgl_has_nothing_to_learn():
-    adapted, plain = (structure(dense_regression, X, Y, adapt=adapt) for adapt in (True, False))
-    assert names(adapted.blocks) == names(plain.blocks) == ["w"]
+    adapted, plain = (inspect(dense_regression, X, Y, adapt=adapt) for adapt in (True, False))
+    assert site_names(adapted.blocks) == site_names(plain.blocks) == ["w"]
     assert adapted.latent_sites == ()
 
 
@@ -150,7 +150,7 @@ def test_a_site_with_a_prior_that_depends_on_another_keeps_its_shape(prior, shap
     def model():
         pyro.sample("x", prior(pyro.sample("s", dist.Gamma(2.0, 2.0))))
 
-    by_name = {block.name: block for block in structure(model, adapt=False).blocks}
+    by_name = {block.name: block for block in inspect(model, adapt=False).blocks}
     assert by_name["x"].shape == torch.Size(shape)
     assert by_name["s"].shape == ()
 
@@ -163,7 +163,7 @@ def test_transforms_lead_to_the_support():
         pyro.sample("interval", dist.Uniform(-1.0, 3.0))
         pyro.sample("simplex", dist.Dirichlet(torch.ones(3)))
 
-    by_name = {block.name: block for block in structure(model).blocks}
+    by_name = {block.name: block for block in inspect(model).blocks}
     assert by_name["real"].transform is None and by_name["vector"].transform is None
     zeros = {
         name: block.transform(torch.zeros(block.shape))
@@ -187,7 +187,7 @@ def test_dims_are_named_after_plates():
         with pyro.plate("data", N):
             pyro.sample("y", dist.Normal(a + b.sum(), 1.0), obs=Y)
 
-    dims = structure(model).dims
+    dims = inspect(model).dims
     assert dims["a"] == ()
     assert dims["b"] == ("rows", None)
     assert dims["c"] == ("rows", "columns", None)
@@ -199,10 +199,10 @@ def test_dims_are_named_after_plates():
 
 
 def test_plates_have_their_size_and_subsample_size():
-    found = structure(sparse_regression, X, Y, batch_size=5)
+    found = inspect(sparse_regression, X, Y, batch_size=5)
     assert found.plates == {"features": (P, P), "data": (N, 5)}
     assert not found.observations  # a subsample is not the data
-    whole = structure(sparse_regression, X, Y)
+    whole = inspect(sparse_regression, X, Y)
     assert whole.plates["data"] == (N, N)
     assert torch.equal(whole.observations["y"], Y)
 
@@ -213,7 +213,7 @@ def test_a_plate_that_the_model_subsamples_itself_gets_no_indices():
         with pyro.plate("data", N, subsample=indices) as i:
             pyro.sample("y", dist.Normal(X[i] @ w, 1.0), obs=Y[i])
 
-    found = structure(model, torch.tensor([3, 1, 4]))
+    found = inspect(model, torch.tensor([3, 1, 4]))
     assert "data" not in found.plates
     assert not found.observations
 
@@ -225,7 +225,7 @@ def test_nested_subsampled_plates():
             with pyro.plate("columns", 8, subsample_size=4, dim=-1) as j:
                 pyro.sample("y", dist.Normal(mu, 1.0), obs=torch.ones(6, 8)[i][:, j])
 
-    assert structure(model).plates == {"rows": (6, 2), "columns": (8, 4)}
+    assert inspect(model).plates == {"rows": (6, 2), "columns": (8, 4)}
 
 
 def test_sequential_plates():
@@ -234,7 +234,7 @@ def test_sequential_plates():
         for i in pyro.plate("data", 3):
             pyro.sample(f"y{i}", dist.Normal(mu, 1.0), obs=Y[i])
 
-    found = structure(model)
+    found = inspect(model)
     assert found.plates == {"data": (3, 3)}
     assert found.observed == ("y0", "y1", "y2")
     assert [float(found.observations[f"y{i}"]) for i in range(3)] == Y[:3].tolist()
@@ -246,7 +246,7 @@ def test_a_factor_is_part_of_the_model_but_no_datum():
         pyro.factor("penalty", -mu.square())
         pyro.sample("y", dist.Normal(mu, 1.0), obs=Y[0])
 
-    assert structure(model).observations.keys() == {"y"}
+    assert inspect(model).observations.keys() == {"y"}
 
 
 def test_data_may_be_masked():
@@ -255,17 +255,17 @@ def test_data_may_be_masked():
         with pyro.plate("data", N), poutine.mask(mask=Y > 0):
             pyro.sample("y", dist.Normal(mu, 1.0), obs=Y)
 
-    assert torch.equal(structure(model).observations["y"], Y)
+    assert torch.equal(inspect(model).observations["y"], Y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_position_has_the_dtype_of_the_sites(dtype):
-    found = structure(double_regression, X.to(dtype), Y.to(dtype))
+    found = inspect(double_regression, X.to(dtype), Y.to(dtype))
     assert found.dtype == dtype and found.device == torch.device("cpu")
 
 
 def test_flattened_sites_are_views_of_the_position():
-    found = structure(sparse_layers, X, Y)
+    found = inspect(sparse_layers, X, Y)
     position = torch.arange(float(found.size))
     parts = found.unflatten(position)
     assert {name: part.shape for name, part in parts.items()} == {"w0": (P, 4), "w1": (4, 1)}
@@ -285,7 +285,7 @@ def test_inspection_changes_nothing():
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     for adapt in (True, False):
-        structure(network, X, Y, adapt=adapt)
+        inspect(network, X, Y, adapt=adapt)
     assert all(torch.equal(buffers[name], buffer) for name, buffer in network.named_buffers())
     assert torch.equal(states[0], torch.get_rng_state())
     np.testing.assert_array_equal(states[1], np.random.get_state()[1])
@@ -298,7 +298,7 @@ def test_fixed_priors_of_learnable_parameters_carry_no_gradient():
         w = pyro.sample("w", dist.Normal(loc, 1.0).to_event(1))
         pyro.sample("y", dist.Normal(w.sum(), 1.0), obs=torch.zeros(()))
 
-    (block,) = structure(model).normal
+    (block,) = inspect(model).normal
     assert not block.loc.requires_grad and not block.scale.requires_grad
 
 
@@ -347,7 +347,7 @@ def test_a_lost_link_among_other_sites_is_an_error(rest, site, adapt):
         rest(pyro.sample("tau", dist.HalfNormal(1.0).expand([P]).to_event(1)))
 
     with pytest.raises(ModelError, match=rf"site '{site}'.*float\(x\)"):
-        structure(model, adapt=adapt)
+        inspect(model, adapt=adapt)
 
 
 @torch.jit.script
@@ -376,7 +376,7 @@ def test_a_link_that_only_provenance_loses_is_none_that_is_lost(mean):
     def model():
         observe(mean(pyro.sample("b", dist.Normal(0.0, 1.0))))
 
-    assert names(structure(model).blocks) == ["b"]
+    assert site_names(inspect(model).blocks) == ["b"]
 
 
 def test_a_normal_prior_is_fixed_only_if_it_stays_where_other_sites_move():
@@ -384,8 +384,8 @@ def test_a_normal_prior_is_fixed_only_if_it_stays_where_other_sites_move():
         tau = pyro.sample("tau", dist.HalfNormal(1.0).expand([P]).to_event(1))
         observe(X @ pyro.sample("w", dist.Normal(0.0, scripted(tau)).to_event(1)))
 
-    found = structure(model)
-    assert names(found.normal) == [] and names(found.general) == ["tau", "w"]
+    found = inspect(model)
+    assert site_names(found.normal) == [] and site_names(found.general) == ["tau", "w"]
 
 
 def test_a_support_that_depends_on_a_site_is_an_error():
@@ -394,7 +394,7 @@ def test_a_support_that_depends_on_a_site_is_an_error():
         pyro.sample("x", dist.Uniform(0.0, upper))
 
     with pytest.raises(ModelError, match="site 'x' ~ Uniform.*support"):
-        structure(model)
+        inspect(model)
 
 
 @pytest.mark.parametrize(
@@ -410,4 +410,4 @@ def test_a_support_without_a_bijection_is_an_error_that_names_the_site(prior):
         pyro.sample("x", prior())
 
     with pytest.raises(ModelError, match="site 'x'"):
-        structure(model)
+        inspect(model)

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from link_models import N, X, Y, latents, observe, prior, refusal, structure
+from link_models import N, X, Y, inspect, observe, refusal_message, sample_latents, ssgl_prior
 from models import P, SparseNetwork, sparse_layers, sparse_regression
 from pyro import poutine
 
@@ -25,47 +25,47 @@ pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with require
 
 
 def in_a_plate():
-    sigma2, delta = latents()
+    sigma2, delta = sample_latents()
     with pyro.plate("features", P):
-        return pyro.sample("beta", prior(delta, sigma2.sqrt()))
+        return pyro.sample("beta", ssgl_prior(delta, sigma2.sqrt()))
 
 
 def expanded():
-    sigma2, delta = latents()
-    return pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+    sigma2, delta = sample_latents()
+    return pyro.sample("beta", ssgl_prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
 
 
 def of_the_shape_of_a_tensor():
-    sigma2, delta = latents()
+    sigma2, delta = sample_latents()
     v0 = torch.full([P], 0.1)
     return pyro.sample("beta", SSGL(v0, 10.0, delta, sigma2**0.5).to_event(1))
 
 
 def plate_and_event():
-    sigma2, delta = latents()
+    sigma2, delta = sample_latents()
     with pyro.plate("layers", 2), pyro.plate("features", P, dim=-2):
-        weights = pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([4]).to_event(1))
+        weights = pyro.sample("beta", ssgl_prior(delta, sigma2.sqrt()).expand([4]).to_event(1))
     return weights.sum((-1, -2))
 
 
 def nested_plates():
-    sigma2, delta = latents()
+    sigma2, delta = sample_latents()
     with pyro.plate("features", P), pyro.plate("layers", 2):
-        return pyro.sample("beta", prior(delta, sigma2.sqrt())).sum(0)
+        return pyro.sample("beta", ssgl_prior(delta, sigma2.sqrt())).sum(0)
 
 
 def by_functions_of_torch():
-    sigma2, delta = latents()
+    sigma2, delta = sample_latents()
     sigma = torch.exp(0.5 * torch.log(sigma2))
     with pyro.plate("features", P):
-        return pyro.sample("beta", prior(1.0 - (1.0 - delta), sigma))
+        return pyro.sample("beta", ssgl_prior(1.0 - (1.0 - delta), sigma))
 
 
 def through_a_deterministic_site():
-    sigma2, delta = latents()
+    sigma2, delta = sample_latents()
     sigma = pyro.deterministic("sigma", sigma2.sqrt())
     with pyro.plate("features", P):
-        return pyro.sample("beta", prior(delta, sigma))
+        return pyro.sample("beta", ssgl_prior(delta, sigma))
 
 
 def in_a_scope():
@@ -73,7 +73,7 @@ def in_a_scope():
     sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0).expand([1]).to_event(1)).squeeze(0)
     delta = pyro.sample("delta", dist.Beta(2.0, 3.0).expand([1]).to_event(1))[0]
     with pyro.plate("features", P):
-        return pyro.sample("beta", prior(delta, sigma2.sqrt()))
+        return pyro.sample("beta", ssgl_prior(delta, sigma2.sqrt()))
 
 
 WAYS = [
@@ -93,7 +93,7 @@ def test_links_are_found(weights):
     def model():
         observe(X @ weights(), 1.0)
 
-    found = structure(model)
+    found = inspect(model)
     (sigma,), (delta,) = found.sigmas, found.deltas
     assert (sigma.site, delta.site) == ("sigma2", "delta")
     # sigma2 ~ InverseGamma(nu / 2, nu lambda / 2) = InverseGamma(1.5, 2); delta ~ Beta(a, b)
@@ -103,14 +103,14 @@ def test_links_are_found(weights):
 
 
 def test_links_are_found_in_a_module():
-    found = structure(SparseNetwork(), X, Y)
+    found = inspect(SparseNetwork(), X, Y)
     assert found.latent_sites == ("sigma2", "delta")
     assert [block.name for block in found.sparse] == ["beta"]
     assert found.sigmas[0].likelihoods == {"y"}
 
 
 def test_every_layer_has_its_own_delta_and_all_share_one_sigma():
-    found = structure(sparse_layers, X, Y)
+    found = inspect(sparse_layers, X, Y)
     assert [block.name for block in found.sparse] == ["w0", "w1"]
     assert [found.sigmas[block.sigma].site for block in found.sparse] == ["sigma2", "sigma2"]
     assert [found.deltas[block.delta].site for block in found.sparse] == ["delta0", "delta1"]
@@ -122,9 +122,9 @@ def test_layers_may_share_delta_and_have_their_own_sigma():
         delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
         for layer in range(2):
             sigma2 = pyro.sample(f"sigma2_{layer}", dist.InverseGamma(1.0 + layer, 1.0))
-            pyro.sample(f"w{layer}", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+            pyro.sample(f"w{layer}", ssgl_prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
 
-    found = structure(model)
+    found = inspect(model)
     assert len(found.deltas) == 1
     sites = [found.sigmas[block.sigma] for block in found.sparse]
     assert [(sigma.site, sigma.nu) for sigma in sites] == [("sigma2_0", 2.0), ("sigma2_1", 4.0)]
@@ -134,10 +134,10 @@ def test_layers_may_share_delta_and_have_their_own_sigma():
 @pytest.mark.parametrize("sigma", [2.0, 2, torch.tensor(2.0)], ids=str)
 def test_numbers_fix_latents(delta, sigma):
     def model():
-        beta = pyro.sample("beta", prior(delta, sigma).expand([P]).to_event(1))
+        beta = pyro.sample("beta", ssgl_prior(delta, sigma).expand([P]).to_event(1))
         observe(X @ beta, 1.0)
 
-    found = structure(model)
+    found = inspect(model)
     assert found.latent_sites == ()
     (fixed_sigma,), (fixed_delta,) = found.sigmas, found.deltas
     assert (fixed_sigma.site, fixed_sigma.fixed) == (None, 2.0)
@@ -147,33 +147,33 @@ def test_numbers_fix_latents(delta, sigma):
 def test_one_latent_may_be_fixed_and_the_other_learned():
     def model():
         delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
-        pyro.sample("beta", prior(delta, 0.5).expand([P]).to_event(1))
+        pyro.sample("beta", ssgl_prior(delta, 0.5).expand([P]).to_event(1))
 
-    found = structure(model)
+    found = inspect(model)
     assert found.latent_sites == ("delta",)
     assert found.sigmas[0].fixed == 0.5
 
 
 def test_an_observed_latent_is_a_number():
     data = {"sigma2": torch.tensor(4.0), "delta": torch.tensor(0.25)}
-    found = structure(poutine.condition(sparse_regression, data=data), X, Y)
+    found = inspect(poutine.condition(sparse_regression, data=data), X, Y)
     assert found.latent_sites == ()
     assert (found.sigmas[0].fixed, found.deltas[0].fixed) == (2.0, 0.25)
 
 
 def test_sites_that_feed_no_ssgl_are_sampled():
     def model():
-        _, delta = latents()
+        _, delta = sample_latents()
         pyro.sample("rate", dist.Beta(2.0, 2.0))
-        observe(X @ pyro.sample("beta", prior(delta, 1.0).expand([P]).to_event(1)), 1.0)
+        observe(X @ pyro.sample("beta", ssgl_prior(delta, 1.0).expand([P]).to_event(1)), 1.0)
 
-    found = structure(model)
+    found = inspect(model)
     assert found.latent_sites == ("delta",)
     assert [block.name for block in found.general] == ["sigma2", "rate"]
 
 
 def test_without_adaptation_all_sites_are_sampled():
-    found = structure(sparse_regression, X, Y, adapt=False)
+    found = inspect(sparse_regression, X, Y, adapt=False)
     assert found.latent_sites == () and not found.sparse
     assert {block.name for block in found.general} == {"sigma2", "delta", "beta"}
 
@@ -194,32 +194,32 @@ def test_without_adaptation_all_sites_are_sampled():
 )
 def test_a_likelihood_may_have_a_multiple_of_sigma_as_its_scale(scale):
     def model():
-        sigma2, delta = latents()
-        beta = pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+        sigma2, delta = sample_latents()
+        beta = pyro.sample("beta", ssgl_prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
         observe(X @ beta, scale(sigma2))
 
-    assert structure(model).sigmas[0].likelihoods == {"y"}
+    assert inspect(model).sigmas[0].likelihoods == {"y"}
 
 
 def test_the_multiple_may_depend_on_weights():
     def model():
-        sigma2, delta = latents()
-        beta = pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+        sigma2, delta = sample_latents()
+        beta = pyro.sample("beta", ssgl_prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([P]).to_event(1))
         observe(X @ beta, sigma2.sqrt() * torch.exp(X @ w))
 
-    assert structure(model).sigmas[0].likelihoods == {"y"}
+    assert inspect(model).sigmas[0].likelihoods == {"y"}
 
 
 def test_a_likelihood_with_another_scale_has_nothing_to_do_with_sigma():
     def model():
-        sigma2, delta = latents()
+        sigma2, delta = sample_latents()
         noise = pyro.sample("noise", dist.HalfNormal(1.0))
-        beta = pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+        beta = pyro.sample("beta", ssgl_prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
         observe(X @ beta, noise)
         observe(X @ beta, 0.3, name="z")
 
-    assert structure(model).sigmas[0].likelihoods == frozenset()
+    assert inspect(model).sigmas[0].likelihoods == frozenset()
 
 
 def test_several_likelihoods_and_several_sigmas():
@@ -227,33 +227,33 @@ def test_several_likelihoods_and_several_sigmas():
         delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
         for name in "ab":
             sigma2 = pyro.sample(f"sigma2_{name}", dist.InverseGamma(1.0, 1.0))
-            beta = pyro.sample(name, prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+            beta = pyro.sample(name, ssgl_prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
             observe(X @ beta, sigma2.sqrt(), name=f"y_{name}")
             observe(X @ beta, 3.0 * sigma2.sqrt(), name=f"z_{name}")
 
-    found = {sigma.site: sigma.likelihoods for sigma in structure(model).sigmas}
+    found = {sigma.site: sigma.likelihoods for sigma in inspect(model).sigmas}
     assert found == {"sigma2_a": {"y_a", "z_a"}, "sigma2_b": {"y_b", "z_b"}}
 
 
 def test_a_likelihood_of_vectors():
     def model():
-        sigma2, delta = latents()
-        W = pyro.sample("W", prior(delta, sigma2.sqrt()).expand([P, 2]).to_event(2))
+        sigma2, delta = sample_latents()
+        W = pyro.sample("W", ssgl_prior(delta, sigma2.sqrt()).expand([P, 2]).to_event(2))
         with pyro.plate("data", N):
             pyro.sample("y", dist.Normal(X @ W, sigma2.sqrt()).to_event(1), obs=torch.ones(N, 2))
 
-    assert structure(model).sigmas[0].likelihoods == {"y"}
+    assert inspect(model).sigmas[0].likelihoods == {"y"}
 
 
 # Lost links, and links by hand
 
 
-def lost(lose):
+def losing_model(lose):
     def model():
-        sigma2, delta = latents()
+        sigma2, delta = sample_latents()
         delta, sigma = lose(sigma2, delta)
         with pyro.plate("features", P):
-            beta = pyro.sample("beta", prior(delta, sigma))
+            beta = pyro.sample("beta", ssgl_prior(delta, sigma))
         observe(X @ beta, sigma2.sqrt())
 
     return model
@@ -270,7 +270,7 @@ LOST = {
 @pytest.mark.parametrize("parameter, lose", LOST.values(), ids=LOST)
 def test_a_lost_link_is_an_error_that_names_links(parameter, lose):
     site = {"delta": "delta", "sigma": "sigma2"}[parameter]
-    message = refusal(lost(lose))
+    message = refusal_message(losing_model(lose))
     assert f"SSGL site 'beta': {parameter}" in message
     assert "float(x)" in message and ".item()" in message
     assert f"links={{'beta': {{'{parameter}': '{site}'}}}}" in message
@@ -279,27 +279,27 @@ def test_a_lost_link_is_an_error_that_names_links(parameter, lose):
 @pytest.mark.parametrize("parameter, lose", LOST.values(), ids=LOST)
 def test_links_by_hand_stand_in_for_a_lost_link(parameter, lose):
     site = {"delta": "delta", "sigma": "sigma2"}[parameter]
-    found = structure(lost(lose), links={"beta": {parameter: site}})
+    found = inspect(losing_model(lose), links={"beta": {parameter: site}})
     assert set(found.latent_sites) == {"sigma2", "delta"}
     assert (found.sigmas[0].site, found.deltas[0].site) == ("sigma2", "delta")
 
 
 def broadcast_together():
-    sigma2, delta = latents()
+    sigma2, delta = sample_latents()
     delta, sigma = torch.broadcast_tensors(delta, sigma2.sqrt().expand(P))
-    beta = pyro.sample("beta", prior(delta, sigma).to_event(1))
+    beta = pyro.sample("beta", ssgl_prior(delta, sigma).to_event(1))
     observe(X @ beta, sigma2.sqrt())
 
 
 def test_an_ambiguous_link_is_an_error_that_names_links():
-    message = refusal(broadcast_together)
+    message = refusal_message(broadcast_together)
     assert "depends on the latent sites ['delta', 'sigma2'], expected one" in message
     assert "links={'beta': {'delta': ...}}" in message
 
 
 def test_links_by_hand_settle_an_ambiguous_link():
     by_hand = {"beta": {"delta": "delta", "sigma": "sigma2"}}
-    assert structure(broadcast_together, links=by_hand).latent_sites == ("sigma2", "delta")
+    assert inspect(broadcast_together, links=by_hand).latent_sites == ("sigma2", "delta")
 
 
 @pytest.mark.parametrize(
@@ -318,20 +318,20 @@ def test_links_by_hand_settle_an_ambiguous_link():
 )
 def test_wrong_links_by_hand_are_errors(links, message):
     with pytest.raises(ModelError, match=message):
-        structure(sparse_regression, X, Y, links=links)
+        inspect(sparse_regression, X, Y, links=links)
 
 
 def test_links_by_hand_to_a_site_that_the_parameter_does_not_follow():
     def model():
-        sigma2, delta = latents()
+        sigma2, delta = sample_latents()
         pyro.sample("other", dist.Beta(1.0, 1.0))
-        observe(X @ pyro.sample("beta", prior(delta, 1.0).expand([P]).to_event(1)), 1.0)
+        observe(X @ pyro.sample("beta", ssgl_prior(delta, 1.0).expand([P]).to_event(1)), 1.0)
 
-    message = refusal(model, links={"beta": {"delta": "other"}})
+    message = refusal_message(model, links={"beta": {"delta": "other"}})
     assert "SSGL site 'beta'" in message and "'other'" in message
 
 
 @pytest.mark.parametrize("links", [["beta"], {"beta": ["delta"]}, {"beta": "delta"}], ids=str)
 def test_links_of_another_form_are_errors_that_show_the_form(links):
     with pytest.raises((ModelError, TypeError), match=r"links.*'beta'.*expected"):
-        structure(sparse_regression, X, Y, links=links)
+        inspect(sparse_regression, X, Y, links=links)

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from link_models import N, X, Y, latents, observe, prior, refusal, structure
+from link_models import N, X, Y, inspect, observe, refusal_message, sample_latents, ssgl_prior
 from models import P
 
 from pyro_aeb import SSGL
@@ -23,11 +23,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with require
 # No closed form
 
 
-def with_weights(make):
+def model_with_prior(make):
     """A model that makes its SSGL prior of sigma2 and delta by ``make``."""
 
     def model():
-        beta = pyro.sample("beta", make(*latents()).expand([P]).to_event(1))
+        beta = pyro.sample("beta", make(*sample_latents()).expand([P]).to_event(1))
         observe(X @ beta, 1.0)
 
     return model
@@ -36,17 +36,17 @@ def with_weights(make):
 @pytest.mark.parametrize(
     "make, parameter, expected",
     [
-        (lambda s, d: prior(d, s), "sigma", "the square root of the value"),
-        (lambda s, d: prior(d, 2.0 * s.sqrt()), "sigma", "the square root of the value"),
-        (lambda s, d: prior(d, 1.0 + s.sqrt()), "sigma", "the square root of the value"),
-        (lambda s, d: prior(0.5 * d, s.sqrt()), "delta", "the value"),
-        (lambda s, d: prior(1.0 - d, s.sqrt()), "delta", "the value"),
-        (lambda s, d: prior(d.clamp(max=0.5), s.sqrt()), "delta", "the value"),
+        (lambda s, d: ssgl_prior(d, s), "sigma", "the square root of the value"),
+        (lambda s, d: ssgl_prior(d, 2.0 * s.sqrt()), "sigma", "the square root of the value"),
+        (lambda s, d: ssgl_prior(d, 1.0 + s.sqrt()), "sigma", "the square root of the value"),
+        (lambda s, d: ssgl_prior(0.5 * d, s.sqrt()), "delta", "the value"),
+        (lambda s, d: ssgl_prior(1.0 - d, s.sqrt()), "delta", "the value"),
+        (lambda s, d: ssgl_prior(d.clamp(max=0.5), s.sqrt()), "delta", "the value"),
     ],
     ids=["sigma2", "2 sigma", "1 + sigma", "delta / 2", "1 - delta", "clamped"],
 )
 def test_a_function_of_a_latent_is_an_error(make, parameter, expected):
-    message = refusal(with_weights(make))
+    message = refusal_message(model_with_prior(make))
     assert f"SSGL site 'beta': {parameter} depends on site" in message
     assert f"is not {expected} of it, so it has no closed-form update" in message
     assert "adaptation=None" in message
@@ -66,9 +66,9 @@ def test_a_prior_without_a_closed_form_is_an_error(site, fn):
     def model():
         fns = {"sigma2": dist.InverseGamma(1.5, 2.0), "delta": dist.Beta(2.0, 3.0), site: fn}
         sigma2, delta = (pyro.sample(name, fns[name]) for name in ("sigma2", "delta"))
-        pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+        pyro.sample("beta", ssgl_prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
 
-    message = refusal(model)
+    message = refusal_message(model)
     assert f"site {site!r} ~ {type(fn).__name__}, which has no closed-form update" in message
     assert {"delta": "Beta prior", "sigma2": "InverseGamma prior"}[site] in message
     assert "adaptation=None" in message
@@ -81,9 +81,9 @@ def test_a_hyperprior_is_an_error(site, lose):
         b = lose(pyro.sample("b", dist.Gamma(2.0, 1.0)))
         sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, b if site == "sigma2" else 2.0))
         delta = pyro.sample("delta", dist.Beta(2.0, b if site == "delta" else 3.0))
-        pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+        pyro.sample("beta", ssgl_prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
 
-    message = refusal(model)
+    message = refusal_message(model)
     assert f"site {site!r}" in message
     assert "whose own prior" in message and "expected fixed numbers" in message
 
@@ -92,9 +92,9 @@ def test_a_vector_of_deltas_is_an_error():
     def model():
         with pyro.plate("layers", P):
             delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
-        pyro.sample("beta", prior(delta, 1.0).to_event(1))
+        pyro.sample("beta", ssgl_prior(delta, 1.0).to_event(1))
 
-    message = refusal(model)
+    message = refusal_message(model)
     assert "site 'delta', which has shape (3,), expected a single number" in message
     assert "a site of its own" in message
 
@@ -102,7 +102,7 @@ def test_a_vector_of_deltas_is_an_error():
 @pytest.mark.parametrize("parameter", ["delta", "sigma"])
 def test_fixed_latents_of_several_values_are_an_error(parameter):
     values = {"delta": 0.5, "sigma": 1.0, parameter: torch.tensor([0.25, 0.5, 0.75])}
-    message = refusal(with_weights(lambda s, d: prior(**values)))
+    message = refusal_message(model_with_prior(lambda s, d: ssgl_prior(**values)))
     assert f"SSGL site 'beta': {parameter} is a tensor of different numbers" in message
     assert "expected one number" in message and "split the site" in message
 
@@ -115,19 +115,19 @@ def test_v0_and_v1_are_not_learned(parameter, lose):
         values = {"v0": 0.1, "v1": 10.0, parameter: scale}
         pyro.sample("beta", SSGL(**values, delta=0.5).expand([P]).to_event(1))
 
-    message = refusal(model)
+    message = refusal_message(model)
     assert f"SSGL site 'beta': {parameter}" in message and "expected a number" in message
 
 
 # Something else that depends on a learned latent
 
 
-def depending(use):
+def model_with_use(use):
     """A model in which ``use(sigma2, delta, beta)`` makes a site depend on a learned latent."""
 
     def model():
-        sigma2, delta = latents()
-        beta = pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+        sigma2, delta = sample_latents()
+        beta = pyro.sample("beta", ssgl_prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
         use(sigma2, delta, beta)
 
     return model
@@ -182,7 +182,7 @@ def a_factor(sigma2, delta, beta):
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_nothing_else_may_depend_on_a_learned_latent(use, site):
-    message = refusal(depending(use))
+    message = refusal_message(model_with_use(use))
     assert site in message and "no closed-form update" in message
     assert "Normal" in message and "c * sigma2.sqrt()" in message
     assert "a site of its own" in message and "adaptation=None" in message
@@ -242,22 +242,22 @@ def deep_mean(depth=30, width=32):
     ids=lambda use: use.__name__,
 )
 def test_a_dependence_is_seen_wherever_it_hides(use):
-    message = refusal(depending(use))
+    message = refusal_message(model_with_use(use))
     assert "observed site 'y'" in message and "no closed-form update" in message
 
 
 @pytest.mark.parametrize("validate", [True, False])
 def test_a_deep_network_without_such_a_dependence_is_fine(validate):
     def model():
-        sigma2, delta = latents()
-        beta = pyro.sample("beta", prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
+        sigma2, delta = sample_latents()
+        beta = pyro.sample("beta", ssgl_prior(delta, sigma2.sqrt()).expand([P]).to_event(1))
         observe(X @ beta + deep_mean(), sigma2.sqrt())
 
     with pyro.validation_enabled(validate):
-        assert structure(model).sigmas[0].likelihoods == {"y"}
+        assert inspect(model).sigmas[0].likelihoods == {"y"}
 
 
 def test_without_adaptation_anything_may_depend_on_anything():
     for use in (a_t_likelihood, another_latent, a_factor, a_mean_at_zero):
-        found = structure(depending(use), adapt=False)
+        found = inspect(model_with_use(use), adapt=False)
         assert {"sigma2", "delta", "beta"} <= {block.name for block in found.general}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from models import P, linear_data
 from runs import Network as WithDropout
-from runs import Stop, StopAt, buffers_of, chains, kernel, resumed
+from runs import Stop, StopAt, copy_buffers, make_kernel, make_mcmc, resume_mcmc
 from torch import nn
 
 import pyro_aeb as aeb
@@ -61,7 +61,7 @@ def double():
 def test_the_buffers_that_change_are_found_and_left_as_they_were():
     outer = nn.Sequential(Counting(), nn.BatchNorm1d(P), nn.Linear(P, 1))
     own = dict(outer.named_buffers())
-    before = buffers_of(outer)
+    before = copy_buffers(outer)
     with unchanged_buffers() as changed:
         outer(X)
         assert outer[0].replaced == 1.0 and outer[0].added_to == 2.0
@@ -94,7 +94,7 @@ def test_buffers_are_given_back_after_an_error():
 # -- sets of them
 
 
-def places(module: nn.Module) -> list:
+def buffer_places(module: nn.Module) -> list:
     return [(module, "replaced"), (module, "added_to")]
 
 
@@ -107,14 +107,14 @@ def test_a_compiled_module_in_a_model_is_looked_at_as_it_was_written():
         weights = pyro.sample("w", dist.Normal(torch.zeros(P), 1.0).to_event(1))
         pyro.factor("fit", -(module(x) @ weights).square().sum())
 
-    run = aeb.MCMC(kernel(model, **NO_LATENTS), 2, warmup_steps=0, disable_progbar=True)
+    run = aeb.MCMC(make_kernel(model, **NO_LATENTS), 2, warmup_steps=0, disable_progbar=True)
     run.run(X)
     assert int(module.num_batches_tracked) == 1 + 2 * 2  # two steps a draw
 
 
 def test_a_run_changes_the_buffers_it_is_lent_and_returns_them():
     module = Counting()
-    buffers = Buffers(places(module), 2)
+    buffers = Buffers(buffer_places(module), 2)
     assert [value.tolist() for value in buffers.values()] == [[0.0, 0.0], [0.0, 0.0]]
     after = buffers.run([torch.tensor(5.0), torch.tensor(7.0)], lambda: module(X))
     assert [float(value) for value in after] == [6.0, 9.0]
@@ -129,14 +129,14 @@ def test_the_modules_have_their_own_again_after_an_error_in_a_run():
         raise KeyError
 
     with pytest.raises(KeyError):
-        Buffers(places(module), 1).run([torch.tensor(5.0), torch.tensor(7.0)], fail)
+        Buffers(buffer_places(module), 1).run([torch.tensor(5.0), torch.tensor(7.0)], fail)
     assert module.replaced == 0.0 and module.added_to == 0.0
 
 
 def test_the_last_chains_are_left_in_the_modules():
     module = Counting()
     own = module.replaced
-    buffers = Buffers(places(module), 2)
+    buffers = Buffers(buffer_places(module), 2)
     buffers.keep([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])])
     assert module.replaced == 0.0
     buffers.hand_back()
@@ -147,7 +147,7 @@ def test_the_last_chains_are_left_in_the_modules():
 @pytest.mark.parametrize("number", [None, 2])
 def test_values_that_are_loaded_are_copies(number):
     module = Counting()
-    buffers = Buffers(places(module), number)
+    buffers = Buffers(buffer_places(module), number)
     given = [torch.full_like(value, 3.0) for value in buffers.values()]
     buffers.load(given)
     module(X)
@@ -162,15 +162,15 @@ def test_values_that_are_loaded_are_copies(number):
 @pytest.mark.parametrize("transition", [aeb.SGLD, aeb.SGHMC])
 def test_chains_that_step_together_keep_running_averages_of_their_own(transition):
     network = Network()
-    run = chains(
-        kernel(network, transition, **NO_LATENTS), DRAWS, number=CHAINS, method="vectorized"
+    run = make_mcmc(
+        make_kernel(network, transition, **NO_LATENTS), DRAWS, number=CHAINS, method="vectorized"
     )
     run.run(X, Y)
     together = run.kernel.chain.buffers.values()
     means = []
     for chain in range(CHAINS):
         alone = Network()
-        own = kernel(alone, transition, **NO_LATENTS)
+        own = make_kernel(alone, transition, **NO_LATENTS)
         own.start(0, chain, (X, Y), {})
         own.advance(run.kernel.chain.step)
         values = own.chain.buffers.values()
@@ -179,15 +179,15 @@ def test_chains_that_step_together_keep_running_averages_of_their_own(transition
             torch.testing.assert_close(stack[chain], value, rtol=1e-9, atol=1e-9)
         means.append(alone.norm.running_mean.clone())
     assert not torch.equal(means[0], means[1]) and not torch.equal(means[1], means[2])
-    for name, value in buffers_of(alone).items():  # the last chain's are left in the network
-        torch.testing.assert_close(buffers_of(network)[name], value, rtol=1e-9, atol=1e-9)
+    for name, value in copy_buffers(alone).items():  # the last chain's are left in the network
+        torch.testing.assert_close(copy_buffers(network)[name], value, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["sequential", "vectorized"])
 def test_running_averages_go_on_from_a_checkpoint(tmp_path, method):
     def run(network, **options):
-        of = kernel(network, **NO_LATENTS)
-        return chains(of, DRAWS, number=CHAINS, method=method, **options)
+        kernel = make_kernel(network, **NO_LATENTS)
+        return make_mcmc(kernel, DRAWS, number=CHAINS, method=method, **options)
 
     whole = Network()
     run(whole).run(X, Y)
@@ -196,8 +196,8 @@ def test_running_averages_go_on_from_a_checkpoint(tmp_path, method):
     with pytest.raises(Stop):
         run(first, checkpoint=path, every=1, hook_fn=StopAt(stage, 2)).run(X, Y)
     fresh = Network()  # whose averages are at their first values
-    second = resumed(path, fresh)
+    second = resume_mcmc(path, fresh)
     second.run(X, Y)
-    for name, value in buffers_of(whole).items():
-        assert torch.equal(buffers_of(fresh)[name], value), name
+    for name, value in copy_buffers(whole).items():
+        assert torch.equal(copy_buffers(fresh)[name], value), name
     assert not torch.equal(fresh.norm.running_mean, Network().norm.running_mean)

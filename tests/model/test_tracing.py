@@ -40,7 +40,7 @@ def uses_every_generator():
     return pyro.sample("x", dist.Normal(torch.randn(()), 1.0))
 
 
-def raises():
+def failing_model():
     torch.randn(3)
     raise RuntimeError("no such file")
 
@@ -117,11 +117,11 @@ def test_random_number_generators_are_as_before():
 def test_random_number_generators_are_as_before_even_when_the_model_raises():
     before = random_states()
     with pytest.raises(RuntimeError, match="no such file"):
-        look(raises, (), {}, {})
+        look(failing_model, (), {}, {})
     assert_same_states(before, random_states())
 
 
-def buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+def copy_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
@@ -136,7 +136,7 @@ def assert_same_buffers(module: nn.Module, before: dict[str, torch.Tensor]) -> N
 def test_running_averages_are_as_before(run):
     network = DenseNetwork()
     network.norm(torch.randn(8, 4) + 3.0)  # away from the buffers' first values
-    before = buffers(network)
+    before = copy_buffers(network)
     last = {} if run is look else init_to_sample
     run(network, (X, Y), {}, last)
     assert_same_buffers(network, before)
@@ -147,7 +147,7 @@ def test_running_averages_are_as_before(run):
 
 def test_running_averages_are_as_before_even_when_the_model_raises():
     norm = nn.BatchNorm1d(3)
-    before = buffers(norm)
+    before = copy_buffers(norm)
 
     def model():
         norm(X)

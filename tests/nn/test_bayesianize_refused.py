@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from modules import Convolutions, HandWritten, bayesian, perceptron
+from modules import Convolutions, HandWritten, make_bayesian, perceptron
 from pyro import poutine
 from pyro.infer import Predictive
 from torch import nn
@@ -23,7 +23,7 @@ def complex_layer() -> nn.Module:
     return nn.Linear(2, 2, dtype=torch.complex64)
 
 
-def named_like_a_latent(name: str) -> nn.Module:
+def make_module_named(name: str) -> nn.Module:
     module = nn.Linear(2, 2)
     module.register_parameter(name, nn.Parameter(torch.zeros(2)))
     return module
@@ -39,16 +39,16 @@ def named_like_a_latent(name: str) -> nn.Module:
         (nn.Tanh, {}, "Tanh has 0 parameters.*nothing to sample"),
         (lambda: perceptron().requires_grad_(False), {}, "4 parameters and none of them requires"),
         (complex_layer, {}, "'weight' has dtype torch.complex64, expected a real"),
-        (lambda: named_like_a_latent("sigma2"), {}, r"parameters named \['sigma2'\]"),
-        (lambda: named_like_a_latent("delta"), {}, r"parameters named \['delta'\]"),
+        (lambda: make_module_named("sigma2"), {}, r"parameters named \['sigma2'\]"),
+        (lambda: make_module_named("delta"), {}, r"parameters named \['delta'\]"),
         (lambda: nn.LazyLinear(3), {}, "'weight' of LazyLinear has no shape yet.*one batch"),
         (HandWritten, {}, "submodule 'first' .*PyroSample attributes.*as it is"),
-        (lambda: bayesian(perceptron()), {}, "BayesianModule.*as it is"),
+        (lambda: make_bayesian(perceptron()), {}, "BayesianModule.*as it is"),
     ],
 )
 def test_modules_that_cannot_be_sampled(make, options, message):
     with pytest.raises(ModelError, match=message):
-        bayesian(make(), **options)
+        make_bayesian(make(), **options)
 
 
 @pytest.mark.parametrize(
@@ -72,24 +72,24 @@ def test_modules_that_cannot_be_sampled(make, options, message):
 )
 def test_options_that_make_no_sense(error, option, message):
     with pytest.raises(error, match=message):
-        bayesian(perceptron(), **option)
+        make_bayesian(perceptron(), **option)
 
 
 def test_no_module():
     with pytest.raises(TypeError, match="expected a torch.nn.Module"):
-        bayesian(torch.tanh)
+        make_bayesian(torch.tanh)
 
 
 @pytest.mark.parametrize("sparse", [[], None])
 def test_a_call_inside_a_plate(sparse):
-    net, x = bayesian(perceptron(), sparse), torch.randn(N, 4)
+    net, x = make_bayesian(perceptron(), sparse), torch.randn(N, 4)
     with pytest.raises(ModelError, match="shape .*call the network outside of plates"):
         with poutine.trace(), pyro.plate("data", N):
             net(x)
 
 
 def test_a_call_on_several_draws_at_once():
-    net, x = bayesian(perceptron()), torch.randn(N, 4)
+    net, x = make_bayesian(perceptron()), torch.randn(N, 4)
     draws = {"sigma2": torch.ones(2), "0.delta": torch.ones(2)}
     predictive = Predictive(net, draws, parallel=True)
     with pytest.raises(ModelError, match=r"'sigma2' .*shape \(2,.*\(parallel=False\)"):
@@ -99,7 +99,7 @@ def test_a_call_on_several_draws_at_once():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_for_autocast(dtype):
     with pytest.raises(ModelError, match=f"{dtype}.*float32 or float64.*torch.autocast"):
-        bayesian(perceptron().to(dtype))
+        make_bayesian(perceptron().to(dtype))
 
 
 def test_weights_that_are_not_finite():
@@ -107,26 +107,26 @@ def test_weights_that_are_not_finite():
     with torch.no_grad():
         module[2].weight[0, 0] = torch.nan
     with pytest.raises(ModelError, match="'2.weight' has 1 non-finite of 15 numbers"):
-        bayesian(module)
+        make_bayesian(module)
 
 
 def test_parameters_of_two_kinds():
     module = perceptron()
     module[2].double()
     with pytest.raises(ModelError, match="not of one kind.*float32.*float64.*module.to"):
-        bayesian(module)
+        make_bayesian(module)
 
 
 @pytest.mark.parametrize("options", [{"max_norm": 1.0}, {"sparse": True}])
 def test_embeddings_with_weights_of_their_own_mind(options):
     module = torch.nn.Sequential(torch.nn.Embedding(5, 3, **options), torch.nn.Linear(3, 2))
     with pytest.raises(ModelError, match="'0' is an embedding with max_norm or sparse=True"):
-        bayesian(module)
+        make_bayesian(module)
 
 
 def test_compiled_modules():
     with pytest.raises(ModelError, match="is compiled.*that it was compiled from"):
-        bayesian(torch.compile(perceptron()))
+        make_bayesian(torch.compile(perceptron()))
     scripted = torch.jit.script(torch.nn.Linear(2, 2))
     with pytest.raises(ModelError, match="is compiled.*that it was compiled from"):
-        bayesian(scripted)
+        make_bayesian(scripted)

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from modules import KINDS, Classifier, Convolutions, Tied, bayesian, perceptron
+from modules import KINDS, Classifier, Convolutions, Tied, make_bayesian, perceptron
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from pyro.infer.mcmc.api import StreamingMCMC
-from pyro_runs import kernel, mcmc, sequential
+from pyro_runs import make_kernel, make_pyro_mcmc, make_sequential_mcmc
 from torch import nn
 
 import pyro_aeb as aeb
@@ -23,17 +23,17 @@ from pyro_aeb import ModelError
 N = 6
 
 
-def labels() -> torch.Tensor:
+def make_labels() -> torch.Tensor:
     return torch.arange(N) % 3
 
 
-def run_of(net, x, make=mcmc, **options):
-    run = make(kernel(Classifier(net), **{"step_size": 1e-4, **options}), draws=3, warmup=1)
-    run.run(x, labels(), batch_size=4)
+def run_mcmc(net, x, make=make_pyro_mcmc, **options):
+    run = make(make_kernel(Classifier(net), **{"step_size": 1e-4, **options}), draws=3, warmup=1)
+    run.run(x, make_labels(), batch_size=4)
     return run
 
 
-def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+def weights_by_name(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
@@ -50,8 +50,8 @@ def assert_same(found: dict, expected: dict) -> None:
 @pytest.mark.parametrize("draw", [0, -1])
 def test_output_equals_the_networks_at_that_draw(kind, draw):
     make, inputs = KINDS[kind]
-    net, x = bayesian(make()), inputs(N)
-    run = run_of(net, x)
+    net, x = make_bayesian(make()), inputs(N)
+    run = run_mcmc(net, x)
     module = aeb.nn.sparse_module(net, run, draw=draw)
     assert type(module) is type(net.module)
     # Cloned, as the order of a sum may depend on where in memory a tensor starts.
@@ -65,8 +65,8 @@ def test_output_equals_the_networks_at_that_draw(kind, draw):
 def test_all_else_is_as_in_the_networks_module():
     module = Convolutions()
     module.conv.requires_grad_(False)
-    net = bayesian(module)
-    run = run_of(net, torch.randn(N, 1, 4, 4))
+    net = make_bayesian(module)
+    run = run_mcmc(net, torch.randn(N, 1, 4, 4))
     for training in (True, False):
         net.train(training)
         found = aeb.nn.sparse_module(net, run)
@@ -85,72 +85,72 @@ def test_all_else_is_as_in_the_networks_module():
 
 
 def test_tied_weights_stay_tied():
-    net = bayesian(Tied())
-    found = aeb.nn.sparse_module(net, run_of(net, torch.randn(N, 4)))
+    net = make_bayesian(Tied())
+    found = aeb.nn.sparse_module(net, run_mcmc(net, torch.randn(N, 4)))
     assert found.last.weight is found.first.weight
     assert found.blocks[0] is found.blocks[1]
 
 
 def test_draws_of_several_chains_count_one_after_the_other():
-    net = bayesian(perceptron())
-    run = run_of(net, torch.randn(N, 4), sequential)
+    net = make_bayesian(perceptron())
+    run = run_mcmc(net, torch.randn(N, 4), make_sequential_mcmc)
     draws = run.get_samples(group_by_chain=True)["0.weight"]
-    assert torch.equal(weights(aeb.nn.sparse_module(net, run, 4))["0.weight"], draws[1, 1])
-    assert torch.equal(weights(aeb.nn.sparse_module(net, run, -4))["0.weight"], draws[0, 2])
+    assert torch.equal(weights_by_name(aeb.nn.sparse_module(net, run, 4))["0.weight"], draws[1, 1])
+    assert torch.equal(weights_by_name(aeb.nn.sparse_module(net, run, -4))["0.weight"], draws[0, 2])
     for draw in (6, -7):
         with pytest.raises(IndexError, match=f"draw is {draw}, expected .* from -6 to 5"):
             aeb.nn.sparse_module(net, run, draw)
 
 
 def test_any_kernel_will_do():
-    net = bayesian(perceptron(), sparse=[])
+    net = make_bayesian(perceptron(), sparse=[])
     run = MCMC(NUTS(Classifier(net), max_tree_depth=1), 2, warmup_steps=1, disable_progbar=True)
-    run.run(torch.randn(N, 4), labels())
+    run.run(torch.randn(N, 4), make_labels())
     expected = {name: draws[0] for name, draws in run.get_samples().items()}
-    assert_same(weights(aeb.nn.sparse_module(net, run, 0)), expected)
+    assert_same(weights_by_name(aeb.nn.sparse_module(net, run, 0)), expected)
 
 
 def test_the_last_state_where_the_draws_do_not_hold_the_weights():
     x = torch.randn(N, 4)
     for save in (["sigma2"], ["sigma2", "0.weight"]):
-        net = bayesian(perceptron())
-        run = run_of(net, x, save=save)
-        found = weights(aeb.nn.sparse_module(net, run))
+        net = make_bayesian(perceptron())
+        run = run_mcmc(net, x, save=save)
+        found = weights_by_name(aeb.nn.sparse_module(net, run))
         state = run.kernel.chain.values()
         assert_same(found, {name: state[name] for name in found})
         assert (found["0.weight"] != net.module[0].weight).all()
 
 
 def test_in_a_run_and_after_a_streaming_one():
-    net = bayesian(perceptron())
+    net = make_bayesian(perceptron())
     seen = []
 
     def hook(*_):
-        seen.append(weights(aeb.nn.sparse_module(net, run)))
+        seen.append(weights_by_name(aeb.nn.sparse_module(net, run)))
 
-    of = kernel(Classifier(net), step_size=1e-4)
-    run = StreamingMCMC(of, 2, hook_fn=hook, disable_progbar=True)
-    run.run(torch.randn(N, 4), labels())
+    kernel = make_kernel(Classifier(net), step_size=1e-4)
+    run = StreamingMCMC(kernel, 2, hook_fn=hook, disable_progbar=True)
+    run.run(torch.randn(N, 4), make_labels())
     assert (seen[-1]["0.weight"] != seen[-2]["0.weight"]).all()
-    assert_same(weights(aeb.nn.sparse_module(net, run)), seen[-1])
+    assert_same(weights_by_name(aeb.nn.sparse_module(net, run)), seen[-1])
 
 
 def test_weights_that_are_nowhere():
-    net = bayesian(perceptron())
-    run = run_of(net, torch.randn(N, 4), save=["sigma2", "0.weight"])
+    net = make_bayesian(perceptron())
+    run = run_mcmc(net, torch.randn(N, 4), save=["sigma2", "0.weight"])
     with pytest.raises(ModelError, match="3 of the network's 4 weights, '2.weight' first.*save="):
         aeb.nn.sparse_module(net, run, draw=0)
     run.kernel = pickle.loads(pickle.dumps(run.kernel))  # as after chains in processes
     with pytest.raises(ModelError, match="processes of their own leave none behind.*save="):
         aeb.nn.sparse_module(net, run)
     with pytest.raises(ModelError, match="do not hold 4 of the network's 4 weights"):
-        aeb.nn.sparse_module(net, mcmc(kernel(Classifier(net))))
+        aeb.nn.sparse_module(net, make_pyro_mcmc(make_kernel(Classifier(net))))
 
 
 def test_another_network():
-    net = bayesian(perceptron())
-    run = run_of(net, torch.randn(N, 4))
-    other = bayesian(nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3)))
+    net = make_bayesian(perceptron())
+    run = run_mcmc(net, torch.randn(N, 4))
+    other = make_bayesian(nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3)))
     with pytest.raises(ModelError, match=r"'0.weight' have shape \(5, 4\), expected \(7, 4\)"):
         aeb.nn.sparse_module(other, run)
     with pytest.raises(TypeError, match="net is Sequential, expected a BayesianModule"):
@@ -160,7 +160,7 @@ def test_another_network():
 # State dicts
 
 
-def pruned() -> nn.Module:
+def make_pruned_module() -> nn.Module:
     module = Convolutions()
     with torch.no_grad():
         module.conv.weight[0] = 0.0
@@ -168,15 +168,15 @@ def pruned() -> nn.Module:
     return module.eval()
 
 
-def exported(module: nn.Module) -> nn.Module:
+def export_weights(module: nn.Module) -> nn.Module:
     """A module's weights through sparse_module."""
-    net = bayesian(module)
-    chain = SimpleNamespace(values_by_chain=lambda: [weights(module)])
+    net = make_bayesian(module)
+    chain = SimpleNamespace(values_by_chain=lambda: [weights_by_name(module)])
     return aeb.nn.sparse_module(net, SimpleNamespace(kernel=SimpleNamespace(chain=chain)))
 
 
 def test_state_dict_through_a_file(tmp_path):
-    module = exported(pruned())
+    module = export_weights(make_pruned_module())
     torch.save(module.state_dict(), tmp_path / "network.pt")
     loaded = Convolutions()
     loaded.load_state_dict(torch.load(tmp_path / "network.pt", weights_only=True))
@@ -186,7 +186,7 @@ def test_state_dict_through_a_file(tmp_path):
 
 def test_state_dict_through_safetensors(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
-    module = exported(pruned())
+    module = export_weights(make_pruned_module())
     safetensors.save_file(module.state_dict(), tmp_path / "network.safetensors")
     loaded = safetensors.load_file(tmp_path / "network.safetensors")
     assert_same(loaded, dict(module.state_dict()))
@@ -196,8 +196,8 @@ def test_state_dict_through_safetensors(tmp_path):
 
 
 def test_masks():
-    found = aeb.nn.masks(pruned())
-    assert found.keys() == weights(pruned()).keys()
+    found = aeb.nn.masks(make_pruned_module())
+    assert found.keys() == weights_by_name(make_pruned_module()).keys()
     assert all(mask.dtype == torch.bool for mask in found.values())
     assert found["conv.weight"].tolist() == [[[[False] * 3] * 3], [[[True] * 3] * 3]]
     assert found["last.weight"].tolist() == [[True, True] + [False] * 6] * 3
@@ -205,7 +205,7 @@ def test_masks():
 
 def test_parameter_counts():
     # conv 2 x 9 weights, half of them zero; norm 2 scales of 1 and 2 shifts of 0; last 3 x 8 + 3.
-    counts = aeb.nn.parameter_counts(pruned())
+    counts = aeb.nn.parameter_counts(make_pruned_module())
     assert [(layer.name, layer.total, layer.nonzero) for layer in counts.layers] == [
         ("conv", 18, 9),
         ("norm", 4, 2),

@@ -24,7 +24,7 @@ from pyro_aeb.posterior.posterior import Posterior
 N = 12
 
 
-def network(outputs: int) -> aeb.nn.BayesianModule:
+def make_network(outputs: int) -> aeb.nn.BayesianModule:
     torch.manual_seed(0)
     module = torch.nn.Sequential(
         torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, outputs)
@@ -94,7 +94,7 @@ CASES = {
 @pytest.fixture(params=CASES.values(), ids=CASES)
 def case(request):
     make, outputs = request.param
-    net = network(outputs)
+    net = make_network(outputs)
     return net, *make(net), torch.randn(N, 4)
 
 
@@ -140,7 +140,7 @@ def test_a_run(case):
 
 
 def test_sigma2_has_a_value_once_the_network_was_called():
-    net = network(1)
+    net = make_network(1)
     with pytest.raises(RuntimeError, match="no value yet.*net.sigma2"):
         _ = net.sigma2
     trace = poutine.trace(net).get_trace(torch.zeros(1, 4))

@@ -20,11 +20,11 @@ from predicted_models import (
     VARIANCES,
     WEIGHTS,
     classifier,
-    loader,
+    make_loader,
     regression,
 )
-from pyro_runs import X, Y, kernel, mcmc
-from replayed_runs import replayed
+from pyro_runs import X, Y, make_kernel, make_pyro_mcmc
+from replayed_runs import replay_draws
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -33,13 +33,13 @@ from pyro_aeb.nn import PosteriorPredictive
 ROW = torch.arange(len(LABELS))
 
 
-def binary(x, y=None):
+def binary_model(x, y=None):
     w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
     with pyro.plate("data", len(x)):
         return pyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
 
 
-def softmaxes() -> torch.Tensor:
+def class_probabilities() -> torch.Tensor:
     """Every draw's probabilities, shape (3, 5, 3)."""
     return (INPUTS @ WEIGHTS).softmax(-1)
 
@@ -48,25 +48,25 @@ def softmaxes() -> torch.Tensor:
 
 
 def test_probabilities_are_averaged_and_not_logits():
-    probs = PosteriorPredictive(classifier, replayed(w=WEIGHTS))(INPUTS)
-    torch.testing.assert_close(probs, softmaxes().mean(0))
+    probs = PosteriorPredictive(classifier, replay_draws(w=WEIGHTS))(INPUTS)
+    torch.testing.assert_close(probs, class_probabilities().mean(0))
     of_mean_logits = (INPUTS @ WEIGHTS).mean(0).softmax(-1)
     assert (probs - of_mean_logits).abs().max() > 0.05
 
 
 def test_nll_is_that_of_the_average_and_not_the_average_of_the_nlls():
-    evaluation = PosteriorPredictive(classifier, replayed(w=WEIGHTS)).evaluate(INPUTS, LABELS)
-    of_data = softmaxes()[:, ROW, LABELS]
+    evaluation = PosteriorPredictive(classifier, replay_draws(w=WEIGHTS)).evaluate(INPUTS, LABELS)
+    of_data = class_probabilities()[:, ROW, LABELS]
     assert evaluation.average["nll"] == pytest.approx(float(-of_data.mean(0).log().mean()))
     assert evaluation.average["nll"] < float(-of_data.log().mean()) - 0.05
 
 
 def test_scores_of_classes():
-    evaluation = PosteriorPredictive(classifier, replayed(w=WEIGHTS)).evaluate(INPUTS, LABELS)
+    evaluation = PosteriorPredictive(classifier, replay_draws(w=WEIGHTS)).evaluate(INPUTS, LABELS)
     assert evaluation.draws == 3
     for found, probs in [
-        (evaluation.average, softmaxes().mean(0)),
-        (evaluation.last, softmaxes()[-1]),
+        (evaluation.average, class_probabilities().mean(0)),
+        (evaluation.last, class_probabilities()[-1]),
     ]:
         assert found.keys() == {"accuracy", "nll", "brier", "ece", "entropy"}
         right = probs.argmax(-1) == LABELS
@@ -86,7 +86,7 @@ def test_scores_of_classes():
 
 
 def test_the_table_has_a_line_for_every_score():
-    evaluation = PosteriorPredictive(classifier, replayed(w=WEIGHTS)).evaluate(INPUTS, LABELS)
+    evaluation = PosteriorPredictive(classifier, replay_draws(w=WEIGHTS)).evaluate(INPUTS, LABELS)
     lines = str(evaluation).splitlines()
     assert lines[0].split() == ["average", "of", "3", "last", "draw"]
     assert [line.split()[0] for line in lines[1:]] == list(evaluation.average)
@@ -102,7 +102,7 @@ def test_a_one_hot_categorical_scores_as_a_categorical():
         with pyro.plate("data", len(x)):
             return pyro.sample("y", dist.OneHotCategorical(logits=x @ w), obs=y)
 
-    run = replayed(w=WEIGHTS)
+    run = replay_draws(w=WEIGHTS)
     found = PosteriorPredictive(one_hot, run).evaluate(INPUTS, nn.functional.one_hot(LABELS) * 1.0)
     assert found == PosteriorPredictive(classifier, run).evaluate(INPUTS, LABELS)
 
@@ -110,7 +110,7 @@ def test_a_one_hot_categorical_scores_as_a_categorical():
 def test_bernoulli_predicts_the_probability_of_1_and_scores_as_two_classes():
     draws, labels = WEIGHTS[..., 0], (LABELS > 0).float()
     of_one = torch.sigmoid(INPUTS @ draws.T).T.mean(0)
-    predict = PosteriorPredictive(binary, replayed(w=draws))
+    predict = PosteriorPredictive(binary_model, replay_draws(w=draws))
     torch.testing.assert_close(predict(INPUTS), of_one)
     average = predict.evaluate(INPUTS, labels).average
     of_data = torch.where(labels == 1, of_one, 1 - of_one)
@@ -123,7 +123,7 @@ def test_bernoulli_predicts_the_probability_of_1_and_scores_as_two_classes():
 
 
 def test_mean_and_sd_by_the_law_of_total_variance():
-    found = PosteriorPredictive(regression, replayed(w=SLOPES, sigma2=VARIANCES))(INPUTS)
+    found = PosteriorPredictive(regression, replay_draws(w=SLOPES, sigma2=VARIANCES))(INPUTS)
     means = torch.stack([INPUTS @ slope for slope in SLOPES])
     spread = (means[0] - means[1]).square() / 4  # of two equally likely means
     torch.testing.assert_close(found.mean, means.mean(0))
@@ -131,7 +131,7 @@ def test_mean_and_sd_by_the_law_of_total_variance():
 
 
 def test_rmse_is_of_the_mean_and_nll_of_the_mixture_with_every_draws_own_noise():
-    run = replayed(w=SLOPES, sigma2=VARIANCES)
+    run = replay_draws(w=SLOPES, sigma2=VARIANCES)
     found = PosteriorPredictive(regression, run).evaluate(INPUTS, VALUES)
     means = torch.stack([INPUTS @ slope for slope in SLOPES])
     variances = VARIANCES.unsqueeze(-1)
@@ -146,7 +146,7 @@ def test_rmse_is_of_the_mean_and_nll_of_the_mixture_with_every_draws_own_noise()
 
 def test_densities_that_underflow_are_averaged_in_the_log_domain():
     far = VALUES + 1e3
-    run = replayed(w=SLOPES, sigma2=VARIANCES)
+    run = replay_draws(w=SLOPES, sigma2=VARIANCES)
     found = PosteriorPredictive(regression, run).evaluate(INPUTS, far).average["nll"]
     means = torch.stack([INPUTS @ slope for slope in SLOPES]).double()
     variances = VARIANCES.unsqueeze(-1).double()
@@ -161,7 +161,7 @@ def test_a_datum_of_several_numbers_counts_once_in_the_nll():
         with pyro.plate("data", len(x)):
             return pyro.sample("y", dist.Normal(x * w, 1.0).to_event(1), obs=y)
 
-    found = PosteriorPredictive(rows, replayed(w=SLOPES[:1])).evaluate(INPUTS, INPUTS)
+    found = PosteriorPredictive(rows, replay_draws(w=SLOPES[:1])).evaluate(INPUTS, INPUTS)
     error = (INPUTS * SLOPES[0] - INPUTS).square().sum(-1)
     assert found.average["nll"] == pytest.approx(
         float((0.5 * error + math.log(2 * math.pi)).mean())
@@ -176,7 +176,7 @@ def test_other_distributions_with_moments_predict_too():
             return pyro.sample("y", dist.Poisson(rate * x), obs=y)
 
     x = torch.tensor([1.0, 2.0, 4.0])
-    found = PosteriorPredictive(counts, replayed(rate=torch.tensor([1.0, 3.0])))(x)
+    found = PosteriorPredictive(counts, replay_draws(rate=torch.tensor([1.0, 3.0])))(x)
     torch.testing.assert_close(found.mean, 2.0 * x)
     torch.testing.assert_close(found.sd, (2.0 * x + x.square()).sqrt())
 
@@ -189,7 +189,7 @@ def test_deterministic_sites_and_factors_are_no_likelihoods():
         with pyro.plate("data", len(x)):
             return pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
-    found = PosteriorPredictive(with_terms, replayed(w=SLOPES)).evaluate(INPUTS, VALUES)
+    found = PosteriorPredictive(with_terms, replay_draws(w=SLOPES)).evaluate(INPUTS, VALUES)
     assert found.average.keys() == {"rmse", "nll"}
 
 
@@ -197,19 +197,19 @@ def test_deterministic_sites_and_factors_are_no_likelihoods():
 
 
 def test_batches_of_a_loader_count_by_their_size():
-    predict = PosteriorPredictive(classifier, replayed(w=WEIGHTS))
+    predict = PosteriorPredictive(classifier, replay_draws(w=WEIGHTS))
     whole = predict.evaluate(INPUTS, LABELS)
-    batches = predict.evaluate(loader(INPUTS, LABELS))  # 2, 2 and 1 data
+    batches = predict.evaluate(make_loader(INPUTS, LABELS))  # 2, 2 and 1 data
     assert batches.average == pytest.approx(whole.average)
     assert batches.last == pytest.approx(whole.last)
-    torch.testing.assert_close(predict(loader(INPUTS)), predict(INPUTS))
+    torch.testing.assert_close(predict(make_loader(INPUTS)), predict(INPUTS))
 
 
 def test_batches_may_be_mappings_tensors_or_pairs_with_labels():
-    predict = PosteriorPredictive(classifier, replayed(w=WEIGHTS))
+    predict = PosteriorPredictive(classifier, replay_draws(w=WEIGHTS))
     named = [{"x": x, "y": y} for x, y in zip(INPUTS, LABELS, strict=True)]
-    assert predict.evaluate(DataLoader(named, 2)) == predict.evaluate(loader(INPUTS, LABELS))
-    assert torch.equal(predict(DataLoader(INPUTS, 2)), predict(loader(INPUTS, LABELS)))
+    assert predict.evaluate(DataLoader(named, 2)) == predict.evaluate(make_loader(INPUTS, LABELS))
+    assert torch.equal(predict(DataLoader(INPUTS, 2)), predict(make_loader(INPUTS, LABELS)))
 
 
 def test_a_loader_is_passed_once_for_all_draws():
@@ -221,7 +221,7 @@ def test_a_loader_is_passed_once_for_all_draws():
             return super().__getitem__(index)
 
     data = DataLoader(Watched(INPUTS, LABELS), 2)
-    PosteriorPredictive(classifier, replayed(w=WEIGHTS)).evaluate(data)
+    PosteriorPredictive(classifier, replay_draws(w=WEIGHTS)).evaluate(data)
     assert seen == [0, 1, 2, 3, 4]
 
 
@@ -231,14 +231,14 @@ def test_keyword_arguments_go_to_every_run_of_the_model():
         with pyro.plate("data", len(x)):
             return pyro.sample("y", dist.Categorical(logits=x @ w / temperature), obs=y)
 
-    predict = PosteriorPredictive(tempered, replayed(w=WEIGHTS))
+    predict = PosteriorPredictive(tempered, replay_draws(w=WEIGHTS))
     expected = (INPUTS @ WEIGHTS / 2.0).softmax(-1).mean(0)
-    torch.testing.assert_close(predict(loader(INPUTS), temperature=2.0), expected)
+    torch.testing.assert_close(predict(make_loader(INPUTS), temperature=2.0), expected)
 
 
 def test_all_draws_of_all_chains_are_averaged():
     draws = torch.cat([WEIGHTS, WEIGHTS[:1] + 1.0])
-    evaluation = PosteriorPredictive(classifier, replayed(chains=2, w=draws)).evaluate(
+    evaluation = PosteriorPredictive(classifier, replay_draws(chains=2, w=draws)).evaluate(
         INPUTS, LABELS
     )
     assert evaluation.draws == 4
@@ -248,7 +248,7 @@ def test_all_draws_of_all_chains_are_averaged():
 
 
 def test_a_run_of_the_kernel_predicts_with_what_it_learned():
-    run = mcmc(kernel())
+    run = make_pyro_mcmc(make_kernel())
     run.run(X, Y, batch_size=5)
     draws = run.get_samples()
     found = PosteriorPredictive(sparse_regression, run)(X[:4])
@@ -272,7 +272,7 @@ class DropoutNetwork(nn.Module):
         return self.head(self.drop(self.norm(x)))
 
 
-def network_model(network):
+def make_network_model(network):
     def model(x, y=None):
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3, 2]).to_event(2))
         logits = torch.func.functional_call(network, {"head.weight": w}, (x,))
@@ -287,7 +287,7 @@ def test_dropout_is_off_and_batch_norm_uses_its_averages():
     network.norm.running_mean.copy_(torch.tensor([0.5, -1.0]))
     network.norm.running_var.copy_(torch.tensor([4.0, 0.25]))
     draws = WEIGHTS.transpose(1, 2)
-    probs = PosteriorPredictive(network_model(network), replayed(w=draws))(INPUTS)
+    probs = PosteriorPredictive(make_network_model(network), replay_draws(w=draws))(INPUTS)
     x = (INPUTS - network.norm.running_mean) / (network.norm.running_var + 1e-5).sqrt()
     torch.testing.assert_close(probs, (x @ WEIGHTS).softmax(-1).mean(0))
 
@@ -299,14 +299,14 @@ def test_flags_buffers_and_random_numbers_are_put_back(fails):
     flags = [module.training for module in network.modules()]
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     predict = PosteriorPredictive(
-        network_model(network), replayed(w=WEIGHTS.transpose(1, 2)), recalibrate=(INPUTS,)
+        make_network_model(network), replay_draws(w=WEIGHTS.transpose(1, 2)), recalibrate=(INPUTS,)
     )
     random = torch.get_rng_state()
     if fails:
         with pytest.raises(RuntimeError):  # labels that are none
             predict.evaluate(INPUTS, LABELS + 7)
     else:
-        predict.evaluate(loader(INPUTS, LABELS))
+        predict.evaluate(make_loader(INPUTS, LABELS))
         predict(INPUTS)  # draws labels
     assert [module.training for module in network.modules()] == flags
     assert all(torch.equal(b, buffers[name]) for name, b in network.named_buffers())

@@ -13,7 +13,15 @@ import pytest
 import torch
 from models import DenseNetwork, sparse_classification, sparse_regression
 from pyro.infer import MCMC
-from pyro_runs import X, Y, assert_same, kernel, mcmc, parallel, sequential
+from pyro_runs import (
+    X,
+    Y,
+    assert_same_draws,
+    make_kernel,
+    make_parallel_mcmc,
+    make_pyro_mcmc,
+    make_sequential_mcmc,
+)
 from replayed_runs import Replay
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
@@ -24,17 +32,17 @@ from pyro_aeb.nn import PosteriorPredictive, bayesianize
 TEST = (X[:5] + 0.1, Y[:5])
 
 
-def loader(**options) -> DataLoader:
+def make_loader(**options) -> DataLoader:
     return DataLoader(TensorDataset(*TEST), **{"batch_size": 2, **options})
 
 
-def network() -> DenseNetwork:
+def make_network() -> DenseNetwork:
     torch.manual_seed(3)
     return DenseNetwork().train()
 
 
-def network_kernel(model, **options) -> aeb.AEBKernel:
-    return kernel(model, 1e-3, adaptation=None, **options)
+def make_network_kernel(model, **options) -> aeb.AEBKernel:
+    return make_kernel(model, 1e-3, adaptation=None, **options)
 
 
 def assert_same_scores(found, expected) -> None:
@@ -44,11 +52,11 @@ def assert_same_scores(found, expected) -> None:
     assert found.last == pytest.approx(expected.last, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("make", [mcmc, sequential])
+@pytest.mark.parametrize("make", [make_pyro_mcmc, make_sequential_mcmc])
 @pytest.mark.parametrize("model", [sparse_regression, sparse_classification])
 def test_the_hook_finds_what_keeping_all_draws_finds(model, make):
-    along = PosteriorPredictive(model, data=loader())
-    run = make(kernel(model), hook_fn=along.hook)
+    along = PosteriorPredictive(model, data=make_loader())
+    run = make(make_kernel(model), hook_fn=along.hook)
     run.run(X, Y, batch_size=5)
     kept = PosteriorPredictive(model, run)
     assert kept.evaluate(*TEST).draws == 6 * run.num_chains  # none of warm-up
@@ -58,9 +66,9 @@ def test_the_hook_finds_what_keeping_all_draws_finds(model, make):
 
 
 def test_so_it_does_with_batch_norm_recalibrated_at_every_draw():
-    net = network()
+    net = make_network()
     along = PosteriorPredictive(net, data=TEST, recalibrate=(X, Y))
-    run = mcmc(network_kernel(net), hook_fn=along.hook)
+    run = make_pyro_mcmc(make_network_kernel(net), hook_fn=along.hook)
     run.run(X, Y)
     kept = PosteriorPredictive(net, run, recalibrate=(X, Y))
     assert_same_scores(along.evaluate(), kept.evaluate(*TEST))
@@ -72,14 +80,16 @@ def test_so_it_does_with_batch_norm_recalibrated_at_every_draw():
 def test_the_run_goes_on_as_without_the_hook(seed):
     draws, nets = [], []
     for hooked in (False, True):
-        nets.append(network())
-        predict = PosteriorPredictive(nets[-1], data=loader(), recalibrate=(X, Y))
+        nets.append(make_network())
+        predict = PosteriorPredictive(nets[-1], data=make_loader(), recalibrate=(X, Y))
         torch.manual_seed(5)
-        run = mcmc(network_kernel(nets[-1], seed=seed), hook_fn=predict.hook if hooked else None)
+        run = make_pyro_mcmc(
+            make_network_kernel(nets[-1], seed=seed), hook_fn=predict.hook if hooked else None
+        )
         run.run(X, Y)
         draws.append(run.get_samples())
-    assert_same(*draws)
-    assert_same(nets[0].state_dict(), nets[1].state_dict())
+    assert_same_draws(*draws)
+    assert_same_draws(nets[0].state_dict(), nets[1].state_dict())
     assert all(module.training for module in nets[1].modules())
 
 
@@ -98,7 +108,9 @@ def test_the_hook_keeps_no_weights_and_nothing_that_grows_with_the_draws():
         sizes.append(len(pickle.dumps(predict)))
 
     options = {"adaptation": None, "save": [], "steps_per_draw": 1}
-    run = mcmc(kernel(wide_regression, 1e-6, **options), draws=20, warmup=1, hook_fn=hook)
+    run = make_pyro_mcmc(
+        make_kernel(wide_regression, 1e-6, **options), draws=20, warmup=1, hook_fn=hook
+    )
     run.run(X, Y)
     assert predict.evaluate().draws == 20
     assert max(sizes) < 10_000  # bytes; the weights are 120,000
@@ -117,8 +129,8 @@ def test_a_run_that_is_cut_short_leaves_whole_draws():
 
     along = PosteriorPredictive(sparse_regression, data=DataLoader(Interrupted(*TEST), 2))
     with pytest.raises(KeyboardInterrupt):
-        mcmc(kernel(), hook_fn=along.hook).run(X, Y, batch_size=5)
-    run = mcmc(kernel(), draws=3)
+        make_pyro_mcmc(make_kernel(), hook_fn=along.hook).run(X, Y, batch_size=5)
+    run = make_pyro_mcmc(make_kernel(), draws=3)
     run.run(X, Y, batch_size=5)
     kept = PosteriorPredictive(sparse_regression, run).evaluate(*TEST)
     assert_same_scores(along.evaluate(), kept)
@@ -127,7 +139,7 @@ def test_a_run_that_is_cut_short_leaves_whole_draws():
 def test_a_new_run_starts_afresh():
     predict = PosteriorPredictive(sparse_regression, data=TEST)
     for draws in (4, 2):
-        run = mcmc(kernel(), draws=draws, hook_fn=predict.hook)
+        run = make_pyro_mcmc(make_kernel(), draws=draws, hook_fn=predict.hook)
         run.run(X, Y)
         assert predict.evaluate().draws == draws
     assert_same_scores(
@@ -148,7 +160,7 @@ def test_a_network_trained_and_scored_by_loaders():
     data = TensorDataset(X, Y.sign().long() + 1)
     test = DataLoader(data, 8)
     along = PosteriorPredictive(model, data=test, recalibrate=test)
-    run = mcmc(kernel(model, 1e-4), hook_fn=along.hook)
+    run = make_pyro_mcmc(make_kernel(model, 1e-4), hook_fn=along.hook)
     run.run(DataLoader(data, 6, shuffle=True))
     kept = PosteriorPredictive(model, run, recalibrate=test)
     assert_same_scores(along.evaluate(), kept.evaluate(test))
@@ -175,13 +187,13 @@ class Turning(Sampler):
 
 def test_a_loader_that_shuffles_is_refused():
     with pytest.raises(ValueError, match="data= shuffles.*use shuffle=False"):
-        PosteriorPredictive(sparse_regression, data=loader(shuffle=True))
+        PosteriorPredictive(sparse_regression, data=make_loader(shuffle=True))
 
 
 def test_data_in_another_order_are_refused_and_the_draws_before_stay():
-    predict = PosteriorPredictive(sparse_regression, data=loader(sampler=Turning()))
+    predict = PosteriorPredictive(sparse_regression, data=make_loader(sampler=Turning()))
     with pytest.raises(ValueError, match="another order.*same batches at every pass"):
-        mcmc(kernel(), hook_fn=predict.hook).run(X, Y)
+        make_pyro_mcmc(make_kernel(), hook_fn=predict.hook).run(X, Y)
     assert predict.evaluate().draws == 1
 
 
@@ -194,7 +206,7 @@ def test_what_does_not_fit_is_found_at_the_first_draw_of_warm_up():
 
     predict = PosteriorPredictive(sparse_regression, data=(X[:, :2], Y))  # a feature too few
     with pytest.raises(RuntimeError):
-        mcmc(kernel(), hook_fn=hook).run(X, Y)
+        make_pyro_mcmc(make_kernel(), hook_fn=hook).run(X, Y)
     assert stages == [("Warmup", 0)]
 
 
@@ -210,7 +222,7 @@ def test_the_hook_needs_data_and_an_aeb_kernel():
     predict = PosteriorPredictive(sparse_regression, data=TEST)
     with pytest.raises(TypeError, match="called for a Replay, expected an AEBKernel"):
         MCMC(Replay({"mu": torch.zeros(3)}), 3, 0, hook_fn=predict.hook, disable_progbar=True).run()
-    run = mcmc()
+    run = make_pyro_mcmc()
     run.run(X, Y)
     with pytest.raises(TypeError, match="the hook has no data"):
         PosteriorPredictive(sparse_regression, run).hook(run.kernel, {}, "Sample", 0)
@@ -219,4 +231,4 @@ def test_the_hook_needs_data_and_an_aeb_kernel():
 def test_chains_in_processes_of_their_own_are_refused():
     predict = PosteriorPredictive(sparse_regression, data=TEST)
     with pytest.raises(RuntimeError, match="chain [01] runs in a process of its own"):
-        parallel(kernel(), context="fork", hook_fn=predict.hook).run(X, Y)
+        make_parallel_mcmc(make_kernel(), context="fork", hook_fn=predict.hook).run(X, Y)

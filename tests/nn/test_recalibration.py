@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from replayed_runs import replayed
+from replayed_runs import replay_draws
 from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
@@ -36,7 +36,7 @@ class Network(nn.Module):
         return self.drop(self.norm(self.first(x)))
 
 
-def model_of(network):
+def make_model(network):
     def model(x, y=None):
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3, 2]).to_event(2))
         logits = torch.func.functional_call(network, {"first.weight": w}, (x,))
@@ -46,13 +46,13 @@ def model_of(network):
     return model
 
 
-def batches(*tensors) -> DataLoader:
+def make_loader(*tensors) -> DataLoader:
     return DataLoader(TensorDataset(*tensors), 4)  # 4 and 3 data
 
 
 def test_statistics_are_the_draws_own_and_averages_over_batches():
     predict = PosteriorPredictive(
-        model_of(Network()), replayed(w=WEIGHTS), recalibrate=batches(TRAIN)
+        make_model(Network()), replay_draws(w=WEIGHTS), recalibrate=make_loader(TRAIN)
     )
     expected = []
     for w in WEIGHTS:
@@ -88,16 +88,16 @@ def test_one_pass_over_the_training_data_serves_all_draws():
             return super().__getitem__(index)
 
     train = DataLoader(Watched(TRAIN), 4)
-    PosteriorPredictive(model_of(Network()), replayed(w=WEIGHTS), recalibrate=train)(TEST)
+    PosteriorPredictive(make_model(Network()), replay_draws(w=WEIGHTS), recalibrate=train)(TEST)
     assert seen == list(range(len(TRAIN)))
 
 
 def test_training_data_may_come_with_labels_or_as_tensors():
-    run, labels = replayed(w=WEIGHTS), torch.zeros(len(TRAIN), dtype=torch.int64)
+    run, labels = replay_draws(w=WEIGHTS), torch.zeros(len(TRAIN), dtype=torch.int64)
     with_labels = PosteriorPredictive(
-        model_of(Network()), run, recalibrate=DataLoader(TensorDataset(TRAIN, labels), 7)
+        make_model(Network()), run, recalibrate=DataLoader(TensorDataset(TRAIN, labels), 7)
     )
-    at_once = PosteriorPredictive(model_of(Network()), run, recalibrate=(TRAIN,))
+    at_once = PosteriorPredictive(make_model(Network()), run, recalibrate=(TRAIN,))
     assert torch.equal(with_labels(TEST), at_once(TEST))
 
 
@@ -107,7 +107,9 @@ def test_the_modules_are_left_as_they_were(momentum):
     network.norm.eval()
     network.norm.running_mean.fill_(5.0)
     mean = network.norm.running_mean
-    predict = PosteriorPredictive(model_of(network), replayed(w=WEIGHTS), recalibrate=(TRAIN,))
+    predict = PosteriorPredictive(
+        make_model(network), replay_draws(w=WEIGHTS), recalibrate=(TRAIN,)
+    )
     predict(TEST)
     with pytest.raises(KeyError):
         with evaluation_mode(), BatchNormStatistics().estimated():
@@ -128,8 +130,8 @@ def test_without_batch_norm_it_costs_one_run_of_the_model():
         with pyro.plate("data", len(x)):
             return pyro.sample("y", dist.Categorical(logits=x @ w.T), obs=y)
 
-    run = replayed(w=WEIGHTS)
-    found = PosteriorPredictive(model, run, recalibrate=batches(TRAIN))(TEST)
+    run = replay_draws(w=WEIGHTS)
+    found = PosteriorPredictive(model, run, recalibrate=make_loader(TRAIN))(TEST)
     assert runs == [4] + [len(TEST)] * 2
     assert torch.equal(found, PosteriorPredictive(model, run)(TEST))
 
@@ -137,9 +139,9 @@ def test_without_batch_norm_it_costs_one_run_of_the_model():
 def test_batch_norm_without_running_statistics_is_left_alone():
     network = Network()
     network.norm = nn.BatchNorm1d(3, affine=False, track_running_stats=False)
-    run = replayed(w=WEIGHTS)
-    found = PosteriorPredictive(model_of(network), run, recalibrate=(TRAIN,))(TEST)
-    assert torch.equal(found, PosteriorPredictive(model_of(network), run)(TEST))
+    run = replay_draws(w=WEIGHTS)
+    found = PosteriorPredictive(make_model(network), run, recalibrate=(TRAIN,))(TEST)
+    assert torch.equal(found, PosteriorPredictive(make_model(network), run)(TEST))
 
 
 def test_evaluation_mode_reaches_modules_when_they_are_called_and_puts_back_every_flag():

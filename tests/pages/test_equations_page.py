@@ -17,7 +17,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "equations.md"
 NUMBERS = ["(1)", "(2)", "(3a)", "(3b)", "(4)", "(5)", "(6)", "(7)", "(8)", "(9)", "(10)"]
 
 
-def rows() -> Iterator[tuple[str, str, list[str]]]:
+def table_rows() -> Iterator[tuple[str, str, list[str]]]:
     """Number, formula and functions of every row of the table."""
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         if re.match(r"\| \(\d", line):
@@ -25,7 +25,7 @@ def rows() -> Iterator[tuple[str, str, list[str]]]:
             yield number, formula, re.findall(r"`(pyro_aeb[\w.]+)`", functions)
 
 
-ROWS = list(rows())
+ROWS = list(table_rows())
 PAIRS = [(number, function) for number, _, functions in ROWS for function in functions]
 
 

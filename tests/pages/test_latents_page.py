@@ -17,14 +17,14 @@ import pyro_aeb as aeb
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "latents.md").read_text(encoding="utf-8")
 
 
-def run() -> dict[str, Any]:
+def run_page() -> dict[str, Any]:
     (program,) = re.findall(r"^<!-- runs -->\n```python\n(.*?)^```$", PAGE, re.M | re.S)
     names: dict[str, Any] = {"__name__": "page"}
     exec(compile(program, "latents.md", "exec"), names)
     return names
 
 
-def mode(y: torch.Tensor) -> float:
+def marginal_mode(y: torch.Tensor) -> float:
     """Of the share's marginal posterior, on a grid of shares and rates."""
     share = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)[:, None]
     rate = torch.linspace(2.0, 4.0, 401, dtype=torch.float64)
@@ -38,11 +38,11 @@ def mode(y: torch.Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def names() -> dict[str, Any]:
-    return run()
+    return run_page()
 
 
 def test_both_updates_come_to_the_mode(names: dict[str, Any]) -> None:
-    expected = mode(names["y"])
+    expected = marginal_mode(names["y"])
     assert f"{expected:.2f}" in re.findall(r"Both come to ([\d.]+),", PAGE)
     # The posterior's standard deviation is above sqrt(0.34 * 0.66 / 400) = 0.024.
     assert names["by_function"] == pytest.approx(expected, abs=0.01)

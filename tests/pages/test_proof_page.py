@@ -16,16 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "proof.md").read_text("utf-8")
 
 
-def block(marker):
+def code_block(marker):
     """The code block after ``<!-- marker -->``."""
     return re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", PAGE, re.S).group(1)
 
 
 def test_the_sampler_of_the_page(tmp_path):
     script = tmp_path / "my_sampler.py"
-    script.write_text(block("runs"), "utf-8")
+    script.write_text(code_block("runs"), "utf-8")
     found = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-    assert found.stdout == block("prints")
+    assert found.stdout == code_block("prints")
 
 
 ROWS = re.findall(r"^\| `(SG\w+\(.*?\))` \| 1 \+ (\S+) × .*? \| (\S+) \|$", PAGE, re.M)

@@ -21,20 +21,20 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(marker: str) -> list[str]:
+def code_blocks(marker: str) -> list[str]:
     """The fenced blocks that follow ``<!-- marker -->``."""
     pattern = rf"^<!-- {re.escape(marker)} -->\n```\w+\n(.*?)^```$"
     return re.findall(pattern, README, re.M | re.S)
 
 
-def run(program: str) -> dict[str, Any]:
+def run_program(program: str) -> dict[str, Any]:
     # As a module of its own: what it defines is at the top level, as in a user's file.
     names: dict[str, Any] = {"__name__": "first_program"}
     exec(compile(program, "README.md", "exec"), names)
     return names
 
 
-def smaller(program: str, sizes: dict[str, tuple[int, int]]) -> str:
+def with_smaller_numbers(program: str, sizes: dict[str, tuple[int, int]]) -> str:
     """The program with other numbers for some of its arguments."""
     for name, (written, used) in sizes.items():
         program, count = re.subn(rf"\b{name}={written}\b", f"{name}={used}", program)
@@ -43,9 +43,9 @@ def smaller(program: str, sizes: dict[str, tuple[int, int]]) -> str:
 
 
 def test_first_program_at_reduced_size() -> None:
-    data, analysis = blocks("first-program")
+    data, analysis = code_blocks("first-program")
     sizes = {"num_samples": (1000, 20), "warmup_steps": (200, 5), "steps_per_draw": (100, 10)}
-    names = run(data + smaller(analysis, sizes))
+    names = run_program(data + with_smaller_numbers(analysis, sizes))
 
     p = names["X"].shape[1]
     draws = names["mcmc"].get_samples()
@@ -72,10 +72,10 @@ def test_first_program_at_reduced_size() -> None:
 
 @pytest.mark.slow
 def test_first_program_finds_its_three_effects() -> None:
-    data, analysis = blocks("first-program")
+    data, analysis = code_blocks("first-program")
     # A shorter run; all settings that bear on what it converges to are the README's.
     sizes = {"num_samples": (1000, 100), "warmup_steps": (200, 50), "steps_per_draw": (100, 50)}
-    names = run(data + smaller(analysis, sizes))
+    names = run_program(data + with_smaller_numbers(analysis, sizes))
 
     X, y, draws = names["X"], names["y"], names["mcmc"].get_samples()
     truth = torch.zeros(X.shape[1])
@@ -91,19 +91,19 @@ def test_first_program_finds_its_three_effects() -> None:
 
 
 def test_prediction_follows_the_readme() -> None:
-    data, analysis = blocks("first-program")
+    data, analysis = code_blocks("first-program")
     last = ast.unparse(ast.parse(analysis).body[-1])
     assert last == "Predictive(model, mcmc.get_samples())(X_test)['y']"
     sizes = {"num_samples": (1000, 5), "warmup_steps": (200, 1), "steps_per_draw": (100, 2)}
-    names = run(data + smaller(analysis, sizes))
+    names = run_program(data + with_smaller_numbers(analysis, sizes))
     pyro.set_rng_seed(1)
     assert eval(last, names).shape == (5, len(names["X_test"]))
 
 
 def test_network_program_at_reduced_size() -> None:
-    data, analysis = blocks("network-program")
+    data, analysis = code_blocks("network-program")
     sizes = {"num_samples": (100, 5), "warmup_steps": (100, 2), "steps_per_draw": (50, 3)}
-    names = run(data + smaller(analysis, sizes))
+    names = run_program(data + with_smaller_numbers(analysis, sizes))
     assert names["mcmc"].get_samples()["0.weight"].shape == (5, 50, 20)
     assert names["predict"].evaluate(names["test"]).draws == 5
     # The paper's schedule: 0.8 (1 - 0.99^(k / 10)) of all 1152 weights at step 21.
@@ -115,7 +115,7 @@ def test_network_program_at_reduced_size() -> None:
 @pytest.mark.slow
 def test_network_program_finds_the_two_inputs_that_matter() -> None:
     torch.manual_seed(0)
-    names = run("".join(blocks("network-program")))
+    names = run_program("".join(code_blocks("network-program")))
     mass = names["sparse"][0].weight.abs().sum(0)
     assert mass[:2].min() > 3 * mass[2:].max()
     scores = names["predict"].evaluate(names["test"])
@@ -127,7 +127,7 @@ def test_network_program_finds_the_two_inputs_that_matter() -> None:
 
 @pytest.mark.parametrize("marker", ["tutorial-command", "test-command"])
 def test_commands_are_one_line_each(marker: str) -> None:
-    (command,) = blocks(marker)
+    (command,) = code_blocks(marker)
     assert len(command.splitlines()) == 1
     assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -e '.[")
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from samplers import classes
+from samplers import transition_classes
 
 import pyro_aeb as aeb
 
@@ -23,7 +23,7 @@ PROGRAMS = re.findall(r"^<!-- runs -->\n```python\n(.*?)^```$", PAGE, re.M | re.
 
 def test_every_sampler_has_a_row():
     rows = re.findall(r"^\| \{py:class\}`~pyro_aeb\.transitions\.(\w+)`", PAGE, re.M)
-    assert {getattr(aeb.transitions, name) for name in rows} == set(classes())
+    assert {getattr(aeb.transitions, name) for name in rows} == set(transition_classes())
 
 
 def test_draws_are_selected_and_weighted():

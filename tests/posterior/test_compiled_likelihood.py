@@ -20,7 +20,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.distributed
-from compiler_runs import without_a_compiler
+from compiler_runs import run_without_compiler
 from models import (
     SCHOOLS_SIGMA,
     SCHOOLS_Y,
@@ -34,8 +34,8 @@ from models import (
     sparse_prior,
     sparse_regression,
 )
-from rank_runs import on_ranks
-from runs import Network, Stop, StopAt, assert_equal, chains, records, resumed
+from rank_runs import run_on_ranks
+from runs import Network, Stop, StopAt, assert_same_records, copy_records, make_mcmc, resume_mcmc
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader, TensorDataset
@@ -52,7 +52,7 @@ ADAPTATION = aeb.StochasticApproximation(0.25)
 TOGETHER = range(3)
 
 
-def network(frozen: bool = False):
+def make_network_model(frozen: bool = False):
     """A bayesianized network with a batch norm and dropout; its first layer may be fixed."""
     layers = [nn.Linear(P, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2)]
     layers[0].requires_grad_(not frozen)
@@ -89,34 +89,34 @@ MODELS = {
         (SCHOOLS_SIGMA.double(), SCHOOLS_Y.double()),
         None,
     ),
-    "batch norm and dropout": (network, (X, Y), ADAPTATION),
+    "batch norm and dropout": (make_network_model, (X, Y), ADAPTATION),
     "a PyroModule": (Network, (X, Y), None),
 }
 
 
-def kernel(model, compile, transition=aeb.SGHMC, **options):
+def make_kernel(model, compile, transition=aeb.SGHMC, **options):
     options = {"adaptation": ADAPTATION, "seed": 3, **options}
     return aeb.AEBKernel(model, transition(STEP_SIZE), compile=compile, **options)
 
 
-def steps(of, data=(X, Y), together=0, number=STEPS) -> dict[str, torch.Tensor]:
+def record_steps(kernel, data=(X, Y), together=0, number=STEPS) -> dict[str, torch.Tensor]:
     """All that a kernel moves, after every step; what it leaves of buffers and random numbers."""
     pyro.set_rng_seed(1)
-    of.start(0, together, data, {})
+    kernel.start(0, together, data, {})
     moved = []
     for _ in range(number):
-        of.advance(1)
-        latents = of.latents._asdict() if of.latents else {}
-        moved.append({**of.chain.state._asdict(), **latents})
+        kernel.advance(1)
+        latents = kernel.latents._asdict() if kernel.latents else {}
+        moved.append({**kernel.chain.state._asdict(), **latents})
     found = {name: torch.stack([torch.as_tensor(m[name]) for m in moved]) for name in moved[0]}
-    found |= {f"buffer {i}": b.clone() for i, b in enumerate(of.chain.buffers.values())}
+    found |= {f"buffer {i}": b.clone() for i, b in enumerate(kernel.chain.buffers.values())}
     return {**found, "the next random number": torch.rand(())}
 
 
-def made(build, compile, data=(X, Y), together=0, **options) -> dict[str, torch.Tensor]:
-    """:func:`steps` of a model that is made anew."""
+def build_and_run(build, compile, data=(X, Y), together=0, **options) -> dict[str, torch.Tensor]:
+    """Record the steps of a model that is made anew."""
     pyro.set_rng_seed(0)
-    return steps(kernel(build(), compile, **options), data, together)
+    return record_steps(make_kernel(build(), compile, **options), data, together)
 
 
 def assert_close(found, expected) -> None:
@@ -127,7 +127,7 @@ def assert_close(found, expected) -> None:
         )
 
 
-def told(run) -> tuple[dict[str, torch.Tensor], str]:
+def run_and_catch_warning(run) -> tuple[dict[str, torch.Tensor], str]:
     """What a run found, and the one warning that something is not compiled."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -177,9 +177,9 @@ def all_compiled(programs):
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_are_those_of_the_model_as_it_is_written(all_compiled, name, together):
     build, data, adaptation = MODELS[name]
-    expected = made(build, None, data, together, adaptation=adaptation)
+    expected = build_and_run(build, None, data, together, adaptation=adaptation)
     assert len(all_compiled) == 0
-    found = made(build, "all", data, together, adaptation=adaptation)
+    found = build_and_run(build, "all", data, together, adaptation=adaptation)
     assert len(all_compiled) == 1
     assert_close(found, expected)
 
@@ -188,8 +188,8 @@ def test_steps_are_those_of_the_model_as_it_is_written(all_compiled, name, toget
     "options", [{"noise": "three-point"}, {"pruning": aeb.MagnitudePruning(0.5)}], ids=str
 )
 def test_other_options_go_with_it(all_compiled, options):
-    expected = made(network, None, **options)
-    assert_close(made(network, "all", **options), expected)
+    expected = build_and_run(make_network_model, None, **options)
+    assert_close(build_and_run(make_network_model, "all", **options), expected)
 
 
 def test_python_runs_at_the_first_two_steps_only(all_compiled):
@@ -199,18 +199,18 @@ def test_python_runs_at_the_first_two_steps_only(all_compiled):
         runs.append(len(runs))
         sparse_regression(X, y)
 
-    of = kernel(model, "all")
-    of.start(0, 0, (X, Y), {})
+    kernel = make_kernel(model, "all")
+    kernel.start(0, 0, (X, Y), {})
     assert len(all_compiled) == 0  # looks at a model, and its start, are not worth compiling
     looks = len(runs)
-    of.advance(STEPS)
+    kernel.advance(STEPS)
     assert len(runs) == looks + 2
 
 
 def test_a_loader_whose_last_batch_is_short(all_compiled):
     def run(compile):
         loader = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)  # of 20 data
-        return steps(kernel(loader_regression, compile), (loader,))
+        return record_steps(make_kernel(loader_regression, compile), (loader,))
 
     assert_close(run("all"), run(None))
     assert len(all_compiled) == 2
@@ -219,14 +219,14 @@ def test_a_loader_whose_last_batch_is_short(all_compiled):
 def test_weights_that_are_not_sampled_are_read_at_every_step(all_compiled):
     def run(compile):
         pyro.set_rng_seed(0)
-        model = network(frozen=True)
-        of = kernel(model, compile)
-        of.start(0, 0, (X, Y), {})
-        of.advance(3)
+        model = make_network_model(frozen=True)
+        kernel = make_kernel(model, compile)
+        kernel.start(0, 0, (X, Y), {})
+        kernel.advance(3)
         with torch.no_grad():
             model.net.module[0].weight.mul_(2.0)
-        of.advance(3)
-        return of.chain.state._asdict()
+        kernel.advance(3)
+        return kernel.chain.state._asdict()
 
     assert_close(run("all"), run(None))
     assert len(all_compiled) == 1
@@ -250,31 +250,31 @@ def with_a_branch(X, y):
 
 @pytest.mark.parametrize("model", [with_item, with_a_branch])
 def test_a_model_that_cannot_be_traced_runs_as_it_is_written(programs, model):
-    expected = steps(kernel(model, None))
-    found, message = told(lambda: steps(kernel(model, "all")))
+    expected = record_steps(make_kernel(model, None))
+    found, message = run_and_catch_warning(lambda: record_steps(make_kernel(model, "all")))
     assert "cannot be traced" in message and ".item()" in message
     assert_close(found, expected)
     assert programs == []
 
 
 def test_an_error_of_the_models_own_stays_its_own(all_compiled):
-    of = kernel(sparse_regression, "all")
-    of.start(0, 0, (X, Y), {})
-    model = of.chain.posterior.likelihood._likelihood
+    kernel = make_kernel(sparse_regression, "all")
+    kernel.start(0, 0, (X, Y), {})
+    model = kernel.chain.posterior.likelihood._likelihood
 
     def fails(*_):
         raise KeyError("of my own")
 
     model._model = fails
     with pytest.raises(KeyError, match="of my own"):
-        of.advance(1)
+        kernel.advance(1)
 
 
 def test_a_model_that_several_chains_cannot_run_is_told_of_as_ever(all_compiled):
-    of = kernel(with_a_branch, "all")
-    of.start(0, TOGETHER, (X, Y), {})
+    kernel = make_kernel(with_a_branch, "all")
+    kernel.start(0, TOGETHER, (X, Y), {})
     with pytest.raises(ModelError, match='Use chain_method="sequential"'):
-        of.advance(1)
+        kernel.advance(1)
 
 
 def test_batches_of_many_sizes_are_not_all_compiled(programs):
@@ -282,10 +282,12 @@ def test_batches_of_many_sizes_are_not_all_compiled(programs):
         sizes = iter(range(5, 5 + 2 * traced.KINDS))
         batches = [(X[:n], Y[:n]) for n in sizes]
         loader = DataLoader(batches, batch_size=None)
-        return steps(kernel(loader_regression, compile), (loader,), number=2 * traced.KINDS)
+        return record_steps(
+            make_kernel(loader_regression, compile), (loader,), number=2 * traced.KINDS
+        )
 
     expected = run(None)
-    found, message = told(lambda: run("all"))
+    found, message = run_and_catch_warning(lambda: run("all"))
     assert f"more than {traced.KINDS} kinds" in message and "drop_last=True" in message
     assert_close(found, expected)
     assert len(programs) == traced.KINDS
@@ -340,13 +342,13 @@ def test_a_model_that_changes_in_python_runs_as_it_is_written(programs, kind, sa
     def run(compile):
         random.seed(0)
         model = Counting(kind)
-        of = kernel(model, compile, adaptation=None)
-        of.start(0, 0, (X, Y), {})
+        kernel = make_kernel(model, compile, adaptation=None)
+        kernel.start(0, 0, (X, Y), {})
         model.counts = True  # earlier, looks at the model would find it out
-        return {i: of.advance(1)["w"] for i in range(STEPS)}
+        return {i: kernel.advance(1)["w"] for i in range(STEPS)}
 
     expected = run(None)
-    found, message = told(lambda: run("all"))
+    found, message = run_and_catch_warning(lambda: run("all"))
     assert says in message and "buffer" in message
     assert_close(found, expected)
 
@@ -357,10 +359,10 @@ def test_a_model_that_changes_its_batch_runs_as_it_is_written(programs):
 
     def run(compile):
         loader = DataLoader(TensorDataset(X, Y), batch_size=5)
-        return steps(kernel(model, compile), (loader,))
+        return record_steps(make_kernel(model, compile), (loader,))
 
     expected = run(None)
-    found, message = told(lambda: run("all"))
+    found, message = run_and_catch_warning(lambda: run("all"))
     assert "changes a tensor in place" in message and "a copy of data" in message
     assert_close(found, expected)
 
@@ -383,7 +385,7 @@ class Averaging(nn.Module):
 @pytest.mark.parametrize("together", [0, TOGETHER], ids=["one chain", "chains together"])
 def test_what_changes_in_a_buffer_is_compiled(all_compiled, together):
     def run(compile):
-        return made(Averaging, compile, (X, Y, 5), together, adaptation=None)
+        return build_and_run(Averaging, compile, (X, Y, 5), together, adaptation=None)
 
     expected = run(None)
     assert expected["buffer 0"].abs().max() > 0.0
@@ -393,16 +395,18 @@ def test_what_changes_in_a_buffer_is_compiled(all_compiled, together):
 # -- where there is no compiler
 
 
-def no_compiler(graph, inputs):
+def failing_compiler(graph, inputs):
     torch.rand(3)  # a compiler tries things out
     raise RuntimeError("no working compiler was found\nnor anything else")
 
 
 @pytest.mark.parametrize("together", [0, TOGETHER], ids=["one chain", "chains together"])
 def test_where_the_compiler_fails_the_steps_are_those_as_written(programs, monkeypatch, together):
-    expected = made(network, None, together=together)
-    monkeypatch.setattr(traced, "compile_graph", no_compiler)
-    found, message = told(lambda: made(network, "all", together=together))
+    expected = build_and_run(make_network_model, None, together=together)
+    monkeypatch.setattr(traced, "compile_graph", failing_compiler)
+    found, message = run_and_catch_warning(
+        lambda: build_and_run(make_network_model, "all", together=together)
+    )
     assert "RuntimeError: no working compiler was found)" in message
     assert "needs a C++ compiler" in message
     assert_close(found, expected)
@@ -411,13 +415,13 @@ def test_where_the_compiler_fails_the_steps_are_those_as_written(programs, monke
 WITHOUT_A_COMPILER = """
 import warnings
 import torch
-from test_traced import CompileWarning, assert_close, made, network
+from test_compiled_likelihood import CompileWarning, assert_close, build_and_run, make_network_model
 
 torch.set_default_dtype(torch.float64)
-expected = made(network, None)
+expected = build_and_run(make_network_model, None)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    found = made(network, "all")
+    found = build_and_run(make_network_model, "all")
 assert_close(found, expected)
 print(*(w.message for w in caught if issubclass(w.category, CompileWarning)), sep="\\n")
 """
@@ -425,7 +429,7 @@ print(*(w.message for w in caught if issubclass(w.category, CompileWarning)), se
 
 @pytest.mark.slow
 def test_without_a_compiler_it_says_so_and_runs(tmp_path):
-    printed = without_a_compiler(WITHOUT_A_COMPILER, tmp_path)
+    printed = run_without_compiler(WITHOUT_A_COMPILER, tmp_path)
     assert printed.count("needs a C++ compiler") == 2  # of the gradient and of the update
     assert printed.count("runs as it is written") == 2
 
@@ -434,18 +438,18 @@ def test_without_a_compiler_it_says_so_and_runs(tmp_path):
 
 
 def test_a_kernel_under_way_can_be_pickled(all_compiled):
-    of = kernel(sparse_regression, "all")
-    expected = steps(of)
-    again = pickle.loads(pickle.dumps(of))
+    kernel = make_kernel(sparse_regression, "all")
+    expected = record_steps(kernel)
+    again = pickle.loads(pickle.dumps(kernel))
     assert again.compile == "all"
-    assert_equal(steps(again), expected)
+    assert_same_records(record_steps(again), expected)
 
 
 @pytest.mark.parametrize("method", ["sequential", "vectorized"])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(all_compiled, tmp_path, method):
     def run(**options):
-        of = kernel(Network(), "all", adaptation=None, steps_per_draw=2)
-        return chains(of, method=method, **options)
+        kernel = make_kernel(Network(), "all", adaptation=None, steps_per_draw=2)
+        return make_mcmc(kernel, method=method, **options)
 
     torch.manual_seed(4)  # of dropout
     whole = run()
@@ -455,19 +459,19 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(all_compiled, tmp_path, meth
     with pytest.raises(Stop):
         run(checkpoint=path, every=1, hook_fn=StopAt(stage, 3)).run(X, Y)
     torch.manual_seed(5)
-    second = resumed(path, Network())
+    second = resume_mcmc(path, Network())
     assert second.kernel.compile == "all"
     second.run(X, Y)
-    assert_equal(records(second), records(whole))
+    assert_same_records(copy_records(second), copy_records(whole))
 
 
 def test_chains_in_processes_are_those_one_after_the_other(all_compiled):
     def run(method):
-        own = chains(kernel(sparse_regression, "all"), method=method)
+        own = make_mcmc(make_kernel(sparse_regression, "all"), method=method)
         own.run(X, Y)
         return own.get_samples(group_by_chain=True)
 
-    assert_equal(run("parallel"), run("sequential"))
+    assert_same_records(run("parallel"), run("sequential"))
 
 
 def together_on_ranks(rank: int) -> dict[str, torch.Tensor]:
@@ -477,17 +481,17 @@ def together_on_ranks(rank: int) -> dict[str, torch.Tensor]:
     found = {}
     for compile in (None, "all"):
         pyro.set_rng_seed(0)
-        of = kernel(network(), compile, data_parallel=True)
+        kernel = make_kernel(make_network_model(), compile, data_parallel=True)
         data = slice(rank * N // 2, (rank + 1) * N // 2)
         loader = DataLoader([(X[data], Y[data])], batch_size=None)
-        found[compile] = steps(of, (loader,))
+        found[compile] = record_steps(kernel, (loader,))
     assert_close(found["all"], found[None])
     return found["all"]
 
 
 @pytest.mark.slow
 def test_a_chain_on_two_ranks(tmp_path):
-    first, second = on_ranks(together_on_ranks, tmp_path / "ranks")
+    first, second = run_on_ranks(together_on_ranks, tmp_path / "ranks")
     assert isinstance(first, dict) and isinstance(second, dict), (first, second)
     assert torch.equal(first["position"], second["position"])
 
@@ -504,10 +508,10 @@ compiler = pytest.mark.skipif(
 @pytest.mark.parametrize("name", ["a plate that subsamples", "batch norm and dropout"])
 def test_steps_in_machine_code(name, together):
     build, data, adaptation = MODELS[name]
-    expected = made(build, None, data, together, adaptation=adaptation)
+    expected = build_and_run(build, None, data, together, adaptation=adaptation)
     with warnings.catch_warnings():
         warnings.simplefilter("error", CompileWarning)
-        found = made(build, "all", data, together, adaptation=adaptation)
+        found = build_and_run(build, "all", data, together, adaptation=adaptation)
     assert_close(found, expected)
 
 
@@ -520,7 +524,9 @@ def with_a_size_of_the_data(X, y):
 
 @compiler
 def test_shapes_that_depend_on_values_are_not_compiled():
-    expected = steps(kernel(with_a_size_of_the_data, None))
-    found, message = told(lambda: steps(kernel(with_a_size_of_the_data, "all")))
+    expected = record_steps(make_kernel(with_a_size_of_the_data, None))
+    found, message = run_and_catch_warning(
+        lambda: record_steps(make_kernel(with_a_size_of_the_data, "all"))
+    )
     assert "shapes that depend on values" in message
     assert_close(found, expected)

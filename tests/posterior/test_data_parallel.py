@@ -16,8 +16,8 @@ import pytest
 import torch
 import torch.distributed
 from models import DenseNetwork, N, linear_data
-from pyro_runs import ADAPTATION, assert_same, by_chain
-from rank_runs import on_ranks
+from pyro_runs import ADAPTATION, assert_same_draws, samples_by_chain
+from rank_runs import run_on_ranks
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 import pyro_aeb as aeb
@@ -42,7 +42,7 @@ def regression(X, y, batch_size=None):
         pyro.sample("y", dist.Normal(X[rows] @ beta, sigma2.sqrt()), obs=y[rows])
 
 
-def kernel(**options) -> aeb.AEBKernel:
+def make_kernel(**options) -> aeb.AEBKernel:
     return aeb.AEBKernel(
         options.pop("model", regression),
         aeb.SGHMC(1e-3),
@@ -50,15 +50,15 @@ def kernel(**options) -> aeb.AEBKernel:
     )
 
 
-def mcmc(data_parallel=False, of=None, **options) -> aeb.MCMC:
-    own = kernel(data_parallel=data_parallel, **(of or {}))
+def make_mcmc(data_parallel=False, kernel=None, **options) -> aeb.MCMC:
+    own = make_kernel(data_parallel=data_parallel, **(kernel or {}))
     options = {"chain_method": "sequential", "disable_progbar": True, **options}
     return aeb.MCMC(own, 6, 3, **options)
 
 
-def draws_of(run: aeb.MCMC, *args: Any, **kwargs: Any) -> dict:
+def run_and_copy_draws(run: aeb.MCMC, *args: Any, **kwargs: Any) -> dict:
     run.run(*args, **kwargs)
-    return {name: values.clone() for name, values in by_chain(run).items()}
+    return {name: values.clone() for name, values in samples_by_chain(run).items()}
 
 
 def assert_close(found: dict, expected: dict) -> None:
@@ -97,50 +97,50 @@ class Network(DenseNetwork):
             pyro.sample("y", dist.Normal(mean, 0.5), obs=y.float())
 
 
-def network(rank: int) -> tuple[dict, torch.Tensor]:
+def run_network(rank: int) -> tuple[dict, torch.Tensor]:
     pyro.set_rng_seed(0)
     model = Network()
     loader = DataLoader(DATA, batch_size=5, sampler=DistributedSampler(DATA, seed=3))
-    run = mcmc(True, {"model": model, "adaptation": None})
-    return draws_of(run, loader), model.norm.running_mean.clone()
+    run = make_mcmc(True, {"model": model, "adaptation": None})
+    return run_and_copy_draws(run, loader), model.norm.running_mean.clone()
 
 
-def first_gradient(of: aeb.AEBKernel, batch: int | None) -> Any:
-    of.start(0, 0, (X, Y), {"batch_size": batch})
-    chain = of.chain
+def first_gradient(kernel: aeb.AEBKernel, batch: int | None) -> Any:
+    kernel.start(0, 0, (X, Y), {"batch_size": batch})
+    chain = kernel.chain
     return chain.posterior.gradient(chain.state.position, chain.latents, chain.data.next())
 
 
-def many_runs(rank: int, folder: str) -> dict[str, Any]:
+def run_all(rank: int, folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    found["plate"] = draws_of(mcmc(True), X, Y, batch_size=3)
-    found["gradient"] = first_gradient(kernel(data_parallel=True), N // WORLD)
-    chains = mcmc(True, num_chains=2, chain_method="vectorized")
-    found["vectorized"] = draws_of(chains, X, Y, batch_size=3)
+    found["plate"] = run_and_copy_draws(make_mcmc(True), X, Y, batch_size=3)
+    found["gradient"] = first_gradient(make_kernel(data_parallel=True), N // WORLD)
+    chains = make_mcmc(True, num_chains=2, chain_method="vectorized")
+    found["vectorized"] = run_and_copy_draws(chains, X, Y, batch_size=3)
     loader = DataLoader(DATA, batch_size=3, sampler=DistributedSampler(DATA, seed=3))
-    longer = mcmc(True, checkpoint=f"{folder}/loader")
-    found["loader"] = draws_of(longer, loader)
+    longer = make_mcmc(True, checkpoint=f"{folder}/loader")
+    found["loader"] = run_and_copy_draws(longer, loader)
     torch.distributed.barrier()  # until rank 0 has written it
     second = aeb.MCMC.resume(f"{folder}/loader", regression, disable_progbar=True)
-    found["loader, resumed"] = draws_of(second, loader)
-    found["loader, went on"] = draws_of(longer, loader)
-    found["network"] = network(rank)
+    found["loader, resumed"] = run_and_copy_draws(second, loader)
+    found["loader, went on"] = run_and_copy_draws(longer, loader)
+    found["network"] = run_network(rank)
 
-    saved = mcmc(True, checkpoint=f"{folder}/run", every=4, hook_fn=Interrupt(rank))
+    saved = make_mcmc(True, checkpoint=f"{folder}/run", every=4, hook_fn=Interrupt(rank))
     with pytest.raises(KeyboardInterrupt):
         saved.run(X, Y, batch_size=3)
     found["interrupted"] = len(saved.get_samples()["beta"])
     torch.distributed.barrier()  # until rank 0 has written it
     again = aeb.MCMC.resume(f"{folder}/run", regression, disable_progbar=True)
-    found["resumed"] = draws_of(again, X, Y, batch_size=3)
-    found["went on"] = draws_of(saved, X, Y, batch_size=3)
+    found["resumed"] = run_and_copy_draws(again, X, Y, batch_size=3)
+    found["went on"] = run_and_copy_draws(saved, X, Y, batch_size=3)
 
     with pytest.raises(aeb.ModelError, match="use a subsample size of at most 10"):
-        mcmc(True).run(X, Y, batch_size=11)
+        make_mcmc(True).run(X, Y, batch_size=11)
     with pytest.raises(ValueError, match="the same on all"):
-        mcmc(True).run(X + rank, Y, batch_size=3)
+        make_mcmc(True).run(X + rank, Y, batch_size=3)
     with pytest.raises(aeb.RankError, match="not at the same step, weights"):
-        mcmc(True, hook_fn=Drift(rank)).run(X, Y, batch_size=3)
+        make_mcmc(True, hook_fn=Drift(rank)).run(X, Y, batch_size=3)
     return found
 
 
@@ -174,38 +174,40 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ran(folder) -> list[dict[str, Any]]:
-    found = on_ranks(many_runs, folder, str(folder), world=WORLD)
+def rank_results(folder) -> list[dict[str, Any]]:
+    found = run_on_ranks(run_all, folder, str(folder), world=WORLD)
     for result in found:
         assert not isinstance(result, BaseException), result
     return found
 
 
 @pytest.mark.parametrize("run", ["plate", "vectorized", "loader"])
-def test_ranks_agree_bit_for_bit(ran, run):
-    assert_same(ran[0][run], ran[1][run])
+def test_ranks_agree_bit_for_bit(rank_results, run):
+    assert_same_draws(rank_results[0][run], rank_results[1][run])
 
 
-def test_shares_of_all_data_give_the_full_gradient(ran):
-    expected = first_gradient(kernel(), None)
-    for own in (found["gradient"] for found in ran):
+def test_shares_of_all_data_give_the_full_gradient(rank_results):
+    expected = first_gradient(make_kernel(), None)
+    for own in (found["gradient"] for found in rank_results):
         torch.testing.assert_close(own.gradient, expected.gradient)
         torch.testing.assert_close(own.log_density, expected.log_density)
         found, whole = own.statistics.residuals["y"], expected.statistics.residuals["y"]
         assert_close(found._asdict(), whole._asdict())
 
 
-def test_a_step_is_one_on_all_ranks_data(ran):
+def test_a_step_is_one_on_all_ranks_data(rank_results):
     """The same permutation and noise, so the draws of one process with the larger minibatch."""
-    assert_close(ran[0]["plate"], draws_of(mcmc(), X, Y, batch_size=3 * WORLD))
+    assert_close(
+        rank_results[0]["plate"], run_and_copy_draws(make_mcmc(), X, Y, batch_size=3 * WORLD)
+    )
 
 
-def test_chains_that_step_together(ran):
-    run = mcmc(num_chains=2, chain_method="vectorized")
-    assert_close(ran[0]["vectorized"], draws_of(run, X, Y, batch_size=3 * WORLD))
+def test_chains_that_step_together(rank_results):
+    run = make_mcmc(num_chains=2, chain_method="vectorized")
+    assert_close(rank_results[0]["vectorized"], run_and_copy_draws(run, X, Y, batch_size=3 * WORLD))
 
 
-def test_loaders_with_distributed_samplers(ran):
+def test_loaders_with_distributed_samplers(rank_results):
     """Epoch after epoch in another order; every step on the batches of both loaders."""
     steps, epochs = [], range(8)
     for epoch in epochs:
@@ -217,35 +219,35 @@ def test_loaders_with_distributed_samplers(ran):
         steps += [sum(batches, []) for batches in zip(*orders, strict=True)]
     both = DataLoader(DATA, batch_sampler=steps)
     assert len(steps) > 18  # of the run
-    assert_close(ran[0]["loader"], draws_of(mcmc(), both))
+    assert_close(rank_results[0]["loader"], run_and_copy_draws(make_mcmc(), both))
 
 
-def test_running_averages_are_the_same_on_all_ranks(ran):
-    (draws, mean), (others, other) = (found["network"] for found in ran)
-    assert_same(draws, others)
+def test_running_averages_are_the_same_on_all_ranks(rank_results):
+    (draws, mean), (others, other) = (found["network"] for found in rank_results)
+    assert_same_draws(draws, others)
     assert torch.equal(mean, other) and (mean != 0).all()
 
 
-def test_ctrl_c_on_one_rank_stops_all_after_the_next_draw(ran):
-    assert [found["interrupted"] for found in ran] == [3, 3]
+def test_ctrl_c_on_one_rank_stops_all_after_the_next_draw(rank_results):
+    assert [found["interrupted"] for found in rank_results] == [3, 3]
 
 
 @pytest.mark.parametrize("how", ["went on", "resumed"])
-def test_a_run_goes_on_bit_for_bit(ran, how):
-    for found in ran:
-        assert_same(found[how], found["plate"])
+def test_a_run_goes_on_bit_for_bit(rank_results, how):
+    for found in rank_results:
+        assert_same_draws(found[how], found["plate"])
 
 
-def test_a_loader_goes_on_bit_for_bit(ran):
-    for found in ran:
-        assert_same(found["loader, resumed"], ran[0]["loader, went on"])
+def test_a_loader_goes_on_bit_for_bit(rank_results):
+    for found in rank_results:
+        assert_same_draws(found["loader, resumed"], rank_results[0]["loader, went on"])
 
 
 # -- one rank, and none
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_run_does_not_go_on_on_another_number_of_ranks(ran, folder, tmp_path, shared):
+def test_a_run_does_not_go_on_on_another_number_of_ranks(rank_results, folder, tmp_path, shared):
     """A minibatch, which all ranks' data make, would be of another size."""
     run = aeb.MCMC.resume(f"{folder}/run", regression, data_parallel=shared, disable_progbar=True)
     torch.distributed.init_process_group(
@@ -265,24 +267,24 @@ def test_on_one_rank_it_is_the_plain_kernel(tmp_path):
         "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
     )
     try:
-        alone = draws_of(mcmc(True), X, Y, batch_size=3)
+        alone = run_and_copy_draws(make_mcmc(True), X, Y, batch_size=3)
     finally:
         torch.distributed.destroy_process_group()
-    assert_same(alone, draws_of(mcmc(), X, Y, batch_size=3))
+    assert_same_draws(alone, run_and_copy_draws(make_mcmc(), X, Y, batch_size=3))
 
 
 def test_without_a_process_group():
     with pytest.raises(RuntimeError, match="torchrun --nproc_per_node 2 program.py"):
-        mcmc(True).run(X, Y, batch_size=3)
+        make_mcmc(True).run(X, Y, batch_size=3)
 
 
 def test_options_that_make_no_sense(tmp_path):
     with pytest.raises(ValueError, match="without a seed"):
-        kernel(data_parallel=True, seed=None)
+        make_kernel(data_parallel=True, seed=None)
     with pytest.raises(TypeError, match="expected True or False"):
-        kernel(data_parallel=2)
+        make_kernel(data_parallel=2)
     for method in ("parallel", "distributed"):
         with pytest.raises(ValueError, match="use one of the two"):
-            mcmc(True, chain_method=method)
+            make_mcmc(True, chain_method=method)
     with pytest.raises(ValueError, match="written by one process only"):
-        mcmc(True, trace=tmp_path / "run.zarr")
+        make_mcmc(True, trace=tmp_path / "run.zarr")

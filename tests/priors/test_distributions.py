@@ -15,7 +15,7 @@ import pytest
 import torch
 from pyro.distributions.testing.gof import auto_goodness_of_fit
 from scipy.stats import kstest
-from ssgl_references import PARAMETERS, bayes, components, integral, scales
+from ssgl_references import PARAMETERS, components, integral, mixture_terms, ordered_scales
 from torch import Tensor
 from torch.autograd import grad, gradcheck, gradgradcheck
 
@@ -44,15 +44,15 @@ def case(request: pytest.FixtureRequest) -> list[Tensor]:
 
 
 def test_log_prob_is_the_mixture(case: list[Tensor]) -> None:
-    narrow, wide = scales(*case[:2], case[3])
+    narrow, wide = ordered_scales(*case[:2], case[3])
     value = torch.cat([narrow * torch.linspace(-9, 9, 37), wide * torch.linspace(-9, 9, 37)])
-    expected = sum(bayes(value, *map(float, case)))
+    expected = sum(mixture_terms(value, *map(float, case)))
     actual = SSGL(*case).log_prob(value.double())
     torch.testing.assert_close(actual, expected.log(), rtol=1e-12, atol=1e-12)
 
 
 def test_density_integrates_to_one(case: list[Tensor]) -> None:
-    narrow, wide = scales(*case[:2], case[3])
+    narrow, wide = ordered_scales(*case[:2], case[3])
     # Both halves are equal. Left of the range lies less than 1e-14 of the narrow scale; right of
     # it exp(-40).
     half = integral(lambda x: SSGL(*case).log_prob(x).exp(), 1e-14 * narrow, 40 * wide)
@@ -99,7 +99,7 @@ def test_single_precision_as_far_as_a_million_sigma(
 @pytest.mark.parametrize("x", [0.0, 0.3, -1.0, 4.0])
 def test_delta_has_a_derivative_at_its_ends(x: float) -> None:
     # d log p / d delta = (N - L) / p, with p = L at delta = 0 and p = N at delta = 1.
-    laplace, gaussian = (2 * y for y in bayes(torch.tensor(x), 0.5, 2.0, 0.5, 1.0))
+    laplace, gaussian = (2 * y for y in mixture_terms(torch.tensor(x), 0.5, 2.0, 0.5, 1.0))
     for end, p in [(0.0, laplace), (1.0, gaussian)]:
         delta = torch.tensor(end, dtype=torch.float64, requires_grad=True)
         (slope,) = grad(SSGL(0.5, 2.0, delta).log_prob(torch.tensor(x).double()), delta)
@@ -114,7 +114,7 @@ def test_infinite_value_has_no_density(delta: float) -> None:
 
 def test_log_prob_gradients(case: list[Tensor]) -> None:
     v0, v1, delta, sigma = case
-    narrow, wide = scales(v0, v1, sigma)
+    narrow, wide = ordered_scales(v0, v1, sigma)
     # In units of the value's own scale, so that a finite difference suits each.
     unit = torch.tensor([-3.0 * narrow, narrow, 0.7 * wide]).double()
     factor = torch.ones(3).double().requires_grad_()
@@ -136,7 +136,7 @@ def test_log_prob_gradients(case: list[Tensor]) -> None:
 
 def test_cdf_is_the_integral_of_the_density(case: list[Tensor]) -> None:
     d = SSGL(*case)
-    narrow, wide = scales(*case[:2], case[3])
+    narrow, wide = ordered_scales(*case[:2], case[3])
     ends = [0.01 * narrow, narrow, 3 * narrow, 0.5 * wide, wide, 5 * wide]
     for low, high in zip(ends, ends[1:], strict=False):
         low, high = min(low, high), max(low, high)
@@ -147,7 +147,7 @@ def test_cdf_is_the_integral_of_the_density(case: list[Tensor]) -> None:
 
 
 def test_cdf_is_monotone_and_symmetric(case: list[Tensor]) -> None:
-    narrow, wide = scales(*case[:2], case[3])
+    narrow, wide = ordered_scales(*case[:2], case[3])
     x = torch.logspace(math.log10(narrow) - 3, math.log10(wide) + 2, 2001, dtype=torch.float64)
     cdf = SSGL(*case).cdf(torch.cat([-x.flip(0), x.new_zeros(1), x]))
     assert (cdf.diff() >= 0).all() and (cdf[:1500].diff() >= 0).all()
@@ -268,15 +268,15 @@ def quantile(x: Tensor, case: list[Tensor]) -> Callable[..., Tensor]:
     return lambda *parameters: SSGL(*parameters).icdf(q)
 
 
-def points(case: list[Tensor]) -> Tensor:
+def comparison_points(case: list[Tensor]) -> Tensor:
     """Where to compare derivatives: the lower half, where quantiles keep their precision."""
-    narrow, wide = scales(*case[:2], case[3])
+    narrow, wide = ordered_scales(*case[:2], case[3])
     return torch.tensor([-8 * wide, -2 * wide, -0.3 * wide, -3 * narrow, -0.1 * narrow]).double()
 
 
 @pytest.mark.parametrize("index", range(4), ids=PARAMETERS)
 def test_reparameterisation_against_quantiles(case: list[Tensor], index: int) -> None:
-    x = points(case)
+    x = comparison_points(case)
     f = quantile(x, case)
     step = 1e-5 * case[index] * (1 - case[2] if index == 2 else 1)
     up, down = ([*case[:index], case[index] + s, *case[index + 1 :]] for s in (step, -step))
@@ -293,7 +293,7 @@ def test_reparameterisation_against_quantiles(case: list[Tensor], index: int) ->
 @pytest.mark.parametrize("index", range(4), ids=PARAMETERS)
 def test_reparameterisation_twice(index: int) -> None:
     case = [torch.tensor(y).double() for y in (0.5, 2.0, 0.4, 1.5)]
-    x = points(case)
+    x = comparison_points(case)
     f = quantile(x, case)
     step = 1e-3 * case[index]
     up, down = ([*case[:index], case[index] + s, *case[index + 1 :]] for s in (step, -step))
@@ -375,7 +375,7 @@ def test_entropy_of_one_component(ratio: float) -> None:
 
 def test_entropy(case: list[Tensor]) -> None:
     d = SSGL(*case)
-    narrow, wide = scales(*case[:2], case[3])
+    narrow, wide = ordered_scales(*case[:2], case[3])
 
     def integrand(x: Tensor) -> Tensor:
         return -2 * d.log_prob(x).exp() * d.log_prob(x)
@@ -389,7 +389,7 @@ def test_entropy(case: list[Tensor]) -> None:
 def test_entropy_gradients(case: list[Tensor]) -> None:
     # dH = -integral of (1 + log p) dp, and dp integrates to 0: -E[log p d log p] for delta.
     v0, v1, delta, sigma = case
-    narrow, wide = scales(v0, v1, sigma)
+    narrow, wide = ordered_scales(v0, v1, sigma)
     d = SSGL(v0, v1, delta.clone().requires_grad_(), sigma)
     (slope,) = grad(d.entropy(), d.given["delta"])
 

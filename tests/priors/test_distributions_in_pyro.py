@@ -15,7 +15,7 @@ import torch
 from pyro import poutine
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
-from ssgl_references import PARAMETERS, bayes
+from ssgl_references import PARAMETERS, mixture_terms
 from torch import Tensor
 from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,7 +29,7 @@ from pyro_aeb.priors import SSGL
 @pytest.mark.parametrize("v0, v1, sigma", [(0.1, 10.0, 1.7), (0.005, 1e-5, 0.3), (1.0, 0.1, 1.0)])
 def test_inclusion_is_bayes_rule(v0: float, v1: float, delta: float, sigma: float) -> None:
     value = sigma * math.sqrt(v1) * torch.linspace(-5, 5, 101).double()
-    laplace, gaussian = bayes(value, v0, v1, delta, sigma)
+    laplace, gaussian = mixture_terms(value, v0, v1, delta, sigma)
     actual = SSGL(v0, v1, delta, sigma).inclusion(value)
     torch.testing.assert_close(actual, gaussian / (laplace + gaussian), rtol=1e-9, atol=1e-300)
     single = SSGL(v0, v1, delta, sigma).inclusion(value.float())

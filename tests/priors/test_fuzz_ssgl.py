@@ -16,7 +16,7 @@ from fuzzing import junk, not_numbers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import mutually_broadcastable_shapes
-from refusals import met
+from refusals import count_refusal
 
 from pyro_aeb import SSGL
 
@@ -110,7 +110,7 @@ def test_expanding_is_broadcasting_or_an_error(case, shape):
     if not fits:
         with pytest.raises(ValueError, match="Cannot expand SSGL of batch_shape") as info:
             prior.expand(shape)
-        met(info.value)
+        count_refusal(info.value)
         return
     wide = prior.expand(shape)
     assert wide.batch_shape == torch.Size(shape)
@@ -143,7 +143,7 @@ def test_a_parameter_out_of_range_is_named(data, name, as_tensor, dtype):
     expected = r"in \[0, 1\]" if name == "delta" else "positive and finite"
     with pytest.raises(ValueError, match=rf"SSGL expects {name} to be {expected}") as info:
         SSGL(**{**parameters, name: bad}, validate_args=True)
-    met(info.value)
+    count_refusal(info.value)
 
 
 whole_or_complex = st.sampled_from([torch.int64, torch.bool, torch.complex64]).map(
@@ -157,7 +157,7 @@ def test_a_parameter_that_is_no_number_is_named(name, bad):
     parameters = {"v0": 0.1, "v1": 10.0, "delta": 0.5, "sigma": 1.0, name: bad}
     with pytest.raises(TypeError, match=f"SSGL expects {name} to be a number or a") as info:
         SSGL(**parameters)
-    met(info.value)
+    count_refusal(info.value)
 
 
 @given(st.fixed_dictionaries({name: junk for name in NAMES}))
@@ -167,7 +167,7 @@ def test_junk_is_an_error_or_a_distribution(parameters):
         prior.log_prob(prior.sample())
     except (TypeError, ValueError) as error:
         assert "SSGL" in str(error), error
-        met(error)
+        count_refusal(error)
 
 
 @given(st.lists(st.lists(st.integers(2, 4), max_size=2), min_size=4, max_size=4))
@@ -180,6 +180,6 @@ def test_shapes_that_do_not_broadcast_are_an_error(shapes):
             ValueError, match="SSGL expects .* to broadcast, but found shapes"
         ) as info:
             SSGL(**parameters)
-        met(info.value)
+        count_refusal(info.value)
     else:
         assert SSGL(**parameters).log_prob(torch.zeros(())).isfinite().all()

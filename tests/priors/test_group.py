@@ -122,7 +122,7 @@ def test_what_the_kernel_finds():
 LEARNED = Delta("delta", a=2.0, b=3.0)
 
 
-def rule(groups, delta=LEARNED):
+def make_rule(groups, delta=LEARNED):
     """Sites of 12 weights each, in groups of some sizes, under one delta."""
     sparse = tuple(
         SparseBlock(f"b{n}", torch.Size([12]), group=group) for n, group in enumerate(groups)
@@ -148,7 +148,7 @@ FIRST = {"sigma2": torch.tensor(1.0), "delta": torch.tensor(0.3)}
 
 def test_groups_beside_single_weights_and_groups_of_other_sizes():
     sizes, beta = (3, 1, 4, 4), torch.randn(48).double()
-    own = rule(sizes)
+    own = make_rule(sizes)
     after = own.update(own.init(FIRST, StochasticApproximation(1.0)), beta, {}, 1.0)
     prior = SSGL(0.1, 10.0, torch.tensor(0.3).double(), 1.0)
     gammas = []
@@ -165,19 +165,19 @@ def test_groups_beside_single_weights_and_groups_of_other_sizes():
 def test_collapse_is_counted_in_groups():
     # Under 1/1000 of a group expected: of two groups, where delta < 1/2000.
     for delta, collapsed in ((1e-3, []), (1e-4, ["delta"])):
-        own = rule((12, 12), delta=Delta("delta", a=1.0, b=1.0))
+        own = make_rule((12, 12), delta=Delta("delta", a=1.0, b=1.0))
         latents = own.init({**FIRST, "delta": torch.tensor(delta)}, StochasticApproximation(1.0))
         assert own.collapsed(latents) == collapsed
     # 24 weights on their own would have 24 / 10,000 expected.
-    own = rule((1, 1), delta=Delta("delta", a=1.0, b=1.0))
+    own = make_rule((1, 1), delta=Delta("delta", a=1.0, b=1.0))
     assert own.collapsed(latents) == []
 
 
 def test_a_prior_without_a_mode_for_so_few_groups_is_refused():
     flat = Delta("delta", a=0.5, b=0.5)
     with pytest.raises(ModelError, match="with 1 weights or groups has no mode"):
-        rule((12,), delta=flat)
-    rule((6,), delta=flat)
+        make_rule((12,), delta=flat)
+    make_rule((6,), delta=flat)
 
 
 def test_links_are_found_through_groups_in_a_plate():

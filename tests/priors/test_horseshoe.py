@@ -43,7 +43,7 @@ MODELS = {
 }
 
 
-def kernel(name, weight=1.0, step_size=1e-6, **options):
+def make_kernel(name, weight=1.0, step_size=1e-6, **options):
     model, latents = MODELS[name]
     adaptation = aeb.StochasticApproximation(weight, latents=latents)
     return aeb.AEBKernel(model, aeb.SGLD(step_size), adaptation, seed=1, **options)
@@ -60,7 +60,9 @@ def test_every_level_has_a_closed_form(name):
 def first_update(name, values):
     """All latents after one step with weight 1 from given values, the weights at rest."""
     values = {"beta": BETA, **values}
-    run = kernel(name, step_size=1e-12, init_strategy=lambda site: values[site["name"]].clone())
+    run = make_kernel(
+        name, step_size=1e-12, init_strategy=lambda site: values[site["name"]].clone()
+    )
     run.setup(0, X, Y)
     run.sample(run.initial_params)
     return run.chain.values()
@@ -109,7 +111,7 @@ def test_the_hierarchy_is_the_horseshoe():
 @pytest.mark.parametrize("name", MODELS)
 def test_it_finds_the_weights(name):
     weight = aeb.Polynomial(10.0, 100.0, 0.7)
-    run = aeb.MCMC(kernel(name, weight, 1e-3), 150, 150, disable_progbar=True)
+    run = aeb.MCMC(make_kernel(name, weight, 1e-3), 150, 150, disable_progbar=True)
     run.run(X, Y + 0.5 * torch.randn(30))
     mean = run.get_samples()["beta"].mean(0)
     found = mean.abs() > 0.5

@@ -20,7 +20,7 @@ from pyro_aeb.model.structure import Delta, Sigma, SparseBlock, Structure
 SIZE = 1000
 
 
-def rule(family, layers, group=1):
+def make_rule(family, layers, group=1):
     names = [*family.prior(0.5, 1.0).shape_parameters]
     parameters = dict(zip(names, family.numbers, strict=True))
     blocks = tuple(
@@ -62,8 +62,8 @@ class Passes(TorchDispatchMode):
         return out
 
 
-def passes(family, layers=1, group=1):
-    own = rule(family, layers, group)
+def count_passes(family, layers=1, group=1):
+    own = make_rule(family, layers, group)
     first = {"sigma2": torch.tensor(1.0), "delta": torch.tensor(0.3)}
     latents = own.init(first, StochasticApproximation(0.5))
     beta, gradient = torch.randn(2, layers * SIZE)
@@ -75,17 +75,17 @@ def passes(family, layers=1, group=1):
 
 @pytest.mark.parametrize("name", ["normal", "lasso", "SSGL, Gaussian spike", "one's own"])
 def test_no_prior_takes_more_passes_than_ssgl(name):
-    assert passes(FAMILIES[name]) <= passes(FAMILIES["SSGL"])
+    assert count_passes(FAMILIES[name]) <= count_passes(FAMILIES["SSGL"])
 
 
 def test_a_penalty_that_there_is_not_costs_nothing():
     # Of K, SSGL has the product rho k, its product with beta twice, and its sum; and the gradient's
     # product rho k, division by sigma and product with K. A lasso has none of these, but a term
     # more in each of two L: its spike has a product, and its slab is added.
-    assert passes(FAMILIES["lasso"]) < passes(FAMILIES["SSGL"])
+    assert count_passes(FAMILIES["lasso"]) < count_passes(FAMILIES["SSGL"])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_passes_do_not_grow_with_the_layers(name):
     for group in (1, 10):
-        assert passes(FAMILIES[name], 30, group) == passes(FAMILIES[name], 5, group)
+        assert count_passes(FAMILIES[name], 30, group) == count_passes(FAMILIES[name], 5, group)

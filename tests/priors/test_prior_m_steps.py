@@ -97,7 +97,7 @@ def case(family, request):
     return Case(family, request.param)
 
 
-def bends(case):
+def has_bends(case):
     return case.rule.slab.bends
 
 
@@ -121,7 +121,7 @@ def test_delta_zeroes_the_gradient_of_q(case):
 def test_sigma_zeroes_the_gradient_of_q(case):
     after = case.after
     rho = case.gammas(after.rho)
-    if bends(case):
+    if has_bends(case):
         for _ in range(200):  # M-steps of sigma with all else as it is
             u = case.beta.abs() / after.sigma
             sigma = case.rule._scale(
@@ -210,7 +210,7 @@ def test_a_mistaken_prior_is_seen():
 # Several sites
 
 
-def mixed(first, second):
+def inspect_mixed(first, second):
     def model():
         pyro.sample("a", first.expand([3]).to_event(1))
         pyro.sample("b", second.expand([2]).to_event(1))
@@ -219,13 +219,13 @@ def mixed(first, second):
 
 
 def test_priors_of_several_kinds_in_a_model_are_refused():
-    structure = mixed(priors.SSGL(0.1, 10.0, 0.5), priors.SpikeAndSlabLasso(0.1, 3.0, 0.5))
+    structure = inspect_mixed(priors.SSGL(0.1, 10.0, 0.5), priors.SpikeAndSlabLasso(0.1, 3.0, 0.5))
     with pytest.raises(ModelError, match=r"of several kinds .*'a' ~ SSGL, 'b' ~ SpikeAndSlabLasso"):
         Posterior(lambda: None, structure)
 
 
 def test_sites_may_differ_in_their_parameters():
-    structure = mixed(
+    structure = inspect_mixed(
         priors.SpikeAndSlabStudent(0.1, 1.0, 3.0, 0.5),
         priors.SpikeAndSlabStudent(0.2, 1.0, torch.tensor([4.0, 5.0]), 0.5),
     )

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from prior_families import FAMILIES
-from runs import assert_equal, chains, kernel, records, resumed
+from runs import assert_same_records, copy_records, make_kernel, make_mcmc, resume_mcmc
 from torch import nn
 
 import pyro_aeb as aeb
@@ -51,24 +51,27 @@ ADAPTATION = aeb.StochasticApproximation(aeb.Polynomial(10.0, 100.0, 0.7), initi
 
 
 def test_it_finds_the_support(model):
-    of = kernel(model, aeb.SGLD, 2e-4, adaptation=ADAPTATION)
-    run = chains(of, draws=150, warmup=200, number=1)
+    kernel = make_kernel(model, aeb.SGLD, 2e-4, adaptation=ADAPTATION)
+    run = make_mcmc(kernel, draws=150, warmup=200, number=1)
     run.run(X, Y)
     beta = run.get_samples()["beta"].mean(0)
-    wide = of.chain.posterior.rule.wide_probability(of.latents).reshape(GROUPS, SIZE)
+    wide = kernel.chain.posterior.rule.wide_probability(kernel.latents).reshape(GROUPS, SIZE)
     assert torch.equal(wide > 0.5, TRUE != 0)
     # The standard error of least squares is 0.5 / sqrt(80) = 0.06.
     assert (beta - TRUE).abs().max() < 5 * 0.06
-    assert 0.4 < of.latents.sigma < 0.6
+    assert 0.4 < kernel.latents.sigma < 0.6
     if model.grouped:
         assert torch.equal(wide, wide[:, :1].expand_as(wide))
 
 
 def test_chains_step_together_as_alone(model):
-    runs = [chains(kernel(model, step_size=1e-4), method=m) for m in ("sequential", "vectorized")]
+    runs = [
+        make_mcmc(make_kernel(model, step_size=1e-4), method=m)
+        for m in ("sequential", "vectorized")
+    ]
     for run in runs:
         run.run(X, Y)
-    alone, together = (records(run) for run in runs)
+    alone, together = (copy_records(run) for run in runs)
     assert alone.keys() == together.keys()
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, rtol=2e-3, atol=2e-4, msg=name)
@@ -78,7 +81,7 @@ class Stop(Exception):
     pass
 
 
-def stop(kernel, params, stage, i):
+def stop_hook(kernel, params, stage, i):
     if stage.startswith("Sample") and i == 3:
         raise Stop
 
@@ -87,21 +90,23 @@ def stop(kernel, params, stage, i):
 def test_it_resumes_bit_by_bit(name, tmp_path):
     pytest.importorskip("zarr")
     model = Regression(FAMILIES[name], True)
-    whole = chains(kernel(model, step_size=1e-4), number=1)
+    whole = make_mcmc(make_kernel(model, step_size=1e-4), number=1)
     whole.run(X, Y)
-    cut = chains(kernel(model, step_size=1e-4), number=1, checkpoint=tmp_path, hook_fn=stop)
+    cut = make_mcmc(
+        make_kernel(model, step_size=1e-4), number=1, checkpoint=tmp_path, hook_fn=stop_hook
+    )
     with pytest.raises(Stop):
         cut.run(X, Y)
-    again = resumed(tmp_path, model)
+    again = resume_mcmc(tmp_path, model)
     again.run(X, Y)
-    assert_equal(records(again), records(whole))
+    assert_same_records(copy_records(again), copy_records(whole))
 
 
 @pytest.mark.parametrize("name", ["normal", "lasso", "Student"])
 def test_a_trace_holds_its_latents(name, tmp_path):
     pytest.importorskip("zarr")
     model = Regression(FAMILIES[name], False)
-    run = chains(kernel(model, step_size=1e-4), number=1, trace=tmp_path / "run.zarr")
+    run = make_mcmc(make_kernel(model, step_size=1e-4), number=1, trace=tmp_path / "run.zarr")
     run.run(X, Y)
     data = aeb.open_trace(tmp_path / "run.zarr")
     assert data["posterior"]["beta"].shape == (1, 8, GROUPS, SIZE)
@@ -111,8 +116,8 @@ def test_a_trace_holds_its_latents(name, tmp_path):
 
 
 def test_without_adaptation_it_is_sampled_under_its_density(model):
-    of = kernel(model, step_size=1e-5, adaptation=None)
-    run = chains(of, number=1)
+    kernel = make_kernel(model, step_size=1e-5, adaptation=None)
+    run = make_mcmc(kernel, number=1)
     run.run(X, Y)
     assert {"beta", "sigma2", "delta"} <= run.get_samples().keys()
 
@@ -120,7 +125,7 @@ def test_without_adaptation_it_is_sampled_under_its_density(model):
 # Networks
 
 
-def network():
+def make_network():
     torch.manual_seed(3)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))
 
@@ -128,7 +133,7 @@ def network():
 @pytest.fixture
 def grouped():
     return aeb.nn.bayesianize(
-        network(), delta=dist.Beta(2.0, 2.0), sigma2=dist.InverseGamma(1.0, 1.0), by_unit=True
+        make_network(), delta=dist.Beta(2.0, 2.0), sigma2=dist.InverseGamma(1.0, 1.0), by_unit=True
     )
 
 
@@ -143,12 +148,12 @@ def classification(net):
 
 def test_the_units_of_a_network_are_groups(grouped):
     data = torch.randn(6, 1, 5, 5), torch.tensor([0, 1, 0, 1, 1, 0])
-    of = kernel(classification(grouped), step_size=1e-5)
-    run = chains(of, number=1)
+    kernel = make_kernel(classification(grouped), step_size=1e-5)
+    run = make_mcmc(kernel, number=1)
     run.run(*data)
-    sparse = of.chain.structure.sparse
+    sparse = kernel.chain.structure.sparse
     assert [(b.name, b.group) for b in sparse] == [("0.weight", 9), ("3.weight", 36)]
-    rho = of.latents.rho.split([b.size for b in sparse])
+    rho = kernel.latents.rho.split([b.size for b in sparse])
     for own, block in zip(rho, sparse, strict=True):
         units = own.reshape(-1, block.group)
         assert torch.equal(units, units[:, :1].expand_as(units))
@@ -157,4 +162,4 @@ def test_the_units_of_a_network_are_groups(grouped):
 
 def test_by_unit_has_to_be_a_bool():
     with pytest.raises(TypeError, match="by_unit is 'filter', expected True"):
-        aeb.nn.bayesianize(network(), delta=0.5, sigma2=1.0, by_unit="filter")
+        aeb.nn.bayesianize(make_network(), delta=0.5, sigma2=1.0, by_unit="filter")

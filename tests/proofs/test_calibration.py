@@ -14,11 +14,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tutorial_runs import needs
+from tutorial_runs import require_packages
 
 from pyro_aeb.testing import sequential_test
 
-needs("pandas", "scipy", "tqdm")
+require_packages("pandas", "scipy", "tqdm")
 ranks = importlib.import_module("calibration.ranks")
 
 PROTOCOL = ranks.Protocol(sets=500)

@@ -72,7 +72,7 @@ def model(design, x, y):
         pyro.sample("y", dist.Normal(x @ beta, noise), obs=y)
 
 
-def data(design):
+def design_tensors(design):
     return tuple(map(torch.from_numpy, design.data(seed=0)))
 
 
@@ -85,7 +85,7 @@ def step_size(name):
 
 
 @functools.cache
-def truth(name):
+def true_limit(name):
     """theta*_eps, shape (2 p + 2,)."""
     return DESIGNS[name].limit(step_size(name))
 
@@ -99,7 +99,7 @@ def adaptive_chains(name, omega, checkpoints=CHECKPOINTS, count=REPLICATES):
         after the last step, shape (count, p).
     """
     torch.set_default_dtype(torch.float64)
-    design, (x, y) = DESIGNS[name], data(DESIGNS[name])
+    design, (x, y) = DESIGNS[name], design_tensors(DESIGNS[name])
     rule = SSGLRule(inspect_model(model, (design, x, y), {}, adapt=True))
     transition, numbers = SGLD(step_size(name)), StepNumbers(step_size(name), design.tau)
     generator = torch.Generator().manual_seed(1)
@@ -125,7 +125,7 @@ def adaptive_chains(name, omega, checkpoints=CHECKPOINTS, count=REPLICATES):
 
 def squared_error(name, thetas):
     """||theta_k - theta*_eps||^2 of every chain, shape (checkpoints, count)."""
-    return ((thetas - truth(name)) ** 2).sum(-1)
+    return ((thetas - true_limit(name)) ** 2).sum(-1)
 
 
 def slopes(weights, errors):
@@ -156,9 +156,9 @@ def test_the_design_is_orthogonal_and_the_sum_of_squares_splits(name):
 def test_the_quadrature_has_converged(name):
     # The Monte Carlo errors below are of the order of 1e-3.
     design = DESIGNS[name]
-    assert np.abs(design.mean_field(truth(name), step_size(name))).max() < 1e-9
+    assert np.abs(design.mean_field(true_limit(name), step_size(name))).max() < 1e-9
     coarse = replace(design, nodes=design.nodes * 2 // 3).limit(step_size(name))
-    assert np.abs(coarse - truth(name)).max() < 1e-5
+    assert np.abs(coarse - true_limit(name)).max() < 1e-5
 
 
 def test_small_steps_lead_to_the_limit_of_the_theorem():
@@ -178,7 +178,7 @@ def test_small_steps_lead_to_the_limit_of_the_theorem():
 
 @pytest.mark.parametrize("name", DESIGNS)
 def test_the_limit_attracts_and_the_gain_suffices(name):
-    eigenvalues = np.linalg.eigvals(DESIGNS[name].jacobian(truth(name), step_size(name)))
+    eigenvalues = np.linalg.eigvals(DESIGNS[name].jacobian(true_limit(name), step_size(name)))
     assert eigenvalues.real.max() < 0.0
     assert DECREASING["alpha = 1"].scale * -eigenvalues.real.max() > 0.5
 
@@ -192,7 +192,7 @@ def test_the_limit_attracts_and_the_gain_suffices(name):
 def test_the_adaptive_chain_reaches_the_limit(name, gain):
     thetas, _ = adaptive_chains(name, DECREASING[gain])
     mean, error = replicates(thetas[-1])
-    assert_agrees(mean, truth(name), error)
+    assert_agrees(mean, true_limit(name), error)
     # It is not the limit for small steps, which a test with less power would take it for.
     assert np.abs((mean - DESIGNS[name].limit()) / error).max() > 10 * Z
 
@@ -203,7 +203,7 @@ def test_the_weights_reach_their_law_at_the_limit(name):
     # beta_k => its stationary law at theta*_eps: mean, mean of |beta| and of beta^2.
     _, beta = adaptive_chains(name, DECREASING["alpha = 1"])
     for j in range(DESIGNS[name].p):
-        law = DESIGNS[name].law(j, truth(name), step_size(name))
+        law = DESIGNS[name].law(j, true_limit(name), step_size(name))
         for function in (np.asarray, np.abs, np.square):
             mean, error = replicates(function(beta[:, j]))
             assert_agrees(mean, law.one @ function(law.nodes), error)
@@ -252,7 +252,7 @@ def test_em_does_not_converge(name):
 @pytest.mark.parametrize("name", DESIGNS)
 def test_the_kernel_under_mcmc_is_one_of_these_chains(name):
     torch.set_default_dtype(torch.float64)
-    design, (x, y) = DESIGNS[name], data(DESIGNS[name])
+    design, (x, y) = DESIGNS[name], design_tensors(DESIGNS[name])
     first = {"sigma2": torch.ones(()), "delta": torch.tensor(0.5), "beta": torch.zeros(design.p)}
     kernel = AEBKernel(
         model,

@@ -40,7 +40,7 @@ def batches_and_noise(seed, size, batch, weights):
             yield permutation[start : start + batch], torch.randn(weights)
 
 
-def started(kernel, data):
+def start_kernel(kernel, data):
     """Starts the kernel; its first values."""
     kernel.setup(0, *data)
     return kernel.initial_params
@@ -200,7 +200,7 @@ def test_the_kernel_is_algorithm_1_step_by_step(case, transition, omega, penalty
         StochasticApproximation(omega, initial_inclusion=0.3, initial_penalty=penalty),
         inverse_temperature=tau,
     )
-    params = start = started(kernel, data)
+    params = start = start_kernel(kernel, data)
     for name, layer in case.layers.items():
         layer.start(0.3, penalty)
         layer.delta = start[name]
@@ -209,18 +209,18 @@ def test_the_kernel_is_algorithm_1_step_by_step(case, transition, omega, penalty
     torch.manual_seed(9)
     for w, sigma in expected:
         params = kernel.sample(params)
-        close(kernel.chain.state.position, w)
-        close(kernel.latents.sigma, sigma.reshape(1))
-        close(params["sigma2"], sigma.square())
+        assert_equal_to_rounding(kernel.chain.state.position, w)
+        assert_equal_to_rounding(kernel.latents.sigma, sigma.reshape(1))
+        assert_equal_to_rounding(params["sigma2"], sigma.square())
     # The layers by hand hold the last values of the rest.
     layers = case.layers.values()
-    close(kernel.latents.rho, torch.cat([layer.rho for layer in layers]))
-    close(kernel.latents.delta, torch.stack([layer.delta for layer in layers]))
+    assert_equal_to_rounding(kernel.latents.rho, torch.cat([layer.rho for layer in layers]))
+    assert_equal_to_rounding(kernel.latents.delta, torch.stack([layer.delta for layer in layers]))
     for name, layer in case.layers.items():
-        close(params[name], layer.delta)
+        assert_equal_to_rounding(params[name], layer.delta)
 
 
-def close(found, expected):
+def assert_equal_to_rounding(found, expected):
     """Equal up to rounding in float64, which 30 steps may amplify."""
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
@@ -250,7 +250,7 @@ def dense_regression(x, y):
         pyro.sample("y", dist.Normal(x[i] @ beta, SIGMA), obs=y[i])
 
 
-def plain(x, y, beta, prior_gradient, transition, tau, seed):
+def plain_chain(x, y, beta, prior_gradient, transition, tau, seed):
     """SGLD and SGHMC and nothing else."""
     draws = batches_and_noise(seed, ROWS, MINIBATCH, WEIGHTS)
     step_size, momentum = transition.step_size(1), torch.zeros_like(beta)
@@ -292,14 +292,14 @@ def test_weight_zero_is_plain_sampling_bit_by_bit(transition, tau, penalty):
             }
         ),
     )
-    params = started(kernel, data)
+    params = start_kernel(kernel, data)
     first = kernel.latents
     kappa0, kappa1 = PENALTIES[penalty]
 
     def prior_gradient(beta):
         return -(kappa0 * beta.sign() / SIGMA + kappa1 * beta / SIGMA**2)
 
-    expected = list(plain(*data, params["beta"], prior_gradient, transition, tau, seed=4))
+    expected = list(plain_chain(*data, params["beta"], prior_gradient, transition, tau, seed=4))
     torch.manual_seed(4)
     for beta in expected:
         params = kernel.sample(params)
@@ -314,8 +314,10 @@ def test_weight_zero_is_plain_sampling_bit_by_bit(transition, tau, penalty):
 def test_no_adaptation_is_plain_sampling_bit_by_bit(transition):
     data = torch.randn(ROWS, WEIGHTS), torch.randn(ROWS)
     kernel = AEBKernel(dense_regression, transition, inverse_temperature=4.0)
-    params = started(kernel, data)
-    expected = list(plain(*data, params["beta"], lambda b: -b / 0.5**2, transition, 4.0, seed=4))
+    params = start_kernel(kernel, data)
+    expected = list(
+        plain_chain(*data, params["beta"], lambda b: -b / 0.5**2, transition, 4.0, seed=4)
+    )
     torch.manual_seed(4)
     for beta in expected:
         params = kernel.sample(params)

@@ -165,7 +165,7 @@ MODELS = {
 CURVATURE = N / 0.9**2 + 1 / 1.5**2
 
 
-def noise_of_the_gradient(n):
+def gradient_variance(n):
     """
     G, the variance of (N/n) sum_{i in batch} (y_i - mu) / 0.9^2 over batches of n independent draws
     from N data of variance 1: (N/n)^2 n 1 / 0.9^4, whatever mu is.
@@ -177,7 +177,7 @@ def posterior_mean(y, prior_mean):
     return (y.sum(0) / 0.9**2 + prior_mean / 1.5**2) / CURVATURE
 
 
-def run(model, transition, data, batch, tau, adaptation=None, draws=2000):
+def run_mcmc(model, transition, data, batch, tau, adaptation=None, draws=2000):
     kernel = AEBKernel(
         model,
         transition,
@@ -208,7 +208,7 @@ def assert_kernel_moments(draws, mean, variance):
 def test_sgld_under_mcmc(data, name):
     model, adaptation, prior_mean = MODELS[name]
     step_size, tau = 0.6 / CURVATURE, 2.0
-    draws = run(model, SGLD(step_size), data, None, tau, adaptation)
+    draws = run_mcmc(model, SGLD(step_size), data, None, tau, adaptation)
     variance = sgld_variance(step_size, tau, CURVATURE)
     mean = posterior_mean(data, prior_mean).numpy()
     estimate, error = assert_kernel_moments(draws, mean, variance)
@@ -218,8 +218,8 @@ def test_sgld_under_mcmc(data, name):
 @pytest.mark.parametrize("batch", [1, 5])
 def test_sgld_under_mcmc_with_minibatches(data, batch):
     step_size, tau = 0.6 / CURVATURE, 2.0
-    draws = run(normal_means, SGLD(step_size), data, batch, tau)
-    variance = sgld_variance(step_size, tau, CURVATURE, noise_of_the_gradient(batch))
+    draws = run_mcmc(normal_means, SGLD(step_size), data, batch, tau)
+    variance = sgld_variance(step_size, tau, CURVATURE, gradient_variance(batch))
     estimate, error = assert_kernel_moments(draws, posterior_mean(data, 5.0).numpy(), variance)
     # The batches' own noise is part of it.
     assert_tells_apart(estimate, sgld_variance(step_size, tau, CURVATURE), error)
@@ -228,8 +228,8 @@ def test_sgld_under_mcmc_with_minibatches(data, batch):
 @pytest.mark.parametrize("batch", [None, 5])
 def test_sghmc_under_mcmc(data, batch):
     step_size, tau, friction = 0.4 / CURVATURE, 2.0, 0.7
-    draws = run(normal_means, SGHMC(step_size, friction), data, batch, tau)
-    noise = 0.0 if batch is None else noise_of_the_gradient(batch)
+    draws = run_mcmc(normal_means, SGHMC(step_size, friction), data, batch, tau)
+    noise = 0.0 if batch is None else gradient_variance(batch)
     variance = sghmc_covariance(step_size, tau, CURVATURE, friction, 0.0, noise)[1, 1]
     estimate, error = assert_kernel_moments(draws, posterior_mean(data, 5.0).numpy(), variance)
     assert_tells_apart(estimate, limit_variance(tau, CURVATURE), error)
@@ -240,12 +240,12 @@ def test_sghmc_makes_up_for_the_gradient_noise_that_it_is_told_of(data):
     # batches' eta^2 G add up to 2 eta alpha / tau: the law is that of the whole data set.
     batch, tau, friction = 5, 2.0, 0.9
     step_size = 0.1 / CURVATURE
-    estimate_of_noise = step_size * tau * noise_of_the_gradient(batch) / 2.0
+    estimate_of_noise = step_size * tau * gradient_variance(batch) / 2.0
     transition = SGHMC(step_size, friction, gradient_noise=estimate_of_noise)
-    draws = run(normal_means, transition, data, batch, tau)
+    draws = run_mcmc(normal_means, transition, data, batch, tau)
     variance = sghmc_covariance(step_size, tau, CURVATURE, friction)[1, 1]
     mean = posterior_mean(data, 5.0).numpy()
     estimate, error = assert_kernel_moments(draws, mean, variance)
-    noise = noise_of_the_gradient(batch)
+    noise = gradient_variance(batch)
     without = sghmc_covariance(step_size, tau, CURVATURE, friction, 0.0, noise)[1, 1]
     assert_tells_apart(estimate, without, error)

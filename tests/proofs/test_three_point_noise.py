@@ -24,7 +24,7 @@ from test_stationary_law import (
     N,
     assert_kernel_moments,
     assert_moments,
-    noise_of_the_gradient,
+    gradient_variance,
     normal_means,
     posterior_mean,
     sgld_covariance,
@@ -120,7 +120,7 @@ def data():
 @pytest.mark.parametrize("name", ["SGLD", "SGHMC"])
 def test_under_mcmc(data, name, batch):
     tau, friction = 2.0, 0.7
-    gradient_noise = 0.0 if batch is None else noise_of_the_gradient(batch)
+    gradient_noise = 0.0 if batch is None else gradient_variance(batch)
     if name == "SGLD":
         step_size = 0.6 / CURVATURE
         transition = SGLD(step_size)

@@ -8,8 +8,17 @@ from __future__ import annotations
 import pytest
 import torch
 from models import dense_regression, sparse_layers, sparse_regression
-from pyro_runs import X, Y, assert_same, by_chain, kernel, mcmc, parallel, sequential
-from refusals import says
+from pyro_runs import (
+    X,
+    Y,
+    assert_same_draws,
+    make_kernel,
+    make_parallel_mcmc,
+    make_pyro_mcmc,
+    make_sequential_mcmc,
+    samples_by_chain,
+)
+from refusals import raises_with
 
 import pyro_aeb as aeb
 
@@ -25,7 +34,7 @@ def layers_kernel(pruning, transition=None, **options) -> aeb.AEBKernel:
     )
 
 
-def run(pruning, transition=None, draws=8, make=mcmc, **options):
+def run_mcmc(pruning, transition=None, draws=8, make=make_pyro_mcmc, **options):
     made = make(layers_kernel(pruning, transition, **options), draws=draws, warmup=2)
     made.run(X, Y)
     return made
@@ -38,7 +47,7 @@ def share_of_zeros(mcmc) -> torch.Tensor:
     return (weights == 0).float().mean(1)
 
 
-def sparsity(mcmc) -> torch.Tensor:
+def recorded_sparsity(mcmc) -> torch.Tensor:
     return torch.as_tensor(aeb.to_arviz(mcmc).sample_stats["sparsity"].values)[0]
 
 
@@ -46,36 +55,40 @@ def sparsity(mcmc) -> torch.Tensor:
 @pytest.mark.parametrize("kind", [aeb.MagnitudePruning, aeb.ProbabilityPruning])
 def test_every_draw_has_the_zeros_that_the_schedule_asks_for(kind, transition):
     schedule = aeb.PruningSchedule(target=0.7, damping=0.9, period=1)
-    made = run(kind(schedule), transition)
+    made = run_mcmc(kind(schedule), transition)
     size = sum(made.get_samples()[name][0].numel() for name in LAYERS)
     # One step a draw, the first two of warm-up.
     expected = [round(0.7 * (1 - 0.9**k) * size) / size for k in range(3, 11)]
     torch.testing.assert_close(share_of_zeros(made), torch.tensor(expected))
-    torch.testing.assert_close(sparsity(made), torch.tensor(expected))
+    torch.testing.assert_close(recorded_sparsity(made), torch.tensor(expected))
 
 
 def test_pruned_weights_grow_back_unless_frozen():
-    free, frozen = (run(aeb.MagnitudePruning(0.5, freeze=f), **SGHMC) for f in (False, True))
+    free, frozen = (run_mcmc(aeb.MagnitudePruning(0.5, freeze=f), **SGHMC) for f in (False, True))
     masks = [made.get_samples()["w0"] == 0 for made in (free, frozen)]
     assert (masks[0] != masks[0][0]).any()
     assert (masks[1] == masks[1][0]).all()
 
 
 def test_frozen_weights_have_no_momentum():
-    made = run(aeb.MagnitudePruning(0.5, freeze=True), **SGHMC)
+    made = run_mcmc(aeb.MagnitudePruning(0.5, freeze=True), **SGHMC)
     state = made.kernel.chain.state
     assert torch.equal(state.momentum == 0, state.position == 0) and (state.position == 0).any()
 
 
 def test_between_pruning_steps_weights_are_free():
-    made = run(aeb.MagnitudePruning(0.5, every=5), draws=8)  # steps 3 to 10: pruned at 5 and 10
+    made = run_mcmc(
+        aeb.MagnitudePruning(0.5, every=5), draws=8
+    )  # steps 3 to 10: pruned at 5 and 10
     zeros = share_of_zeros(made)
     assert (zeros > 0).tolist() == [k in (5, 10) for k in range(3, 11)]
 
 
 def test_latents_see_the_pruned_weights():
     """rho of a weight at zero is that of the spike: (4) is computed before, so a step later."""
-    made = run(aeb.MagnitudePruning(0.9, freeze=True), adaptation=aeb.StochasticApproximation(1.0))
+    made = run_mcmc(
+        aeb.MagnitudePruning(0.9, freeze=True), adaptation=aeb.StochasticApproximation(1.0)
+    )
     chain = made.kernel.chain
     (rule, latents) = (chain.posterior.rule, chain.ssgl)
     zero = chain.structure.select_sparse(chain.state.position) == 0
@@ -84,43 +97,47 @@ def test_latents_see_the_pruned_weights():
 
 def test_pruning_leaves_the_rest_of_the_chain_alone():
     """A share of zero is no pruning, bit by bit."""
-    none = run(None, seed=1)
-    assert_same(run(aeb.MagnitudePruning(0.0), seed=1).get_samples(), none.get_samples())
+    none = run_mcmc(None, seed=1)
+    assert_same_draws(run_mcmc(aeb.MagnitudePruning(0.0), seed=1).get_samples(), none.get_samples())
 
 
 def test_chains_prune_each_on_their_own():
-    chains = run(aeb.MagnitudePruning(0.5, freeze=True), make=sequential, seed=3)
-    assert_same(
-        by_chain(chains),
-        by_chain(run(aeb.MagnitudePruning(0.5, freeze=True), make=parallel, seed=3)),
+    chains = run_mcmc(aeb.MagnitudePruning(0.5, freeze=True), make=make_sequential_mcmc, seed=3)
+    assert_same_draws(
+        samples_by_chain(chains),
+        samples_by_chain(
+            run_mcmc(aeb.MagnitudePruning(0.5, freeze=True), make=make_parallel_mcmc, seed=3)
+        ),
     )
     masks = chains.get_samples(group_by_chain=True)["w0"] == 0
     assert (masks[0, -1] != masks[1, -1]).any()
 
 
 def test_whole_rows():
-    rows = run(aeb.UnitPruning(0.5)).get_samples()["w0"] == 0
+    rows = run_mcmc(aeb.UnitPruning(0.5)).get_samples()["w0"] == 0
     assert (rows.all(2) == rows.any(2)).all() and rows.any()
 
 
 def test_plain_sampling_prunes_the_sites_that_it_is_told():
-    made = mcmc(
-        kernel(dense_regression, adaptation=None, pruning=aeb.MagnitudePruning(0.3, sites="w"))
+    made = make_pyro_mcmc(
+        make_kernel(dense_regression, adaptation=None, pruning=aeb.MagnitudePruning(0.3, sites="w"))
     )
     made.run(X, Y)
     assert ((made.get_samples()["w"] == 0).sum(1) == 1).all()  # of three
-    with says("nothing to prune", "SSGL", "sites"):
-        mcmc(kernel(dense_regression, adaptation=None, pruning=aeb.MagnitudePruning(0.3))).run(X, Y)
+    with raises_with("nothing to prune", "SSGL", "sites"):
+        make_pyro_mcmc(
+            make_kernel(dense_regression, adaptation=None, pruning=aeb.MagnitudePruning(0.3))
+        ).run(X, Y)
 
 
 def test_a_share_that_cannot_be_reached_is_an_error_at_the_start():
-    of = kernel(sparse_regression, pruning=aeb.MagnitudePruning(1.0))
-    mcmc(of).run(X, Y)  # all of them can
-    with says("asks for", "prunable"):
-        run(aeb.MagnitudePruning(0.9, sites=["w0"]))
+    kernel = make_kernel(sparse_regression, pruning=aeb.MagnitudePruning(1.0))
+    make_pyro_mcmc(kernel).run(X, Y)  # all of them can
+    with raises_with("asks for", "prunable"):
+        run_mcmc(aeb.MagnitudePruning(0.9, sites=["w0"]))
 
 
 @pytest.mark.parametrize("pruning", [0.9, aeb.MagnitudePruning, "magnitude"], ids=repr)
 def test_what_is_no_pruning(pruning):
-    with says("pruning is", "MagnitudePruning(sparsity=...)", error=TypeError):
-        kernel(pruning=pruning)
+    with raises_with("pruning is", "MagnitudePruning(sparsity=...)", error=TypeError):
+        make_kernel(pruning=pruning)

@@ -15,11 +15,11 @@ from pruning_structures import (
     ODD_DENSE,
     RESNET20,
     RESNET20_DENSE,
-    no_probability,
-    pruned,
-    structure,
-    walk,
-    zeros,
+    count_zeros,
+    make_structure,
+    prune_once,
+    pruned_walk,
+    refuse_probabilities,
 )
 
 from pyro_aeb.pruning import MagnitudePruning, ProbabilityPruning, Pruner, UnitPruning
@@ -27,11 +27,11 @@ from pyro_aeb.schedules import Piecewise, PruningSchedule
 from pyro_aeb.transitions import SGHMCState, SGLDState
 
 RISING = PruningSchedule(target=0.7, damping=0.5, period=5)
-ODD_LAYOUT = structure(ODD, ODD_DENSE)  # 614 sparse weights of 634
+ODD_LAYOUT = make_structure(ODD, ODD_DENSE)  # 614 sparse weights of 634
 
 
-def small(*sizes: int, dense: int = 0):
-    return structure(
+def small_structure(*sizes: int, dense: int = 0):
+    return make_structure(
         {f"w{i}": (n,) for i, n in enumerate(sizes)}, {"bias": (dense,)} if dense else {}
     )
 
@@ -43,11 +43,11 @@ def small(*sizes: int, dense: int = 0):
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_step_has_exactly_its_share_of_zeros(scope, freeze, dtype):
-    layout = structure(ODD, ODD_DENSE, dtype=dtype)
+    layout = make_structure(ODD, ODD_DENSE, dtype=dtype)
     pruner = Pruner(MagnitudePruning(RISING, scope, freeze), layout)
-    for k, state in walk(pruner, layout, 60):
+    for k, state in pruned_walk(pruner, layout, 60):
         wanted = round(RISING(k) * layout.size)
-        found = zeros(state.position, layout)
+        found = count_zeros(state.position, layout)
         assert sum(found.values()) == wanted
         assert state.position.dtype == dtype
         assert int((state.position == 0).sum()) == wanted  # none outside the SSGL sites
@@ -63,7 +63,7 @@ def test_what_goes_is_nowhere_larger_than_what_stays(scope):
     pruner = Pruner(MagnitudePruning(0.6, scope), ODD_LAYOUT)
     for seed in range(5):
         before = torch.randn(ODD_LAYOUT.size, generator=torch.Generator().manual_seed(seed))
-        after = pruned(pruner, before)
+        after = prune_once(pruner, before)
         gone = after == 0
         assert torch.equal(after[~gone], before[~gone])
         layers = ODD_LAYOUT.unflatten(torch.arange(ODD_LAYOUT.size))
@@ -75,42 +75,42 @@ def test_what_goes_is_nowhere_larger_than_what_stays(scope):
 
 def test_equal_magnitudes_go_by_number_not_by_threshold():
     # A threshold at the third smallest magnitude, and all up to it, would take all ten.
-    layout = small(10)
+    layout = small_structure(10)
     position = torch.tensor([0.5, -0.5] * 5)
-    after = pruned(Pruner(MagnitudePruning(0.3), layout), position)
+    after = prune_once(Pruner(MagnitudePruning(0.3), layout), position)
     assert int((after == 0).sum()) == 3
     assert int((after.abs() == 0.5).sum()) == 7
 
 
 def test_weights_that_are_zero_count():
-    layout = small(10)
+    layout = small_structure(10)
     position = torch.arange(10.0) * torch.tensor([1, 0] * 5)  # zero: 0, 1, 3, 5, 7, 9
     pruner = Pruner(MagnitudePruning(0.8), layout)
-    assert pruned(pruner, position).nonzero().flatten().tolist() == [6, 8]
+    assert prune_once(pruner, position).nonzero().flatten().tolist() == [6, 8]
     # More zeros than asked for stay as they are.
-    assert torch.equal(pruned(Pruner(MagnitudePruning(0.2), layout), position), position)
-    assert torch.equal(pruned(pruner, torch.zeros(10)), torch.zeros(10))
+    assert torch.equal(prune_once(Pruner(MagnitudePruning(0.2), layout), position), position)
+    assert torch.equal(prune_once(pruner, torch.zeros(10)), torch.zeros(10))
 
 
 def test_zero_and_all():
-    layout, position = small(4, 3), torch.arange(1.0, 8.0)
-    assert torch.equal(pruned(Pruner(MagnitudePruning(0.0), layout), position), position)
-    assert torch.equal(pruned(Pruner(MagnitudePruning(1.0), layout), position), torch.zeros(7))
+    layout, position = small_structure(4, 3), torch.arange(1.0, 8.0)
+    assert torch.equal(prune_once(Pruner(MagnitudePruning(0.0), layout), position), position)
+    assert torch.equal(prune_once(Pruner(MagnitudePruning(1.0), layout), position), torch.zeros(7))
 
 
 def test_a_pruned_weight_is_a_plain_zero_and_an_infinite_one_is_not_hidden():
     position = torch.tensor([-1.0, -2.0, -3.0, math.nan])
-    after = pruned(Pruner(MagnitudePruning(0.5), small(4)), position)
+    after = prune_once(Pruner(MagnitudePruning(0.5), small_structure(4)), position)
     assert after[:3].tolist() == [0.0, 0.0, -3.0] and after[3].isnan()
     assert not torch.signbit(after[:2]).any()
 
 
 def test_the_whole_of_resnet20_reaches_its_target():
-    layout = structure(RESNET20, RESNET20_DENSE)
+    layout = make_structure(RESNET20, RESNET20_DENSE)
     assert (layout.sparse_size, layout.size) == (267_264, 269_722)
     pruner = Pruner(MagnitudePruning(PruningSchedule(0.9, damping=0.0)), layout)
     position = torch.randn(layout.size)
-    found = zeros(pruned(pruner, position), layout)
+    found = count_zeros(prune_once(pruner, position), layout)
     # 90 % of all, so S D / p = 0.908277 of every sparse layer: of 2304 weights 2092.67.
     assert sum(found.values()) == 242_750 == round(0.9 * 269_722)
     assert {found[f"layer1.{i}.weight"] for i in range(6)} <= {2092, 2093}
@@ -121,19 +121,19 @@ def test_the_whole_of_resnet20_reaches_its_target():
 
 
 def test_weights_grow_back_without_a_mask():
-    pruner = Pruner(MagnitudePruning(0.5), small(4))
-    state = pruner.prune(SGLDState(torch.tensor([1.0, 2.0, 3.0, 4.0])), 1, no_probability)
+    pruner = Pruner(MagnitudePruning(0.5), small_structure(4))
+    state = pruner.prune(SGLDState(torch.tensor([1.0, 2.0, 3.0, 4.0])), 1, refuse_probabilities)
     assert state.position.tolist() == [0.0, 0.0, 3.0, 4.0]
     state = SGLDState(state.position + torch.tensor([9.0, 0.0, 0.0, 0.0]))
-    state = pruner.prune(state, 2, no_probability)
+    state = pruner.prune(state, 2, refuse_probabilities)
     assert state.position.tolist() == [9.0, 0.0, 0.0, 4.0]
     assert pruner.mask is None
 
 
 def test_momentum_is_left_alone_without_a_mask():
-    pruner = Pruner(MagnitudePruning(0.5), small(4))
+    pruner = Pruner(MagnitudePruning(0.5), small_structure(4))
     state = SGHMCState(torch.arange(1.0, 5.0), torch.ones(4))
-    assert pruner.prune(state, 1, no_probability).momentum.tolist() == [1.0] * 4
+    assert pruner.prune(state, 1, refuse_probabilities).momentum.tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize("kind", [MagnitudePruning, UnitPruning])
@@ -141,7 +141,7 @@ def test_momentum_is_left_alone_without_a_mask():
 def test_a_mask_only_grows_and_holds_position_and_momentum(kind, scope):
     pruner = Pruner(kind(RISING, scope, freeze=True, every=3), ODD_LAYOUT)
     gone = torch.zeros(ODD_LAYOUT.size, dtype=torch.bool)
-    for k, (position, momentum) in walk(pruner, ODD_LAYOUT, 40):
+    for k, (position, momentum) in pruned_walk(pruner, ODD_LAYOUT, 40):
         if k < 3:
             assert pruner.mask is None and position.all()
             continue
@@ -157,25 +157,25 @@ def test_a_mask_only_grows_and_holds_position_and_momentum(kind, scope):
 def test_a_mask_stays_exact_where_the_best_shares_of_a_larger_total_take_weights_back():
     # Of layers of 3, 3, 1, 1 and 1, three zeros are best placed 1, 1, 1, 0, 0 and four 2, 2, 0, 0,
     # 0; with the mask of the first step that would make five.
-    layout = small(3, 3, 1, 1, 1)
+    layout = small_structure(3, 3, 1, 1, 1)
     pruner = Pruner(MagnitudePruning(Piecewise(3 / 9, {2: 4 / 3}), freeze=True), layout)
-    found = [int((state.position == 0).sum()) for _, state in walk(pruner, layout, 2)]
+    found = [int((state.position == 0).sum()) for _, state in pruned_walk(pruner, layout, 2)]
     assert found == [3, 4]
 
 
 @pytest.mark.parametrize("freeze", [False, True])
 def test_a_falling_schedule_gives_weights_back_but_not_through_a_mask(freeze):
     schedule = Piecewise(0.75, {2: 1 / 3})
-    pruner = Pruner(MagnitudePruning(schedule, freeze=freeze), small(8))
+    pruner = Pruner(MagnitudePruning(schedule, freeze=freeze), small_structure(8))
     found = []
-    for _, state in walk(pruner, small(8), 2):
+    for _, state in pruned_walk(pruner, small_structure(8), 2):
         found.append(int((state.position == 0).sum()))
     assert found == ([6, 6] if freeze else [6, 2])
 
 
 def test_between_the_pruning_steps_weights_are_free():
     pruner = Pruner(MagnitudePruning(0.5, every=4), ODD_LAYOUT)
-    for k, state in walk(pruner, ODD_LAYOUT, 12):
+    for k, state in pruned_walk(pruner, ODD_LAYOUT, 12):
         assert int((state.position == 0).sum()) == (317 if k % 4 == 0 else 0)
         assert float(pruner.zeros()) == pytest.approx(0.5 if k % 4 == 0 else 0.0)
 
@@ -183,7 +183,10 @@ def test_between_the_pruning_steps_weights_are_free():
 def test_a_state_is_changed_in_place():
     position = torch.arange(1.0, 5.0)
     state = SGLDState(position)
-    assert Pruner(MagnitudePruning(0.5), small(4)).prune(state, 1, no_probability) is state
+    assert (
+        Pruner(MagnitudePruning(0.5), small_structure(4)).prune(state, 1, refuse_probabilities)
+        is state
+    )
     assert position.tolist() == [0.0, 0.0, 3.0, 4.0]
 
 
@@ -198,8 +201,8 @@ def test_a_leading_axis_of_chains():
         for scope in ("layer", "global"):
             position = torch.randn(3, ODD_LAYOUT.size)
             pruner = Pruner(kind(0.6, scope, freeze=True), ODD_LAYOUT)
-            together = pruned(pruner, position)
-            apart = [pruned(Pruner(kind(0.6, scope), ODD_LAYOUT), own) for own in position]
+            together = prune_once(pruner, position)
+            apart = [prune_once(Pruner(kind(0.6, scope), ODD_LAYOUT), own) for own in position]
             assert torch.equal(together, torch.stack(apart))
             assert pruner.zeros().shape == (3,)
             assert torch.equal(pruner.mask, together != 0)
@@ -224,15 +227,15 @@ def test_sites_by_name_and_by_pattern(sites, expected, scope):
     position = torch.full((ODD_LAYOUT.size,), 1e-3)
     for name in expected:
         ODD_LAYOUT.unflatten(position)[name].fill_(1.0)
-    after = pruned(Pruner(pruning, ODD_LAYOUT), position)
+    after = prune_once(Pruner(pruning, ODD_LAYOUT), position)
     found = {name for name, value in ODD_LAYOUT.unflatten(after).items() if (value == 0).any()}
     assert found <= expected
     assert int((after == 0).sum()) == 32  # 0.05 of 634
 
 
 def test_constrained_sites_are_never_pruned():
-    layout = structure({}, {"w": (6,)}, positive=["scale"])
-    after = pruned(Pruner(MagnitudePruning(0.5, sites="*"), layout), torch.full((7,), 0.1))
+    layout = make_structure({}, {"w": (6,)}, positive=["scale"])
+    after = prune_once(Pruner(MagnitudePruning(0.5, sites="*"), layout), torch.full((7,), 0.1))
     assert int((after[:6] == 0).sum()) == 4 and after[6] == 0.1
 
 
@@ -242,7 +245,7 @@ def test_constrained_sites_are_never_pruned():
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_units_go_whole_and_their_number_is_right(scope):
     pruner = Pruner(UnitPruning(RISING, scope), ODD_LAYOUT)
-    for k, state in walk(pruner, ODD_LAYOUT, 40):
+    for k, state in pruned_walk(pruner, ODD_LAYOUT, 40):
         wanted, found, largest = round(RISING(k) * ODD_LAYOUT.size), 0, 0
         for block in ODD_LAYOUT.sparse:
             unit = block.size // block.shape[0]
@@ -260,9 +263,9 @@ def test_units_go_whole_and_their_number_is_right(scope):
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_units_that_go_are_nowhere_larger_than_those_that_stay(scope):
-    layout = structure({"w": (40, 6)})
+    layout = make_structure({"w": (40, 6)})
     before = torch.randn(240)
-    after = pruned(Pruner(UnitPruning(0.5, scope), layout), before).reshape(40, 6)
+    after = prune_once(Pruner(UnitPruning(0.5, scope), layout), before).reshape(40, 6)
     size, gone = before.reshape(40, 6).square().mean(dim=1), (after == 0).all(dim=1)
     assert int(gone.sum()) == 20
     assert size[gone].max() <= size[~gone].min()
@@ -270,14 +273,14 @@ def test_units_that_go_are_nowhere_larger_than_those_that_stay(scope):
 
 def test_units_by_root_mean_square_not_by_sum():
     # Rows of 4 weights of 0.9 and of 1 weight of 1: the wide row has the larger norm, 1.8.
-    layout = structure({"wide": (2, 4), "narrow": (2, 1)})
+    layout = make_structure({"wide": (2, 4), "narrow": (2, 1)})
     position = torch.tensor([0.9] * 4 + [5.0] * 4 + [1.0, 5.0])
-    after = pruned(Pruner(UnitPruning(0.1, "global"), layout), position)
+    after = prune_once(Pruner(UnitPruning(0.1, "global"), layout), position)
     assert after.nonzero().flatten().tolist() == [4, 5, 6, 7, 8, 9]
 
 
 def test_a_global_share_of_units_takes_the_fewest_that_reach_it():
-    layout = structure({"wide": (3, 4), "narrow": (4, 2)})  # 20 weights
+    layout = make_structure({"wide": (3, 4), "narrow": (4, 2)})  # 20 weights
     # By root mean square: narrow 0, wide 0, narrow 1, wide 1, ...
     rms = {"wide": [2.0, 4.0, 6.0], "narrow": [1.0, 3.0, 5.0, 7.0]}
     position = torch.cat(
@@ -287,14 +290,14 @@ def test_a_global_share_of_units_takes_the_fewest_that_reach_it():
         ]
     )
     for share, gone in [(0.05, 2), (0.1, 2), (0.15, 6), (0.3, 6), (0.35, 8), (0.45, 12)]:
-        after = pruned(Pruner(UnitPruning(share, "global"), layout), position)
+        after = prune_once(Pruner(UnitPruning(share, "global"), layout), position)
         assert int((after == 0).sum()) == gone
 
 
 def test_a_filter_is_a_slice_of_the_first_axis_and_a_scalar_is_a_unit():
-    layout = structure({"conv": (4, 3, 2, 2), "gain": ()})
+    layout = make_structure({"conv": (4, 3, 2, 2), "gain": ()})
     position = torch.ones(49) * torch.arange(1.0, 50.0)
-    conv = layout.unflatten(pruned(Pruner(UnitPruning(0.5), layout), position))["conv"]
+    conv = layout.unflatten(prune_once(Pruner(UnitPruning(0.5), layout), position))["conv"]
     assert [bool(f.any()) for f in conv] == [False, False, True, True]
 
 
@@ -302,12 +305,12 @@ def test_a_filter_is_a_slice_of_the_first_axis_and_a_scalar_is_a_unit():
 
 
 def test_the_least_probable_go_first_and_magnitude_breaks_ties():
-    layout = small(6, dense=2)
+    layout = small_structure(6, dense=2)
     probability = torch.tensor([0.9, 0.1, 0.0, 0.0, 0.0, 1.0])
     position = torch.tensor([0.01, 9.0, 3.0, -1.0, 2.0, 0.02, 0.001, 0.001])
     for share, gone in [(1 / 8, [3]), (2 / 8, [3, 4]), (3 / 8, [2, 3, 4]), (4 / 8, [1, 2, 3, 4])]:
         pruner = Pruner(ProbabilityPruning(share), layout)
-        after = pruned(pruner, position, wide=lambda: probability)
+        after = prune_once(pruner, position, wide=lambda: probability)
         assert (after == 0).nonzero().flatten().tolist() == gone
 
 
@@ -315,7 +318,9 @@ def test_a_weight_at_zero_goes_before_any_improbable_one():
     # Else three would be zero where two are asked for.
     position = torch.tensor([0.0, 1.0, 2.0, 3.0])
     probability = torch.tensor([0.9, 0.1, 0.2, 0.3])
-    after = pruned(Pruner(ProbabilityPruning(0.5), small(4)), position, wide=lambda: probability)
+    after = prune_once(
+        Pruner(ProbabilityPruning(0.5), small_structure(4)), position, wide=lambda: probability
+    )
     assert after.tolist() == [0.0, 0.0, 2.0, 3.0]
 
 
@@ -327,22 +332,22 @@ def test_saturated_probabilities_leave_the_count_exact(scope, freeze):
     for k in range(1, 30):
         position = torch.randn(ODD_LAYOUT.size, generator=generator)
         rho = (20 * torch.randn(ODD_LAYOUT.sparse_size, generator=generator)).clamp(0, 1)
-        after = pruned(pruner, position, k, lambda rho=rho: rho)
+        after = prune_once(pruner, position, k, lambda rho=rho: rho)
         assert int((after == 0).sum()) == round(RISING(k) * ODD_LAYOUT.size)
 
 
 def test_probabilities_are_those_of_the_named_sites():
-    layout = small(3, 3)
+    layout = small_structure(3, 3)
     probability = torch.tensor([0.0, 0.0, 0.0, 0.9, 0.1, 0.8])
     pruner = Pruner(ProbabilityPruning(1 / 6, sites="w1"), layout)
-    after = pruned(pruner, torch.ones(6), wide=lambda: probability)
+    after = prune_once(pruner, torch.ones(6), wide=lambda: probability)
     assert after.tolist() == [1.0, 1.0, 1.0, 1.0, 0.0, 1.0]
 
 
 def test_pickles_with_its_mask():
     pruner = Pruner(MagnitudePruning(0.5, freeze=True), ODD_LAYOUT)
-    pruned(pruner, torch.randn(634))
+    prune_once(pruner, torch.randn(634))
     copy = pickle.loads(pickle.dumps(pruner))
     assert torch.equal(copy.mask, pruner.mask)
     position = torch.randn(634)
-    assert torch.equal(pruned(copy, position, 2), pruned(pruner, position, 2))
+    assert torch.equal(prune_once(copy, position, 2), prune_once(pruner, position, 2))

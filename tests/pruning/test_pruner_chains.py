@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pruning_structures import ODD, ODD_DENSE, CoarseWalk, structure
+from pruning_structures import ODD, ODD_DENSE, CoarseWalk, make_structure
 
 from pyro_aeb.pruning import MagnitudePruning, ProbabilityPruning, Pruner, UnitPruning
 from pyro_aeb.pruning.selection import SAMPLED, all_but_enough, all_but_lowest
 from pyro_aeb.schedules import PruningSchedule
 
 CHAINS, STEPS = 3, 12
-LAYOUT = structure(ODD, ODD_DENSE)
+LAYOUT = make_structure(ODD, ODD_DENSE)
 RISING = PruningSchedule(target=0.7, damping=0.5, period=5)
 
 

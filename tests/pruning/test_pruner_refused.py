@@ -9,13 +9,13 @@ import math
 
 import pytest
 import torch
-from pruning_structures import ODD, ODD_DENSE, pruned, structure
+from pruning_structures import ODD, ODD_DENSE, make_structure, prune_once
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.pruning import MagnitudePruning, ProbabilityPruning, Pruner, UnitPruning
 from pyro_aeb.schedules import Piecewise, PruningSchedule
 
-ODD_LAYOUT = structure(ODD, ODD_DENSE)  # 614 sparse weights of 634
+ODD_LAYOUT = make_structure(ODD, ODD_DENSE)  # 614 sparse weights of 634
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ def test_more_than_there_is(sparsity, k, when):
     with pytest.raises(ModelError) as error:
         pruner = Pruner(MagnitudePruning(sparsity), ODD_LAYOUT)
         assert k is not None, "should have been refused when built"
-        pruned(pruner, torch.randn(634), 2)
-        pruned(pruner, torch.randn(634), k)
+        prune_once(pruner, torch.randn(634), 2)
+        prune_once(pruner, torch.randn(634), k)
     assert str(error.value).startswith(
         f"MagnitudePruning(sparsity={MagnitudePruning(sparsity).sparsity!r}"
     )
@@ -43,12 +43,12 @@ def test_more_than_there_is(sparsity, k, when):
 
 
 def test_the_most_that_there_is():
-    after = pruned(Pruner(MagnitudePruning(0.9684), ODD_LAYOUT), torch.randn(634))
+    after = prune_once(Pruner(MagnitudePruning(0.9684), ODD_LAYOUT), torch.randn(634))
     assert int((after == 0).sum()) == 614
 
 
 def test_nothing_to_prune():
-    layout = structure({}, {"w": (3,), "b": (1,)})
+    layout = make_structure({}, {"w": (3,), "b": (1,)})
     with pytest.raises(ModelError) as error:
         Pruner(MagnitudePruning(0.5), layout)
     assert str(error.value) == (
@@ -61,7 +61,7 @@ def test_nothing_to_prune():
 
 
 def test_a_pattern_that_matches_nothing():
-    layout = structure({"w": (3,)}, {"b": (1,)}, positive=["scale"])
+    layout = make_structure({"w": (3,)}, {"b": (1,)}, positive=["scale"])
     with pytest.raises(ModelError) as error:
         Pruner(UnitPruning(0.5, sites=["w", "sc*"]), layout)
     assert str(error.value) == (
@@ -76,4 +76,4 @@ def test_a_pattern_that_matches_nothing():
 def test_a_schedule_that_is_no_share(share):
     pruner = Pruner(MagnitudePruning(lambda k: share), ODD_LAYOUT)
     with pytest.raises(ValueError, match=f"sparsity is {share} at step 7, expected a share in"):
-        pruned(pruner, torch.randn(634), 7)
+        prune_once(pruner, torch.randn(634), 7)

@@ -10,18 +10,18 @@ import re
 
 import pytest
 import torch
-from pruning_structures import ODD, ODD_DENSE, CoarseWalk, pruned, structure
+from pruning_structures import ODD, ODD_DENSE, CoarseWalk, make_structure, prune_once
 
 from pyro_aeb.pruning import MagnitudePruning, ProbabilityPruning, Pruner, UnitPruning
 from pyro_aeb.schedules import Piecewise, PruningSchedule
 
 STEPS = 12
-LAYOUT = structure(ODD, ODD_DENSE)
+LAYOUT = make_structure(ODD, ODD_DENSE)
 # Up, and down again, where a mask alone knows what it holds.
 SCHEDULES = [PruningSchedule(0.7, damping=0.5, period=5), Piecewise(0.6, {8: 1 / 2})]
 
 
-def saved(pruner: Pruner) -> dict:
+def save_and_load(pruner: Pruner) -> dict:
     """The state after a file that may hold nothing but tensors and plain values."""
     file = io.BytesIO()
     torch.save(pruner.state(), file)
@@ -41,7 +41,7 @@ def test_a_fresh_pruner_goes_on_where_another_was_saved(kind, scope, freeze, cha
     for stop in (0, 1, 2, 7, 9):  # before the first pruning, at one, between two, past the fall
         first, second = Pruner(pruning, LAYOUT), Pruner(pruning, LAYOUT)
         state = walk.go(first, walk.start(), range(1, stop + 1))
-        second.load(saved(first))
+        second.load(save_and_load(first))
         state = walk.go(second, state, range(stop + 1, STEPS + 1))
         assert torch.equal(state.position, expected.position)
         assert torch.equal(state.momentum, expected.momentum)
@@ -54,12 +54,12 @@ def test_a_fresh_pruner_goes_on_where_another_was_saved(kind, scope, freeze, cha
 def test_the_counts_of_the_sites_are_gone_on_from():
     # Three zeros of layers of 3, 3, 1, 1 and 1 are placed 1, 1, 1, 0, 0. Four would be 2, 2, 0, 0,
     # 0, which with that mask makes five.
-    layout = structure({f"w{i}": (n,) for i, n in enumerate([3, 3, 1, 1, 1])})
+    layout = make_structure({f"w{i}": (n,) for i, n in enumerate([3, 3, 1, 1, 1])})
     pruning = MagnitudePruning(Piecewise(3 / 9, {2: 4 / 3}), freeze=True)
     first, second = Pruner(pruning, layout), Pruner(pruning, layout)
-    position = pruned(first, torch.arange(1.0, 10.0), 1)
-    second.load(saved(first))
-    assert int((pruned(second, position, 2) == 0).sum()) == 4
+    position = prune_once(first, torch.arange(1.0, 10.0), 1)
+    second.load(save_and_load(first))
+    assert int((prune_once(second, position, 2) == 0).sum()) == 4
 
 
 def test_what_was_saved_stays_as_it_was_and_is_shared_by_none():
@@ -78,19 +78,19 @@ def test_what_was_saved_stays_as_it_was_and_is_shared_by_none():
 
 def test_nothing_is_known_of_the_zeros_before_the_next_step():
     pruner = Pruner(MagnitudePruning(0.5), LAYOUT)
-    pruned(pruner, torch.randn(LAYOUT.size))
+    prune_once(pruner, torch.randn(LAYOUT.size))
     pruner.load(pruner.state())
     assert pruner.zeros().isnan()
 
 
 def test_the_state_of_another_model_is_refused():
-    pruning, other = MagnitudePruning(0.5, freeze=True), structure({"w": (3,), "v": (2,)})
+    pruning, other = MagnitudePruning(0.5, freeze=True), make_structure({"w": (3,), "v": (2,)})
     pruner = Pruner(pruning, LAYOUT)
     with pytest.raises(ValueError, match=re.escape("2 prunable sites with no mask, expected 4")):
         pruner.load(Pruner(pruning, other).state())
-    wide = structure({name: (9, *shape) for name, shape in ODD.items()})
+    wide = make_structure({name: (9, *shape) for name, shape in ODD.items()})
     larger = Pruner(pruning, wide)
-    pruned(larger, torch.randn(wide.size))
+    prune_once(larger, torch.randn(wide.size))
     message = "4 prunable sites with a mask of 5526 weights, expected 4 sites and 614 weights"
     with pytest.raises(ValueError, match=re.escape(message)):
         pruner.load(larger.state())

@@ -26,7 +26,7 @@ from pyro_aeb.pruning.selection import (
 INFINITY = float("inf")
 
 
-def layouts(number: int):
+def random_layouts(number: int):
     """Random layer sizes, many of them tiny beside a large one."""
     rng = random.Random(0)
     for _ in range(number):
@@ -48,7 +48,7 @@ class TestApportion:
         assert apportion(4, [3, 3, 1, 1, 1], [1] * 5, (1, 1, 1, 0, 0)) == (2, 1, 1, 0, 0)
 
     def test_the_sum_is_the_total_and_each_layer_is_within_a_weight_of_its_share(self):
-        for sizes in layouts(100):
+        for sizes in random_layouts(100):
             whole, none = sum(sizes), [0] * len(sizes)
             for total in range(whole + 1):
                 counts = apportion(total, sizes, [1] * len(sizes), none)
@@ -59,7 +59,7 @@ class TestApportion:
 
     @pytest.mark.parametrize("stride", [1, 2, 3, 7])
     def test_a_growing_total_can_keep_what_it_has_and_stay_exact(self, stride):
-        for sizes in layouts(200):
+        for sizes in random_layouts(200):
             whole, counts = sum(sizes), (0,) * len(sizes)
             for total in range(0, whole + 1, stride):
                 before = counts
@@ -88,7 +88,7 @@ class TestApportion:
             assert abs(9 * sum(apportion(total, sizes, units, [0] * 7)) - total) <= 4.5
 
 
-def score(kind: str, n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def make_scores(kind: str, n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(n)
     normal = torch.randn(n, dtype=dtype, generator=generator).abs()
     taken = torch.zeros(n, dtype=torch.bool)
@@ -119,7 +119,7 @@ class TestAllButLowest:
         return sorted(ends | {c for c in (1, n // 10, n // 2, (9 * n) // 10, n - 1) if 0 < c < n})
 
     def test_exactly_so_many_go_and_none_is_above_one_that_stays(self, select, kind, n):
-        values = score(kind, n)
+        values = make_scores(kind, n)
         for count in self.counts(select, n):
             stays = select([values], count)
             assert int((~stays).sum()) == count
@@ -127,7 +127,7 @@ class TestAllButLowest:
                 assert values[~stays].max() <= values[stays].min()
 
     def test_a_second_key_breaks_ties_and_nothing_else(self, select, kind, n):
-        values, second = score(kind, n), torch.rand(n)
+        values, second = make_scores(kind, n), torch.rand(n)
         for count in self.counts(select, n):
             stays = select([values, second], count)
             expected = np.zeros(n, dtype=bool)

@@ -11,15 +11,15 @@ import shutil
 
 import pytest
 import torch
-from refusals import says
-from runs import DATA, X, Y, assert_equal, chains, records, resumed
+from refusals import raises_with
+from runs import DATA, X, Y, assert_same_records, copy_records, make_mcmc, resume_mcmc
 
 from pyro_aeb import CheckpointError
 from pyro_aeb.storage import checkpoint
 from pyro_aeb.storage.checkpoint import Checkpoint, from_bytes, to_bytes
 
 
-def rows(first: int, count: int, chains: int = 1) -> dict:
+def make_records(first: int, count: int, chains: int = 1) -> dict:
     numbers = torch.arange(float(first), first + count).expand(chains, count)
     return {"posterior": {"w": numbers[..., None]}, "sample_stats": {"potential": -numbers}}
 
@@ -27,7 +27,7 @@ def rows(first: int, count: int, chains: int = 1) -> dict:
 @pytest.fixture
 def run(tmp_path):
     """A run of two chains with several files of draws, finished."""
-    mcmc = chains(checkpoint=tmp_path / "run", every=3)
+    mcmc = make_mcmc(checkpoint=tmp_path / "run", every=3)
     mcmc.run(X, Y, **DATA)
     return mcmc
 
@@ -40,15 +40,15 @@ def test_what_was_saved_is_read(tmp_path):
     assert not folder.exists()
     folder.describe({"draws": 7, "names": ["a", "b"], "tensor": torch.arange(3)})
     folder.save(2, b"first", None, 0)
-    folder.save(2, b"second", rows(0, 4), 0)
-    folder.save(2, b"third", rows(4, 3), 4)
+    folder.save(2, b"second", make_records(0, 4), 0)
+    folder.save(2, b"third", make_records(4, 3), 4)
     assert folder.exists() and folder.state(2) == b"third" and folder.state(0) is None
     facts = folder.facts()
     assert facts["draws"] == 7 and facts["names"] == ["a", "b"]
     assert torch.equal(facts["tensor"], torch.arange(3))
     pieces = list(folder.rows(2, 7))
     assert torch.equal(
-        torch.cat([p["posterior"]["w"] for p in pieces], 1), rows(0, 7)["posterior"]["w"]
+        torch.cat([p["posterior"]["w"] for p in pieces], 1), make_records(0, 7)["posterior"]["w"]
     )
 
 
@@ -56,10 +56,10 @@ def test_draws_that_a_state_does_not_count_are_written_anew(tmp_path):
     """A process was killed between its draws and its state, and goes on from the state before."""
     folder = Checkpoint(tmp_path)
     folder.describe({})
-    folder.save(0, b"", rows(0, 2), 0)
-    folder.save(0, b"", rows(20, 6), 2)  # as if its state had not been written
-    folder.save(0, b"", rows(2, 3), 2)
-    folder.save(0, b"", rows(5, 1), 5)
+    folder.save(0, b"", make_records(0, 2), 0)
+    folder.save(0, b"", make_records(20, 6), 2)  # as if its state had not been written
+    folder.save(0, b"", make_records(2, 3), 2)
+    folder.save(0, b"", make_records(5, 1), 5)
     found = torch.cat([piece["posterior"]["w"] for piece in folder.rows(0, 6)], 1)
     assert found.flatten().tolist() == [0, 1, 2, 3, 4, 5]
 
@@ -69,7 +69,7 @@ def test_many_draws_are_written_in_files_of_bounded_size(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SEGMENT_BYTES", 10 * one)
     folder = Checkpoint(tmp_path)
     folder.describe({})
-    folder.save(0, b"", rows(0, 25), 0)
+    folder.save(0, b"", make_records(0, 25), 0)
     lengths = [piece["posterior"]["w"].shape[1] for piece in folder.rows(0, 25)]
     assert lengths == [10, 10, 5]
 
@@ -86,10 +86,10 @@ def test_views_are_written_without_what_they_are_views_of(tmp_path):
 
 
 def test_a_file_that_was_being_written_is_not_read(run, tmp_path):
-    before = records(run)
+    before = copy_records(run)
     for name in ("run.pt.part", "run.pt.host-1.part", "chain-0.pt.part"):
         (tmp_path / "run" / name).write_bytes(b"half")
-    assert_equal(records(resumed(tmp_path / "run")), before)
+    assert_same_records(copy_records(resume_mcmc(tmp_path / "run")), before)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
@@ -110,10 +110,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_a_run(tmp_path):
-    with says(str(tmp_path), "holds no run", "MCMC(..., checkpoint=path)", error=CheckpointError):
-        resumed(tmp_path)
-    with says("holds no run", error=CheckpointError):
-        resumed(tmp_path / "missing")
+    with raises_with(
+        str(tmp_path), "holds no run", "MCMC(..., checkpoint=path)", error=CheckpointError
+    ):
+        resume_mcmc(tmp_path)
+    with raises_with("holds no run", error=CheckpointError):
+        resume_mcmc(tmp_path / "missing")
 
 
 def damage(path, how: str) -> None:
@@ -142,24 +144,26 @@ def test_a_damaged_file_is_named(run, tmp_path, name, how):
     path = tmp_path / "run" / name
     assert path.exists()
     damage(path, how)
-    with says(str(path), "cannot be read", "Take a copy that is whole", error=CheckpointError):
-        resumed(tmp_path / "run")
+    with raises_with(
+        str(path), "cannot be read", "Take a copy that is whole", error=CheckpointError
+    ):
+        resume_mcmc(tmp_path / "run")
 
 
 def test_a_missing_file_of_draws_is_named(run, tmp_path):
     first, *_, last = sorted((tmp_path / "run").glob("chain-1-draws-*"))
     last.unlink()
-    with says(
+    with raises_with(
         str(last), "is missing", "of the 8 draws", "as a whole folder", error=CheckpointError
     ):
-        resumed(tmp_path / "run")
+        resume_mcmc(tmp_path / "run")
 
 
 def test_another_format_is_named(run, tmp_path):
     path = tmp_path / "run" / "run.pt"
     torch.save({**torch.load(path), "format": 99}, path)
-    with says("format 99, expected 1", "another version", error=CheckpointError):
-        resumed(tmp_path / "run")
+    with raises_with("format 99, expected 1", "another version", error=CheckpointError):
+        resume_mcmc(tmp_path / "run")
 
 
 class Malicious:
@@ -177,8 +181,8 @@ class Malicious:
 def test_code_in_a_file_is_not_run(run, tmp_path, name, write):
     path = tmp_path / "run" / name
     write({"format": 1, "chain": Malicious(tmp_path / "proof")}, path)
-    with says(str(path), "cannot be read", error=CheckpointError):
-        resumed(tmp_path / "run")
+    with raises_with(str(path), "cannot be read", error=CheckpointError):
+        resume_mcmc(tmp_path / "run")
     assert not (tmp_path / "proof").exists()
 
 
@@ -215,28 +219,28 @@ def test_a_run_is_not_written_over(run, tmp_path):
     with pytest.raises(
         FileExistsError, match="exists already; go on .*resume.*or give another path"
     ):
-        chains(checkpoint=tmp_path / "run")
+        make_mcmc(checkpoint=tmp_path / "run")
     (tmp_path / "file").write_text("mine")
     for option in ("checkpoint", "trace"):
         with pytest.raises(FileExistsError, match="file exists already"):
-            chains(**{option: tmp_path / "file"})
+            make_mcmc(**{option: tmp_path / "file"})
 
 
 def test_a_folder_in_which_a_process_died_before_its_first_file_is_free(tmp_path):
     (tmp_path / "run.pt.host-1.part").write_bytes(b"half")
-    mcmc = chains(checkpoint=tmp_path)
+    mcmc = make_mcmc(checkpoint=tmp_path)
     mcmc.run(X, Y, **DATA)
-    assert_equal(records(resumed(tmp_path)), records(mcmc))
+    assert_same_records(copy_records(resume_mcmc(tmp_path)), copy_records(mcmc))
 
 
 def test_a_checkpoint_may_be_moved(run, tmp_path):
     shutil.move(tmp_path / "run", tmp_path / "elsewhere")
-    assert_equal(records(resumed(tmp_path / "elsewhere")), records(run))
+    assert_same_records(copy_records(resume_mcmc(tmp_path / "elsewhere")), copy_records(run))
 
 
 def test_a_trace_that_is_gone_is_named(tmp_path):
     pytest.importorskip("zarr")
-    chains(checkpoint=tmp_path / "run", trace=tmp_path / "draws.zarr").run(X, Y, **DATA)
+    make_mcmc(checkpoint=tmp_path / "run", trace=tmp_path / "draws.zarr").run(X, Y, **DATA)
     shutil.rmtree(tmp_path / "draws.zarr")
-    with says("draws.zarr", "is missing", "put it back there", error=CheckpointError):
-        resumed(tmp_path / "run")
+    with raises_with("draws.zarr", "is missing", "put it back there", error=CheckpointError):
+        resume_mcmc(tmp_path / "run")

@@ -88,7 +88,7 @@ class Reported(MCMCKernel):
         }
 
 
-def run(kernel=None, num_chains=1, spawn=False, args=(), **kwargs):
+def run_mcmc(kernel=None, num_chains=1, spawn=False, args=(), **kwargs):
     pyro.set_rng_seed(0)
     kernel = Reported() if kernel is None else kernel
     # With one processor Pyro makes the chains one after another, and warns of it.
@@ -107,7 +107,7 @@ def run(kernel=None, num_chains=1, spawn=False, args=(), **kwargs):
     return mcmc
 
 
-def datasets(idata):
+def datasets_by_group(idata):
     """The groups by name, as Datasets."""
     if ARVIZ_0:
         return dict(idata.items())
@@ -134,10 +134,10 @@ def check_report(idata, num_chains):
 
 @pytest.mark.parametrize("num_chains", [1, 2])
 def test_groups(num_chains):
-    mcmc = run(num_chains=num_chains)
+    mcmc = run_mcmc(num_chains=num_chains)
     idata = to_arviz(mcmc)
     assert type(idata).__name__ == ("InferenceData" if ARVIZ_0 else "DataTree")
-    groups = datasets(idata)
+    groups = datasets_by_group(idata)
     assert list(groups) == ["posterior", "sample_stats", "adaptation"]
     assert set(groups["posterior"]) == {"beta", "delta", "sigma2"}
     assert set(groups["sample_stats"]) == {"diverging", "potential", "step_size"}
@@ -153,7 +153,7 @@ def test_groups(num_chains):
 
 
 def test_attributes():
-    idata = to_arviz(run())
+    idata = to_arviz(run_mcmc())
     assert idata.posterior["beta"].attrs["kind"] == "draw"
     for variable in (
         idata.posterior["delta"],
@@ -166,7 +166,7 @@ def test_attributes():
     assert attributes["draws"] == "beta"
     assert attributes["stochastic_approximation"] == "delta, sigma2"
     assert attributes["transition"] == "SGLD(step_size=Constant(0.001))"
-    for data in datasets(idata).values():
+    for data in datasets_by_group(idata).values():
         assert data.attrs["inference_library"] == "pyro_aeb"
         assert data.attrs["inference_library_version"] == __version__
         assert data.attrs["pyro_version"] == pyro.__version__
@@ -174,33 +174,33 @@ def test_attributes():
 
 def test_without_adaptation():
     kernel = Reported(adaptation={}, roles={"beta": "draw", "delta": "draw", "sigma2": "draw"})
-    idata = to_arviz(run(kernel))
-    assert list(datasets(idata)) == ["posterior", "sample_stats"]
+    idata = to_arviz(run_mcmc(kernel))
+    assert list(datasets_by_group(idata)) == ["posterior", "sample_stats"]
     assert idata.posterior.attrs["draws"] == "beta, delta, sigma2"
     assert "stochastic_approximation" not in idata.posterior.attrs
 
 
 def test_observed_data():
     y = torch.arange(7.0)
-    idata = to_arviz(run(Reported(observed_data={"y": y}), num_chains=2))
+    idata = to_arviz(run_mcmc(Reported(observed_data={"y": y}), num_chains=2))
     assert idata.observed_data["y"].dims == ("data",)
     assert idata.observed_data["y"].attrs["kind"] == "observed"
     np.testing.assert_array_equal(idata.observed_data["y"], y)
 
 
 def test_dtypes():
-    idata = to_arviz(run(Reported(dtype=torch.float64)))
+    idata = to_arviz(run_mcmc(Reported(dtype=torch.float64)))
     assert idata.posterior["beta"].dtype == np.float64
-    idata = to_arviz(run(Reported(dtype=torch.bfloat16)))  # numpy has no such type
+    idata = to_arviz(run_mcmc(Reported(dtype=torch.bfloat16)))  # numpy has no such type
     assert idata.posterior["beta"].dtype == np.float32
 
 
 def dims_of(shapes, dims, **report):
     """``{variable: dims}`` of the posterior, and of ``adaptation`` where there is one."""
     idata = to_arviz(
-        run(Reported({"beta": (P,), **shapes}, {"beta": ["features"], **dims}, **report))
+        run_mcmc(Reported({"beta": (P,), **shapes}, {"beta": ["features"], **dims}, **report))
     )
-    groups = datasets(idata)
+    groups = datasets_by_group(idata)
     return {
         name: variable.dims[2:]
         for group in ("posterior", "adaptation")
@@ -240,7 +240,7 @@ def test_adaptation_of_a_site_that_is_not_saved():
         roles={"gamma": "draw"},
         adaptation={"gamma_rho": torch.zeros(DRAWS, 4)},
     )
-    assert to_arviz(run(kernel)).adaptation["gamma_rho"].dims[2:] == ("groups",)
+    assert to_arviz(run_mcmc(kernel)).adaptation["gamma_rho"].dims[2:] == ("groups",)
 
 
 def test_one_plate_with_two_lengths():
@@ -250,7 +250,7 @@ def test_one_plate_with_two_lengths():
     assert dims["u"] == ("u_dim_0", "u_dim_1")
     # Labels tell which of the lengths is the plate's own.
     kernel = Reported({"beta": (P,), "z": (5,)}, {"beta": ["features"], "z": ["features"]})
-    idata = to_arviz(run(kernel), coords={"features": list("abcde")})
+    idata = to_arviz(run_mcmc(kernel), coords={"features": list("abcde")})
     assert idata.posterior["z"].dims[2:] == ("features",)
     assert idata.posterior["beta"].dims[2:] == ("beta_dim_0",)
     # A subsampled plate: the data are longer than the batch that the model last saw.
@@ -259,7 +259,7 @@ def test_one_plate_with_two_lengths():
         {"beta": ["features"], "z": ["data"], "y": ["data"]},
         observed_data={"y": torch.zeros(7)},
     )
-    idata = to_arviz(run(kernel))
+    idata = to_arviz(run_mcmc(kernel))
     assert idata.posterior["z"].dims[2:] == ("data",)
     assert idata.observed_data["y"].dims == ("y_dim_0",)
 
@@ -277,7 +277,7 @@ def test_names_that_arviz_uses_itself():
 
 
 def test_users_coords_and_dims():
-    mcmc = run(Reported({"beta": (P,), "w": (4, P)}, {"w": ["rows", None]}))
+    mcmc = run_mcmc(Reported({"beta": (P,), "w": (4, P)}, {"w": ["rows", None]}))
     idata = to_arviz(
         mcmc,
         coords={"features": ["a", "b", "c"], "columns": [10, 20, 30], "draw": range(5, 5 + DRAWS)},
@@ -293,7 +293,7 @@ def test_users_coords_and_dims():
     assert idata.adaptation["beta_rho"].dims[2:] == ("genes",)
     assert idata.posterior["w"].sel(w_dim_1="b").shape == (1, DRAWS, 4)
     # Labels of the data's plate are no mistake, though no variable lies under it.
-    to_arviz(run(), coords={"data": range(7)})
+    to_arviz(run_mcmc(), coords={"data": range(7)})
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_users_coords_and_dims():
 def test_bad_coords_and_dims(options, message):
     kernel = Reported({"beta": (P,), "delta": (), "w": (4,)}, {"beta": ["features"]})
     with pytest.raises(ValueError, match=message):
-        to_arviz(run(kernel), **options)
+        to_arviz(run_mcmc(kernel), **options)
 
 
 @pytest.mark.parametrize("engine, library", [("h5netcdf", "h5py"), ("netcdf4", "netCDF4")])
@@ -323,11 +323,11 @@ def test_netcdf_round_trip(tmp_path, engine, library):
         {"beta": (P,), "delta": (), "sigma2": (), "a/b": (2, 2), "chain": ()},
         observed_data={"y": torch.arange(7)},
     )
-    idata = to_arviz(run(kernel, num_chains=2), coords={"features": ["a", "b", "c"]})
-    before = {name: data.copy(deep=True) for name, data in datasets(idata).items()}
+    idata = to_arviz(run_mcmc(kernel, num_chains=2), coords={"features": ["a", "b", "c"]})
+    before = {name: data.copy(deep=True) for name, data in datasets_by_group(idata).items()}
     path = str(tmp_path / "trace.nc")
     idata.to_netcdf(path, engine=engine)
-    after = datasets(az.from_netcdf(path, engine=engine))
+    after = datasets_by_group(az.from_netcdf(path, engine=engine))
     assert after.keys() == before.keys()
     for name, data in after.items():
         xarray.testing.assert_identical(data.load(), before[name])  # attributes included
@@ -338,7 +338,7 @@ def test_netcdf_round_trip(tmp_path, engine, library):
 
 
 def test_arviz_functions():
-    idata = to_arviz(run(num_chains=2), coords={"features": ["a", "b", "c"]})
+    idata = to_arviz(run_mcmc(num_chains=2), coords={"features": ["a", "b", "c"]})
     table = az.summary(idata, var_names=["beta", "delta"])
     assert list(table.index) == ["beta[a]", "beta[b]", "beta[c]", "delta"]
     for plot in (az.plot_trace, az.plot_forest):
@@ -384,7 +384,7 @@ def regression(X, y=None, batch_size=None):
         return pyro.sample("y", dist.Normal(loc, sigma2.sqrt()), obs=None if y is None else y[i])
 
 
-def sgld(model, adaptation=True, **options):
+def make_kernel(model, adaptation=True, **options):
     return aeb.AEBKernel(
         model,
         aeb.SGLD(step_size=aeb.Polynomial(scale=1e-3, offset=0.0, power=1 / 3)),
@@ -403,11 +403,11 @@ def data():
 
 @pytest.fixture(scope="module")
 def two_chains(data):
-    return run(sgld(regression), num_chains=2, args=data, batch_size=10)
+    return run_mcmc(make_kernel(regression), num_chains=2, args=data, batch_size=10)
 
 
 def check_regression(idata, num_chains):
-    groups = datasets(idata)
+    groups = datasets_by_group(idata)
     assert dict(idata.posterior.sizes) == {"chain": num_chains, "draw": DRAWS, "features": 6}
     assert idata.posterior["beta"].dims == ("chain", "draw", "features")
     assert idata.posterior.attrs["draws"] == "beta"
@@ -439,7 +439,9 @@ def test_kernel_chains_in_sequence(two_chains):
 
 @pytest.mark.slow
 def test_kernel_spawned_chains(data):
-    idata = to_arviz(run(sgld(regression), num_chains=2, spawn=True, args=data, batch_size=10))
+    idata = to_arviz(
+        run_mcmc(make_kernel(regression), num_chains=2, spawn=True, args=data, batch_size=10)
+    )
     check_regression(idata, 2)
     assert not np.array_equal(*idata.posterior["beta"].values)
 
@@ -452,16 +454,16 @@ def test_kernel_model_is_not_run_again(data, two_chains):
 def test_kernel_netcdf_and_summary(two_chains, tmp_path):
     idata = to_arviz(two_chains, coords={"features": list("abcdef")})
     assert list(az.summary(idata, var_names=["sigma2", "delta"]).index) == ["sigma2", "delta"]
-    before = {name: data.copy(deep=True) for name, data in datasets(idata).items()}
+    before = {name: data.copy(deep=True) for name, data in datasets_by_group(idata).items()}
     idata.to_netcdf(str(tmp_path / "trace.nc"))
-    for name, group in datasets(az.from_netcdf(str(tmp_path / "trace.nc"))).items():
+    for name, group in datasets_by_group(az.from_netcdf(str(tmp_path / "trace.nc"))).items():
         xarray.testing.assert_identical(group.load(), before[name])
         group.close()
 
 
 def test_kernel_without_adaptation(data):
-    idata = to_arviz(run(sgld(regression, adaptation=False), args=data))
-    assert "adaptation" not in datasets(idata)
+    idata = to_arviz(run_mcmc(make_kernel(regression, adaptation=False), args=data))
+    assert "adaptation" not in datasets_by_group(idata)
     assert idata.posterior.attrs["draws"] == "beta, delta, sigma2"
     np.testing.assert_array_equal(idata.observed_data["y"], data[1])
     assert idata.observed_data["y"].dims == ("data",)

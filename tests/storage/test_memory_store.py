@@ -15,7 +15,7 @@ from pyro_aeb.storage.memory import MemoryStore
 CHAINS, DRAWS = 3, 5
 
 
-def record(chain: int, draw: int) -> dict:
+def make_record(chain: int, draw: int) -> dict:
     number = 10.0 * chain + draw
     return {
         "posterior": {"net.w": torch.full([2], number), "a/b": torch.tensor(number)},
@@ -24,45 +24,45 @@ def record(chain: int, draw: int) -> dict:
     }
 
 
-def together(draw: int) -> dict:
-    records = [record(chain, draw) for chain in range(CHAINS)]
+def make_joint_record(draw: int) -> dict:
+    records = [make_record(chain, draw) for chain in range(CHAINS)]
     return {
         group: {name: torch.stack([own[group][name] for own in records]) for name in values}
         for group, values in records[0].items()
     }
 
 
-def expected() -> dict:
-    rows = [together(draw) for draw in range(DRAWS)]
+def expected_draws() -> dict:
+    rows = [make_joint_record(draw) for draw in range(DRAWS)]
     return {
         group: {name: torch.stack([row[group][name] for row in rows], 1) for name in values}
         for group, values in rows[0].items()
     }
 
 
-def assert_rows(found: dict, draws: int = DRAWS) -> None:
-    assert found.keys() == expected().keys()
-    for group, values in expected().items():
+def assert_draws(found: dict, draws: int = DRAWS) -> None:
+    assert found.keys() == expected_draws().keys()
+    for group, values in expected_draws().items():
         assert found[group].keys() == values.keys()
         for name, value in values.items():
             assert found[group][name].dtype == value.dtype
             assert torch.equal(found[group][name][:, :draws], value[:, :draws]), name
 
 
-def filled(by_chain: bool, draws: int = DRAWS) -> MemoryStore:
+def make_filled_store(by_chain: bool, draws: int = DRAWS) -> MemoryStore:
     store = MemoryStore(CHAINS, draws)
     for draw in range(draws):
         if by_chain:
             for chain in reversed(range(CHAINS)):
-                store.write(chain, draw, record(chain, draw))
+                store.write(chain, draw, make_record(chain, draw))
         else:
-            store.write(None, draw, together(draw))
+            store.write(None, draw, make_joint_record(draw))
     return store
 
 
 @pytest.mark.parametrize("by_chain", [True, False])
 def test_what_was_written_is_read(by_chain):
-    assert_rows(filled(by_chain).read())
+    assert_draws(make_filled_store(by_chain).read())
 
 
 def test_nothing_written_is_nothing_read():
@@ -70,15 +70,15 @@ def test_nothing_written_is_nothing_read():
 
 
 def test_a_row_that_is_written_again_is_overwritten():
-    store = filled(True)
-    store.write(1, 2, record(7, 7))
+    store = make_filled_store(True)
+    store.write(1, 2, make_record(7, 7))
     assert store.read()["posterior"]["a/b"][1].tolist() == [10, 11, 77, 13, 14]
-    store.write(1, 2, record(1, 2))
-    assert_rows(store.read())
+    store.write(1, 2, make_record(1, 2))
+    assert_draws(store.read())
 
 
 def test_rows_are_copies():
-    draw = record(0, 0)
+    draw = make_record(0, 0)
     store = MemoryStore(CHAINS, DRAWS)
     store.write(0, 0, draw)
     draw["posterior"]["net.w"].fill_(9.0)
@@ -87,19 +87,19 @@ def test_rows_are_copies():
 
 @pytest.mark.parametrize("by_chain", [True, False])
 def test_a_store_that_grows_keeps_its_rows(by_chain):
-    store = filled(by_chain, draws=2)
+    store = make_filled_store(by_chain, draws=2)
     store.grow(DRAWS)
     for draw in range(2, DRAWS):
-        store.write(None, draw, together(draw))
-    assert_rows(store.read())
+        store.write(None, draw, make_joint_record(draw))
+    assert_draws(store.read())
 
 
 def test_a_store_without_rows_may_grow():
     store = MemoryStore(CHAINS, 1)
     store.grow(DRAWS)
     for draw in range(DRAWS):
-        store.write(None, draw, together(draw))
-    assert_rows(store.read())
+        store.write(None, draw, make_joint_record(draw))
+    assert_draws(store.read())
 
 
 def test_rows_of_a_chain_are_put_back_in_pieces():
@@ -109,23 +109,23 @@ def test_rows_of_a_chain_are_put_back_in_pieces():
         for piece in (slice(0, 2), slice(2, 5)):
             rows = {
                 group: {name: value[chain : chain + 1, piece] for name, value in values.items()}
-                for group, values in expected().items()
+                for group, values in expected_draws().items()
             }
             at += store.put(chain, at, rows)
         assert at == DRAWS
-    assert_rows(store.read())
+    assert_draws(store.read())
 
 
 def test_rows_of_all_chains_are_put_back():
     store = MemoryStore(CHAINS, DRAWS)
-    assert store.put(None, 0, expected()) == DRAWS
-    assert_rows(store.read())
+    assert store.put(None, 0, expected_draws()) == DRAWS
+    assert_draws(store.read())
 
 
 def test_rows_are_of_the_first_records_dtype_and_hold_nothing_else():
-    store = filled(True)
+    store = make_filled_store(True)
     rows = [value for values in store.read().values() for value in values.values()]
-    one = sum(value.nbytes for values in record(0, 0).values() for value in values.values())
+    one = sum(value.nbytes for values in make_record(0, 0).values() for value in values.values())
     assert sum(value.nbytes for value in rows) == CHAINS * DRAWS * one
 
 
@@ -137,15 +137,15 @@ def run_recorder(store: MemoryStore, lane: Lane) -> RunRecorder:
 
 @pytest.mark.parametrize("chain", [1, None])
 def test_a_recorder_goes_on_behind_the_draws_that_there_are(chain):
-    store = filled(True, draws=2)
+    store = make_filled_store(True, draws=2)
     store.grow(4)
     lane = Lane(tuple(range(CHAINS)) if chain is None else chain, draws=2)
     recorder = run_recorder(store, lane)
     for draw in (2, 3):
-        recorder.add(together(draw) if chain is None else record(chain, draw))
+        recorder.add(make_joint_record(draw) if chain is None else make_record(chain, draw))
         lane.draws += 1
     rows = slice(None) if chain is None else chain
-    for group, values in expected().items():
+    for group, values in expected_draws().items():
         for name, value in values.items():
             assert torch.equal(recorder.read(group)[name], value[:, :4][rows]), name
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 import trace_writers
 import xarray
-from trace_writers import Writer, record, rows
+from trace_writers import Writer, make_record, make_records
 
 from pyro_aeb.storage import zarr_store as growing_zarr
 from pyro_aeb.storage.zarr_trace import TraceFile, open_trace
@@ -32,7 +32,7 @@ def path(tmp_path):
     return tmp_path / "run.zarr"
 
 
-def equal(found, expected) -> None:
+def is_equal(found, expected) -> None:
     """Two nested dictionaries of tensors are the same, dtypes included."""
     assert found.keys() == expected.keys()
     for group, variables in expected.items():
@@ -41,22 +41,22 @@ def equal(found, expected) -> None:
             torch.testing.assert_close(found[group][name], value, rtol=0, atol=0)
 
 
-def of_chain(values, chain, stop=None):
+def select_chain(values, chain, stop=None):
     return {g: {n: v[chain, :stop] for n, v in values[g].items()} for g in values}
 
 
-def both(draw):
+def stack_chains(draw):
     """A draw of all chains at once."""
-    one, other = record(0, draw), record(1, draw)
+    one, other = make_record(0, draw), make_record(1, draw)
     return {g: {n: torch.stack([v, other[g][n]]) for n, v in one[g].items()} for g in one}
 
 
-def whole(path, draws=DRAWS, chains=CHAINS, **options) -> TraceFile:
+def write_whole_trace(path, draws=DRAWS, chains=CHAINS, **options) -> TraceFile:
     """A trace whose chains were written one after another."""
     trace = TraceFile(path, chains, draws, **options)
     for chain in range(chains):
         for draw in range(draws):
-            trace.write(chain, draw, record(chain, draw))
+            trace.write(chain, draw, make_record(chain, draw))
     trace.close()
     return trace
 
@@ -65,9 +65,9 @@ def whole(path, draws=DRAWS, chains=CHAINS, **options) -> TraceFile:
 
 
 def test_every_number_and_dtype_comes_back_under_its_own_name(path):
-    values = whole(path).read()
+    values = write_whole_trace(path).read()
     for chain in range(CHAINS):
-        equal(of_chain(values, chain), rows(chain, 0, DRAWS))
+        is_equal(select_chain(values, chain), make_records(chain, 0, DRAWS))
     assert values["sample_stats"]["diverging"].dtype == torch.bool
     assert values["sample_stats"]["step"].dtype == torch.int64
 
@@ -75,8 +75,8 @@ def test_every_number_and_dtype_comes_back_under_its_own_name(path):
 def test_chains_at_once_and_one_after_another_give_the_same_trace(path, tmp_path):
     together = TraceFile(tmp_path / "together.zarr", CHAINS, DRAWS)
     for draw in range(DRAWS):
-        together.write(None, draw, both(draw))
-    equal(together.read(), whole(path).read())
+        together.write(None, draw, stack_chains(draw))
+    is_equal(together.read(), write_whole_trace(path).read())
 
 
 def test_chains_that_take_turns_wait_in_memory_together(path, tmp_path, monkeypatch):
@@ -84,27 +84,29 @@ def test_chains_that_take_turns_wait_in_memory_together(path, tmp_path, monkeypa
     trace = TraceFile(path, CHAINS, DRAWS)
     for draw in range(DRAWS):
         for chain in range(CHAINS):
-            trace.write(chain, draw, record(chain, draw))
+            trace.write(chain, draw, make_record(chain, draw))
     assert trace.finished == (0, 0)
-    equal(trace.read(), whole(tmp_path / "whole.zarr").read())
+    is_equal(trace.read(), write_whole_trace(tmp_path / "whole.zarr").read())
 
 
 def test_chains_alone_and_then_together(path, tmp_path):
     trace = TraceFile(path, CHAINS, DRAWS)
     for chain in range(CHAINS):
         for draw in range(20 + chain):
-            trace.write(chain, draw, record(chain, draw))
+            trace.write(chain, draw, make_record(chain, draw))
     for draw in range(20, DRAWS):
-        trace.write(None, draw, both(draw))
-    equal(trace.read(), whole(tmp_path / "whole.zarr").read())
+        trace.write(None, draw, stack_chains(draw))
+    is_equal(trace.read(), write_whole_trace(tmp_path / "whole.zarr").read())
 
 
 def test_blocks_and_chunks_of_any_size_hold_the_same(path, tmp_path, monkeypatch):
-    expected = whole(path).read()
+    expected = write_whole_trace(path).read()
     for bytes_of_block, bytes_of_chunk in [(1, 100), (30_000, 1), (100_000, 300_000)]:
         monkeypatch.setattr(growing_zarr, "BLOCK_BYTES", bytes_of_block)
         monkeypatch.setattr(growing_zarr, "SMALL_CHUNK_BYTES", bytes_of_chunk)
-        equal(whole(tmp_path / f"{bytes_of_block}_{bytes_of_chunk}").read(), expected)
+        is_equal(
+            write_whole_trace(tmp_path / f"{bytes_of_block}_{bytes_of_chunk}").read(), expected
+        )
 
 
 def test_bfloat16_is_kept_in_float32(path):
@@ -127,7 +129,7 @@ def test_sites_without_numbers_and_groups_without_sites(path):
 
 
 def test_names_axes_and_attributes(path):
-    whole(
+    write_whole_trace(
         path,
         dims={"bias": ["units"]},
         roles={"net/weight": "draw", "bias": "draw", "sigma2": "stochastic approximation"},
@@ -151,7 +153,7 @@ def test_names_axes_and_attributes(path):
 
 @pytest.mark.parametrize("consolidated", [None, False])
 def test_xarray_opens_groups_and_the_tree_without_a_warning(path, recwarn, consolidated):
-    whole(path)
+    write_whole_trace(path)
     tree = xarray.open_datatree(path, engine="zarr", consolidated=consolidated)
     assert set(tree.children) == {"posterior", "sample_stats", "adaptation"}
     assert tree["sample_stats"]["diverging"].dtype == bool
@@ -161,7 +163,7 @@ def test_xarray_opens_groups_and_the_tree_without_a_warning(path, recwarn, conso
 
 
 def test_arviz_summarises_the_trace_and_saves_it_as_netcdf(path, tmp_path):
-    trace = whole(path)
+    trace = write_whole_trace(path)
     data = open_trace(path)
     assert isinstance(data, getattr(az, "InferenceData", xarray.DataTree))
     summary = az.summary(data, var_names=["sigma2"], round_to="none")
@@ -174,7 +176,7 @@ def test_arviz_summarises_the_trace_and_saves_it_as_netcdf(path, tmp_path):
 
 
 def test_arviz_opens_the_path_where_it_can(path):
-    whole(path)
+    write_whole_trace(path)
     try:
         data = az.from_zarr(str(path))
     except ImportError as error:  # ArviZ 0.x with Zarr 3
@@ -185,14 +187,14 @@ def test_arviz_opens_the_path_where_it_can(path):
 def test_readers_see_what_was_flushed(path):
     trace = TraceFile(path, CHAINS, DRAWS)
     for draw in range(10):
-        trace.write(0, draw, record(0, draw))
+        trace.write(0, draw, make_record(0, draw))
         if draw == 6:
             trace.flush()
     assert trace.finished == (7, 0)
     posterior = xarray.open_zarr(path, group="posterior")
     assert posterior.sizes["draw"] == 7
     assert posterior.attrs["finished_draws"] == [7, 0]
-    np.testing.assert_array_equal(posterior["bias"][0], rows(0, 0, 7)["posterior"]["bias"])
+    np.testing.assert_array_equal(posterior["bias"][0], make_records(0, 0, 7)["posterior"]["bias"])
     assert posterior["bias"][1].isnull().all()
 
 
@@ -202,7 +204,7 @@ def test_draws_are_flushed_by_and_by(path, monkeypatch):
     trace = TraceFile(path, 1, DRAWS)
     seen = []
     for draw, now in enumerate([1.0, 2.0, 5.0, 6.0, 9.9, 10.0, 12.0]):  # noqa: B007
-        trace.write(0, draw, record(0, draw))
+        trace.write(0, draw, make_record(0, draw))
         seen.append(trace.finished[0])
     assert seen == [0, 0, 3, 3, 3, 6, 6]
 
@@ -214,7 +216,7 @@ def test_full_blocks_are_flushed_at_once(path, monkeypatch):
     trace = TraceFile(path, 1, DRAWS)
     seen = []
     for draw in range(9):
-        trace.write(0, draw, record(0, draw))
+        trace.write(0, draw, make_record(0, draw))
         seen.append(trace.finished[0])
     assert seen == [0, 0, 0, 4, 4, 4, 4, 8, 8]
 
@@ -223,7 +225,7 @@ def test_open_trace_leaves_out_what_has_not_begun_or_is_behind(path):
     trace = TraceFile(path, 3, DRAWS)
     for chain, draws in [(0, 9), (1, 4)]:
         for draw in range(draws):
-            trace.write(chain, draw, record(chain, draw))
+            trace.write(chain, draw, make_record(chain, draw))
     trace.flush()
 
     def chains_and_draws(data):
@@ -232,8 +234,8 @@ def test_open_trace_leaves_out_what_has_not_begun_or_is_behind(path):
     assert chains_and_draws(open_trace(path)) == ([0, 1], 4)
     assert chains_and_draws(open_trace(path, chains=[0])) == ([0], 9)
     assert not open_trace(path)["posterior"]["net.weight"].isnull().any()
-    equal(of_chain(trace.read(), 0), rows(0, 0, 9))
-    equal(of_chain(trace.read(), 1, 4), rows(1, 0, 4))
+    is_equal(select_chain(trace.read(), 0), make_records(0, 0, 9))
+    is_equal(select_chain(trace.read(), 1, 4), make_records(1, 0, 4))
     assert trace.read()["posterior"]["bias"][1, 4:].isnan().all()
 
 
@@ -268,13 +270,13 @@ def test_every_flushed_draw_outlives_a_kill_at_any_moment(path):
         time.sleep(moments.uniform(0, 0.1))
         safe = writer.kill()
         if path.exists():
-            finished = finished_draws(path)
+            finished = count_finished_draws(path)
             start = max(finished - moments.randrange(20), 0)  # where a checkpoint may have been
         assert finished >= safe
     assert finished > 0
 
 
-def finished_draws(path) -> int:
+def count_finished_draws(path) -> int:
     """How many draws of the first chain a trace has, after it was checked from end to end."""
     for consolidated in (True, False):
         tree = xarray.open_datatree(path, engine="zarr", consolidated=consolidated)
@@ -283,7 +285,7 @@ def finished_draws(path) -> int:
     trace = TraceFile(path, chains, 1, resume=True)
     finished = trace.finished[0]
     if finished:
-        equal(of_chain(trace.read(), 0), rows(0, 0, finished))
+        is_equal(select_chain(trace.read(), 0), make_records(0, 0, finished))
         assert open_trace(path)["posterior"].sizes["draw"] == finished
     return finished
 
@@ -297,7 +299,7 @@ def test_every_flushed_draw_outlives_a_stop_between_any_two_files(tmp_path, monk
     for stop in range(1000):
         path = tmp_path / f"{stop}.zarr"
         trace = TraceFile(path, 1, 10)
-        trace.write(0, 0, record(0, 0))
+        trace.write(0, 0, make_record(0, 0))
         files = iter(range(stop))
 
         def stopped(*args, files=files):
@@ -311,14 +313,14 @@ def test_every_flushed_draw_outlives_a_stop_between_any_two_files(tmp_path, monk
                 patch.setattr(os, "replace", stopped)
                 for draw in [1, 2, 3, 2, 3]:
                     safe = min(safe, draw)
-                    trace.write(0, draw, record(0, draw))
+                    trace.write(0, draw, make_record(0, draw))
                     if draw == 3:
                         trace.flush()
                         safe = 4
             break
         except Stop:
-            assert finished_draws(path) >= safe
-    assert finished_draws(path) == 4
+            assert count_finished_draws(path) >= safe
+    assert count_finished_draws(path) == 4
     assert stop == 2 * (7 + 1) + 1  # two flushes of seven variables, and one return to draw 2
 
 
@@ -326,25 +328,25 @@ def test_every_flushed_draw_outlives_a_stop_between_any_two_files(tmp_path, monk
 
 
 def test_going_on_at_an_earlier_draw_overwrites_it_and_drops_the_rest(path):
-    whole(path)
+    write_whole_trace(path)
     trace = TraceFile(path, CHAINS, DRAWS, resume=True)
     assert trace.finished == (DRAWS, DRAWS)
-    trace.write(1, 40, record(1, 1040))
+    trace.write(1, 40, make_record(1, 1040))
     seen = xarray.open_zarr(path, group="posterior").attrs["finished_draws"]
     assert seen == [DRAWS, 40]  # before a byte of theirs is changed
     trace.flush()
     assert trace.finished == (DRAWS, 41)
     values = trace.read()
-    equal(of_chain(values, 0), rows(0, 0, DRAWS))
-    equal(of_chain(values, 1, 40), rows(1, 0, 40))
+    is_equal(select_chain(values, 0), make_records(0, 0, DRAWS))
+    is_equal(select_chain(values, 1, 40), make_records(1, 0, 40))
     torch.testing.assert_close(
-        values["posterior"]["bias"][1, 40], record(1, 1040)["posterior"]["bias"]
+        values["posterior"]["bias"][1, 40], make_record(1, 1040)["posterior"]["bias"]
     )
 
 
 @pytest.mark.parametrize("chain", [0, None])
 def test_going_on_equals_one_run(path, tmp_path, chain):
-    draws = {0: lambda draw: record(0, draw), None: both}[chain]
+    draws = {0: lambda draw: make_record(0, draw), None: stack_chains}[chain]
     chains = 1 if chain == 0 else CHAINS
     one = TraceFile(tmp_path / "one.zarr", chains, DRAWS)
     for draw in range(DRAWS):
@@ -354,36 +356,36 @@ def test_going_on_equals_one_run(path, tmp_path, chain):
         for draw in range(start, stop):
             trace.write(chain, draw, draws(draw))
         trace.close()
-    equal(trace.read(), one.read())
+    is_equal(trace.read(), one.read())
 
 
 def test_writing_a_row_again_before_it_is_flushed(path):
     trace = TraceFile(path, 1, DRAWS)
     for draw in [0, 1, 2, 3, 2]:
-        trace.write(0, draw, record(0, draw))
-    equal(of_chain(trace.read(), 0), rows(0, 0, 3))
+        trace.write(0, draw, make_record(0, draw))
+    is_equal(select_chain(trace.read(), 0), make_records(0, 0, 3))
 
 
 def test_growing(path):
-    trace = whole(path, draws=10)
+    trace = write_whole_trace(path, draws=10)
     with pytest.raises(IndexError, match="room for 10 draws"):
-        trace.write(0, 10, record(0, 10))
+        trace.write(0, 10, make_record(0, 10))
     trace.grow(25)
     for draw in range(10, 25):
-        trace.write(0, draw, record(0, draw))
+        trace.write(0, draw, make_record(0, draw))
     trace.grow(5)  # there is never less room than before
-    equal(of_chain(trace.read(), 0), rows(0, 0, 25))
+    is_equal(select_chain(trace.read(), 0), make_records(0, 0, 25))
     np.testing.assert_array_equal(xarray.open_zarr(path, group="posterior")["draw"], range(25))
     resumed = TraceFile(path, CHAINS, 30, resume=True)
     for draw in range(25, 30):
-        resumed.write(0, draw, record(0, draw))
-    equal(of_chain(resumed.read(), 0), rows(0, 0, 30))
+        resumed.write(0, draw, make_record(0, draw))
+    is_equal(select_chain(resumed.read(), 0), make_records(0, 0, 30))
 
 
 def test_a_write_that_failed_is_made_up_for(path, monkeypatch):
     trace = TraceFile(path, 1, DRAWS)
     for draw in range(5):
-        trace.write(0, draw, record(0, draw))
+        trace.write(0, draw, make_record(0, draw))
 
     def disk_full(*args):
         raise OSError("no space left on device")
@@ -392,8 +394,8 @@ def test_a_write_that_failed_is_made_up_for(path, monkeypatch):
         patch.setattr(growing_zarr, "_publish", disk_full)
         with pytest.raises(OSError, match="no space left"):
             trace.flush()
-    trace.write(0, 5, record(0, 5))
-    equal(of_chain(trace.read(), 0), rows(0, 0, 6))
+    trace.write(0, 5, make_record(0, 5))
+    is_equal(select_chain(trace.read(), 0), make_records(0, 0, 6))
 
 
 # Memory
@@ -407,7 +409,7 @@ def test_memory_does_not_grow_with_the_draws(path, tmp_path, monkeypatch):
         trace = TraceFile(path, 1, draws)
         tracemalloc.start()
         for draw in range(draws):
-            trace.write(0, draw, record(0, draw, shapes))
+            trace.write(0, draw, make_record(0, draw, shapes))
         trace.close()
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -421,33 +423,33 @@ def test_memory_does_not_grow_with_the_draws(path, tmp_path, monkeypatch):
 
 
 def test_an_existing_path_is_refused(path):
-    whole(path, draws=2)
+    write_whole_trace(path, draws=2)
     with pytest.raises(FileExistsError, match="resume=True"):
         TraceFile(path, CHAINS, DRAWS)
 
 
 def test_an_empty_folder_is_taken(path):
     path.mkdir()
-    equal(of_chain(whole(path, draws=2).read(), 1), rows(1, 0, 2))
+    is_equal(select_chain(write_whole_trace(path, draws=2).read(), 1), make_records(1, 0, 2))
 
 
 def test_resuming_where_there_is_nothing_begins_a_trace(path):
     trace = TraceFile(path, 1, 1, resume=True)
     assert trace.finished == (0,) and trace.read() == {} and not path.exists()
-    trace.write(0, 0, record(0, 0))
-    equal(of_chain(trace.read(), 0), rows(0, 0, 1))
+    trace.write(0, 0, make_record(0, 0))
+    is_equal(select_chain(trace.read(), 0), make_records(0, 0, 1))
 
 
 def test_what_a_killed_process_left_of_a_new_store_is_replaced(path):
     partial = path.with_name("run.zarr.partial")
     partial.mkdir()
     (partial / "rest").write_text("")
-    whole(path, draws=2)
+    write_whole_trace(path, draws=2)
     assert not partial.exists() and path.is_dir() and not (path / "rest").exists()
 
 
 def test_another_number_of_chains_is_refused(path):
-    whole(path, draws=2)
+    write_whole_trace(path, draws=2)
     with pytest.raises(ValueError, match="has 2 chains, expected 3"):
         TraceFile(path, 3, DRAWS, resume=True)
 
@@ -472,14 +474,14 @@ def test_a_path_without_a_trace(path):
 
 @pytest.mark.parametrize("file", ["posterior/bias/.zarray", "posterior/bias/0.0.0"])
 def test_a_missing_file_is_reported(path, file):
-    whole(path)
+    write_whole_trace(path)
     (path / file).unlink()
     with pytest.raises(ValueError, match=f"is damaged.*{file}"):
         TraceFile(path, CHAINS, DRAWS, resume=True)
 
 
 def test_a_truncated_chunk_is_reported(path):
-    whole(path)
+    write_whole_trace(path)
     chunk = path / "posterior" / "bias" / "0.0.0"
     chunk.write_bytes(chunk.read_bytes()[:20])
     with pytest.raises(ValueError, match="'posterior/bias' .* is damaged|'/posterior/bias'"):
@@ -488,29 +490,29 @@ def test_a_truncated_chunk_is_reported(path):
 
 def test_draws_unlike_the_first_are_refused(path):
     trace = TraceFile(path, 1, DRAWS)
-    trace.write(0, 0, record(0, 0))
-    lacking = record(0, 1)
+    trace.write(0, 0, make_record(0, 0))
+    lacking = make_record(0, 1)
     del lacking["posterior"]["bias"]
     with pytest.raises(ValueError, match=r"lacks \['posterior: bias'\]"):
         trace.write(0, 1, lacking)
-    reshaped = record(0, 1, {**trace_writers.ROOM, "bias": (4,)})
+    reshaped = make_record(0, 1, {**trace_writers.SHAPES, "bias": (4,)})
     with pytest.raises(ValueError, match=r"of shape \(4,\), expected float32 of shape \(3,\)"):
         trace.write(0, 1, reshaped)
-    fractional = record(0, 1)
+    fractional = make_record(0, 1)
     fractional["sample_stats"]["step"] = torch.tensor(0.5)
     with pytest.raises(ValueError, match="'sample_stats: step' is float32"):
         trace.write(0, 1, fractional)
-    equal(of_chain(trace.read(), 0), rows(0, 0, 1))
+    is_equal(select_chain(trace.read(), 0), make_records(0, 0, 1))
 
 
 def test_gaps_and_places_outside_are_refused(path):
     trace = TraceFile(path, CHAINS, 5)
-    trace.write(0, 0, record(0, 0))
+    trace.write(0, 0, make_record(0, 0))
     with pytest.raises(ValueError, match="draw 2 of chain 0 cannot follow the 1 draws"):
-        trace.write(0, 2, record(0, 2))
+        trace.write(0, 2, make_record(0, 2))
     for chain, draw in [(0, 5), (0, -1), (2, 0), (-1, 0)]:
         with pytest.raises(IndexError, match=f"draw {draw} of chain {chain}"):
-            trace.write(chain, draw, record(0, 0))
+            trace.write(chain, draw, make_record(0, 0))
 
 
 def test_without_zarr_the_message_says_what_to_install(path, monkeypatch):

@@ -9,7 +9,7 @@ import broken_mechanisms as mechanisms
 import broken_samplers as broken
 import pytest
 import torch
-from samplers import LINEAR, OURS, SIMULATED, classes
+from samplers import ALL_TRANSITIONS, LINEAR, SIMULATED, transition_classes
 
 import pyro_aeb as aeb
 from pyro_aeb import SGHMC, SGLD
@@ -35,7 +35,7 @@ def test_right_samplers_that_are_not_linear_pass(transition):
 
 
 def test_every_transition_of_the_package_is_here():
-    assert classes() == {type(transition) for transition in OURS}
+    assert transition_classes() == {type(transition) for transition in ALL_TRANSITIONS}
 
 
 def test_noise_in_the_gradient_that_is_made_up_for():

@@ -16,11 +16,11 @@ from pyro_aeb.testing import SequentialPlan, check_law, check_mean, check_same_l
 from pyro_aeb.testing.sequential import STANDARD
 
 
-def normal(mean=0.0, sd=1.0):
+def normal_draws(mean=0.0, sd=1.0):
     return lambda size, rng: mean + sd * rng.standard_normal(size)
 
 
-def uniform(size, rng):
+def uniform_p_value(size, rng):
     """The p-value of a test of level exactly as stated, where the null hypothesis holds."""
     return rng.uniform()
 
@@ -66,8 +66,12 @@ def test_rounds_draw_fresh_samples():
 
 
 def test_the_same_seed_gives_the_same_verdict():
-    assert sequential_test(uniform, 1, seed=3) == sequential_test(uniform, 1, seed=3)
-    assert sequential_test(uniform, 1, seed=3) != sequential_test(uniform, 1, seed=4)
+    assert sequential_test(uniform_p_value, 1, seed=3) == sequential_test(
+        uniform_p_value, 1, seed=3
+    )
+    assert sequential_test(uniform_p_value, 1, seed=3) != sequential_test(
+        uniform_p_value, 1, seed=4
+    )
 
 
 @pytest.mark.parametrize("p", [math.nan, -0.1, 1.5])
@@ -85,7 +89,7 @@ def test_a_plan_without_sense_is_refused():
 # -- by simulation: seeds 0, 1, 2, ..., the binomial bounds exceeded with probability 1e-6 ---------
 
 
-def alarms(check, number):
+def count_alarms(check, number):
     found = 0
     for seed in range(number):
         try:
@@ -95,24 +99,26 @@ def alarms(check, number):
     return found
 
 
-def most(number, rate):
+def most_alarms(number, rate):
     """Alarms that so many tests of some rate exceed with probability 1e-6."""
     return stats.binom.isf(1e-6, number, rate)
 
 
 def test_the_false_alarm_rate_under_uniform_p_values():
     number, plan = 20_000, SequentialPlan(0.05, 4)
-    found = sum(not sequential_test(uniform, 1, seed, plan).passed for seed in range(number))
+    found = sum(
+        not sequential_test(uniform_p_value, 1, seed, plan).passed for seed in range(number)
+    )
     # It is 0.05 exactly, so there are not fewer either.
-    assert stats.binom.isf(1 - 1e-6, number, 0.05) <= found <= most(number, 0.05)
+    assert stats.binom.isf(1 - 1e-6, number, 0.05) <= found <= most_alarms(number, 0.05)
 
 
 LOOSE = SequentialPlan(0.05, 3, growth=2)
 NULL = {
-    "law": lambda seed: check_law(normal(), stats.norm.cdf, 200, seed, LOOSE),
-    "two samples": lambda seed: check_same_law(normal(), normal(), 200, seed, LOOSE),
-    "mean": lambda seed: check_mean(normal(2.0), 2.0, 0.0, 200, seed, LOOSE),
-    "mean at the tolerance": lambda seed: check_mean(normal(2.1), 2.0, 0.1, 200, seed, LOOSE),
+    "law": lambda seed: check_law(normal_draws(), stats.norm.cdf, 200, seed, LOOSE),
+    "two samples": lambda seed: check_same_law(normal_draws(), normal_draws(), 200, seed, LOOSE),
+    "mean": lambda seed: check_mean(normal_draws(2.0), 2.0, 0.0, 200, seed, LOOSE),
+    "mean at the tolerance": lambda seed: check_mean(normal_draws(2.1), 2.0, 0.1, 200, seed, LOOSE),
     "three means": lambda seed: check_mean(
         lambda size, rng: rng.standard_normal((size, 3)), [0.0] * 3, 0.0, 200, seed, LOOSE
     ),
@@ -125,8 +131,8 @@ NULL = {
 @pytest.mark.parametrize("name", NULL)
 def test_the_false_alarm_rate_of_every_check(name):
     number = 1000
-    found = alarms(NULL[name], number)
-    assert found <= most(number, 0.05)
+    found = count_alarms(NULL[name], number)
+    assert found <= most_alarms(number, 0.05)
     if name != "two samples":  # whose p-values are discrete, and larger
         assert found >= stats.binom.isf(1 - 1e-6, number, 0.05)
 
@@ -134,10 +140,12 @@ def test_the_false_alarm_rate_of_every_check(name):
 # Alternatives that the standard plan, with its one false alarm in a million, must notice. The
 # Kolmogorov distance of N(0, 1.2^2) from N(0, 1) is 0.044, and samples grow to 128,000.
 FALSE = {
-    "law": lambda seed: check_law(normal(sd=1.2), stats.norm.cdf, seed=seed),
-    "two samples": lambda seed: check_same_law(normal(sd=1.2), normal(), size=10_000, seed=seed),
-    "mean": lambda seed: check_mean(normal(0.3), 0.0, seed=seed),
-    "mean off the tolerance": lambda seed: check_mean(normal(0.4), 0.0, 0.1, seed=seed),
+    "law": lambda seed: check_law(normal_draws(sd=1.2), stats.norm.cdf, seed=seed),
+    "two samples": lambda seed: check_same_law(
+        normal_draws(sd=1.2), normal_draws(), size=10_000, seed=seed
+    ),
+    "mean": lambda seed: check_mean(normal_draws(0.3), 0.0, seed=seed),
+    "mean off the tolerance": lambda seed: check_mean(normal_draws(0.4), 0.0, 0.1, seed=seed),
     "variance": lambda seed: check_mean(
         lambda size, rng: 1.2 * rng.standard_normal(size) ** 2, 1.0, size=4000, seed=seed
     ),
@@ -147,7 +155,7 @@ FALSE = {
 @pytest.mark.parametrize("name", FALSE)
 def test_the_power_of_every_check(name):
     # With power 0.99 at least 85 of 100 notice, but for a probability of 1e-6 (binomial: 91).
-    assert alarms(FALSE[name], 100) >= stats.binom.isf(1 - 1e-6, 100, 0.99)
+    assert count_alarms(FALSE[name], 100) >= stats.binom.isf(1 - 1e-6, 100, 0.99)
 
 
 def test_an_alarm_says_what_was_found():
@@ -155,7 +163,7 @@ def test_an_alarm_says_what_was_found():
         AssertionError,
         match=r"mean \[1\..*\]: found p = .* of 1000 \(false-alarm rate 1e-06\), expected 0.0 with",
     ):
-        check_mean(normal(1.0), 0.0)
+        check_mean(normal_draws(1.0), 0.0)
 
 
 def test_constant_draws_are_no_trouble():

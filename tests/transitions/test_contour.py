@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from bimodal import SHARES, walk
+from bimodal import SHARES, simulate
 
 from pyro_aeb.testing import assert_agrees, assert_tells_apart
 from pyro_aeb.testing.steps import target_at
@@ -64,7 +64,7 @@ def test_a_step_is_the_two_lines_of_its_docstring():
 
 def test_shares_stay_shares():
     transition = ContourSGLD(0.1, energies=(0.0, 20.0), bins=10, weight=0.5)
-    for _, state, _, _ in walk(transition, 200, 5):
+    for _, state, _, _ in simulate(transition, 200, 5):
         torch.testing.assert_close(state.shares.sum(-1), torch.ones(5).double())
         assert bool((state.shares > 0.0).all())
 
@@ -79,7 +79,7 @@ def test_it_crosses_a_barrier_and_its_weights_give_the_exact_share():
     steps, warmup, chains = 20_000, 12_000, 100
     transition = ContourSGLD(0.05, energies=(0.0, 20.0), bins=20, zeta=1.0, weight=0.01)
     weights, inside, above = torch.zeros(3, chains, dtype=torch.float64)
-    for k, (before, state, numbers, target) in enumerate(walk(transition, steps, chains), 1):
+    for k, (before, state, numbers, target) in enumerate(simulate(transition, steps, chains), 1):
         if k > warmup and k % 10 == 0:
             figures = transition.statistics(before, state, numbers, target)
             w, right = figures["log_weight"].exp(), state.position[:, 0] > 0.0
@@ -88,7 +88,7 @@ def test_it_crosses_a_barrier_and_its_weights_give_the_exact_share():
     error = (inside - share * weights).std() / weights.mean() / math.sqrt(chains)
     assert_agrees(share, SHARES[1], error)
     assert_tells_apart(share, 0.5, error)
-    *_, (_, state, _, _) = walk(SGLD(0.05), 3000, chains)
+    *_, (_, state, _, _) = simulate(SGLD(0.05), 3000, chains)
     assert not bool((state.position > 0.0).any())
 
 

@@ -12,7 +12,7 @@ import pickle
 
 import pytest
 import torch
-from samplers import OURS, classes
+from samplers import ALL_TRANSITIONS, transition_classes
 
 import pyro_aeb.transitions
 from pyro_aeb.schedules import Constant, Cyclical, Polynomial
@@ -24,7 +24,7 @@ TRANSITIONS = [
     SGHMC(0.05, friction=0.4, gradient_noise=0.3),
     SGHMC(0.05, friction=1.0),
 ]
-BY_NAME = sorted(classes(), key=lambda kind: kind.__name__)
+BY_NAME = sorted(transition_classes(), key=lambda kind: kind.__name__)
 NAMES = {"Constant": Constant, "Cyclical": Cyclical, "Polynomial": Polynomial, "inf": float("inf")}
 NUMBERS = StepNumbers(step_size=0.05, inverse_temperature=2.0)
 
@@ -39,7 +39,7 @@ def dtype(request):
     return request.param
 
 
-def run(transition, position, steps=5, seed=1, noise=None):
+def run_steps(transition, position, steps=5, seed=1, noise=None):
     """The states of a few steps on a quadratic Q, ``gradient = -position``."""
     generator = torch.Generator().manual_seed(seed)
     state = transition.init(position)
@@ -53,12 +53,12 @@ def run(transition, position, steps=5, seed=1, noise=None):
 
 
 def test_every_transition_is_here():
-    assert classes() == {type(transition) for transition in OURS}
+    assert transition_classes() == {type(transition) for transition in ALL_TRANSITIONS}
 
 
 def test_a_state_is_a_named_tuple_of_tensors_that_starts_with_the_position(transition, dtype):
     position = torch.randn(3, dtype=dtype)
-    for state in run(transition, position, steps=1):
+    for state in run_steps(transition, position, steps=1):
         assert isinstance(state, tuple) and state._fields[0] == "position"
         for tensor in state:
             assert tensor.shape == position.shape and tensor.dtype == dtype
@@ -66,7 +66,7 @@ def test_a_state_is_a_named_tuple_of_tensors_that_starts_with_the_position(trans
 
 
 def test_a_step_leaves_its_inputs_as_they_were(transition, dtype):
-    state = run(transition, torch.randn(7, dtype=dtype))[-1]  # with a momentum that is not 0
+    state = run_steps(transition, torch.randn(7, dtype=dtype))[-1]  # with a momentum that is not 0
     gradient, noise = torch.randn(2, 7, dtype=dtype)
     inputs = [*state, gradient, noise]
     before = [tensor.clone() for tensor in inputs]
@@ -80,8 +80,8 @@ def test_a_step_leaves_its_inputs_as_they_were(transition, dtype):
 
 def test_the_same_noise_replays_a_run_to_the_last_digit(transition, dtype):
     position = torch.randn(33, dtype=dtype)
-    first, second = run(transition, position), run(transition, position)
-    other = run(transition, position, seed=2)
+    first, second = run_steps(transition, position), run_steps(transition, position)
+    other = run_steps(transition, position, seed=2)
     for a, b in zip(first, second, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert not torch.equal(first[-1].position, other[-1].position)
@@ -90,7 +90,7 @@ def test_the_same_noise_replays_a_run_to_the_last_digit(transition, dtype):
 def test_a_run_cut_in_two_is_the_same_run(transition):
     # All that a step needs is its state: nothing is hidden in the transition.
     noise = torch.randn(4, 5)
-    whole = run(transition, torch.ones(5), steps=4, noise=noise)
+    whole = run_steps(transition, torch.ones(5), steps=4, noise=noise)
     state = pickle.loads(pickle.dumps(whole[2]))
     copy = pickle.loads(pickle.dumps(transition))
     for z in noise[2:]:
@@ -102,9 +102,9 @@ def test_a_leading_axis_of_chains_equals_separate_chains(transition, dtype):
     chains, size, steps = 3, 19, 5
     positions = torch.randn(chains, size, dtype=dtype)
     noise = torch.randn(steps, chains, size, dtype=dtype)
-    together = run(transition, positions, noise=noise)
+    together = run_steps(transition, positions, noise=noise)
     for c in range(chains):
-        alone = run(transition, positions[c], noise=noise[:, c])
+        alone = run_steps(transition, positions[c], noise=noise[:, c])
         for a, b in zip(together, alone, strict=True):
             assert all(torch.equal(x[c], y) for x, y in zip(a, b, strict=True))
 
@@ -134,7 +134,7 @@ def test_the_noise_is_that_of_the_inverse_temperature(transition):
     assert moves[0].abs().min() > 0.0
 
 
-@pytest.mark.parametrize("of_ours", OURS, ids=repr)
+@pytest.mark.parametrize("of_ours", ALL_TRANSITIONS, ids=repr)
 def test_pickles_compares_and_prints_as_the_call_that_makes_it(of_ours):
     copy = pickle.loads(pickle.dumps(of_ours))
     assert copy == of_ours and hash(copy) == hash(of_ours)
@@ -143,7 +143,7 @@ def test_pickles_compares_and_prints_as_the_call_that_makes_it(of_ours):
 
 @pytest.mark.parametrize("kind", BY_NAME, ids=lambda kind: kind.__name__)
 def test_is_frozen(kind):
-    of_ours = next(transition for transition in OURS if type(transition) is kind)
+    of_ours = next(transition for transition in ALL_TRANSITIONS if type(transition) is kind)
     with pytest.raises(AttributeError):
         of_ours.step_size = Constant(1.0)
     with pytest.raises(AttributeError):
@@ -180,7 +180,7 @@ class TestStepSize:
     "kind", [k for k in BY_NAME if k not in WITH_STEP_SIZE], ids=lambda kind: kind.__name__
 )
 def test_a_transition_that_moves_with_another_has_its_schedule(kind):
-    of_ours = next(transition for transition in OURS if type(transition) is kind)
+    of_ours = next(transition for transition in ALL_TRANSITIONS if type(transition) is kind)
     assert of_ours.step_size is of_ours.inner.step_size
     for wrong in (SGLD, None, pyro_aeb.transitions.HMC(0.1)):
         with pytest.raises(TypeError, match="inner is .*expected a transition that moves by the"):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from bimodal import walk
+from bimodal import simulate
 
 from pyro_aeb.schedules import Constant, Cyclical
 from pyro_aeb.transitions import SGHMC, SGLD, CyclicalSGMCMC, StepNumbers
@@ -56,7 +56,7 @@ def test_large_steps_with_noise_of_the_gradient_cross_between_modes():
     """
 
     def share_at_three(transition):
-        *_, (_, state, _, _) = walk(transition, 1000, 200, noise=10.0)
+        *_, (_, state, _, _) = simulate(transition, 1000, 200, noise=10.0)
         return float((state.position > 0.0).double().mean())
 
     assert share_at_three(SGLD(0.002)) == 0.0

@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from loader_data import shuffled
+from loader_data import shuffling_loader
 from models import loader_regression
 
 import pyro_aeb as aeb
@@ -19,7 +19,7 @@ from pyro_aeb.testing.steps import STANDARD_NORMAL, target_at
 from pyro_aeb.transitions import HMC, Evaluated, HMCState, StepNumbers
 
 
-def moved(transition, position, noise, numbers):
+def move(transition, position, noise, numbers):
     target = target_at(position, -position)
     state = HMCState(position, torch.ones_like(position[..., :1]))
     return transition.move(state, target.batch(position), noise, numbers, target)
@@ -29,7 +29,7 @@ def test_a_trajectory_is_that_of_the_leapfrog():
     eta, tau = 0.3, 2.0
     x, z = torch.randn(2, 4, dtype=torch.float64)
     sure = torch.cat([z, torch.full((1,), -torch.inf).double()])
-    after = moved(HMC(1.0, 3), x, sure, StepNumbers(eta, tau))
+    after = move(HMC(1.0, 3), x, sure, StepNumbers(eta, tau))
     v, before = math.sqrt(eta / tau) * z, x
     energy = tau * (x.square().sum() / 2 + v.square().sum() / (2 * eta))
     for _ in range(3):
@@ -41,16 +41,16 @@ def test_a_trajectory_is_that_of_the_leapfrog():
     assert float(after.acceptance) == pytest.approx(min(1.0, math.exp(-float(change))), rel=1e-10)
     # And back, with the momentum turned round.
     back = torch.cat([-v / math.sqrt(eta / tau), torch.full((1,), -torch.inf).double()])
-    again = moved(HMC(1.0, 3), x, back, StepNumbers(eta, tau))
+    again = move(HMC(1.0, 3), x, back, StepNumbers(eta, tau))
     torch.testing.assert_close(again.position, before, rtol=1e-12, atol=1e-12)
 
 
 def test_what_is_not_accepted_stays_and_so_does_what_runs_away():
     x, z = torch.randn(2, 4, dtype=torch.float64)
     refused = torch.cat([z, torch.full((1,), torch.inf).double()])
-    assert torch.equal(moved(HMC(1.0, 3), x, refused, StepNumbers(0.3, 2.0)).position, x)
+    assert torch.equal(move(HMC(1.0, 3), x, refused, StepNumbers(0.3, 2.0)).position, x)
     sure = torch.cat([z, torch.full((1,), -5.0).double()])
-    after = moved(HMC(1.0, 400), x, sure, StepNumbers(100.0, 2.0))  # unstable from 4 on
+    after = move(HMC(1.0, 400), x, sure, StepNumbers(100.0, 2.0))  # unstable from 4 on
     assert torch.equal(after.position, x) and float(after.acceptance) == 0.0
 
 
@@ -65,7 +65,7 @@ def test_a_gaussian_is_exact_with_steps_as_large_as_can_be(eta):
         x = torch.randn(chains, size, generator=generator, dtype=torch.float64) / math.sqrt(tau)
         for _ in range(5):
             z = torch.randn(chains, size + 1, generator=generator, dtype=torch.float64)
-            x = moved(transition, x, z, numbers).position
+            x = move(transition, x, z, numbers).position
         return (x.square().mean(-1) * tau).numpy()
 
     check_mean(draw, 1.0, size=2000)
@@ -94,7 +94,7 @@ def test_energies_are_subtracted_in_double_precision():
     assert abs(math.log(float(acceptance))) <= 1 / 8  # either end is off by at most 1/16
 
 
-def means(y, batch=None):
+def normal_means(y, batch=None):
     """A Gaussian posterior of curvature N / 0.9^2 + 1 / 1.5^2."""
     with pyro.plate("columns", y.shape[1]):
         mu = pyro.sample("mu", dist.Normal(5.0, 1.5))
@@ -107,7 +107,7 @@ def test_in_the_kernel_it_is_exact_whatever_the_batch(batch):
     y = torch.randn(20, 30) + 2.0
     curvature, tau = 20 / 0.9**2 + 1 / 1.5**2, 2.0
     transition = HMC(1.0 / curvature, leapfrogs=2)
-    kernel = aeb.AEBKernel(means, transition, inverse_temperature=tau, seed=1)
+    kernel = aeb.AEBKernel(normal_means, transition, inverse_temperature=tau, seed=1)
     run = aeb.MCMC(kernel, 240, 10, disable_progbar=True)
     run.run(y, batch)
     draws = run.get_samples()["mu"].double()
@@ -123,7 +123,7 @@ def test_a_loader_has_no_whole():
         loader_regression, HMC(1e-3), adaptation=StochasticApproximation(0.1), seed=1
     )
     with pytest.raises(aeb.ModelError, match="asks for the whole data set.*DataLoader"):
-        aeb.MCMC(kernel, 2, 0, disable_progbar=True).run(shuffled())
+        aeb.MCMC(kernel, 2, 0, disable_progbar=True).run(shuffling_loader())
 
 
 @pytest.mark.parametrize("leapfrogs", [0, 1.5, True])

@@ -9,8 +9,8 @@ import pytest
 import torch
 from models import sparse_regression
 from pyro_runs import ADAPTATION
-from runs import Stop, StopAt, X, Y, assert_equal, chains, records, resumed
-from samplers import classes
+from runs import Stop, StopAt, X, Y, assert_same_records, copy_records, make_mcmc, resume_mcmc
+from samplers import transition_classes
 
 import pyro_aeb as aeb
 from pyro_aeb.transitions import (
@@ -49,7 +49,7 @@ CASES = {
 PRUNING = aeb.MagnitudePruning(aeb.PruningSchedule(0.34, 0.5, 4), freeze=True)
 
 
-def run_of(transition, method="vectorized", **options) -> aeb.MCMC:
+def make_run(transition, method="vectorized", **options) -> aeb.MCMC:
     kernel = aeb.AEBKernel(
         sparse_regression,
         transition,
@@ -58,11 +58,11 @@ def run_of(transition, method="vectorized", **options) -> aeb.MCMC:
         steps_per_draw=2,
         seed=7,
     )
-    return chains(kernel, draws=5, warmup=2, method=method, **options)
+    return make_mcmc(kernel, draws=5, warmup=2, method=method, **options)
 
 
 def test_every_transition_is_here():
-    assert {type(transition) for transition, _ in CASES.values()} == classes()
+    assert {type(transition) for transition, _ in CASES.values()} == transition_classes()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -70,26 +70,26 @@ def test_it_runs_with_all_that_the_kernel_has(name, tmp_path):
     torch.set_default_dtype(torch.float64)  # rounding does not grow into a difference then
     transition, figures = CASES[name]
     x, y = X.double(), Y.double()
-    run = run_of(transition)
+    run = make_run(transition)
     run.run(x, y, batch_size=5)
-    found = records(run)
+    found = copy_records(run)
 
     # Chains that step together are the chains that run one after the other.
-    alone = run_of(transition, "sequential")
+    alone = make_run(transition, "sequential")
     alone.run(x, y, batch_size=5)
-    expected = records(alone)
+    expected = copy_records(alone)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-9, equal_nan=True, msg=key)
 
     # One that was cut short, and goes on from its checkpoint, is the same bit for bit.
-    stopped = run_of(transition, hook_fn=StopAt("Sample", 2), checkpoint=tmp_path / "run")
+    stopped = make_run(transition, hook_fn=StopAt("Sample", 2), checkpoint=tmp_path / "run")
     with pytest.raises(Stop):
         stopped.run(x, y, batch_size=5)
-    rest = resumed(tmp_path / "run", sparse_regression)
+    rest = resume_mcmc(tmp_path / "run", sparse_regression)
     assert rest.kernel.transition == transition
     rest.run(x, y, batch_size=5)
-    assert_equal(records(rest), found)
+    assert_same_records(copy_records(rest), found)
 
     # One weight of three is zero at the end, in whatever holds weights; latents have moved.
     beta = found["posterior: beta"]
@@ -123,7 +123,7 @@ def test_what_decides_by_its_numbers_takes_normal_ones(name):
 @pytest.mark.parametrize("name", ["SVRG, thermostat", "contour", "HMC"])
 def test_the_temperature_of_a_run(name, method):
     transition, figures = CASES[name]
-    run = run_of(transition, method)
+    run = make_run(transition, method)
     run.run(X, Y, batch_size=5)
     if "kinetic_temperature" in figures:
         found = aeb.diagnostics.temperature(run, steps=20)
@@ -135,6 +135,6 @@ def test_the_temperature_of_a_run(name, method):
 
 @pytest.mark.parametrize("name", ["SVRG", "replicas"])
 def test_steps_can_be_halved(name):
-    run = run_of(CASES[name][0])
+    run = make_run(CASES[name][0])
     run.run(X, Y, batch_size=5)
     assert aeb.diagnostics.step_halving(run, 100)

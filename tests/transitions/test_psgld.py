@@ -98,7 +98,7 @@ def test_the_estimate_of_the_hessian_is_unbiased_over_the_signs():
 CHAINS, STEPS, EPSILON = 100, 2500, 0.02
 
 
-def variances(transition, coordinates=20, warmup=500):
+def mean_squares(transition, coordinates=20, warmup=500):
     """
     Of every chain of independent standard normal coordinates the mean square, at tau = 1, with the
     step size EPSILON.
@@ -125,10 +125,10 @@ def test_where_v_follows_the_chain_the_law_without_correction_is_the_target_over
     """
     c = math.sqrt(2 / math.pi)
     predicted = (1 + 2 * c) / (1 + c)
-    plain, error = variances(PSGLD(EPSILON, decay=0.0))
+    plain, error = mean_squares(PSGLD(EPSILON, decay=0.0))
     assert abs(plain - predicted) < EPSILON + 5 * error  # its step's own bias is of that order
     assert_tells_apart(plain, 1.0, error)
-    corrected, error = variances(PSGLD(EPSILON, decay=0.0, correction=True))
+    corrected, error = mean_squares(PSGLD(EPSILON, decay=0.0, correction=True))
     assert abs(corrected - 1.0) < EPSILON + 5 * error
 
 
@@ -137,8 +137,8 @@ def test_with_a_memory_the_correction_takes_most_of_the_bias_off():
     With V in between, neither a function of the position nor constant, there is no closed form; the
     correction leaves less than a fifth of what is wrong without it.
     """
-    plain, _ = variances(PSGLD(EPSILON, decay=0.9))
-    corrected, _ = variances(PSGLD(EPSILON, decay=0.9, correction=True))
+    plain, _ = mean_squares(PSGLD(EPSILON, decay=0.9))
+    corrected, _ = mean_squares(PSGLD(EPSILON, decay=0.9, correction=True))
     assert plain > 1.3 and abs(corrected - 1.0) < (plain - 1.0) / 5
 
 
@@ -151,7 +151,7 @@ def test_a_preconditioner_that_has_stopped_has_the_bias_of_sgld_alone():
     start = torch.randn(CHAINS, 20, generator=generator, dtype=torch.float64)
     steps = EPSILON / (1 + start.abs())
     expected = np.vectorize(sgld_variance)(steps.numpy(), 1.0, 1.0).mean()
-    found, error = variances(PSGLD(EPSILON, adapt_until=1))
+    found, error = mean_squares(PSGLD(EPSILON, adapt_until=1))
     assert_agrees(found, expected, error)
 
 
@@ -181,6 +181,6 @@ if __name__ == "__main__":  # the table of docs/samplers.md
     print("| --- | --- | --- | --- |")
     for decay in (0.0, 0.9, 0.99, 0.999):
         ways: list[dict] = [{}, {"correction": True}, {"adapt_until": 500}]
-        cells = [variances(PSGLD(EPSILON, decay, **way)) for way in ways]
+        cells = [mean_squares(PSGLD(EPSILON, decay, **way)) for way in ways]
         text = " | ".join(f"{mean:.3f} +- {error:.3f}" for mean, error in cells)
         print(f"| {decay} | {text} |")

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from bimodal import SHARES, TwoModes, walk
+from bimodal import SHARES, TwoModes, simulate
 from scipy.integrate import quad
 from scipy.stats import norm
 
@@ -109,7 +109,7 @@ class NoCorrection(ReplicaExchange):
         )
 
 
-def law(kind):
+def mean_squares(kind):
     """The mean squares of both replicas, and the estimated variance, with noise in the energies."""
     epsilon, tau, chains = 0.1, 1.0, 2000
     transition = kind(SGLD(epsilon), 3.0, swap_every=1, energies="batch", variance_every=3)
@@ -129,13 +129,13 @@ def law(kind):
 
 def test_with_noisy_energies_both_replicas_keep_their_laws():
     # One coordinate at curvature 1, at tau = 1 and 1/3, each with the bias of SGLD's step, 5 %.
-    (cold, hot, variance), error = law(ReplicaExchange)
+    (cold, hot, variance), error = mean_squares(ReplicaExchange)
     own = sgld_variance(0.1, 1.0, 1.0), sgld_variance(0.1, 1.0 / 3.0, 1.0)
     assert abs(cold - own[0]) < 0.05 + 5 * error[0] and abs(hot - own[1]) < 0.15 + 5 * error[1]
     # The difference of two energies has twice the variance of one.
     assert_agrees(variance, 2 * NoisyEnergies.SD**2, error[2])
     # Without the correction the cold one is far too hot.
-    (wrong, _, _), error = law(NoCorrection)
+    (wrong, _, _), error = mean_squares(NoCorrection)
     assert_tells_apart(wrong, own[0] + 0.05, error[0])
     assert wrong > own[0] + 0.15
 
@@ -145,7 +145,7 @@ def test_it_crosses_a_barrier_that_langevin_dynamics_does_not():
 
     def shares(transition):
         total, steps = torch.zeros(200, dtype=torch.float64), 6000
-        for k, (_, state, _, _) in enumerate(walk(transition, steps, 200), 1):
+        for k, (_, state, _, _) in enumerate(simulate(transition, steps, 200), 1):
             if k > steps / 3:
                 total += (state.position[:, 0] > 0.0) / (2 * steps / 3)
         return replicates(total), state

@@ -36,7 +36,7 @@ def regression(x, y, batch=None):
         pyro.sample("y", dist.Normal(x[i] @ beta, sigma2.sqrt()), obs=y[i])
 
 
-def started(model):
+def start_chain(model):
     torch.set_default_dtype(torch.float64)
     x, y = torch.randn(N, P), (torch.randn(N) > 0).double()
     kernel = AEBKernel(
@@ -46,16 +46,16 @@ def started(model):
     return kernel.chain
 
 
-def target(chain, step, indices=None, latents=None):
+def make_target(chain, step, indices=None, latents=None):
     batch = chain.data.next()
     batch = batch if indices is None else batch._replace(indices=indices)
     cover, buffers = chain.data.cover, chain.buffers
     return StepTarget(chain.posterior, latents or chain.latents, batch, step, cover, buffers)
 
 
-def used(chain, state, step, indices, latents=None):
+def used_gradient(chain, state, step, indices, latents=None):
     """The gradient that a step moves by: a step of SGLD of size 1 without noise."""
-    q = target(chain, step, indices, latents)
+    q = make_target(chain, step, indices, latents)
     transition, still = SVRG(SGLD(1.0), every=5), torch.zeros_like(state.position)
     after = transition.move(state, q.batch(state.position), still, StepNumbers(1.0, 1.0), q)
     return after.position - state.position
@@ -67,17 +67,17 @@ def all_batches(chain):
 
 @pytest.mark.parametrize("model", [classification, regression])
 def test_over_all_minibatches_it_is_unbiased_and_its_variance_falls_with_the_distance(model):
-    chain = started(model)
+    chain = start_chain(model)
     anchor, direction = torch.randn(2, chain.state.position.shape[-1])
-    whole = target(chain, 1).whole(anchor, prior=False).gradient
+    whole = make_target(chain, 1).whole(anchor, prior=False).gradient
     variances, distances = [], (1.0, 0.1, 0.01)
     for distance in distances:
         position = anchor + distance * direction
         state = chain.state._replace(position=position, anchor=anchor, whole=whole)
-        found = torch.stack([used(chain, state, 2, own) for own in all_batches(chain)])
-        expected = target(chain, 2).whole(position).gradient
+        found = torch.stack([used_gradient(chain, state, 2, own) for own in all_batches(chain)])
+        expected = make_target(chain, 2).whole(position).gradient
         torch.testing.assert_close(found.mean(0), expected, rtol=1e-11, atol=1e-11)
-        plain = [target(chain, 2, own).batch(position).gradient for own in all_batches(chain)]
+        plain = [make_target(chain, 2, own).batch(position).gradient for own in all_batches(chain)]
         variances.append(float(found.var(0).sum() / torch.stack(plain).var(0).sum()))
     # A hundredth of the distance is a ten-thousandth of the variance.
     assert variances[1] / variances[2] == pytest.approx(100.0, rel=0.2)
@@ -85,29 +85,31 @@ def test_over_all_minibatches_it_is_unbiased_and_its_variance_falls_with_the_dis
 
 
 def test_every_fifth_step_moves_the_anchor():
-    chain = started(classification)
+    chain = start_chain(classification)
     states = [chain.state]
     transition, numbers = SVRG(SGLD(1e-2), every=5), StepNumbers(1e-2, 1.0)
     for k in range(1, 12):
-        q, state = target(chain, k), states[-1]
+        q, state = make_target(chain, k), states[-1]
         noise = torch.randn_like(state.position)
         states.append(transition.move(state, q.batch(state.position), noise, numbers, q))
     for k, state in enumerate(states[1:], 1):
         at = (k - 1) // 5 * 5  # steps 1, 6 and 11 set the anchor where they begin
         assert torch.equal(state.anchor, states[at].position)
-        expected = target(chain, k).whole(states[at].position, prior=False).gradient
+        expected = make_target(chain, k).whole(states[at].position, prior=False).gradient
         torch.testing.assert_close(state.whole, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_while_sigma_moves_the_bias_is_what_the_anchors_gradient_has_changed_by():
-    chain = started(regression)
+    chain = start_chain(regression)
     anchor = torch.randn(P)
     position = anchor + 0.1 * torch.randn(P)
-    whole = target(chain, 1).whole(anchor, prior=False).gradient
+    whole = make_target(chain, 1).whole(anchor, prior=False).gradient
     moved = chain.latents._replace(ssgl=chain.latents.ssgl._replace(sigma=1.1 * chain.ssgl.sigma))
     state = chain.state._replace(position=position, anchor=anchor, whole=whole)
-    found = torch.stack([used(chain, state, 2, own, moved) for own in all_batches(chain)]).mean(0)
-    bias = found - target(chain, 2, latents=moved).whole(position).gradient
+    found = torch.stack(
+        [used_gradient(chain, state, 2, own, moved) for own in all_batches(chain)]
+    ).mean(0)
+    bias = found - make_target(chain, 2, latents=moved).whole(position).gradient
     # The gradient is proportional to 1 / sigma^2, which is 1.21 times larger since.
     torch.testing.assert_close(bias, whole * (1 - 1 / 1.21), rtol=1e-9, atol=1e-9)
 
@@ -115,8 +117,10 @@ def test_while_sigma_moves_the_bias_is_what_the_anchors_gradient_has_changed_by(
     ssgl = chain.ssgl
     others = {name: getattr(ssgl, name) * 0.5 for name in ("rho", "slab", "delta")}
     moved = chain.latents._replace(ssgl=ssgl._replace(**others))
-    found = torch.stack([used(chain, state, 2, own, moved) for own in all_batches(chain)]).mean(0)
-    expected = target(chain, 2, latents=moved).whole(position).gradient
+    found = torch.stack(
+        [used_gradient(chain, state, 2, own, moved) for own in all_batches(chain)]
+    ).mean(0)
+    expected = make_target(chain, 2, latents=moved).whole(position).gradient
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 

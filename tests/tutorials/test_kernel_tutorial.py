@@ -21,11 +21,11 @@ import torch
 from pyro.infer import MCMC
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
-from tutorial_runs import TUTORIALS, needs, run_script
+from tutorial_runs import TUTORIALS, require_packages, run_script
 
 import pyro_aeb as aeb
 
-needs("h5netcdf", "matplotlib", "scipy")
+require_packages("h5netcdf", "matplotlib", "scipy")
 sys.path.insert(0, str(TUTORIALS))
 tutorial = importlib.import_module("custom_kernel")
 problem = importlib.import_module("reproduce.conjugate_regression.problem")

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import laplace, norm
-from tutorial_runs import needs, read_rows, run_script
+from tutorial_runs import read_rows, require_packages, run_script
 
 from pyro_aeb.testing import assert_agrees, replicates
 
-needs("matplotlib", "pandas", "scipy", "tqdm")
+require_packages("matplotlib", "pandas", "scipy", "tqdm")
 designs = importlib.import_module("theorem.designs")
 runs = importlib.import_module("theorem.runs")
 theorem_settings = importlib.import_module("theorem.settings")

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from tutorial_runs import needs, read_rows
+from tutorial_runs import read_rows, require_packages
 
 import pyro_aeb as aeb
 from pyro_aeb.transitions import StepNumbers
 
-needs("matplotlib", "pandas", "torchmetrics", "torchvision", "tqdm")
+require_packages("matplotlib", "pandas", "torchmetrics", "torchvision", "tqdm")
 dense = importlib.import_module("resnet_compression.dense")
 methods = importlib.import_module("resnet_compression.methods")
 protocol = importlib.import_module("resnet_compression.protocol")
@@ -175,71 +175,73 @@ def test_differences_are_paired_by_seed_and_sparsity() -> None:
 # -- a run
 
 
-def read(out: Path) -> list[dict[str, str]]:
+def read_replicates(out: Path) -> list[dict[str, str]]:
     return read_rows(out / "replicates.csv")
 
 
-def command(out: Path, *more: str) -> list[str]:
+def command_line(out: Path, *more: str) -> list[str]:
     return ["--smoke", "--out", str(out), "--methods", "a-sghmc-sa", "gmp", *more]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a smoke run that has ended."""
     out = tmp_path_factory.mktemp("resnet")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert resnet_cifar.main(command(out)) == 0
+    assert resnet_cifar.main(command_line(out)) == 0
     torch.set_num_threads(threads)
     return out
 
 
-def test_a_run_leaves_rows_tables_and_a_figure(finished: Path) -> None:
-    assert [(row["seed"], row["method"]) for row in read(finished)] == [
+def test_a_run_leaves_rows_tables_and_a_figure(finished_run: Path) -> None:
+    assert [(row["seed"], row["method"]) for row in read_replicates(finished_run)] == [
         ("0", "a-sghmc-sa@90"),
         ("0", "gmp@90"),
     ]
     for name in ("dense.pt", "table.csv", "table.md", "drops.png"):
-        assert (finished / name).stat().st_size > 0
-    page = (finished / "table.md").read_text(encoding="utf-8")
+        assert (finished_run / name).stat().st_size > 0
+    page = (finished_run / "table.md").read_text(encoding="utf-8")
     assert "A-SGHMC-SA" in page and "gradual magnitude pruning" in page
 
 
-def test_pruning_ends_at_the_exact_sparsity(finished: Path) -> None:
+def test_pruning_ends_at_the_exact_sparsity(finished_run: Path) -> None:
     """Of the exported network, whatever the method."""
     network = networks.ResNet20(width=protocol.SMOKE.width, depth=protocol.SMOKE.depth)
     total = sum(parameter.numel() for parameter in network.parameters())
-    for row in read(finished):
+    for row in read_replicates(finished_run):
         # six digits are stored
         assert float(row["sparsity"]) == pytest.approx(round(0.9 * total) / total, abs=1e-6)
 
 
-def test_finished_rows_are_not_made_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (finished / "replicates.csv").read_bytes()
+def test_finished_rows_are_not_made_again(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (finished_run / "replicates.csv").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(resnet_cifar, "run_one", lambda *_, **__: pytest.fail("made again"))
         patch.setattr(
             dense, "_train", lambda *_: pytest.fail("the dense network was trained again")
         )
-        assert resnet_cifar.main(command(finished)) == 0
-    assert (finished / "replicates.csv").read_bytes() == before
+        assert resnet_cifar.main(command_line(finished_run)) == 0
+    assert (finished_run / "replicates.csv").read_bytes() == before
 
 
 def test_rows_and_networks_of_other_settings_are_refused(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = (finished / "replicates.csv").read_bytes()
-    assert resnet_cifar.main(command(finished, "--step-scale", "7")) == 2
+    before = (finished_run / "replicates.csv").read_bytes()
+    assert resnet_cifar.main(command_line(finished_run, "--step-scale", "7")) == 2
     assert "Choose another --out" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="was made with"):
-        resnet_cifar.main(command(finished, "--precision", "bf16"))
-    assert (finished / "replicates.csv").read_bytes() == before
+        resnet_cifar.main(command_line(finished_run, "--precision", "bf16"))
+    assert (finished_run / "replicates.csv").read_bytes() == before
 
 
 def test_sparse_stage_needs_a_dense_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert resnet_cifar.main(command(tmp_path, "--stage", "sparse")) == 2
+    assert resnet_cifar.main(command_line(tmp_path, "--stage", "sparse")) == 2
     assert "--stage dense first" in capsys.readouterr().err
 
 

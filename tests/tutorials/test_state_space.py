@@ -18,11 +18,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy.special import logsumexp
-from tutorial_runs import TUTORIALS, needs, run_script
+from tutorial_runs import TUTORIALS, require_packages, run_script
 
 import pyro_aeb as aeb
 
-needs("matplotlib", "pandas", "scipy")
+require_packages("matplotlib", "pandas", "scipy")
 sys.path.insert(0, str(TUTORIALS))  # its helpers are parts of ``reproduce``, as the script has them
 kalman = importlib.import_module("reproduce.state_space.kalman")
 baum_welch = importlib.import_module("reproduce.state_space.baum_welch")
@@ -41,11 +41,11 @@ def double_precision() -> Any:
     torch.set_default_dtype(torch.float32)
 
 
-def series(steps: int, seed: int = 0) -> Any:
+def simulate_series(steps: int, seed: int = 0) -> Any:
     return kalman.simulate(steps, PARAMETERS, np.random.default_rng(seed))[1]
 
 
-def sequences(count: int, length: int) -> Any:
+def simulate_sequences(count: int, length: int) -> Any:
     rng = np.random.default_rng(0)
     return baum_welch.simulate(count, length, HMM, PRIORS.centre, rng)[1]
 
@@ -53,7 +53,7 @@ def sequences(count: int, length: int) -> Any:
 # -- Kalman, against Gaussians written out
 
 
-def dense(y: Any, a: Any, q: Any, r: Any) -> Any:
+def dense_covariance(y: Any, a: Any, q: Any, r: Any) -> Any:
     """Covariance of the path and log density of the observations, differentiable."""
     steps = len(y)
     lag = (torch.arange(steps)[:, None] - torch.arange(steps)).clamp(min=0)
@@ -67,9 +67,9 @@ def dense(y: Any, a: Any, q: Any, r: Any) -> Any:
 
 
 def test_smoother_is_conditioning_on_a_joint_gaussian() -> None:
-    y = series(12)
+    y = simulate_series(12)
     a, q, r = (torch.tensor(p) for p in PARAMETERS)
-    path, _ = dense(y, a, q, r)
+    path, _ = dense_covariance(y, a, q, r)
     gain = path @ torch.linalg.inv(path + r * torch.eye(12))
     covariance = (path - gain @ path).numpy()
     found = kalman.smoother(y, PARAMETERS)
@@ -83,12 +83,12 @@ def test_smoother_is_conditioning_on_a_joint_gaussian() -> None:
 
 
 def test_kalman_em_ends_where_the_marginal_posterior_is_flat() -> None:
-    y, priors = series(60), kalman.Priors(2.0, 1.0)
+    y, priors = simulate_series(60), kalman.Priors(2.0, 1.0)
     end = kalman.em(y, kalman.Parameters(0.0, 1.0, 1.0), priors)
     leaves = [torch.tensor(value, requires_grad=True) for value in end]
     a, q, r = leaves
     prior = dist.InverseGamma(*(torch.tensor(p) for p in priors))
-    log_density = dense(y, *leaves)[1] + prior.log_prob(q) + prior.log_prob(r)
+    log_density = dense_covariance(y, *leaves)[1] + prior.log_prob(q) + prior.log_prob(r)
     gradient = torch.autograd.grad(log_density - a.square() / 2, leaves)
     np.testing.assert_allclose(gradient, 0.0, atol=1e-8)
 
@@ -117,7 +117,7 @@ def by_enumeration(y: Any, means: Any, parameters: Any) -> Any:
 
 
 def test_forward_backward_is_a_sum_over_all_paths() -> None:
-    y, means = sequences(2, 5), np.array([[-1.0, 1.0], [0.3, 0.5]])
+    y, means = simulate_sequences(2, 5), np.array([[-1.0, 1.0], [0.3, 0.5]])
     found = baum_welch.forward_backward(y, means, HMM)
     for g in range(2):
         each = [by_enumeration(row, means[g], HMM) for row in y]
@@ -132,7 +132,7 @@ def grid_of_means() -> Any:
 
 
 def test_quadrature_is_the_means_posterior() -> None:
-    y, grid = sequences(30, 10), grid_of_means()
+    y, grid = simulate_sequences(30, 10), grid_of_means()
     weights = np.exp(baum_welch.log_joint(y, grid, HMM, PRIORS))
     weights /= weights.sum()
     law = baum_welch.quadrature(y, HMM, PRIORS, PRIORS.centre)
@@ -142,7 +142,7 @@ def test_quadrature_is_the_means_posterior() -> None:
 
 
 def test_hidden_markov_em_ends_where_the_marginal_posterior_is_flat() -> None:
-    y, grid = sequences(30, 10), grid_of_means()
+    y, grid = simulate_sequences(30, 10), grid_of_means()
     start = baum_welch.Parameters(np.full((2, 2), 0.5), 1.0)
     end, _ = baum_welch.em(y, start, PRIORS)
 
@@ -166,7 +166,7 @@ def test_hidden_markov_em_ends_where_the_marginal_posterior_is_flat() -> None:
 
 
 def test_hidden_markov_has_the_density_of_the_forward_algorithm() -> None:
-    y = sequences(3, 6)
+    y = simulate_sequences(3, 6)
     law = tutorial.HiddenMarkov(
         torch.tensor(HMM.transition),
         torch.tensor(PRIORS.centre),
@@ -195,8 +195,8 @@ def _with_error(draws: Any, exact: float) -> Any:
 
 
 def test_particle_filters_forecast_as_the_kalman_filter_does() -> None:
-    y = series(30)
-    _, exact = dense(y, *(torch.tensor(p) for p in PARAMETERS))
+    y = simulate_series(30)
+    _, exact = dense_covariance(y, *(torch.tensor(p) for p in PARAMETERS))
     shape = (40,)  # filters side by side
     q, r = (torch.full(shape, value) for value in (PARAMETERS.q, PARAMETERS.r))
     given = torch.tensor(y), lambda x: PARAMETERS.a * x, q, r
@@ -229,7 +229,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_closed_forms_are_the_m_steps_of_kalman_em() -> None:
-    y, x = series(20), series(20, seed=1)
+    y, x = simulate_series(20), simulate_series(20, seed=1)
     latents = {"a": tutorial.CLOSED, "q": tutorial.CLOSED, "r": tutorial.CLOSED}
     first = {**PARAMETERS._asdict(), "x": x}
     found = learned_in_one_step(tutorial.linear, latents, first, torch.tensor(y))
@@ -245,7 +245,7 @@ def test_closed_forms_are_the_m_steps_of_kalman_em() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_updates_of_ones_own_are_the_m_steps_of_baum_and_welch() -> None:
-    y, means = sequences(5, 6), np.array([-0.8, 1.3])
+    y, means = simulate_sequences(5, 6), np.array([-0.8, 1.3])
     latents = {
         "transition": tutorial.Transitions(),
         "variance": tutorial.Variance(PRIORS.shape + 1 + y.size / 2),
@@ -262,7 +262,7 @@ def test_updates_of_ones_own_are_the_m_steps_of_baum_and_welch() -> None:
 # -- chains, within Monte Carlo error of the exact answers
 
 
-def short(model: Any, sampler: Any, latents: Any, first: Any, *args: Any) -> Any:
+def run_short(model: Any, sampler: Any, latents: Any, first: Any, *args: Any) -> Any:
     """The mean of every latent over the second half of each of 16 chains."""
     learn = aeb.StochasticApproximation(tutorial.OMEGA, latents=latents)
     draws = tutorial.by_chain(tutorial.run(model, sampler, learn, first, args, 16, 60, 60))
@@ -271,7 +271,7 @@ def short(model: Any, sampler: Any, latents: Any, first: Any, *args: Any) -> Any
 
 @pytest.mark.slow
 def test_a_linear_model_is_learned_as_by_kalman_em() -> None:
-    y, priors, step = series(100), tutorial.LINEAR_PRIORS, 0.01
+    y, priors, step = simulate_series(100), tutorial.LINEAR_PRIORS, 0.01
     start = kalman.Parameters(0.0, 1.0, 1.0)
 
     def variance_of(curvature: float) -> float:
@@ -280,7 +280,7 @@ def test_a_linear_model_is_learned_as_by_kalman_em() -> None:
     exact = kalman.em(y, start, priors, lambda y, at: kalman.sampled_moments(y, at, variance_of))
     first = {**start._asdict(), "x": np.zeros(100)}
     latents = dict.fromkeys("aqr", tutorial.CLOSED)
-    found = short(tutorial.linear, aeb.SGHMC(step, 0.2), latents, first, torch.tensor(y))
+    found = run_short(tutorial.linear, aeb.SGHMC(step, 0.2), latents, first, torch.tensor(y))
     for name in "aqr":
         mean, error = aeb.testing.replicates(found[name])
         aeb.testing.assert_agrees(mean, getattr(exact, name), error)
@@ -289,7 +289,7 @@ def test_a_linear_model_is_learned_as_by_kalman_em() -> None:
 
 @pytest.mark.slow
 def test_a_hidden_markov_model_is_learned_as_by_forward_backward_em() -> None:
-    y = sequences(40, 12)
+    y = simulate_sequences(40, 12)
     start = baum_welch.Parameters(np.full((2, 2), 0.5), 1.0)
     exact, _ = baum_welch.em(y, start, PRIORS)
     latents = {
@@ -298,7 +298,7 @@ def test_a_hidden_markov_model_is_learned_as_by_forward_backward_em() -> None:
     }
     first = {**start._asdict(), "means": [-0.5, 0.5]}
     sampler = aeb.SGHMC(2e-5, 0.1)
-    found = short(tutorial.hidden_markov, sampler, latents, first, torch.tensor(y), 10)
+    found = run_short(tutorial.hidden_markov, sampler, latents, first, torch.tensor(y), 10)
     for i, j in ((0, 1), (1, 0)):
         mean, error = aeb.testing.replicates(found["transition"][:, i, j])
         aeb.testing.assert_agrees(mean, exact.transition[i, j], error)

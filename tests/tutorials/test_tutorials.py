@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tutorial_runs import needs, read_rows, run_script
+from tutorial_runs import read_rows, require_packages, run_script
 
-needs("h5netcdf", "matplotlib", "pandas", "scipy", "skglm", "sklearn", "tqdm")
+require_packages("h5netcdf", "matplotlib", "pandas", "scipy", "skglm", "sklearn", "tqdm")
 experiment = importlib.import_module("common.experiment")
 harness = importlib.import_module("common.harness")
 methods = importlib.import_module("sparse_linear.methods")

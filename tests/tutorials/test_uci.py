@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tutorial_runs import needs, read_rows
+from tutorial_runs import read_rows, require_packages
 
 import pyro_aeb as aeb
 from pyro_aeb.model.inspection import inspect_model
 
-needs("h5netcdf", "matplotlib", "pandas", "sklearn", "tqdm")
+require_packages("h5netcdf", "matplotlib", "pandas", "sklearn", "tqdm")
 data = importlib.import_module("uci_regression.data")
 network = importlib.import_module("uci_regression.network")
 methods = importlib.import_module("uci_regression.methods")

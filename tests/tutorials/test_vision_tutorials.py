@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tutorial_runs import needs, read_rows, run_script
+from tutorial_runs import read_rows, require_packages, run_script
 
-needs("h5netcdf", "matplotlib", "pandas", "torchmetrics", "torchvision", "tqdm")
+require_packages("h5netcdf", "matplotlib", "pandas", "torchmetrics", "torchvision", "tqdm")
 
 from torchvision.transforms import v2  # noqa: E402
 from torchvision.transforms.v2 import functional as v2f  # noqa: E402
@@ -30,7 +30,7 @@ report = importlib.import_module("mnist_networks.report")
 rows = importlib.import_module("mnist_networks.training")
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
+def random_images(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -38,13 +38,13 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_a_crop_in_the_middle_is_the_image() -> None:
-    images = noise(3, 2, 8, 6)
+    images = random_images(3, 2, 8, 6)
     middle = torch.full((3,), 4)
     assert torch.equal(augment.crop(images, middle, middle, 4), images)
 
 
 def test_every_image_has_its_own_crop() -> None:
-    images = (255 * noise(4, 1, 8, 6)).to(torch.uint8)
+    images = (255 * random_images(4, 1, 8, 6)).to(torch.uint8)
     top, left = torch.tensor([0, 3, 8, 1]), torch.tensor([8, 0, 2, 4])
     found = augment.crop(images, top, left, 4)
     for image, t, x, got in zip(images, top.tolist(), left.tolist(), found, strict=True):
@@ -53,14 +53,14 @@ def test_every_image_has_its_own_crop() -> None:
 
 
 def test_flips_mirror_the_chosen_images() -> None:
-    images = noise(2, 3, 4, 5)
+    images = random_images(2, 3, 4, 5)
     found = augment.flip(images, torch.tensor([True, False]))
     assert torch.equal(found[0], v2f.horizontal_flip(images[0]))
     assert torch.equal(found[1], images[1])
 
 
 def test_rotations_are_torchvisions() -> None:
-    images = noise(3, 1, 9, 7)
+    images = random_images(3, 1, 9, 7)
     degrees = torch.tensor([-15.0, 0.0, 40.0])
     found = augment.rotate(images, degrees)
     for image, angle, got in zip(images, degrees.tolist(), found, strict=True):
@@ -69,7 +69,7 @@ def test_rotations_are_torchvisions() -> None:
 
 
 def test_an_erasure_is_the_box_and_nothing_else() -> None:
-    images = noise(2, 2, 6, 5) + 0.1  # nowhere zero
+    images = random_images(2, 2, 6, 5) + 0.1  # nowhere zero
     found = augment.erase(images, torch.tensor([[1, 2, 3, 2], [0, 0, 0, 4]]))
     assert torch.equal(found[0], v2f.erase(images[0], 1, 2, 3, 2, torch.zeros(())))
     assert torch.equal(found[1], images[1])  # height 0
@@ -107,7 +107,7 @@ def test_rotations_and_crops_are_uniform() -> None:
 
 @pytest.mark.parametrize("name", ["DIGITS", "CLOTHES", "PLAIN"])
 def test_an_augmentation_depends_on_its_generator_alone(name: str) -> None:
-    images = (255 * noise(5, 1, 28, 28)).to(torch.uint8)
+    images = (255 * random_images(5, 1, 28, 28)).to(torch.uint8)
     transform = getattr(augment, name)
     first = transform(images, torch.Generator().manual_seed(3))
     torch.manual_seed(9)
@@ -176,7 +176,7 @@ def test_missing_data_say_what_to_do(tmp_path: Path) -> None:
 
 
 def test_image_files_are_decoded_once(tmp_path: Path) -> None:
-    image = (255 * noise(3, 32, 32)).to(torch.uint8)
+    image = (255 * random_images(3, 32, 32)).to(torch.uint8)
     for part in ("train", "test"):
         for kind in ("cat", "dog"):
             folder = tmp_path / "cifar10-jpeg" / part / kind
@@ -206,8 +206,8 @@ def test_image_files_are_decoded_once(tmp_path: Path) -> None:
 def test_networks_have_the_papers_sizes(make: str, shape: tuple[int, ...], parameters: int) -> None:
     net = getattr(networks, make)()
     assert sum(p.numel() for p in net.parameters()) == parameters
-    assert training.logits_of(net, noise(2, *shape), "bf16").shape == (2, 10)
-    assert training.logits_of(net, noise(2, *shape), "bf16").dtype == torch.float32
+    assert training.logits_of(net, random_images(2, *shape), "bf16").shape == (2, 10)
+    assert training.logits_of(net, random_images(2, *shape), "bf16").dtype == torch.float32
 
 
 def test_the_pattern_finds_the_resnets_sparse_layers() -> None:
@@ -224,7 +224,7 @@ def test_the_pattern_finds_the_resnets_sparse_layers() -> None:
 def test_the_likelihood_counts_every_training_image_once() -> None:
     pyro = importlib.import_module("pyro")
     net = networks.Net1()
-    x, y = noise(4, 1, 28, 28), torch.tensor([1, 2, 3, 4])
+    x, y = random_images(4, 1, 28, 28), torch.tensor([1, 2, 3, 4])
     trace = pyro.poutine.trace(training.Classification(net, 100)).get_trace(x, y)
     wanted = -100 * F.cross_entropy(net(x), y)
     torch.testing.assert_close(trace.log_prob_sum(), wanted)
