@@ -20,6 +20,7 @@ from pyro_aeb.data.loaders import open_arguments
 from pyro_aeb.data.minibatches import Order, check_order
 from pyro_aeb.errors import CollapseWarning
 from pyro_aeb.kernel.chain import Chain
+from pyro_aeb.kernel.draws import dims_of
 from pyro_aeb.kernel.initialization import begin
 from pyro_aeb.kernel.noise import Kind, check_kind
 from pyro_aeb.kernel.non_finite import are_good, bad_number, blown_up, check_batch
@@ -225,7 +226,7 @@ class AEBKernel(MCMCKernel):
         found = chain.posterior.likelihood_gradient(chain.state.position, chain.latents, batch)
         log_density, gradient, _ = found
         if not chain.health.watch(log_density, gradient):
-            check_batch(k, batch.arguments, chain.recorder.read("posterior"))
+            check_batch(k, batch.arguments, chain.recording.recorder.read("posterior"))
             site = chain.first_non_finite(chain.structure.unflatten(gradient))
             what = f"the gradient of site {site!r}" if site else "the potential"
             self._blown_up(k, site, what, chain.non_finite_chains(gradient, log_density))
@@ -284,7 +285,7 @@ class AEBKernel(MCMCKernel):
     def _blown_up(self, k: int, site: str | None, what: str, chains: list[int]) -> NoReturn:
         if chains:
             what += f" of chain {', '.join(map(str, chains))}"
-        draws = self.chain.recorder.read("posterior")
+        draws = self.chain.recording.recorder.read("posterior")
         raise blown_up(k, site, what, self.transition.step_size(k), draws)
 
     # -- the contract of pyro.infer.MCMC -------------------------------------------------------
@@ -370,7 +371,7 @@ class AEBKernel(MCMCKernel):
     @property
     def save_params(self) -> list[str]:
         """The sites of a draw, sorted: MCMC unpacks them in that order."""
-        return sorted(self.chain.saved_sites)
+        return sorted(self.chain.last_draw)
 
     @save_params.setter
     def save_params(self, names: Sequence[str] | None) -> None:
@@ -391,14 +392,14 @@ class AEBKernel(MCMCKernel):
         What the chain recorded beside its draws: ``sample_stats``, the learned latents as
         ``adaptation``, and :meth:`facts`.
         """
-        recorder = self.chain.recorder
+        recorder = self.chain.recording.recorder
         recorded = {group: recorder.read(group) for group in ("sample_stats", "adaptation")}
         return {**self.facts(), **recorded}
 
     def facts(self) -> dict[str, Any]:
         """The names and settings that :func:`~pyro_aeb.to_arviz` needs, data, and moments."""
         chain = self.chain
-        structure = chain.structure
+        structure, moments = chain.structure, chain.recording.moments
         learned = structure.latent_sites
         roles = {name: "observed" for name in structure.observed}
         roles |= {block.name: "draw" for block in structure.blocks}
@@ -408,8 +409,8 @@ class AEBKernel(MCMCKernel):
             "run": chain.name,
             "collapsed": chain.collapsed_now(),
             "weights": structure.size,
-            "moments": {"mean": chain.moments.mean(), "sd": chain.moments.sd()},
-            "dims": {name: list(dims) for name, dims in chain.dims().items()},
+            "moments": {"mean": moments.mean(), "sd": moments.sd()},
+            "dims": dims_of(structure),
             "roles": roles,
             "observed_data": dict(structure.observations),
             "settings": {
@@ -432,11 +433,11 @@ class AEBKernel(MCMCKernel):
         if self._chain is None:
             return {}
         self._chain.data.suspend()
-        return self._chain.recorder.read("posterior")
+        return self._chain.recording.recorder.read("posterior")
 
     def cleanup(self) -> None:
         """Lets go of the draws, which MCMC holds now, and of a DataLoader's workers."""
         if self._chain is not None:
-            self._chain.recorder.forget_draws()
+            self._chain.recording.recorder.forget_draws()
             self._chain.data.close()
             self._chain.finished = True

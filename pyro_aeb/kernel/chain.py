@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,17 +22,16 @@ from pyro_aeb.adaptation.spike_and_slab import SSGLLatents
 from pyro_aeb.adaptation.sweep import Latents, latent_residuals
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.data.step_data import StepData
-from pyro_aeb.kernel.draws import Moments
+from pyro_aeb.kernel.draws import Recording, progress_figures
 from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.kernel.non_finite import Health
 from pyro_aeb.kernel.update import Moved, Update
 from pyro_aeb.model.side_effects import Buffers
-from pyro_aeb.model.structure import Structure, norm_name, rho_name
+from pyro_aeb.model.structure import Structure, rho_name
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.posterior.step_target import StepTarget
 from pyro_aeb.pruning import Pruner
 from pyro_aeb.pruning.pruner import Flips
-from pyro_aeb.storage.recorder import History, Recorder
 from pyro_aeb.transitions import AnyTransition, StepNumbers, statistics_of
 
 
@@ -49,9 +48,7 @@ class Chain:
     :param state: the transition's state.
     :param latents: the learned latents, None where nothing is learned.
     :param int warmup: draws of warm-up, which are not recorded.
-    :param saved: names of the sites and summaries that a draw holds; of all others it holds norms,
-        and the chain running moments.
-    :param Recorder recorder: receives the records of its draws.
+    :param Recording recording: of its draws.
     :param Buffers buffers: those of modules that the model changes.
     :param Noise noise: the random numbers of its steps.
     :param Update update: what a step does after the likelihood's gradient.
@@ -65,15 +62,13 @@ class Chain:
     state: Any
     latents: Latents | None
     warmup: int
-    saved: tuple[str, ...]
+    recording: Recording
     buffers: Buffers
     noise: Noise
     update: Update
     pruner: Pruner | None = None
     step: int = 0
     draws: int = 0
-    recorder: Recorder = field(default_factory=History)
-    moments: Moments = field(default_factory=Moments)
 
     def __post_init__(self) -> None:
         structure = self.structure
@@ -87,10 +82,7 @@ class Chain:
         self.finished = False
         self.torn = False  # whether a step has been cut short while it changed the state
         self.name = uuid.uuid4().hex  # by which a finished run knows the chain that it came from
-        self._stats: Mapping[str, Any] = {}
-        values, rho = self.values(), self.rho()
-        self.saved_sites = tuple(name for name in values if name in self.saved)
-        self._left_out = tuple(name for name in {**values, **rho} if name not in self.saved)
+        self._statistics: Mapping[str, Tensor | float | bool] = {}
         self.last_draw = self.draw()
 
     # -- during a step
@@ -210,55 +202,25 @@ class Chain:
         return sorted(found)
 
     def draw(self) -> dict[str, Tensor]:
-        """The saved sites as they stand, in constrained space."""
-        values = self.values()
-        return {name: values[name].clone() for name in self.saved_sites}
+        """Return copies of the sites that a draw holds, in constrained space."""
+        return self.recording.select(self.values())
 
     def record(
-        self, draw: dict[str, Tensor], stats: Mapping[str, Tensor | float | bool]
+        self, draw: dict[str, Tensor], statistics: Mapping[str, Tensor | float | bool]
     ) -> dict[str, Tensor]:
-        """Counts a draw, takes it down unless warming up, and returns it."""
+        """Count a draw, record it unless it is one of warm-up, and return it."""
         self.last_draw = draw
         if not self.warming_up:
-            rho = self.rho()
-            norms = self._take_in_what_is_left_out(rho) if self._left_out else {}
-            statistics = {name: torch.as_tensor(x) for name, x in {**stats, **norms}.items()}
-            record = {
-                "posterior": draw,
-                "sample_stats": {name: x.expand(self.shape) for name, x in statistics.items()},
-                "adaptation": {name: value for name, value in rho.items() if name in self.saved},
-            }
-            self.recorder.add(record)
-        self._stats = stats
+            self.recording.add(draw, {**self.values(), **self.rho()}, statistics)
+        self._statistics = statistics
         self.draws += 1
-        return self.last_draw
-
-    def _take_in_what_is_left_out(self, rho: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Adds the sites that draws do not hold to the moments; the norms of those of weights."""
-        values = {**self.values(), **rho}
-        left_out = {name: values[name] for name in self._left_out}
-        self.moments.add(left_out)
-        weights = [block.name for block in self.structure.blocks if block.name in left_out]
-        axes = self.state.position.dim() - 1
-        return {norm_name(name): left_out[name].flatten(axes).norm(dim=-1) for name in weights}
-
-    def dims(self) -> dict[str, tuple[str | None, ...]]:
-        """The plate of every axis of every site and summary."""
-        dims = dict(self.structure.dims)
-        return {**dims, **{rho_name(b.name): dims[b.name] for b in self.structure.sparse}}
+        return draw
 
     def progress(self) -> OrderedDict[str, str]:
-        """Figures for a progress bar."""
-        figures = OrderedDict[str, str]()
-        if "potential" in self._stats:
-            figures["potential"] = f"{_mean(self._stats['potential']):.3g}"
-        if "sparsity" in self._stats:
-            figures["sparsity"] = f"{_mean(self._stats['sparsity']):.3f}"
-        if self.ssgl is not None and self.ssgl.sigma.shape[-1] == 1:
-            figures["sigma"] = f"{_mean(self.ssgl.sigma):.3g}"
-        started, first = self._clock
-        figures["steps/s"] = f"{(self.step - first) / (time.perf_counter() - started):.0f}"
-        return figures
+        """Return figures for a progress bar."""
+        started, first_step = self._clock
+        rate = (self.step - first_step) / (time.perf_counter() - started)
+        return progress_figures(self._statistics, self.ssgl, rate)
 
     def values(self) -> dict[str, Tensor]:
         """All latent sites' constrained values as they stand, by name: views where they can be."""
@@ -281,7 +243,3 @@ class Chain:
             rho_name(block.name): part.reshape((*self.shape, *block.shape))
             for block, part in zip(self.structure.sparse, parts, strict=True)
         }
-
-
-def _mean(value: Tensor | float) -> float:
-    return float(torch.as_tensor(value).mean())

@@ -42,7 +42,7 @@ def state_of(chain: Chain) -> dict[str, Any]:
         "pruner": None if chain.pruner is None else chain.pruner.state(),
         **chain.data.state(),
         "buffers": chain.buffers.values(),
-        "moments": chain.moments.state(),
+        "moments": chain.recording.moments.state(),
         "collapsed": sorted(chain.collapsed),
         "zeros": None if chain.flips is None else chain.flips.zero.clone(),
         "noise": chain.noise.state(),
@@ -84,7 +84,7 @@ def _load(chain: Chain, state: Mapping[str, Any]) -> None:
         chain.pruner.load(state["pruner"])
     chain.data.load(state)
     chain.buffers.load(state["buffers"])
-    chain.moments.load(state["moments"], position.device)
+    chain.recording.moments.load(state["moments"], position.device)
     chain.collapsed = {str(name) for name in state["collapsed"]}
     if chain.flips is not None and state.get("zeros") is not None:
         chain.flips.zero = _to(state["zeros"], position.device)

@@ -2,41 +2,43 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What a draw keeps. All sites and summaries, where that is small or the user says so; for a large
-model the small sites, and of the large ones figures in place of their values: a norm a draw, and
-running moments over the draws.
+The contents of a draw: all sites and summaries, or for a large model the small ones. Of the others
+a norm is recorded with every draw, and running moments over the draws.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_aeb.adaptation.spike_and_slab import SSGLLatents
 from pyro_aeb.errors import ModelError, SaveSizeWarning, listed
-from pyro_aeb.model.structure import Structure, rho_name
+from pyro_aeb.model.structure import Structure, norm_name, rho_name
+from pyro_aeb.storage.recorder import Recorder
 
 WARNING_BYTES = 2**20
-"""Bytes a draw above which a warning is given: 1000 such draws are 1 GiB."""
+"""Bytes of a draw above which a warning is given: 1000 such draws are 1 GiB."""
 
 LARGE_DRAW = 4 * 2**20
-"""Bytes above which a draw is large: 1000 such draws are 4 GiB, and three times that at the end."""
+"""Bytes above which a draw is large: 1000 are 4 GiB, and Pyro stacks them in three times that."""
 
 SMALL_SITE = 1024
-"""The most numbers that a site may have to be kept in a large draw."""
+"""The most numbers of a site that a large draw holds."""
 
 
 def names_to_save(structure: Structure, wanted: Sequence[str] | None) -> tuple[str, ...]:
     """
-    Names of the sites and summaries that a draw holds.
+    Return the names of the sites and summaries that a draw holds.
 
-    :param wanted: names, or None for all of them where a draw takes at most :data:`LARGE_DRAW`
-        bytes, and otherwise for the learned sites and those of at most :data:`SMALL_SITE` numbers.
-    :raises ModelError: if a name is none of theirs.
-    :warns SaveSizeWarning: if all of them take more than :data:`WARNING_BYTES`, or are left out.
+    :param wanted: names, or None for all where a draw takes at most :data:`LARGE_DRAW` bytes, and
+        otherwise for those of at most :data:`SMALL_SITE` numbers, learned sites included.
+    :raises ModelError: if a name is unknown.
+    :warns SaveSizeWarning: by default, if all of them take more than :data:`WARNING_BYTES`.
     """
     width = torch.finfo(structure.dtype).bits // 8
     sizes = {block.name: block.size for block in structure.blocks}
@@ -80,6 +82,60 @@ def _warn(sizes: Mapping[str, int], width: int, total: int) -> None:
     )
 
 
+class Recording:
+    """
+    Records the draws of a chain, and running moments of the sites that a draw leaves out.
+
+    :param Structure structure: of the model.
+    :param saved: names of the sites and summaries that a draw holds.
+    :param torch.Size shape: (C,) of C chains that step together, () of one.
+    :param Recorder recorder: receives the records.
+    """
+
+    def __init__(
+        self, structure: Structure, saved: Collection[str], shape: torch.Size, recorder: Recorder
+    ) -> None:
+        self.moments = Moments()
+        self.recorder = recorder
+        self._saved = saved
+        self._shape = shape
+        self._weights = [block.name for block in structure.blocks if block.name not in saved]
+        summaries = [rho_name(block.name) for block in structure.sparse]
+        self._rho = [name for name in summaries if name in saved]
+
+    def select(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return copies of the sites that a draw holds."""
+        return {name: value.clone() for name, value in values.items() if name in self._saved}
+
+    def add(
+        self,
+        draw: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+        statistics: Mapping[str, Tensor | float | bool],
+    ) -> None:
+        """
+        Record a draw.
+
+        :param draw: from :meth:`select`.
+        :param values: of all sites and inclusion probabilities.
+        :param statistics: one number a chain each, or one for all chains.
+        """
+        left_out = {name: value for name, value in values.items() if name not in self._saved}
+        if left_out:
+            self.moments.add(left_out)
+            axis = len(self._shape)
+            norms = {name: left_out[name].flatten(axis).norm(dim=-1) for name in self._weights}
+            statistics = {**statistics, **{norm_name(name): norms[name] for name in norms}}
+        tensors = {name: torch.as_tensor(number) for name, number in statistics.items()}
+        self.recorder.add(
+            {
+                "posterior": draw,
+                "sample_stats": {name: t.expand(self._shape) for name, t in tensors.items()},
+                "adaptation": {name: values[name] for name in self._rho if name in values},
+            }
+        )
+
+
 class Moments:
     """Running means and variances of tensors over the draws, by Welford's recursion."""
 
@@ -89,7 +145,7 @@ class Moments:
         self._square: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Takes in a draw."""
+        """Add a draw."""
         self.count += 1
         for name, value in values.items():
             if name not in self._mean:
@@ -101,24 +157,55 @@ class Moments:
             self._square[name].addcmul_(difference, value - mean)
 
     def mean(self) -> dict[str, Tensor]:
-        """The means, by name."""
+        """Return the means, by name."""
         return {name: mean.clone() for name, mean in self._mean.items()}
 
     def sd(self) -> dict[str, Tensor]:
-        """The standard deviations over the draws (divisor count - 1, 0 for one draw), by name."""
+        """Return the standard deviations (divisor count - 1; 0 for one draw), by name."""
         return {
             name: (square / max(self.count - 1, 1)).sqrt() for name, square in self._square.items()
         }
 
     def state(self) -> dict[str, Any]:
-        """All that the next draw is added to."""
+        """Return the state, for :meth:`load`."""
         return {"count": self.count, "mean": self._mean, "square": self._square}
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Goes on from another's :meth:`state`, on a device."""
+        """Restore another's :meth:`state` on a device."""
 
-        def there(values: Mapping[str, Any]) -> dict[str, Tensor]:
+        def move_to_device(values: Mapping[str, Any]) -> dict[str, Tensor]:
             return {n: torch.as_tensor(value, device=device) for n, value in values.items()}
 
         self.count = int(state["count"])
-        self._mean, self._square = there(state["mean"]), there(state["square"])
+        self._mean = move_to_device(state["mean"])
+        self._square = move_to_device(state["square"])
+
+
+def dims_of(structure: Structure) -> dict[str, list[str | None]]:
+    """Return the plate of every axis of every site and summary, None where there is none."""
+    dims = {name: list(plates) for name, plates in structure.dims.items()}
+    return {**dims, **{rho_name(block.name): dims[block.name] for block in structure.sparse}}
+
+
+def progress_figures(
+    statistics: Mapping[str, Tensor | float], ssgl: SSGLLatents | None, steps_per_second: float
+) -> OrderedDict[str, str]:
+    """
+    Return figures for a progress bar.
+
+    :param statistics: of the last draw, empty before the first.
+    :param ssgl: the latents of SSGL sites, None where none are learned.
+    """
+    figures = OrderedDict[str, str]()
+    if "potential" in statistics:
+        figures["potential"] = f"{_mean(statistics['potential']):.3g}"
+    if "sparsity" in statistics:
+        figures["sparsity"] = f"{_mean(statistics['sparsity']):.3f}"
+    if ssgl is not None and ssgl.sigma.shape[-1] == 1:
+        figures["sigma"] = f"{_mean(ssgl.sigma):.3g}"
+    figures["steps/s"] = f"{steps_per_second:.0f}"
+    return figures
+
+
+def _mean(value: Tensor | float) -> float:
+    return float(torch.as_tensor(value).mean())

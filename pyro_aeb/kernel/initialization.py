@@ -23,7 +23,7 @@ from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches, Order
 from pyro_aeb.data.step_data import StepData
 from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel.chain import Chain
-from pyro_aeb.kernel.draws import names_to_save
+from pyro_aeb.kernel.draws import Recording, names_to_save
 from pyro_aeb.kernel.noise import Kind, Noise
 from pyro_aeb.kernel.seeds import generator_of
 from pyro_aeb.kernel.update import Compile, Update
@@ -149,12 +149,11 @@ def begin(
         state=recipe.transition.init(position),
         latents=latents,
         warmup=warmup,
-        saved=saved,
+        recording=Recording(structure, saved, position.shape[:-1], recorder),
         buffers=buffers,
         noise=Noise(recipe.noise, like, generators, bits=update.compiled),
         update=update,
         pruner=None if recipe.pruning is None else Pruner(recipe.pruning, structure),
-        recorder=recorder,
     )
 
 

@@ -150,7 +150,3 @@ class Store(Protocol):
     def flush(self) -> None:
         """Write all draws to where they outlive the process, if the store is a file."""
         ...
-
-    def close(self) -> None:
-        """Flush, and close open files."""
-        ...

@@ -38,7 +38,7 @@ def test_a_chain_steps_on_few_numbers_a_weight(pruning):
     kernel.sample(kernel.initial_params)
     chain = kernel.chain
     everything = list(memory.tensors(chain))
-    records = list(memory.tensors([chain.moments, chain.recorder, chain.last_draw]))
+    records = list(memory.tensors([chain.recording, chain.last_draw]))
     network = 4 * sum(p.numel() for p in workload.network.parameters())
     sparse = sum(p.numel() for n, p in workload.network.named_parameters() if n in workload.sparse)
     step = (memory.bytes_of(everything, but=[workload.x, workload.y, *records]) - network) / sparse
