@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
-from pyro_aeb.validation import _as_float, check_numbers
+from pyro_aeb.validation import number, set_fields
 
 
 @runtime_checkable
@@ -30,17 +30,15 @@ class Schedule(Protocol):
 
 def as_schedule(value: Schedule | float, name: str) -> Schedule:
     """
-    Reads an argument that may be a number or a schedule.
+    Return a schedule; a number becomes a :class:`Constant`.
 
-    :param value: a number, which stands for :class:`Constant`, or a schedule.
-    :param str name: the argument's name, for the error message.
+    :param value: a number or a schedule.
+    :param str name: the option's name, for the error message.
     :raises TypeError: if ``value`` is neither.
+    :raises ValueError: if it is a number that is not finite.
     """
     if isinstance(value, Real):
-        number = _as_float(name, value)
-        if not math.isfinite(number):
-            raise ValueError(f"{name} is {number}, expected a finite value or a schedule")
-        return Constant(number)
+        return Constant(number(name, value, "(-inf, inf)"))
     if callable(value):
         return value
     raise TypeError(
@@ -48,21 +46,10 @@ def as_schedule(value: Schedule | float, name: str) -> Schedule:
     )
 
 
-def _read_numbers(schedule: Any, *names: str) -> None:
-    """Checks fields of a schedule that must be numbers, and makes NumPy's Python's."""
-    for name in names:
-        value = getattr(schedule, name)
-        check_numbers(type(schedule).__name__, **{name: value})
-        object.__setattr__(schedule, name, _plain(value))
-
-
-def _plain(value: Any) -> int | float:
-    return int(value) if isinstance(value, Integral) else float(value)
-
-
-def _require(condition: bool, schedule: Any, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{schedule!r}: expected {expected}")
+def _plain(name: str, value: Any, within: str = "", advice: str = "") -> int | float:
+    """Return a checked number, integers as Python's, so that a schedule prints as it was made."""
+    real = number(name, value, within, advice)
+    return int(value) if isinstance(value, Integral) else real
 
 
 @dataclass(frozen=True)
@@ -76,8 +63,7 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        _read_numbers(self, "value")
-        _require(math.isfinite(self.value), self, "a finite value")
+        set_fields(self, value=_plain("Constant: value", self.value, "(-inf, inf)"))
 
     def __call__(self, k: int) -> float:
         return self.value
@@ -102,10 +88,12 @@ class Polynomial:
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        _read_numbers(self, "scale", "offset", "power")
-        _require(0 < self.scale < math.inf, self, "a finite scale > 0")
-        _require(0 <= self.offset < math.inf, self, "a finite offset >= 0")
-        _require(0 <= self.power < math.inf, self, "a finite power >= 0")
+        set_fields(
+            self,
+            scale=_plain("Polynomial: scale", self.scale, "(0, inf)"),
+            offset=_plain("Polynomial: offset", self.offset, "[0, inf)"),
+            power=_plain("Polynomial: power", self.power, "[0, inf)"),
+        )
 
     def __call__(self, k: int) -> float:
         try:
@@ -131,10 +119,12 @@ class Geometric:
     every: int = 1
 
     def __post_init__(self) -> None:
-        _read_numbers(self, "initial", "rate", "every")
-        _require(0 < self.initial < math.inf, self, "a finite initial value > 0")
-        _require(0 < self.rate < math.inf, self, "a finite rate > 0")
-        _require(self.every >= 1, self, "every >= 1")
+        set_fields(
+            self,
+            initial=_plain("Geometric: initial", self.initial, "(0, inf)"),
+            rate=_plain("Geometric: rate", self.rate, "(0, inf)"),
+            every=_plain("Geometric: every", self.every, "[1, inf]"),
+        )
 
     def __call__(self, k: int) -> float:
         try:
@@ -165,22 +155,16 @@ class Piecewise:
     factors: Mapping[int, float]
 
     def __post_init__(self) -> None:
-        _read_numbers(self, "initial")
+        initial = _plain("Piecewise: initial", self.initial, "(-inf, inf)")
         if not isinstance(self.factors, Mapping):
             raise TypeError(
                 f"Piecewise: factors is {self.factors!r}, expected a mapping of steps to factors, "
                 "such as {1000: 0.1}"
             )
-        for step, factor in self.factors.items():
-            check_numbers("Piecewise", **{"a step of factors": step, "a factor": factor})
-        _require(math.isfinite(self.initial), self, "a finite initial value")
-        _require(
-            all(math.isfinite(factor) and factor > 0 for factor in self.factors.values()),
-            self,
-            "finite factors > 0",
-        )
-        factors = {_plain(step): _plain(f) for step, f in sorted(self.factors.items())}
-        object.__setattr__(self, "factors", factors)
+        steps = [_plain("Piecewise: a step of factors", step) for step in self.factors]
+        values = [_plain("Piecewise: a factor", f, "(0, inf)") for f in self.factors.values()]
+        factors = dict(sorted(zip(steps, values, strict=True)))
+        set_fields(self, initial=initial, factors=factors)
 
     def __hash__(self) -> int:
         return hash((self.initial, tuple(self.factors.items())))
@@ -205,9 +189,11 @@ class Cyclical:
     period: int
 
     def __post_init__(self) -> None:
-        _read_numbers(self, "initial", "period")
-        _require(0 < self.initial < math.inf, self, "a finite initial value > 0")
-        _require(self.period >= 1, self, "period >= 1")
+        set_fields(
+            self,
+            initial=_plain("Cyclical: initial", self.initial, "(0, inf)"),
+            period=_plain("Cyclical: period", self.period, "[1, inf]"),
+        )
 
     def __call__(self, k: int) -> float:
         phase = ((k - 1) % self.period) / self.period
@@ -231,10 +217,12 @@ class PruningSchedule:
     period: float = 50
 
     def __post_init__(self) -> None:
-        _read_numbers(self, "target", "damping", "period")
-        _require(0 <= self.target <= 1, self, "a target share in [0, 1]; 90 % is 0.9")
-        _require(0 <= self.damping < 1, self, "a damping in [0, 1)")
-        _require(0 < self.period < math.inf, self, "a finite period > 0")
+        set_fields(
+            self,
+            target=_plain("PruningSchedule: target", self.target, "[0, 1]", "90 % is 0.9"),
+            damping=_plain("PruningSchedule: damping", self.damping, "[0, 1)"),
+            period=_plain("PruningSchedule: period", self.period, "(0, inf)"),
+        )
 
     def __call__(self, k: int) -> float:
         """Equation (9)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_aeb.latents.contract import LatentUpdate, Seen, as_update
 from pyro_aeb.schedules import Constant, Schedule, as_schedule
-from pyro_aeb.validation import check_numbers, is_number
+from pyro_aeb.validation import is_number, number, set_fields
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,11 +53,13 @@ class StochasticApproximation:
         initial_penalty: float | None = None,
         latents: Mapping[str, LatentUpdate | Callable[[Seen], Tensor]] | None = None,
     ) -> None:
-        object.__setattr__(self, "weight", as_schedule(weight, "weight"))
-        object.__setattr__(self, "initial_inclusion", initial_inclusion)
-        object.__setattr__(self, "initial_penalty", initial_penalty)
-        updates = {name: as_update(name, update) for name, update in (latents or {}).items()}
-        object.__setattr__(self, "latents", updates)
+        set_fields(
+            self,
+            weight=as_schedule(weight, "weight"),
+            initial_inclusion=initial_inclusion,
+            initial_penalty=initial_penalty,
+            latents={name: as_update(name, update) for name, update in (latents or {}).items()},
+        )
         given: Any = initial_inclusion
         if not isinstance(given, (Real, Mapping)):
             raise TypeError(
@@ -66,8 +68,7 @@ class StochasticApproximation:
         if isinstance(given, Mapping):
             first = tuple(given.values())
         else:
-            check_numbers("StochasticApproximation", initial_inclusion=given)
-            first = (torch.tensor(float(given)),)
+            first = (torch.tensor(number("StochasticApproximation: initial_inclusion", given)),)
         for values in first:
             if not isinstance(values, Tensor):
                 raise TypeError(
@@ -76,7 +77,7 @@ class StochasticApproximation:
             if not bool(((values >= 0.0) & (values <= 1.0)).all()):
                 raise ValueError(f"{self!r}: expected initial_inclusion in [0, 1]")
         if initial_penalty is not None:
-            check_numbers("StochasticApproximation", initial_penalty=initial_penalty)
+            number("StochasticApproximation: initial_penalty", initial_penalty)
         if initial_penalty is not None and not 0.0 < initial_penalty < math.inf:
             raise ValueError(f"{self!r}: expected initial_penalty > 0, or None for equation (5)")
         if isinstance(self.weight, Constant):

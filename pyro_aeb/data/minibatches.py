@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pyro_aeb.data.ranks import ALONE, Ranks
 from pyro_aeb.errors import ModelError
+from pyro_aeb.validation import choice
 
 Order = Literal["permutation", "replacement"]
 
@@ -168,12 +169,8 @@ class ChainMinibatches:
             minibatches.load(own)
 
 
-def check_order(order: str) -> None:
+def check_order(order: Any) -> None:
     """
     :raises ValueError: if ``order`` is not the name of an order.
     """
-    if not isinstance(order, str) or order not in get_args(Order):
-        raise ValueError(
-            f"minibatches is {order!r}, expected 'permutation' (every datum at most once an epoch) "
-            "or 'replacement' (independent draws)"
-        )
+    choice("minibatches", order, Order, "every datum at most once an epoch", "independent draws")

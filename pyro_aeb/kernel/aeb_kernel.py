@@ -25,9 +25,9 @@ from pyro_aeb.kernel.initialization import begin
 from pyro_aeb.kernel.noise import Kind, check_kind
 from pyro_aeb.kernel.non_finite import are_good, bad_number, blown_up, check_batch
 from pyro_aeb.kernel.options import (
-    check_counts,
     check_data_parallel,
     check_options,
+    check_seed,
     check_target_transition,
 )
 from pyro_aeb.kernel.seeds import chain_number, loader_seed
@@ -39,7 +39,7 @@ from pyro_aeb.pruning import Pruning
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.storage.recorder import History, Recorder
 from pyro_aeb.transitions import AnyTransition, StepNumbers
-from pyro_aeb.validation import check_names, check_switch
+from pyro_aeb.validation import count, flag, names
 
 
 class AEBKernel(MCMCKernel):
@@ -143,27 +143,25 @@ class AEBKernel(MCMCKernel):
         data_parallel: bool = False,
     ) -> None:
         check_options(model, transition, adaptation, init_strategy, pruning)
-        check_counts(steps_per_draw, save, seed)
         check_order(minibatches)
         check_kind(noise)
         check_compile(compile)
         check_target_transition(transition, noise, compile)
-        check_switch("freeze_after_warmup", freeze_after_warmup)
         check_data_parallel(data_parallel, seed)
         self.model = model
         self.transition = transition
         self.adaptation = adaptation
         self.inverse_temperature = as_schedule(inverse_temperature, "inverse_temperature")
-        self.steps_per_draw = int(steps_per_draw)
+        self.steps_per_draw = count("steps_per_draw", steps_per_draw)
         self.pruning = pruning
         self.init_strategy = init_strategy
-        self.save = None if save is None else tuple(save)
+        self.save = names("save", save)
         self.links = links
-        self.freeze_after_warmup = freeze_after_warmup
+        self.freeze_after_warmup = flag("freeze_after_warmup", freeze_after_warmup)
         self.minibatches = minibatches
         self.noise = noise
         self.compile = compile
-        self.seed = None if seed is None else int(seed)
+        self.seed = check_seed(seed)
         self.data_parallel = data_parallel
         self.transforms: dict[str, Any] = {}  # draws are in constrained space already
         self._save_params: tuple[str, ...] | None = None
@@ -374,9 +372,8 @@ class AEBKernel(MCMCKernel):
         return sorted(self.chain.last_draw)
 
     @save_params.setter
-    def save_params(self, names: Sequence[str] | None) -> None:
-        check_names("save_params", names)
-        self._save_params = None if names is None else tuple(names)
+    def save_params(self, value: Sequence[str] | None) -> None:
+        self._save_params = names("save_params", value)
 
     @property
     def wanted(self) -> tuple[str, ...] | None:

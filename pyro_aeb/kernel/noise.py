@@ -32,7 +32,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from torch import Tensor
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel.random_bits import three_point_table
+from pyro_aeb.validation import choice
 
 Kind = Literal["normal", "three-point"]
 
@@ -247,8 +248,4 @@ def check_kind(kind: Any) -> None:
     """
     :raises ValueError: if ``kind`` is not the name of one.
     """
-    if not isinstance(kind, str) or kind not in get_args(Kind):
-        raise ValueError(
-            f"noise is {kind!r}, expected 'normal', or 'three-point' for numbers of the same "
-            "moments up to the fifth that cost less"
-        )
+    choice("noise", kind, Kind, "usual", "the same moments up to the fifth, at less cost")

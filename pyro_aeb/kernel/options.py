@@ -11,7 +11,7 @@ from typing import Any
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.pruning import Pruning
 from pyro_aeb.transitions import TargetTransition
-from pyro_aeb.validation import check_names, check_switch
+from pyro_aeb.validation import flag
 
 
 def check_options(
@@ -61,16 +61,13 @@ def check_target_transition(transition: Any, noise: Any, compile: Any) -> None:
         )
 
 
-def check_counts(steps_per_draw: Any, save: Any, seed: Any) -> None:
+def check_seed(seed: Any) -> int | None:
     """
-    :raises TypeError: if an option is of the wrong kind.
-    :raises ValueError: if ``steps_per_draw`` is no integer of at least 1.
+    :raises TypeError: if ``seed`` is neither an integer nor None.
     """
-    if not isinstance(steps_per_draw, Integral) or steps_per_draw < 1:
-        raise ValueError(f"steps_per_draw is {steps_per_draw!r}, expected an integer of at least 1")
-    check_names("save", save)
     if not (seed is None or isinstance(seed, Integral)):
         raise TypeError(f"seed is {seed!r}, expected an integer or None")
+    return None if seed is None else int(seed)
 
 
 def check_data_parallel(data_parallel: Any, seed: Any) -> None:
@@ -78,7 +75,7 @@ def check_data_parallel(data_parallel: Any, seed: Any) -> None:
     :raises TypeError: if ``data_parallel`` is no bool.
     :raises ValueError: if it is True and there is no seed.
     """
-    check_switch("data_parallel", data_parallel)
+    flag("data_parallel", data_parallel)
     if data_parallel and seed is None:
         raise ValueError(
             "data_parallel=True without a seed, expected seed=..., the same on all ranks, from "

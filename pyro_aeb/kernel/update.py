@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from pyro_aeb.posterior.likelihood import Gradient
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.posterior.step_target import StepTarget
 from pyro_aeb.transitions import AnyTransition, StepNumbers, TargetTransition
+from pyro_aeb.validation import choice
 
 Compile = Literal["update", "all"]
 """What a kernel compiles: what comes after the likelihood's gradient, or that too."""
@@ -179,9 +180,5 @@ def check_compile(compile: Any) -> None:
     """
     :raises ValueError: if ``compile`` is neither None nor the name of what can be compiled.
     """
-    known = isinstance(compile, str) and compile in get_args(Compile)
-    if compile is not None and not known:
-        raise ValueError(
-            f"compile is {compile!r}, expected None, 'update' to compile what a step does after "
-            "the likelihood's gradient, or 'all' to compile the gradient too"
-        )
+    meanings = ("what a step does after the likelihood's gradient", "the gradient too")
+    choice("compile", compile, Compile, *meanings, optional=True)

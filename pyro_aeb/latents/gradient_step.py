@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from pyro_aeb.latents.contract import AveragedStatistics, LatentUpdate, Seen
+from pyro_aeb.validation import positive
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,7 @@ class GradientStep(LatentUpdate):
     step_size: float
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.step_size < math.inf:
-            raise ValueError(
-                f"GradientStep: step_size is {self.step_size}, expected a positive number"
-            )
+        positive("GradientStep: step_size", self.step_size)
 
     def of(self, prior: Any) -> InSpace:
         """The update in the unconstrained space of a site's support."""

@@ -9,9 +9,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -33,6 +32,7 @@ from pyro_aeb.mcmc.run_record import RunRecord, RunRecorder
 from pyro_aeb.model.side_effects import set_global_random_state
 from pyro_aeb.posterior.data_parallel import ranks_of_data
 from pyro_aeb.storage.checkpoint import Checkpoint, reading
+from pyro_aeb.validation import choice, count
 
 ChainMethod = Literal["sequential", "vectorized", "parallel", "distributed"]
 
@@ -126,15 +126,12 @@ class MCMC(RunResults):
             )
         warmup = num_samples if warmup_steps is None else warmup_steps
         counts = {"num_samples": num_samples, "num_chains": num_chains}
-        _check_counts({**counts, "thinning": thinning, "every": every}, least=1)
-        _check_counts({"warmup_steps": warmup}, least=0)
+        for name, value in {**counts, "thinning": thinning, "every": every}.items():
+            count(name, value)
+        count("warmup_steps", warmup, least=0)
         paths = {"trace": trace, "checkpoint": checkpoint}
         check_run_options(initial_params, hook_fn, mp_context, paths)
-        known = isinstance(chain_method, str) and chain_method in get_args(ChainMethod)
-        if chain_method is not None and not known:
-            raise ValueError(
-                f"chain_method is {chain_method!r}, expected one of {list(get_args(ChainMethod))}"
-            )
+        choice("chain_method", chain_method, ChainMethod, optional=True)
         if kernel.data_parallel and chain_method in ("parallel", "distributed"):
             raise ValueError(
                 f"chain_method is {chain_method!r} and the kernel has data_parallel=True, by which "
@@ -444,12 +441,6 @@ def _check_transforms(begun: Sequence[str], given: Mapping[str, Any] | None) -> 
         )
 
 
-def _check_counts(counts: Mapping[str, Any], least: int) -> None:
-    for name, value in counts.items():
-        if not isinstance(value, Integral) or value < least:
-            raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
-
-
 def check_run_options(
     initial_params: Any, hook_fn: Any, mp_context: Any, paths: Mapping[str, Any]
 ) -> None:
@@ -472,9 +463,7 @@ def check_run_options(
         raise TypeError(
             f"hook_fn is {hook_fn!r}, expected a function hook_fn(kernel, draw, stage, i)"
         )
-    contexts = ("fork", "spawn", "forkserver")
-    if mp_context is not None and not (isinstance(mp_context, str) and mp_context in contexts):
-        raise ValueError(f"mp_context is {mp_context!r}, expected one of {list(contexts)}")
+    choice("mp_context", mp_context, Literal["fork", "spawn", "forkserver"], optional=True)
     for name, path in paths.items():
         if path is not None and not (isinstance(path, (str, os.PathLike)) and os.fspath(path)):
             raise TypeError(f"{name} is {path!r}, expected a path")

@@ -13,14 +13,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, get_args
+from numbers import Real
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
-from pyro_aeb.validation import check_numbers
+from pyro_aeb.validation import choice, count, flag, names, number, set_fields
 
 Scope = Literal["layer", "global"]
 
@@ -66,19 +66,18 @@ class Pruning(ABC):
         every: int = 1,
         sites: str | Sequence[str] | None = None,
     ) -> None:
-        _check_options(type(self).__name__, sparsity, scope, freeze, every)
-        names = (sites,) if isinstance(sites, str) else sites
-        if names is not None and not (
-            isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
-        ):
-            raise TypeError(
-                f"{type(self).__name__}: sites is {sites!r}, expected names of sites or patterns"
-            )
-        object.__setattr__(self, "sparsity", as_schedule(sparsity, "sparsity"))
-        object.__setattr__(self, "scope", scope)
-        object.__setattr__(self, "freeze", freeze)
-        object.__setattr__(self, "every", int(every))
-        object.__setattr__(self, "sites", None if names is None else tuple(names))
+        owner = type(self).__name__
+        if isinstance(sparsity, Real):
+            sparsity = number(f"{owner}: sparsity", sparsity, "[0, 1]", "90 % is 0.9")
+        patterns = [sites] if isinstance(sites, str) else sites
+        set_fields(
+            self,
+            sparsity=as_schedule(sparsity, f"{owner}: sparsity"),
+            scope=choice(f"{owner}: scope", scope, Scope),
+            freeze=flag(f"{owner}: freeze", freeze),
+            every=count(f"{owner}: every", every, "the steps between prunings"),
+            sites=names(f"{owner}: sites", patterns),
+        )
 
     @abstractmethod
     def keys(self, weights: Tensor, probability: Tensor | None) -> tuple[Tensor, ...]:
@@ -139,16 +138,3 @@ class UnitPruning(Pruning):
     def keys(self, weights: Tensor, probability: Tensor | None) -> tuple[Tensor, ...]:
         """The root mean square of every unit."""
         return (torch.linalg.vector_norm(weights, dim=-1) / math.sqrt(weights.shape[-1]),)
-
-
-def _check_options(kind: str, sparsity: Any, scope: Any, freeze: Any, every: Any) -> None:
-    if isinstance(sparsity, Real):
-        check_numbers(kind, sparsity=sparsity)
-    if isinstance(sparsity, Real) and not 0.0 <= float(sparsity) <= 1.0:
-        raise ValueError(f"{kind}: sparsity is {sparsity}, expected a share in [0, 1]; 90 % is 0.9")
-    if not isinstance(scope, str) or scope not in get_args(Scope):
-        raise ValueError(f"{kind}: scope is {scope!r}, expected 'layer' or 'global'")
-    if not isinstance(freeze, bool):
-        raise TypeError(f"{kind}: freeze is {freeze!r}, expected True or False")
-    if not isinstance(every, Integral) or int(every) < 1:
-        raise ValueError(f"{kind}: every is {every!r}, expected a whole number of steps >= 1")

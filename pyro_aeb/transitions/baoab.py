@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
-from pyro_aeb.validation import check_positive
+from pyro_aeb.validation import number, set_fields
 
 
 class BAOABState(NamedTuple):
@@ -77,12 +77,16 @@ class BAOAB:
     friction: float = 0.1
 
     def __init__(self, step_size: Schedule | float, friction: float = 0.1) -> None:
-        if friction != math.inf:
-            check_positive(
-                "BAOAB", "a step keeps exp(-friction) of the momentum", friction=friction
-            )
-        object.__setattr__(self, "step_size", as_schedule(step_size, "step_size"))
-        object.__setattr__(self, "friction", float(friction))
+        set_fields(
+            self,
+            step_size=as_schedule(step_size, "step_size"),
+            friction=number(
+                "BAOAB: friction",
+                friction,
+                "(0, inf]",
+                "a step keeps exp(-friction) of the momentum",
+            ),
+        )
 
     def init(self, position: Tensor) -> BAOABState:
         """The state at rest at ``position``, shape (..., D)."""

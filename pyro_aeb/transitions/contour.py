@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Polynomial, Schedule, as_schedule
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target
-from pyro_aeb.validation import check_count, check_numbers
+from pyro_aeb.validation import count, number, set_fields
 
 WEIGHT = Polynomial(1.0, 1000.0, 0.75)
 """How fast the shares of the bins are learned, by default."""
@@ -95,24 +95,19 @@ class ContourSGLD:
     ) -> None:
         if not isinstance(energies, (tuple, list)) or len(energies) != 2:
             raise TypeError(f"ContourSGLD: energies is {energies!r}, expected (low, high)")
-        low, high = energies
-        check_numbers("ContourSGLD", low=low, high=high, zeta=zeta)
+        low, high = (number("ContourSGLD: energies", energy) for energy in energies)
         if not -math.inf < low < high < math.inf:
             raise ValueError(
                 f"ContourSGLD: energies is {energies!r}, expected finite (low, high), low < high"
             )
-        check_count("ContourSGLD", "bins there are, at least 2", bins=bins)
-        if bins < 2:
-            raise ValueError(f"ContourSGLD: bins is {bins}, expected at least 2")
-        if not 0.0 < zeta <= 1.0:
-            raise ValueError(
-                f"ContourSGLD: zeta is {zeta}, expected a number in (0, 1]; larger is flatter"
-            )
-        object.__setattr__(self, "step_size", as_schedule(step_size, "step_size"))
-        object.__setattr__(self, "energies", (float(low), float(high)))
-        object.__setattr__(self, "bins", int(bins))
-        object.__setattr__(self, "zeta", float(zeta))
-        object.__setattr__(self, "weight", as_schedule(weight, "weight"))
+        set_fields(
+            self,
+            step_size=as_schedule(step_size, "step_size"),
+            energies=(low, high),
+            bins=count("ContourSGLD: bins", bins, least=2),
+            zeta=number("ContourSGLD: zeta", zeta, "(0, 1]", "larger is flatter"),
+            weight=as_schedule(weight, "weight"),
+        )
 
     def init(self, position: Tensor) -> ContourSGLDState:
         """The state at ``position``, shape (..., D), with equal shares."""

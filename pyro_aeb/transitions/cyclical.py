@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Cyclical
 from pyro_aeb.transitions.base import HasStatistics, StepNumbers, Transition
-from pyro_aeb.validation import check_inner, check_numbers
+from pyro_aeb.validation import gradient_transition, number, set_fields
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,16 @@ class CyclicalSGMCMC:
     inner: Transition[Any]
     exploration: float = 0.5
 
-    def __init__(self, inner: Transition[Any], exploration: float = 0.5) -> None:
-        check_inner("CyclicalSGMCMC", inner)
-        if not isinstance(inner.step_size, Cyclical):
+    def __post_init__(self) -> None:
+        gradient_transition("CyclicalSGMCMC: inner", self.inner)
+        if not isinstance(self.inner.step_size, Cyclical):
             raise TypeError(
-                f"CyclicalSGMCMC: inner is {inner!r}, expected one with cycles, such as "
+                f"CyclicalSGMCMC: inner is {self.inner!r}, expected one with cycles, such as "
                 "SGLD(Cyclical(1e-5, period=10_000))"
             )
-        check_numbers("CyclicalSGMCMC", exploration=exploration)
-        if not 0.0 <= exploration < 1.0:
-            raise ValueError(
-                f"CyclicalSGMCMC: exploration is {exploration}, expected a share in [0, 1); the "
-                "rest of every cycle samples"
-            )
-        object.__setattr__(self, "inner", inner)
-        object.__setattr__(self, "exploration", float(exploration))
+        advice = "the rest of every cycle samples"
+        share = number("CyclicalSGMCMC: exploration", self.exploration, "[0, 1)", advice)
+        set_fields(self, exploration=share)
 
     @property
     def step_size(self) -> Cyclical:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target
-from pyro_aeb.validation import check_count
+from pyro_aeb.validation import count, set_fields
 
 
 class HMCState(NamedTuple):
@@ -73,9 +73,11 @@ class HMC:
     leapfrogs: int = 10
 
     def __init__(self, step_size: Schedule | float, leapfrogs: int = 10) -> None:
-        check_count("HMC", "leapfrogs a trajectory has", leapfrogs=leapfrogs)
-        object.__setattr__(self, "step_size", as_schedule(step_size, "step_size"))
-        object.__setattr__(self, "leapfrogs", int(leapfrogs))
+        set_fields(
+            self,
+            step_size=as_schedule(step_size, "step_size"),
+            leapfrogs=count("HMC: leapfrogs", leapfrogs, "the leapfrogs of a trajectory"),
+        )
 
     def init(self, position: Tensor) -> HMCState:
         """The state at ``position``, shape (..., D)."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target
-from pyro_aeb.validation import check_count, check_numbers, check_positive
+from pyro_aeb.validation import count, flag, number, positive, set_fields
 
 
 class PSGLDState(NamedTuple):
@@ -106,23 +106,16 @@ class PSGLD:
         correction: bool = False,
         adapt_until: int | None = None,
     ) -> None:
-        check_numbers("PSGLD", decay=decay)
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(
-                f"PSGLD: decay is {decay}, expected a number in [0, 1); 0.99 remembers about 100 "
-                "steps"
-            )
-        check_positive("PSGLD", "a gradient of that size counts as small", damping=damping)
-        if not isinstance(correction, bool):
-            raise TypeError(f"PSGLD: correction is {correction!r}, expected True or False")
         if adapt_until is not None:
-            check_count("PSGLD", "steps change the preconditioner", adapt_until=adapt_until)
-            adapt_until = int(adapt_until)
-        object.__setattr__(self, "step_size", as_schedule(step_size, "step_size"))
-        object.__setattr__(self, "decay", float(decay))
-        object.__setattr__(self, "damping", float(damping))
-        object.__setattr__(self, "correction", correction)
-        object.__setattr__(self, "adapt_until", adapt_until)
+            adapt_until = count("PSGLD: adapt_until", adapt_until, "the last step that changes V")
+        set_fields(
+            self,
+            step_size=as_schedule(step_size, "step_size"),
+            decay=number("PSGLD: decay", decay, "[0, 1)", "0.99 remembers about 100 steps"),
+            damping=positive("PSGLD: damping", damping, "the size of a small gradient"),
+            correction=flag("PSGLD: correction", correction),
+            adapt_until=adapt_until,
+        )
 
     def init(self, position: Tensor) -> PSGLDState | CorrectedPSGLDState:
         """The state at ``position``, shape (..., D), before any gradient."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_aeb.schedules import Schedule
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target, Transition
 from pyro_aeb.transitions.joined_state import held_of, inner_state, joined
-from pyro_aeb.validation import check_count, check_inner, check_numbers, check_positive
+from pyro_aeb.validation import choice, count, gradient_transition, number, positive, set_fields
 
 Energies = Literal["whole", "batch"]
 """Of which data the energies are that decide on a swap."""
@@ -77,37 +77,28 @@ class ReplicaExchange:
     energies: Energies = "whole"
     variance_every: int = 10
 
-    def __init__(
-        self,
-        inner: Transition[Any],
-        temperature_ratio: float = 4.0,
-        step_size_ratio: float = 1.0,
-        swap_every: int = 10,
-        energies: Energies = "whole",
-        variance_every: int = 10,
-    ) -> None:
-        owner = "ReplicaExchange"
-        check_inner(owner, inner)
-        check_numbers(owner, temperature_ratio=temperature_ratio)
-        if not 1.0 < temperature_ratio < float("inf"):
-            raise ValueError(
-                f"{owner}: temperature_ratio is {temperature_ratio}, expected a finite number > 1; "
-                "it says how many times hotter the second replica is"
-            )
-        check_positive(owner, "it multiplies the hot one's", step_size_ratio=step_size_ratio)
-        check_count(owner, "steps lie between swaps", swap_every=swap_every)
-        check_count(owner, "swaps lie between estimates", variance_every=variance_every)
-        if not isinstance(energies, str) or energies not in get_args(Energies):
-            raise ValueError(
-                f"{owner}: energies is {energies!r}, expected 'whole' for those of all data, or "
-                "'batch' for estimates from the data of the step"
-            )
-        object.__setattr__(self, "inner", inner)
-        object.__setattr__(self, "temperature_ratio", float(temperature_ratio))
-        object.__setattr__(self, "step_size_ratio", float(step_size_ratio))
-        object.__setattr__(self, "swap_every", int(swap_every))
-        object.__setattr__(self, "energies", energies)
-        object.__setattr__(self, "variance_every", int(variance_every))
+    def __post_init__(self) -> None:
+        ratio = "hot over cold"
+        meanings = ("those of all data", "estimates from the data of the step")
+        set_fields(
+            self,
+            inner=gradient_transition("ReplicaExchange: inner", self.inner),
+            temperature_ratio=number(
+                "ReplicaExchange: temperature_ratio", self.temperature_ratio, "(1, inf)", ratio
+            ),
+            step_size_ratio=positive(
+                "ReplicaExchange: step_size_ratio", self.step_size_ratio, ratio
+            ),
+            swap_every=count(
+                "ReplicaExchange: swap_every", self.swap_every, "the steps between swaps"
+            ),
+            energies=choice("ReplicaExchange: energies", self.energies, Energies, *meanings),
+            variance_every=count(
+                "ReplicaExchange: variance_every",
+                self.variance_every,
+                "the swaps between estimates",
+            ),
+        )
 
     @property
     def step_size(self) -> Schedule:

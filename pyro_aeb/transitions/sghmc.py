@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
-from pyro_aeb.validation import check_numbers
+from pyro_aeb.validation import number, set_fields
 
 
 class SGHMCState(NamedTuple):
@@ -62,22 +62,14 @@ class SGHMC:
     def __init__(
         self, step_size: Schedule | float, friction: float = 0.1, gradient_noise: float = 0.0
     ) -> None:
-        check_numbers("SGHMC", friction=friction, gradient_noise=gradient_noise)
-        if not 0.0 < friction <= 1.0:
-            raise ValueError(
-                f"SGHMC: friction is {friction}, expected a number in (0, 1]; "
-                "friction = 1 - momentum, so a momentum of 0.9 is friction=0.1"
-            )
-        if not 0.0 <= gradient_noise <= friction:
-            raise ValueError(
-                f"SGHMC: gradient_noise is {gradient_noise}, expected a number in "
-                f"[0, friction] = [0, {friction}]; an estimate of the gradient noise above the "
-                "friction would ask for noise of negative variance: raise the friction or lower "
-                "the estimate (0 is the usual choice)"
-            )
-        object.__setattr__(self, "step_size", as_schedule(step_size, "step_size"))
-        object.__setattr__(self, "friction", float(friction))
-        object.__setattr__(self, "gradient_noise", float(gradient_noise))
+        advice = "friction = 1 - momentum, so a momentum of 0.9 is friction=0.1"
+        friction = number("SGHMC: friction", friction, "(0, 1]", advice)
+        advice = (
+            "noise of negative variance is impossible: raise the friction or lower the estimate"
+        )
+        gradient_noise = number("SGHMC: gradient_noise", gradient_noise, f"[0, {friction}]", advice)
+        step_size = as_schedule(step_size, "step_size")
+        set_fields(self, step_size=step_size, friction=friction, gradient_noise=gradient_noise)
 
     def init(self, position: Tensor) -> SGHMCState:
         """The state at rest at ``position``, shape (..., D)."""

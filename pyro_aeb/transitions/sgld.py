@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
+from pyro_aeb.validation import set_fields
 
 
 class SGLDState(NamedTuple):
@@ -48,7 +49,7 @@ class SGLD:
     step_size: Schedule
 
     def __init__(self, step_size: Schedule | float) -> None:
-        object.__setattr__(self, "step_size", as_schedule(step_size, "step_size"))
+        set_fields(self, step_size=as_schedule(step_size, "step_size"))
 
     def init(self, position: Tensor) -> SGLDState:
         """The state at ``position``, shape (..., D)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
-from pyro_aeb.validation import check_positive
+from pyro_aeb.validation import positive, set_fields
 
 
 class SGNHTState(NamedTuple):
@@ -79,11 +79,14 @@ class SGNHT:
     def __init__(
         self, step_size: Schedule | float, friction: float = 0.1, coupling: float = 0.01
     ) -> None:
-        check_positive("SGNHT", "it says how much noise is injected", friction=friction)
-        check_positive("SGNHT", "a thermostat that never moves is BAOAB", coupling=coupling)
-        object.__setattr__(self, "step_size", as_schedule(step_size, "step_size"))
-        object.__setattr__(self, "friction", float(friction))
-        object.__setattr__(self, "coupling", float(coupling))
+        set_fields(
+            self,
+            step_size=as_schedule(step_size, "step_size"),
+            friction=positive("SGNHT: friction", friction, "it scales the injected noise"),
+            coupling=positive(
+                "SGNHT: coupling", coupling, "a thermostat that never moves is BAOAB"
+            ),
+        )
 
     def init(self, position: Tensor) -> SGNHTState:
         """The state at rest at ``position``, shape (..., D)."""

@@ -21,7 +21,7 @@ from pyro_aeb.transitions.base import (
     Transition,
 )
 from pyro_aeb.transitions.joined_state import inner_state, joined
-from pyro_aeb.validation import check_count, check_inner
+from pyro_aeb.validation import count, gradient_transition, set_fields
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,12 @@ class SVRG:
     inner: Transition[Any]
     every: int
 
-    def __init__(self, inner: Transition[Any], every: int) -> None:
-        check_inner("SVRG", inner)
-        check_count("SVRG", "steps lie between anchors", every=every)
-        object.__setattr__(self, "inner", inner)
-        object.__setattr__(self, "every", int(every))
+    def __post_init__(self) -> None:
+        set_fields(
+            self,
+            inner=gradient_transition("SVRG: inner", self.inner),
+            every=count("SVRG: every", self.every, "the steps between anchors"),
+        )
 
     @property
     def step_size(self) -> Schedule:

@@ -43,5 +43,7 @@ def test_steps_end_at_the_maximiser_over_the_value_itself():
 
 @pytest.mark.parametrize("step_size", [0.0, -1.0, math.inf, math.nan])
 def test_a_step_size_is_positive(step_size):
-    with pytest.raises(ValueError, match="GradientStep: step_size is .* expected a positive"):
+    with pytest.raises(
+        ValueError, match="GradientStep: step_size is .* expected a finite number > 0"
+    ):
         GradientStep(step_size)

@@ -458,7 +458,11 @@ def test_loaders_with_workers_serve_chains_in_processes():
         ({"every": -1}, "every is -1, expected"),
         ({"warmup_steps": -1}, "warmup_steps is -1, expected an integer of at least 0"),
         ({"num_samples": 0}, "num_samples is 0, expected"),
-        ({"chain_method": "together"}, "chain_method is 'together', expected one of"),
+        (
+            {"chain_method": "together"},
+            "chain_method is 'together', expected None, 'sequential', 'vectorized', "
+            "'parallel' or 'distributed'",
+        ),
     ],
 )
 def test_options_that_make_no_sense(options, said):

@@ -281,7 +281,8 @@ def test_transforms_are_given_again(tmp_path):
 
 def test_what_is_given_wrong_is_not_laid_to_the_checkpoint(tmp_path):
     make_mcmc(checkpoint=tmp_path).run(X, Y, **DATA)
-    with raises_with("mp_context is 'threads', expected one of", error=ValueError):
+    said = "mp_context is 'threads', expected None, 'fork', 'spawn' or 'forkserver'"
+    with raises_with(said, error=ValueError):
         resume_mcmc(tmp_path, mp_context="threads")
     with raises_with("hook_fn is 3, expected a function", error=TypeError):
         resume_mcmc(tmp_path, hook_fn=3)

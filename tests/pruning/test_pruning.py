@@ -40,12 +40,12 @@ class TestEveryPruning:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"sparsity": 90}, "sparsity is 90, expected a share in [0, 1]; 90 % is 0.9"),
-            ({"sparsity": -0.1}, "sparsity is -0.1, expected a share in [0, 1]"),
-            ({"sparsity": float("nan")}, "sparsity is nan, expected a share in [0, 1]"),
+            ({"sparsity": 90}, "sparsity is 90, expected a number in [0, 1]; 90 % is 0.9"),
+            ({"sparsity": -0.1}, "sparsity is -0.1, expected a number in [0, 1]"),
+            ({"sparsity": float("nan")}, "sparsity is nan, expected a number in [0, 1]"),
             ({"scope": "network"}, "scope is 'network', expected 'layer' or 'global'"),
-            ({"every": 0}, "every is 0, expected a whole number of steps >= 1"),
-            ({"every": 2.5}, "every is 2.5, expected a whole number of steps >= 1"),
+            ({"every": 0}, "every is 0, expected an integer of at least 1, the steps"),
+            ({"every": 2.5}, "every is 2.5, expected an integer of at least 1, the steps"),
         ],
     )
     def test_impossible_options_are_refused(self, kind, options, message):

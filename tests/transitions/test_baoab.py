@@ -100,6 +100,6 @@ def test_the_kinetic_temperature_of_a_gaussian_is_one_at_any_step_size(eta):
 
 @pytest.mark.parametrize("friction", [0.0, -0.1, math.nan, -math.inf])
 def test_a_friction_that_is_not_positive_is_refused(friction):
-    message = f"friction is {friction}, expected a finite number > 0; a step keeps exp(-friction)"
+    message = f"friction is {friction}, expected a number in (0, inf]; a step keeps exp(-friction)"
     with pytest.raises(ValueError, match=re.escape(message)):
         BAOAB(0.1, friction=friction)

@@ -98,7 +98,7 @@ def test_junk_is_refused():
     for energies in ((1.0, 1.0), (2.0, 1.0), (0.0, math.inf), (math.nan, 1.0)):
         with pytest.raises(ValueError, match=r"expected finite \(low, high\), low < high"):
             ContourSGLD(0.1, energies)
-    with pytest.raises(ValueError, match="bins is 1, expected at least 2"):
+    with pytest.raises(ValueError, match="bins is 1, expected an integer of at least 2"):
         ContourSGLD(0.1, (0.0, 1.0), bins=1)
     with pytest.raises(ValueError, match=r"zeta is 0.0, expected a number in \(0, 1\]"):
         ContourSGLD(0.1, (0.0, 1.0), zeta=0.0)

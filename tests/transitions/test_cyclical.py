@@ -69,6 +69,6 @@ def test_junk_is_refused():
         with pytest.raises(TypeError, match="expected one with cycles, such as SGLD"):
             CyclicalSGMCMC(inner)
     for share in (-0.1, 1.0, float("nan")):
-        message = f"exploration is {share}, expected a share in [0, 1)"
+        message = f"exploration is {share}, expected a number in [0, 1)"
         with pytest.raises(ValueError, match=re.escape(message)):
             CyclicalSGMCMC(SGLD(Cyclical(0.1, 10)), share)

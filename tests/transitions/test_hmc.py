@@ -128,5 +128,7 @@ def test_a_loader_has_no_whole():
 
 @pytest.mark.parametrize("leapfrogs", [0, 1.5, True])
 def test_junk_is_refused(leapfrogs):
-    with pytest.raises(ValueError, match="expected how many leapfrogs a trajectory has"):
+    with pytest.raises(
+        ValueError, match="expected an integer of at least 1, the leapfrogs of a trajectory"
+    ):
         HMC(0.1, leapfrogs)

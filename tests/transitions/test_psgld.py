@@ -168,7 +168,9 @@ def test_junk_is_refused():
         PSGLD(0.1, damping=0)
     with pytest.raises(TypeError, match="correction is 1, expected True or False"):
         PSGLD(0.1, correction=1)
-    with pytest.raises(ValueError, match="adapt_until is 0, expected how many steps change"):
+    with pytest.raises(
+        ValueError, match="adapt_until is 0, expected an integer of at least 1, the last step"
+    ):
         PSGLD(0.1, adapt_until=0)
 
 

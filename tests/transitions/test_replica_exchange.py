@@ -173,7 +173,10 @@ def test_junk_is_refused():
             ReplicaExchange(SGLD(0.1), ratio)
     with pytest.raises(ValueError, match="energies is 'all', expected 'whole'"):
         ReplicaExchange(SGLD(0.1), energies="all")
-    with pytest.raises(ValueError, match="swap_every is 0, expected how many steps lie between"):
+    with pytest.raises(
+        ValueError,
+        match="swap_every is 0, expected an integer of at least 1, the steps between swaps",
+    ):
         ReplicaExchange(SGLD(0.1), swap_every=0)
     with pytest.raises(ValueError, match="step_size_ratio is 0, expected a finite number > 0"):
         ReplicaExchange(SGLD(0.1), step_size_ratio=0)

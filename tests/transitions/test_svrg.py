@@ -133,5 +133,7 @@ def test_the_state_is_that_of_what_is_inside_and_two_vectors():
 
 @pytest.mark.parametrize("every", [0, 2.5, True, None])
 def test_junk_is_refused(every):
-    with pytest.raises(ValueError, match="expected how many steps lie between anchors"):
+    with pytest.raises(
+        ValueError, match="expected an integer of at least 1, the steps between anchors"
+    ):
         SVRG(SGLD(0.1), every)
