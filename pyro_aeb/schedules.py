@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
-from pyro_aeb.validation import number, set_fields
+from pyro_aeb.validation import is_number, number, set_fields
 
 
 @runtime_checkable
@@ -50,6 +50,35 @@ def _plain(name: str, value: Any, within: str = "", advice: str = "") -> int | f
     """Return a checked number, integers as Python's, so that a schedule prints as it was made."""
     real = number(name, value, within, advice)
     return int(value) if isinstance(value, Integral) else real
+
+
+def number_at(
+    name: str, schedule: Schedule, k: int, low: float, high: float, expected: str
+) -> float:
+    """
+    Return a schedule's number at step k, checked.
+
+    :param str name: what the schedule is for, for the error message.
+    :param Schedule schedule: step to number.
+    :param int k: the step.
+    :param float low: the smallest number allowed.
+    :param float high: the largest number allowed.
+    :param str expected: the range in words, for the error message.
+    :raises ValueError: if it is no number, or out of range.
+    """
+    value = schedule(k)
+    if type(value) is float and low <= value <= high:
+        return value
+    if is_number(value) and low <= value <= high:
+        return float(value)
+    raise ValueError(
+        f"{name} is {value} at step {k}, expected {expected}; it comes from {schedule!r}"
+    )
+
+
+def _require(condition: bool, schedule: Any, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{schedule!r}: expected {expected}")
 
 
 @dataclass(frozen=True)

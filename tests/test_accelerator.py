@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
 from pyro_aeb import NonFiniteError
+from pyro_aeb.kernel import algorithm
 from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.kernel.random_bits import three_point_table
 from pyro_aeb.testing.monte_carlo import assert_agrees
@@ -310,7 +311,7 @@ def test_a_step_waits_for_nothing(way, source, device):
         kernel.advance(5)
         with forbid_waiting(device):
             for _ in range(9):  # over ends of epochs
-                kernel._step(kernel.chain)
+                algorithm.step(kernel, kernel.chain)
     assert kernel.chain.step == 14
     assert bool(torch.isfinite(kernel.chain.state.position).all())
 
@@ -322,7 +323,7 @@ def test_chains_together_wait_for_nothing(device):
         kernel.advance(5)
         with forbid_waiting(device):
             for _ in range(9):
-                kernel._step(kernel.chain)
+                algorithm.step(kernel, kernel.chain)
     assert kernel.chain.step == 14
 
 

@@ -10,7 +10,7 @@ probabilities delta. After every step of the weights each is moved a little, by 
 towards the value that closes its equation. Here are the equations, each once (but for (4) and (5),
 in which one prior differs from another, see :mod:`pyro_aeb.priors.components`), and
 :class:`StochasticApproximation`, with which a user asks for them;
-``SSGLRule`` applies them to a model.
+``SpikeAndSlabRule`` applies them to a model.
 
 **References**
 

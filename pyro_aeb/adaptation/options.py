@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.latents.contract import LatentUpdate, Seen, as_update
-from pyro_aeb.schedules import Constant, Schedule, as_schedule
-from pyro_aeb.validation import is_number, number, set_fields
+from pyro_aeb.schedules import Constant, Schedule, as_schedule, number_at
+from pyro_aeb.validation import number, set_fields
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,14 +95,9 @@ class StochasticApproximation:
 
     def weight_at(self, k: int) -> float:
         """
-        omega at step k.
+        Return omega at step k.
 
         :raises ValueError: if it is outside [0, 1].
         """
-        weight = self.weight(k)
-        if not (is_number(weight) and 0.0 <= weight <= 1.0):
-            raise ValueError(
-                f"the stochastic-approximation weight {self.weight!r} is {weight} at step {k}, "
-                "expected a number in [0, 1]; a larger offset brings the first weights down"
-            )
-        return float(weight)
+        expected = "a number in [0, 1] (a larger offset brings the first weights down)"
+        return number_at("the stochastic-approximation weight", self.weight, k, 0.0, 1.0, expected)

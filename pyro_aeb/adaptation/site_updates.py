@@ -30,7 +30,7 @@ def statistics_name(site: str) -> str:
     return f"{site}/statistics"
 
 
-class LearnedSites:
+class SiteUpdates:
     """
     The sweep over the sites that updates learn. Their values are a dict, by site; from the first
     step on with it stand averaged statistics, by :func:`statistics_name`.

@@ -35,7 +35,7 @@ from pyro_aeb.priors.base import SpikeAndSlab
 from pyro_aeb.priors.components import inclusion_logit, penalties
 
 
-class SSGLLatents(NamedTuple):
+class SpikeAndSlabLatents(NamedTuple):
     """
     The latents' values. P sparse weights, S sigmas, L deltas; a leading axis of chains is kept.
 
@@ -53,7 +53,7 @@ class SSGLLatents(NamedTuple):
     delta: Tensor
 
 
-class SSGLRule:
+class SpikeAndSlabRule:
     """
     The latents' arithmetic for one model's spike-and-slab sites.
 
@@ -114,7 +114,9 @@ class SSGLRule:
                     "no mode for equation (7); use parameters of at least 1"
                 )
 
-    def init(self, initial: Mapping[str, Tensor], request: StochasticApproximation) -> SSGLLatents:
+    def init(
+        self, initial: Mapping[str, Tensor], request: StochasticApproximation
+    ) -> SpikeAndSlabLatents:
         """
         The latents before the first step.
 
@@ -131,7 +133,7 @@ class SSGLRule:
             first = [request.initial_penalty / part.strength for part in (self.spike, self.slab)]
             slab = torch.zeros_like(rho) + first[1]
             excess = first[0] + first[1] - 1.0
-        return SSGLLatents(rho, slab, excess, torch.stack(sigma), torch.stack(delta))
+        return SpikeAndSlabLatents(rho, slab, excess, torch.stack(sigma), torch.stack(delta))
 
     def _first_rho(self, given: float | Mapping[str, Tensor]) -> Tensor:
         if not isinstance(given, Mapping):
@@ -152,15 +154,15 @@ class SSGLRule:
 
     def update(
         self,
-        latents: SSGLLatents,
+        latents: SpikeAndSlabLatents,
         beta: Tensor,
         residuals: Mapping[str, Residuals],
         weight: float | Tensor,
-    ) -> SSGLLatents:
+    ) -> SpikeAndSlabLatents:
         """
         One sweep of (8) over rho, kappa, sigma and delta, in the order of Algorithm 1.
 
-        :param SSGLLatents latents: the latents before it.
+        :param SpikeAndSlabLatents latents: the latents before it.
         :param Tensor beta: the sparse slab after the step, shape (..., P).
         :param residuals: of the likelihoods with a learned sigma, before the step, by site.
         :param float weight: omega at this step.
@@ -180,7 +182,7 @@ class SSGLRule:
             gammas = rho if self._units is None else rho * self._share
             new = beta_mode(self.delta_groups.sum(gammas), *self._delta_counts)
             delta = stochastic_approximation(delta, self._delta_learned.of(new, delta), weight)
-        return SSGLLatents(rho, slab, excess, sigma, delta)
+        return SpikeAndSlabLatents(rho, slab, excess, sigma, delta)
 
     def _inclusion_logit(self, u: Tensor, prior: Tensor) -> Tensor:
         """Equation (4): of the gamma of every weight, or of the group that it is in."""
@@ -215,14 +217,14 @@ class SSGLRule:
             count = count + (data.unsqueeze(-1) if isinstance(data, Tensor) else data) * own
         return scale_update(absolute, square, count, self._nu, self._nu_lambda)
 
-    def add_gradient(self, gradient: Tensor, latents: SSGLLatents, beta: Tensor) -> None:
+    def add_gradient(self, gradient: Tensor, latents: SpikeAndSlabLatents, beta: Tensor) -> None:
         """Adds the prior's part to the gradient (2) at the sparse slab, shape (..., P)."""
         sigma = self.sigma_groups.spread(latents.sigma)
         u = torch.div(beta, sigma).abs_() if self._bends else None
         both = penalties(latents.slab, latents.excess, self.spike, self.slab, u)
         add_prior_gradient(gradient, beta, *both, sigma)
 
-    def potential(self, latents: SSGLLatents, beta: Tensor) -> Tensor:
+    def potential(self, latents: SpikeAndSlabLatents, beta: Tensor) -> Tensor:
         r"""
         The prior's part of -Q, shape (...): the components' energies by their responsibilities, of
         SSGL :math:`\sum \kappa_0 |\beta| / \sigma + \kappa_1 \beta^2 / 2 \sigma^2`.
@@ -231,7 +233,7 @@ class SSGLRule:
         spike = (1.0 + latents.excess - latents.slab) * self.spike.energy(u)
         return (spike + latents.slab * self.slab.energy(u)).sum(-1)
 
-    def site_values(self, latents: SSGLLatents) -> dict[str, Tensor]:
+    def site_values(self, latents: SpikeAndSlabLatents) -> dict[str, Tensor]:
         """The learned sites' values, sigma squared and delta, each of its site's shape."""
         groups: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)
         found = (*latents.sigma.square().unbind(-1), *latents.delta.unbind(-1))
@@ -241,14 +243,14 @@ class SSGLRule:
             if group.site is not None
         }
 
-    def sparsity(self, latents: SSGLLatents) -> Tensor:
+    def sparsity(self, latents: SpikeAndSlabLatents) -> Tensor:
         """
         The fraction of sparse weights that rather belong to the narrower of the two components: rho
         below 1/2 where that is the first (SSGL's Laplace), above where it is the second.
         """
         return (self.wide_probability(latents) < 0.5).to(latents.rho.dtype).mean(-1)
 
-    def wide_probability(self, latents: SSGLLatents) -> Tensor:
+    def wide_probability(self, latents: SpikeAndSlabLatents) -> Tensor:
         """
         The probability that a weight belongs to the wider of the two components, shape (..., P):
         rho where that is the second (SSGL's Gaussian), 1 - rho where it is the first.
@@ -256,7 +258,7 @@ class SSGLRule:
         rho = latents.rho
         return torch.where(self._spike_is_narrow, rho, 1.0 - rho)
 
-    def collapsed(self, latents: SSGLLatents) -> list[str]:
+    def collapsed(self, latents: SpikeAndSlabLatents) -> list[str]:
         """
         Learned delta sites that have run into 0 or 1, under 1/1000 weight (or group) expected on a
         side that their prior does not hold open (a = 1 or b = 1).

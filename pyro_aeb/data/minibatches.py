@@ -25,6 +25,8 @@ from pyro_aeb.validation import choice
 
 Order = Literal["permutation", "replacement"]
 
+ORDERS = ("every datum at most once an epoch", "independent draws")
+
 
 class Minibatches:
     """
@@ -48,7 +50,7 @@ class Minibatches:
         generator: torch.Generator | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        check_order(order)
+        choice("minibatches", order, Order, *ORDERS)
         self._ranks = ranks
         self._order = order
         self._device = device
@@ -167,10 +169,3 @@ class ChainMinibatches:
         """Goes on from another's :meth:`state`."""
         for minibatches, own in zip(self._minibatches, state["chains"], strict=True):
             minibatches.load(own)
-
-
-def check_order(order: Any) -> None:
-    """
-    :raises ValueError: if ``order`` is not the name of an order.
-    """
-    choice("minibatches", order, Order, "every datum at most once an epoch", "independent draws")

@@ -18,7 +18,7 @@ import torch
 from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import SSGLLatents
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.data.minibatches import Minibatches
@@ -86,7 +86,7 @@ class Frozen:
         ssgl = latents.ssgl
         if ssgl is not None:
             own: list[Any] = [self._own(v) if _has_axes(v) else v for v in ssgl]
-            ssgl = SSGLLatents(*own)
+            ssgl = SpikeAndSlabLatents(*own)
         return Latents(ssgl, {name: self._own(value) for name, value in latents.sites.items()})
 
     def steps(self, count: int, step_size: float | None = None) -> Iterator[tuple[Any, Any]]:
@@ -103,10 +103,10 @@ class Frozen:
             numbers = numbers._replace(step_size=step_size)
         for _ in range(count):
             before, batch = chain.state, chain.data.next()
-            found = chain.posterior.likelihood_gradient(before.position, chain.latents, batch)
+            found = chain.posterior.evaluate_likelihood(before.position, chain.latents, batch)
+            target = chain.target(batch) if chain.needs_target else None
             chain.state, _ = chain.update(
-                *(before, chain.latents, found, chain.noise.draw(), numbers, 0.0),
-                chain.target(batch),
+                before, chain.latents, found, chain.noise.draw(), numbers, 0.0, target
             )
             if not bool(torch.isfinite(chain.state.position).all()):
                 raise NonFiniteError(
@@ -117,7 +117,9 @@ class Frozen:
                     {},
                 )
             yield self._own_state(before), self._own_state(chain.state)
-            chain.prune(max(chain.step, 1))
+            if chain.pruner is not None:
+                k = max(chain.step, 1)
+                chain.state = chain.pruner.prune(chain.state, k, chain.wide_probability)
 
     def minibatch_gradients(self, count: int) -> Tensor:
         """
@@ -128,7 +130,7 @@ class Frozen:
         for _ in range(count):
             indices = Minibatches(structure.plates, order, structure.device).next()
             batch = self.next_batch()._replace(indices=indices)
-            gradient = self.chain.posterior.gradient(self.state.position, self.latents, batch)
+            gradient = self.chain.posterior.evaluate(self.state.position, self.latents, batch)
             found.append(gradient.gradient)
         return torch.stack(found)
 

@@ -192,7 +192,7 @@ def scores(frozen: Frozen, points: Tensor) -> Tensor:
     total, weight = torch.zeros_like(points), 0
     with whole_plates():
         for batch, data in _all_data(frozen, plates):
-            rows = [posterior.gradient(point, latents, batch).gradient for point in points]
+            rows = [posterior.evaluate(point, latents, batch).gradient for point in points]
             total += data * torch.stack(rows)
             weight += data
     return total * (tau / weight)

@@ -8,41 +8,28 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_aeb.adaptation.options import StochasticApproximation
-from pyro_aeb.adaptation.spike_and_slab import SSGLLatents
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
 from pyro_aeb.data.loaders import open_arguments
-from pyro_aeb.data.minibatches import Order, check_order
 from pyro_aeb.errors import CollapseWarning
+from pyro_aeb.kernel.algorithm import sa_weight, step, step_numbers
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.draws import dims_of
 from pyro_aeb.kernel.initialization import begin
-from pyro_aeb.kernel.noise import Kind, check_kind
-from pyro_aeb.kernel.non_finite import are_good, bad_number, blown_up, check_batch
-from pyro_aeb.kernel.options import (
-    check_data_parallel,
-    check_options,
-    check_seed,
-    check_target_transition,
-)
+from pyro_aeb.kernel.non_finite import divergence_error, first_non_finite, non_finite_chains
+from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.seeds import chain_number, loader_seed
-from pyro_aeb.kernel.update import Compile, check_compile
-from pyro_aeb.model.links import HandLinks
-from pyro_aeb.model.tracing import init_to_default
 from pyro_aeb.posterior.data_parallel import ranks_of_data
-from pyro_aeb.pruning import Pruning
-from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.storage.recorder import History, Recorder
-from pyro_aeb.transitions import AnyTransition, StepNumbers
-from pyro_aeb.validation import count, flag, names
+from pyro_aeb.validation import names
 
 
-class AEBKernel(MCMCKernel):
+class AEBKernel(KernelOptions, MCMCKernel):
     r"""
     Adaptive empirical Bayes: samples the weights of a Pyro model by stochastic-gradient MCMC while
     stochastic approximation learns the latents of its SSGL priors. Algorithm 1 of [1].
@@ -123,52 +110,12 @@ class AEBKernel(MCMCKernel):
         for sparse deep learning", NeurIPS, arXiv 1910.10791.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        transition: AnyTransition,
-        adaptation: StochasticApproximation | None = None,
-        inverse_temperature: Schedule | float = 1.0,
-        steps_per_draw: int = 1,
-        *,
-        pruning: Pruning | None = None,
-        init_strategy: Callable[..., Any] = init_to_default,
-        save: Sequence[str] | None = None,
-        links: HandLinks | None = None,
-        freeze_after_warmup: bool = False,
-        minibatches: Order = "permutation",
-        noise: Kind = "normal",
-        compile: Compile | None = None,
-        seed: int | None = None,
-        data_parallel: bool = False,
-    ) -> None:
-        check_options(model, transition, adaptation, init_strategy, pruning)
-        check_order(minibatches)
-        check_kind(noise)
-        check_compile(compile)
-        check_target_transition(transition, noise, compile)
-        check_data_parallel(data_parallel, seed)
-        self.model = model
-        self.transition = transition
-        self.adaptation = adaptation
-        self.inverse_temperature = as_schedule(inverse_temperature, "inverse_temperature")
-        self.steps_per_draw = count("steps_per_draw", steps_per_draw)
-        self.pruning = pruning
-        self.init_strategy = init_strategy
-        self.save = names("save", save)
-        self.links = links
-        self.freeze_after_warmup = flag("freeze_after_warmup", freeze_after_warmup)
-        self.minibatches = minibatches
-        self.noise = noise
-        self.compile = compile
-        self.seed = check_seed(seed)
-        self.data_parallel = data_parallel
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.transforms: dict[str, Any] = {}  # draws are in constrained space already
-        self._save_params: tuple[str, ...] | None = None
         self._initial_params: Mapping[str, Tensor] | None = None
         self._chain: Chain | None = None
         self._chains_started = 0
-        super().__init__()
 
     def __repr__(self) -> str:
         model = getattr(self.model, "__name__", type(self.model).__name__)
@@ -212,59 +159,20 @@ class AEBKernel(MCMCKernel):
         for left in reversed(range(steps)):
             if between is not None:
                 between()
-            self._step(self.chain, measure=left == 0)
+            step(self, self.chain, measure=left == 0)
         return self._draw(self.chain)
 
-    def _step(self, chain: Chain, measure: bool = False) -> None:
-        """One iteration of Algorithm 1: batch, gradient, weights, latents, pruning."""
-        k = chain.step + 1
-        numbers = self._numbers(k)
-        weight = self._weight(chain, k)
-        batch = chain.data.next()
-        found = chain.posterior.likelihood_gradient(chain.state.position, chain.latents, batch)
-        log_density, gradient, _ = found
-        if not chain.health.watch(log_density, gradient):
-            check_batch(k, batch.arguments, chain.recording.recorder.read("posterior"))
-            site = chain.first_non_finite(chain.structure.unflatten(gradient))
-            what = f"the gradient of site {site!r}" if site else "the potential"
-            self._blown_up(k, site, what, chain.non_finite_chains(gradient, log_density))
-        if measure:
-            chain.measure_potential(log_density)
-        chain.torn = True
-        noise, target = chain.noise.draw(), chain.target(batch)
-        moved = chain.update(chain.state, chain.latents, found, noise, numbers, weight, target)
-        if measure:
-            chain.measure_step(self.transition, moved, numbers, weight, target)
-        chain.state, chain.latents = moved
-        chain.prune(k)
-        chain.step = k
-        chain.torn = False
-
-    def _numbers(self, k: int) -> StepNumbers:
-        numbers = StepNumbers(self.transition.step_size(k), self.inverse_temperature(k))
-        if are_good(numbers):
-            return StepNumbers(*map(float, numbers))
-        schedules = {
-            "step_size": self.transition.step_size,
-            "inverse_temperature": self.inverse_temperature,
-        }
-        raise bad_number(k, numbers, schedules)
-
-    def _weight(self, chain: Chain, k: int) -> float:
-        frozen = self.freeze_after_warmup and not chain.warming_up
-        if self.adaptation is None or chain.latents is None or frozen:
-            return 0.0
-        return self.adaptation.weight_at(k)
-
     def _draw(self, chain: Chain) -> dict[str, Tensor]:
-        k = chain.step
-        draw = chain.draw()
-        site = chain.first_non_finite({**chain.moving(), **draw})
+        k, draw = chain.step, chain.draw()
+        numbers = step_numbers(self, k)
+        site = first_non_finite({**chain.moving(), **draw})
         if site or not chain.health.settle():
             what = f"site {site!r}" if site else "the potential"
-            self._blown_up(k, site, what, chain.non_finite_chains(chain.state.position))
-        stats = {**chain.statistics(), **self._numbers(k)._asdict()}
-        stats["sa_weight"] = self._weight(chain, k)
+            chains = non_finite_chains(chain.shape, chain.state.position)
+            draws = chain.recording.recorder.read("posterior")
+            raise divergence_error(k, site, what, chains, numbers.step_size, draws)
+        stats = {**chain.statistics(), **numbers._asdict()}
+        stats["sa_weight"] = sa_weight(self, chain, k)
         self._warn_of_collapse(chain)
         return chain.record(draw, stats)
 
@@ -279,12 +187,6 @@ class AEBKernel(MCMCKernel):
                 CollapseWarning,
                 stacklevel=4,
             )
-
-    def _blown_up(self, k: int, site: str | None, what: str, chains: list[int]) -> NoReturn:
-        if chains:
-            what += f" of chain {', '.join(map(str, chains))}"
-        draws = self.chain.recording.recorder.read("posterior")
-        raise blown_up(k, site, what, self.transition.step_size(k), draws)
 
     # -- the contract of pyro.infer.MCMC -------------------------------------------------------
 
@@ -330,7 +232,7 @@ class AEBKernel(MCMCKernel):
         recorder = History() if recorder is None else recorder
         try:
             self._chain = begin(
-                self, source, numbers, together, warmup_steps, self.wanted, given, recorder
+                self, source, numbers, together, warmup_steps, self.save, given, recorder
             )
         except BaseException:
             source.close()
@@ -348,7 +250,7 @@ class AEBKernel(MCMCKernel):
         return self._chain
 
     @property
-    def latents(self) -> SSGLLatents | None:
+    def latents(self) -> SpikeAndSlabLatents | None:
         """The latents of SSGL sites as they stand, None where none are learned."""
         return self.chain.ssgl
 
@@ -373,12 +275,7 @@ class AEBKernel(MCMCKernel):
 
     @save_params.setter
     def save_params(self, value: Sequence[str] | None) -> None:
-        self._save_params = names("save_params", value)
-
-    @property
-    def wanted(self) -> tuple[str, ...] | None:
-        """Names of the sites and summaries to keep; None for the default."""
-        return self.save if self._save_params is None else self._save_params
+        self.save = names("save_params", value)
 
     def logging(self) -> OrderedDict[str, str]:
         """Figures for the progress bar."""

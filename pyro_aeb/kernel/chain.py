@@ -11,23 +11,23 @@ from __future__ import annotations
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import SSGLLatents
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
 from pyro_aeb.adaptation.sweep import Latents, latent_residuals
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.data.step_data import StepData
 from pyro_aeb.kernel.draws import Recording, progress_figures
 from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.kernel.non_finite import Health
-from pyro_aeb.kernel.update import Moved, Update
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Structure, rho_name
+from pyro_aeb.posterior.likelihood import Evaluation
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.posterior.step_target import StepTarget
 from pyro_aeb.pruning import Pruner
@@ -51,7 +51,8 @@ class Chain:
     :param Recording recording: of its draws.
     :param Buffers buffers: those of modules that the model changes.
     :param Noise noise: the random numbers of its steps.
-    :param Update update: what a step does after the likelihood's gradient.
+    :param update: the part of a step that follows the likelihood's gradient.
+    :param bool needs_target: whether the transition asks for Q at other positions.
     :param Pruner pruner: sets weights to zero after every step, None for no pruning.
     """
 
@@ -65,7 +66,8 @@ class Chain:
     recording: Recording
     buffers: Buffers
     noise: Noise
-    update: Update
+    update: Callable[..., tuple[Any, Latents | None]]
+    needs_target: bool
     pruner: Pruner | None = None
     step: int = 0
     draws: int = 0
@@ -93,7 +95,7 @@ class Chain:
         return self.draws < self.warmup
 
     @property
-    def ssgl(self) -> SSGLLatents | None:
+    def ssgl(self) -> SpikeAndSlabLatents | None:
         """The latents of SSGL sites, None where nothing of them is learned."""
         return None if self.latents is None else self.latents.ssgl
 
@@ -103,39 +105,17 @@ class Chain:
             self.posterior, self.latents, batch, self.step + 1, self.data.cover, self.buffers
         )
 
-    def prune(self, k: int) -> None:
-        """Sets to zero the weights that are pruned at step k."""
-        if self.pruner is not None:
-            self.state = self.pruner.prune(self.state, k, self._wide_probability)
-
-    def _wide_probability(self) -> Tensor:
-        assert self.posterior.rule is not None and self.ssgl is not None
-        return self.posterior.rule.wide_probability(self.ssgl)
+    def wide_probability(self) -> Tensor:
+        """Return the probability of the wide component for every sparse weight, shape (..., P)."""
+        rule = self.posterior.adaptation.spike_and_slab
+        assert rule is not None and self.ssgl is not None
+        return rule.wide_probability(self.ssgl)
 
     def moving(self) -> dict[str, Tensor]:
         """All weights by site, and what else the transition keeps of real numbers by its name."""
         _, *others = self.state._asdict().items()
         kept = {name: value for name, value in others if value.is_floating_point()}
         return {**self.structure.unflatten(self.state.position), **kept}
-
-    @staticmethod
-    def first_non_finite(values: Mapping[str, Tensor]) -> str | None:
-        """The first site whose values are not all finite; waits for them once if there is none."""
-        finite = {name: torch.isfinite(value).all() for name, value in values.items()}
-        if not finite or bool(torch.stack(list(finite.values())).all()):
-            return None
-        return next(name for name, good in finite.items() if not bool(good))
-
-    def non_finite_chains(self, *values: Tensor) -> list[int]:
-        """
-        Which of the chains that step together have numbers that are not finite.
-
-        :param values: of shape (C, ...); of one chain anything.
-        """
-        if not self.shape:
-            return []
-        finite = [torch.isfinite(value).reshape(*self.shape, -1).all(-1) for value in values]
-        return (~torch.stack(finite).all(0)).nonzero().flatten().tolist()
 
     def restart_clock(self) -> None:
         """Counts steps a second from here on."""
@@ -146,31 +126,33 @@ class Chain:
         values = {**self.values(), **params}
         self.state = self.state._replace(position=self.structure.flatten(values))
 
-    def measure_potential(self, log_density: Tensor) -> None:
-        """Takes down -Q before the step under way, from its batch's log density."""
-        self._potential = self.posterior.potential(log_density, self.state.position, self.latents)
-
-    def measure_step(
+    def measure(
         self,
         transition: AnyTransition,
-        moved: Moved,
+        likelihood: Evaluation,
+        state: Any,
+        latents: Latents | None,
         numbers: StepNumbers,
-        weight: float,
-        target: StepTarget,
+        omega: float,
+        target: StepTarget | None,
     ) -> None:
         """
-        Takes down what the step under way tells of the sampler, before anything is pruned.
+        Record the sampler statistics of the current step, before pruning.
 
-        :param transition: that has made it.
-        :param moved: the state and the latents after it.
+        :param transition: of the kernel.
+        :param Evaluation likelihood: before the step.
+        :param state: the transition's state after it.
+        :param Latents latents: the latents after it.
         :param StepNumbers numbers: step size and inverse temperature.
-        :param float weight: omega.
-        :param StepTarget target: Q at this step.
+        :param float omega: weight of (8).
+        :param StepTarget target: Q at this step, for a transition that asks for it.
         """
-        state, latents = moved
+        self._potential = self.posterior.potential(
+            likelihood.log_density, self.state.position, self.latents
+        )
         self._measured = {**statistics_of(transition, self.state, state, numbers, target)}
         if self.latents is not None and latents is not None:
-            residuals = latent_residuals(self.latents, latents, weight, self.structure)
+            residuals = latent_residuals(self.latents, latents, omega, self.structure)
             self._measured.update(residuals)
 
     # -- at a draw
@@ -185,15 +167,15 @@ class Chain:
         if self.pruner is not None and self.flips is not None:
             stats["sparsity"] = self.pruner.zeros()
             stats["pruning_flips"] = self.flips.count(self.state.position)
-        elif self.posterior.rule is not None and self.ssgl is not None:
-            stats["sparsity"] = self.posterior.rule.sparsity(self.ssgl)
+        elif self.posterior.adaptation.spike_and_slab is not None and self.ssgl is not None:
+            stats["sparsity"] = self.posterior.adaptation.spike_and_slab.sparsity(self.ssgl)
         return stats
 
     def collapsed_now(self) -> list[str]:
         """Delta sites that are collapsed as the chain stands."""
-        if self.posterior.rule is None or self.ssgl is None:
+        if self.posterior.adaptation.spike_and_slab is None or self.ssgl is None:
             return []
-        return self.posterior.rule.collapsed(self.ssgl)
+        return self.posterior.adaptation.spike_and_slab.collapsed(self.ssgl)
 
     def newly_collapsed(self) -> list[str]:
         """Delta sites that have collapsed since the last call."""
@@ -225,7 +207,7 @@ class Chain:
     def values(self) -> dict[str, Tensor]:
         """All latent sites' constrained values as they stand, by name: views where they can be."""
         values = self.structure.constrain(self.structure.unflatten(self.state.position))
-        return {**values, **self.posterior.site_values(self.latents)}
+        return {**values, **self.posterior.adaptation.values(self.latents)}
 
     def values_by_chain(self) -> list[dict[str, Tensor]]:
         """:meth:`values` of every chain."""

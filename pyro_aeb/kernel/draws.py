@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import SSGLLatents
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
 from pyro_aeb.errors import ModelError, SaveSizeWarning, listed
 from pyro_aeb.model.structure import Structure, norm_name, rho_name
 from pyro_aeb.storage.recorder import Recorder
@@ -188,7 +188,9 @@ def dims_of(structure: Structure) -> dict[str, list[str | None]]:
 
 
 def progress_figures(
-    statistics: Mapping[str, Tensor | float], ssgl: SSGLLatents | None, steps_per_second: float
+    statistics: Mapping[str, Tensor | float],
+    ssgl: SpikeAndSlabLatents | None,
+    steps_per_second: float,
 ) -> OrderedDict[str, str]:
     """
     Return figures for a progress bar.

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +19,17 @@ from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.data.loaders import ArgumentSource
-from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches, Order
+from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches
 from pyro_aeb.data.step_data import StepData
 from pyro_aeb.errors import ModelError
+from pyro_aeb.kernel.algorithm import Update
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.draws import Recording, names_to_save
-from pyro_aeb.kernel.noise import Kind, Noise
+from pyro_aeb.kernel.noise import Noise
+from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.seeds import generator_of
-from pyro_aeb.kernel.update import Compile, Update
+from pyro_aeb.kernel.update import CompiledUpdate
 from pyro_aeb.model.inspection import inspect_model
-from pyro_aeb.model.links import HandLinks
 from pyro_aeb.model.side_effects import Buffers, Place, unchanged_buffers, unchanged_random_numbers
 from pyro_aeb.model.structure import Structure
 from pyro_aeb.model.tracing import device_of_latents, initial_values
@@ -41,29 +42,13 @@ from pyro_aeb.posterior.data_parallel import (
     values_of,
 )
 from pyro_aeb.posterior.posterior import Posterior
-from pyro_aeb.pruning import Pruner, Pruning
+from pyro_aeb.pruning import Pruner
 from pyro_aeb.storage.recorder import Recorder
-from pyro_aeb.transitions import AnyTransition, TargetTransition
-
-
-class Recipe(Protocol):
-    """What a kernel says of its chains; see :class:`~pyro_aeb.kernel.aeb_kernel.AEBKernel`."""
-
-    model: Callable[..., Any]
-    transition: AnyTransition
-    adaptation: StochasticApproximation | None
-    pruning: Pruning | None
-    init_strategy: Callable[..., Any]
-    links: HandLinks | None
-    minibatches: Order
-    noise: Kind
-    compile: Compile | None
-    seed: int | None
-    data_parallel: bool
+from pyro_aeb.transitions import TargetTransition
 
 
 def begin(
-    recipe: Recipe,
+    options: KernelOptions,
     source: ArgumentSource,
     numbers: Sequence[int],
     together: bool,
@@ -75,7 +60,7 @@ def begin(
     """
     Looks at the model and starts a chain, or several that step together.
 
-    :param Recipe recipe: the kernel's options.
+    :param KernelOptions options: of the kernel.
     :param ArgumentSource source: the model's arguments.
     :param numbers: of the chains, from which their seeds follow.
     :param bool together: whether the chain has a leading axis.
@@ -86,74 +71,78 @@ def begin(
     :raises ModelError: if the model or the data cannot be sampled.
     """
     from_loader = source.sizes is not None
-    if from_loader and (device := device_of_latents(recipe.model, *source.peek())):
+    if from_loader and (device := device_of_latents(options.model, *source.peek())):
         source.move_to(device)
     args, kwargs = source.peek()
     structure = inspect_model(
-        recipe.model,
+        options.model,
         args,
         kwargs,
-        adapt=recipe.adaptation is not None,
-        links=recipe.links,
+        adapt=options.adaptation is not None,
+        links=options.links,
         loader_sizes=source.sizes,
-        latents={} if recipe.adaptation is None else recipe.adaptation.latents,
+        latents={} if options.adaptation is None else options.adaptation.latents,
     )
-    if recipe.adaptation is not None and not (structure.sparse or structure.learned):
+    if options.adaptation is not None and not (structure.sparse or structure.learned):
         warnings.warn(
             "adaptation is given but the model has no SSGL site, so nothing is learned; give "
             "weights an SSGL prior, name other sites in latents=, or use adaptation=None",
             stacklevel=4,
         )
-    ranks, average = ranks_of_data(recipe.data_parallel), None
-    if recipe.data_parallel:
+    ranks, average = ranks_of_data(options.data_parallel), None
+    if options.data_parallel:
         average = Average(ranks)
         check_shares(ranks, structure.plates)
         if not from_loader:
             check_same_data(ranks, args, kwargs)
     saved = names_to_save(structure, save)
-    generators = tuple(generator_of(recipe.seed, n, structure.device) for n in numbers)
+    generators = tuple(generator_of(options.seed, n, structure.device) for n in numbers)
     minibatches = [
-        Minibatches(structure.plates, recipe.minibatches, structure.device, generator, ranks)
+        Minibatches(structure.plates, options.minibatches, structure.device, generator, ranks)
         for generator in generators
     ]
-    posterior = Posterior(recipe.model, structure, average=average)
+    posterior = Posterior(options.model, structure, average=average)
     batch = Batch(source.peek(), minibatches[0].first())
     starts = []
     for i, generator in enumerate(generators):
         values = {n: v[i] for n, v in given.items()} if given and together else given
         draw = partial(
             first_values,
-            *(recipe.model, args, kwargs, structure, recipe.init_strategy, values, generator),
+            *(options.model, args, kwargs, structure, options.init_strategy, values, generator),
         )
-        starts.append(find_start(posterior, recipe.adaptation, batch, draw))
+        starts.append(find_start(posterior, options.adaptation, batch, draw))
     buffers = Buffers(changed_buffers(posterior, starts[0], batch), None)
     if together:
         buffers = Buffers(buffers.places, len(numbers))
-        posterior = Posterior(recipe.model, structure, buffers, average)
-    if recipe.compile == "all":
+        posterior = Posterior(options.model, structure, buffers, average)
+    if options.compile == "all":
         posterior.compile(buffers)
     position, latents = stacked_starts(starts) if together else starts[0]
     noise_size = structure.size
-    if isinstance(recipe.transition, TargetTransition):
-        noise_size = recipe.transition.noise_size(structure.size)
+    if isinstance(options.transition, TargetTransition):
+        noise_size = options.transition.noise_size(structure.size)
     if average is not None:
         average.buffers = buffers
         check_agreement(ranks, (position, *values_of(latents)))
-    update = Update(posterior, recipe.transition, recipe.compile)
+    needs_target = isinstance(options.transition, TargetTransition)
+    update: Update | CompiledUpdate = Update(posterior, options.transition)
+    if options.compile is not None and not needs_target:
+        update = CompiledUpdate(update)
     like = position.new_empty(*position.shape[:-1], noise_size)
     return Chain(
         structure=structure,
         posterior=posterior,
         data=StepData(source, ChainMinibatches(minibatches) if together else minibatches[0]),
         generators=generators,
-        state=recipe.transition.init(position),
+        state=options.transition.init(position),
         latents=latents,
         warmup=warmup,
         recording=Recording(structure, saved, position.shape[:-1], recorder),
         buffers=buffers,
-        noise=Noise(recipe.noise, like, generators, bits=update.compiled),
+        noise=Noise(options.noise, like, generators, bits=isinstance(update, CompiledUpdate)),
         update=update,
-        pruner=None if recipe.pruning is None else Pruner(recipe.pruning, structure),
+        needs_target=needs_target,
+        pruner=None if options.pruning is None else Pruner(options.pruning, structure),
     )
 
 
@@ -234,11 +223,11 @@ def find_start(
         values = draw()
         position, latents = structure.flatten(values), None
         if adaptation is not None:
-            latents = posterior.init(values, adaptation)
+            latents = posterior.adaptation.init(values, adaptation)
         with unchanged_buffers():
-            log_density = posterior.gradient(position, latents, batch).log_density
+            log_density = posterior.evaluate(position, latents, batch).log_density
         finite = [log_density, position.sum()]
-        finite += [value.sum() for value in posterior.site_values(latents).values()]
+        finite += [value.sum() for value in posterior.adaptation.values(latents).values()]
         if all(bool(torch.isfinite(number)) for number in finite):
             return position, latents
     raise ModelError(
@@ -257,7 +246,7 @@ def changed_buffers(
     :param start: position and latents.
     """
     with unchanged_random_numbers(), unchanged_buffers() as changed:
-        posterior.gradient(*start, batch)
+        posterior.evaluate(*start, batch)
     return changed
 
 

@@ -40,9 +40,10 @@ from torch import Tensor
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel.random_bits import three_point_table
-from pyro_aeb.validation import choice
 
 Kind = Literal["normal", "three-point"]
+
+KINDS = ("usual", "the same moments up to the fifth, at less cost")
 
 LARGE = 2**15
 """Numbers of a chain from which on, on a CPU, words of NumPy's generator are the source."""
@@ -242,10 +243,3 @@ def _pairs(dtype: torch.dtype) -> Tensor:
     table = torch.tensor(three_point_table(), dtype=dtype)
     two_bytes = torch.from_numpy(np.arange(2**16, dtype=np.uint16).view(np.uint8))
     return torch.view_as_complex(table[two_bytes.long()].view(-1, 2))
-
-
-def check_kind(kind: Any) -> None:
-    """
-    :raises ValueError: if ``kind`` is not the name of one.
-    """
-    choice("noise", kind, Kind, "usual", "the same moments up to the fifth, at less cost")

@@ -1,83 +1,117 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The kernel's options, checked when it is made."""
+"""The options of a kernel, checked when it is made."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 from pyro_aeb.adaptation.options import StochasticApproximation
+from pyro_aeb.data.minibatches import ORDERS, Order
+from pyro_aeb.kernel.noise import KINDS, Kind
+from pyro_aeb.model.links import HandLinks
+from pyro_aeb.model.tracing import init_to_default
 from pyro_aeb.pruning import Pruning
-from pyro_aeb.transitions import TargetTransition
-from pyro_aeb.validation import flag
+from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.transitions import AnyTransition, TargetTransition
+from pyro_aeb.validation import choice, count, flag, names
+
+Compile = Literal["update", "all"]
+"""What a kernel compiles: the update that follows the likelihood's gradient, or that too."""
+
+COMPILED = ("what a step does after the likelihood's gradient", "the gradient too")
 
 
-def check_options(
-    model: Any, transition: Any, adaptation: Any, init_strategy: Any, pruning: Any
-) -> None:
+@dataclass(eq=False, repr=False)
+class KernelOptions:
     """
+    The options of an :class:`~pyro_aeb.AEBKernel`, which documents them.
+
     :raises TypeError: if an option is of the wrong kind.
+    :raises ValueError: if an option is out of range, or does not go with another.
     """
-    if not callable(model):
-        raise TypeError(f"model is {model!r}, expected a Pyro model (a callable)")
-    moves = any(callable(getattr(transition, name, None)) for name in ("step", "move"))
-    if isinstance(transition, type) or not moves:
-        raise TypeError(
-            f"transition is {transition!r}, expected a transition such as SGLD(step_size=1e-5)"
-        )
-    if not (adaptation is None or isinstance(adaptation, StochasticApproximation)):
-        raise TypeError(
-            f"adaptation is {adaptation!r}, expected StochasticApproximation(weight) or None"
-        )
-    if not (pruning is None or isinstance(pruning, Pruning)):
-        raise TypeError(
-            f"pruning is {pruning!r}, expected MagnitudePruning(sparsity=...) or another of "
-            "pyro_aeb.pruning, or None"
-        )
-    if not callable(init_strategy):
-        raise TypeError(
-            f"init_strategy is {init_strategy!r}, expected one of Pyro's init_to_* functions"
-        )
 
+    model: Callable[..., Any]
+    transition: AnyTransition
+    adaptation: StochasticApproximation | None = None
+    inverse_temperature: Schedule | float = 1.0
+    steps_per_draw: int = 1
+    _: KW_ONLY
+    pruning: Pruning | None = None
+    init_strategy: Callable[..., Any] = init_to_default
+    save: Sequence[str] | None = None
+    links: HandLinks | None = None
+    freeze_after_warmup: bool = False
+    minibatches: Order = "permutation"
+    noise: Kind = "normal"
+    compile: Compile | None = None
+    seed: int | None = None
+    data_parallel: bool = False
 
-def check_target_transition(transition: Any, noise: Any, compile: Any) -> None:
-    """
-    Whether the options go with a transition that asks for Q itself.
+    def __post_init__(self) -> None:
+        self._check_kinds()
+        self._check_values()
+        self._check_combinations()
 
-    :raises ValueError: if one does not.
-    """
-    if not isinstance(transition, TargetTransition):
-        return
-    if compile == "update":
-        raise ValueError(
-            f"compile is 'update' and a step of {transition!r} runs the model, which is not of the "
-            "update; use compile='all', which compiles the model's gradient, or None"
-        )
-    if noise != "normal" and transition.noise_size(1) > 1:
-        raise ValueError(
-            f"noise is {noise!r} and {transition!r} decides by its numbers, expected 'normal'"
-        )
+    def _check_kinds(self) -> None:
+        if not callable(self.model):
+            raise TypeError(f"model is {self.model!r}, expected a Pyro model (a callable)")
+        moves = any(callable(getattr(self.transition, name, None)) for name in ("step", "move"))
+        if isinstance(self.transition, type) or not moves:
+            raise TypeError(
+                f"transition is {self.transition!r}, expected a transition such as "
+                "SGLD(step_size=1e-5)"
+            )
+        if not (self.adaptation is None or isinstance(self.adaptation, StochasticApproximation)):
+            raise TypeError(
+                f"adaptation is {self.adaptation!r}, expected StochasticApproximation(weight) or "
+                "None"
+            )
+        if not (self.pruning is None or isinstance(self.pruning, Pruning)):
+            raise TypeError(
+                f"pruning is {self.pruning!r}, expected MagnitudePruning(sparsity=...) or another "
+                "of pyro_aeb.pruning, or None"
+            )
+        if not callable(self.init_strategy):
+            raise TypeError(
+                f"init_strategy is {self.init_strategy!r}, expected one of Pyro's init_to_* "
+                "functions"
+            )
 
+    def _check_values(self) -> None:
+        self.inverse_temperature = as_schedule(self.inverse_temperature, "inverse_temperature")
+        self.steps_per_draw = count("steps_per_draw", self.steps_per_draw)
+        self.save = names("save", self.save)
+        choice("minibatches", self.minibatches, Order, *ORDERS)
+        choice("noise", self.noise, Kind, *KINDS)
+        choice("compile", self.compile, Compile, *COMPILED, optional=True)
+        flag("freeze_after_warmup", self.freeze_after_warmup)
+        flag("data_parallel", self.data_parallel)
+        seed: Any = self.seed
+        if not (seed is None or isinstance(seed, Integral)):
+            raise TypeError(f"seed is {seed!r}, expected an integer or None")
+        self.seed = None if seed is None else int(seed)
 
-def check_seed(seed: Any) -> int | None:
-    """
-    :raises TypeError: if ``seed`` is neither an integer nor None.
-    """
-    if not (seed is None or isinstance(seed, Integral)):
-        raise TypeError(f"seed is {seed!r}, expected an integer or None")
-    return None if seed is None else int(seed)
-
-
-def check_data_parallel(data_parallel: Any, seed: Any) -> None:
-    """
-    :raises TypeError: if ``data_parallel`` is no bool.
-    :raises ValueError: if it is True and there is no seed.
-    """
-    flag("data_parallel", data_parallel)
-    if data_parallel and seed is None:
-        raise ValueError(
-            "data_parallel=True without a seed, expected seed=..., the same on all ranks, from "
-            "which they draw the same noise and minibatches"
-        )
+    def _check_combinations(self) -> None:
+        transition = self.transition
+        if isinstance(transition, TargetTransition):
+            if self.compile == "update":
+                raise ValueError(
+                    f"compile is 'update' and a step of {transition!r} runs the model, which is "
+                    "not of the update; use compile='all', which compiles the model's gradient, "
+                    "or None"
+                )
+            if self.noise != "normal" and transition.noise_size(1) > 1:
+                raise ValueError(
+                    f"noise is {self.noise!r} and {transition!r} decides by its numbers, expected "
+                    "'normal'"
+                )
+        if self.data_parallel and self.seed is None:
+            raise ValueError(
+                "data_parallel=True without a seed, expected seed=..., the same on all ranks, from "
+                "which they draw the same noise and minibatches"
+            )

@@ -34,7 +34,6 @@ FIXED = ("seed", "steps_per_draw", "save")
 def recipe_of(kernel: AEBKernel) -> dict[str, Any]:
     """The kernel's options as plain values and tensors, all but the model."""
     options = {name: getattr(kernel, name) for name in OPTIONS}
-    options["save"] = kernel.wanted
     return {name: plain(value) for name, value in options.items()}
 
 

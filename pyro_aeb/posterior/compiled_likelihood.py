@@ -29,7 +29,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.errors import CompileWarning
 from pyro_aeb.model.side_effects import Buffers
-from pyro_aeb.posterior.likelihood import Gradient, Likelihood
+from pyro_aeb.posterior.likelihood import Evaluation, Likelihood
 
 KINDS = 8
 """How many kinds of batches get code of their own, each of which takes seconds to make."""
@@ -37,7 +37,7 @@ KINDS = 8
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 
 
-class TracedLikelihood:
+class CompiledLikelihood:
     """
     A likelihood whose gradient is compiled. Where that cannot be done a
     :class:`~pyro_aeb.errors.CompileWarning` says why, and the likelihood runs as it is written.
@@ -52,10 +52,10 @@ class TracedLikelihood:
         self._programs: dict[Hashable, _Program] = {}
         self._given_up = False
 
-    def gradient(self, position: Tensor, latents: Mapping[str, Tensor], batch: Batch) -> Gradient:
-        """As :meth:`pyro_aeb.posterior.likelihood.Likelihood.gradient`, up to rounding."""
+    def evaluate(self, position: Tensor, latents: Mapping[str, Tensor], batch: Batch) -> Evaluation:
+        """As :meth:`pyro_aeb.posterior.likelihood.Likelihood.evaluate`, up to rounding."""
         if self._given_up:
-            return self._likelihood.gradient(position, latents, batch)
+            return self._likelihood.evaluate(position, latents, batch)
         tensors: list[Tensor] = []
         kind = _taken_apart((latents, batch), tensors)
         inputs = [position, *self._buffers.values(), *tensors]
@@ -68,7 +68,7 @@ class TracedLikelihood:
                 "are no tensors), and each would be compiled anew",
                 "Make batches of few sizes (drop_last=True, padding) that hold tensors",
             )
-            return self._likelihood.gradient(position, latents, batch)
+            return self._likelihood.evaluate(position, latents, batch)
         return self._first_steps(kind, program, inputs, latents, batch)
 
     def _first_steps(
@@ -78,7 +78,7 @@ class TracedLikelihood:
         inputs: list[Tensor],
         latents: Mapping[str, Tensor],
         batch: Batch,
-    ) -> Gradient:
+    ) -> Evaluation:
         """The first step of a kind, which makes the code, and the second, which checks it."""
         position, device = inputs[0], inputs[0].device
         before = _random_state(device)
@@ -86,7 +86,7 @@ class TracedLikelihood:
             trace = _trace(self._likelihood, self._buffers, inputs, latents, batch)
         except Exception as error:  # of whatever kind; one of the model's own comes again
             _set_random_state(before, device)
-            found = self._likelihood.gradient(position, latents, batch)
+            found = self._likelihood.evaluate(position, latents, batch)
             self._give_up(
                 f"the model cannot be traced ({_first_line(error)})",
                 "Write it without .item(), branches on the values of tensors, and shapes that "
@@ -126,10 +126,10 @@ class TracedLikelihood:
             )
             return self._take_in(trace.outputs)
 
-    def _take_in(self, outputs: _Outputs) -> Gradient:
+    def _take_in(self, outputs: _Outputs) -> Evaluation:
         if outputs.buffers:
             self._buffers.load(outputs.buffers)
-        return outputs.gradient
+        return outputs.likelihood
 
     def _give_up(self, found: str, what_to_do: str) -> None:
         self._given_up = True
@@ -146,11 +146,11 @@ class _Outputs(NamedTuple):
     """
     What a step computes by the model.
 
-    :param Gradient gradient: of the likelihood.
+    :param Evaluation likelihood: at the position.
     :param list buffers: after it.
     """
 
-    gradient: Gradient
+    likelihood: Evaluation
     buffers: list[Tensor]
 
 
@@ -222,10 +222,10 @@ def _trace(
 
     def step(position: Tensor, *tensors: Tensor) -> list[Tensor]:
         own_latents, own_batch = _put_together((latents, batch), iter(tensors[count:]))
-        own: list[Gradient] = []
+        own: list[Evaluation] = []
         after = buffers.run_on(
             [buffer.clone() for buffer in tensors[:count]],
-            lambda: own.append(likelihood.gradient(position, own_latents, own_batch)),
+            lambda: own.append(likelihood.evaluate(position, own_latents, own_batch)),
         )
         found.append(_Outputs(own[0], after))
         outputs: list[Tensor] = []

@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pyro_aeb.adaptation.sweep import Latents, Statistics
+from pyro_aeb.adaptation.sweep import Latents, SufficientStatistics
 from pyro_aeb.data.fingerprint import check_same_everywhere, words_about
 from pyro_aeb.data.ranks import ALONE, Ranks, the_ranks
 from pyro_aeb.errors import ModelError, RankError
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Residuals
-from pyro_aeb.posterior.likelihood import Gradient
+from pyro_aeb.posterior.likelihood import Evaluation
 
 
 def ranks_of_data(data_parallel: bool) -> Ranks:
@@ -52,9 +52,9 @@ class Average:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
 
-    def __call__(self, own: Gradient) -> Gradient:
+    def __call__(self, own: Evaluation) -> Evaluation:
         """
-        :param Gradient own: of this rank's data.
+        :param Evaluation own: of this rank's data.
         :returns: the same on all ranks, bit for bit.
         """
         if self._ranks.world == 1:
@@ -88,7 +88,8 @@ class Average:
             )
             for name, what in seen.items()
         }
-        return Gradient(means["log_density"], means["gradient"], Statistics(residuals, seen))
+        statistics = SufficientStatistics(residuals, seen)
+        return Evaluation(means["log_density"], means["gradient"], statistics)
 
     def _means(self, parts: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
         """The means of tensors, in their shapes and dtypes."""

@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_aeb.adaptation.sweep import Statistics
+from pyro_aeb.adaptation.sweep import SufficientStatistics
 from pyro_aeb.data.arguments import Batch, axes
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import Seen
@@ -31,17 +31,19 @@ from pyro_aeb.model.structure import Residuals, Structure
 from pyro_aeb.model.tracing import base
 
 
-class Gradient(NamedTuple):
+class Evaluation(NamedTuple):
     """
+    The likelihood at a position, evaluated on one minibatch.
+
     :param Tensor log_density: of the whole data set, estimated from the batch, plus the log priors
         that have no closed-form gradient, without terms that the weights do not enter; shape (...).
     :param Tensor gradient: of it with respect to the position, shape (..., D).
-    :param Statistics statistics: of the batch.
+    :param SufficientStatistics statistics: of the batch, for the latents.
     """
 
     log_density: Tensor
     gradient: Tensor
-    statistics: Statistics
+    statistics: SufficientStatistics
 
 
 class Likelihood:
@@ -61,10 +63,11 @@ class Likelihood:
         self._scorer = _Scorer(structure)
         self._buffers = buffers
 
-    def gradient(self, position: Tensor, latents: Mapping[str, Tensor], batch: Batch) -> Gradient:
+    def evaluate(self, position: Tensor, latents: Mapping[str, Tensor], batch: Batch) -> Evaluation:
         r"""
-        The likelihood's part of equation (2), :math:`(N/n) \sum_{i \in \mathrm{batch}} \nabla_\beta
-        \log \pi(d_i \mid \beta)`; the factor N/n is the scale that the model's plates give.
+        Evaluate the log density and its gradient, the likelihood's part of equation (2),
+        :math:`(N/n) \sum_{i \in \mathrm{batch}} \nabla_\beta \log \pi(d_i \mid \beta)`. The
+        factor N/n is the scale that the model's plates give.
 
         :param Tensor position: shape (D,), or (C, D) of C chains.
         :param latents: values of the learned sites, by name, with the same leading axis.
@@ -83,8 +86,8 @@ class Likelihood:
             (gradient,) = torch.autograd.grad(total, position, allow_unused=True)
         if gradient is None:  # nothing observed depends on the weights
             gradient = torch.zeros_like(position)
-        statistics = Statistics(residuals, seen)
-        return Gradient(log_density.detach(), gradient.contiguous(), statistics)
+        statistics = SufficientStatistics(residuals, seen)
+        return Evaluation(log_density.detach(), gradient.contiguous(), statistics)
 
     def _leaves(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The learned sites with respect to which derivatives are taken."""

@@ -1,145 +1,28 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Q, what the weights are sampled from: the likelihood and the priors put together."""
+"""Q, the log posterior that the weights are sampled from: likelihood and priors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation.options import StochasticApproximation
-from pyro_aeb.adaptation.site_updates import LearnedSites
-from pyro_aeb.adaptation.spike_and_slab import SSGLRule
-from pyro_aeb.adaptation.sweep import Latents, Statistics
+from pyro_aeb.adaptation.sweep import Adaptation, Latents
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Structure
-from pyro_aeb.posterior.compiled_likelihood import TracedLikelihood
-from pyro_aeb.posterior.likelihood import Gradient, Likelihood
-
-
-class Posterior:
-    """
-    Q and its gradient at a flat position.
-
-    :param model: a Pyro model.
-    :param Structure structure: from :func:`~pyro_aeb.model.inspection.inspect_model`.
-    :param Buffers buffers: those that the model changes, where several chains step together.
-    :param average: makes of the likelihood's part on this process's data that on the data of all
-        processes; None where there is one.
-    """
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        structure: Structure,
-        buffers: Buffers | None = None,
-        average: Callable[[Gradient], Gradient] | None = None,
-    ) -> None:
-        self._average = average
-        self.structure = structure
-        self.likelihood: Likelihood | TracedLikelihood = Likelihood(model, structure, buffers)
-        self.rule = SSGLRule(structure) if structure.sparse else None
-        self.learned = LearnedSites(structure.learned)
-        normal = NormalPrior(structure)
-        self._normal = normal if normal.size else None
-        self._normal_range = slice(structure.sparse_size, structure.sparse_size + normal.size)
-
-    def compile(self, buffers: Buffers) -> None:
-        """
-        Compiles the likelihood's gradient from here on.
-
-        :param Buffers buffers: those that the model changes.
-        """
-        if isinstance(self.likelihood, Likelihood):
-            self.likelihood = TracedLikelihood(self.likelihood, buffers)
-
-    def init(
-        self, values: Mapping[str, Tensor], request: StochasticApproximation
-    ) -> Latents | None:
-        """
-        The latents before the first step, None where nothing is learned.
-
-        :param values: first values of the latent sites, in constrained space, by name.
-        :param StochasticApproximation request: the first rho and kappa.
-        """
-        if self.rule is None and not self.structure.learned:
-            return None
-        ssgl = None if self.rule is None else self.rule.init(values, request)
-        return Latents(ssgl, self.learned.init(values))
-
-    def update(
-        self, latents: Latents, position: Tensor, statistics: Statistics, weight: float | Tensor
-    ) -> Latents:
-        """
-        One sweep of (8) over all that is learned.
-
-        :param Latents latents: before it.
-        :param Tensor position: the weights after the step.
-        :param Statistics statistics: of the likelihood before it.
-        :param float weight: omega at this step.
-        """
-        ssgl = latents.ssgl
-        if self.rule is not None and ssgl is not None:
-            beta = self.structure.select_sparse(position)
-            ssgl = self.rule.update(ssgl, beta, statistics.residuals, weight)
-        return Latents(ssgl, self.learned.update(latents.sites, statistics.seen, weight))
-
-    def gradient(self, position: Tensor, latents: Latents | None, batch: Batch) -> Gradient:
-        """
-        Equation (2), estimated from one batch.
-
-        :param Tensor position: shape (D,), or (C, D) of C chains.
-        :param Latents latents: None for a model without adaptation.
-        :param Batch batch: the model's arguments and its subsampled plates' indices.
-        """
-        result = self.likelihood_gradient(position, latents, batch)
-        self.add_prior(result.gradient, position, latents)
-        return result
-
-    def likelihood_gradient(
-        self, position: Tensor, latents: Latents | None, batch: Batch
-    ) -> Gradient:
-        """The likelihood's part of :meth:`gradient`, of all processes' data."""
-        result = self.likelihood.gradient(position, self.site_values(latents), batch)
-        return result if self._average is None else self._average(result)
-
-    @torch.no_grad()
-    def add_prior(self, gradient: Tensor, position: Tensor, latents: Latents | None) -> None:
-        """Adds the closed-form priors' part to the likelihood's, in place."""
-        if self.rule is not None and latents is not None and latents.ssgl is not None:
-            sparse = self.structure.select_sparse
-            self.rule.add_gradient(sparse(gradient), latents.ssgl, sparse(position))
-        if self._normal is not None:
-            here = self._normal_range
-            self._normal.add_gradient(gradient[..., here], position[..., here])
-
-    def potential(self, log_density: Tensor, position: Tensor, latents: Latents | None) -> Tensor:
-        """-Q without the terms that the weights do not enter, from the gradient's log density."""
-        potential = -log_density
-        if self.rule is not None and latents is not None and latents.ssgl is not None:
-            beta = self.structure.select_sparse(position)
-            potential = potential + self.rule.potential(latents.ssgl, beta)
-        if self._normal is not None:
-            potential = potential + self._normal.potential(position[..., self._normal_range])
-        return potential
-
-    def site_values(self, latents: Latents | None) -> dict[str, Tensor]:
-        """The learned sites' values, by name."""
-        if latents is None:
-            return {}
-        ssgl, rule = latents.ssgl, self.rule
-        own = {} if rule is None or ssgl is None else rule.site_values(ssgl)
-        return {**own, **self.learned.values(latents.sites)}
+from pyro_aeb.posterior.compiled_likelihood import CompiledLikelihood
+from pyro_aeb.posterior.likelihood import Evaluation, Likelihood
 
 
 class NormalPrior:
     r"""
-    Independent priors :math:`\beta \sim N(\mu_0, \sigma_0^2)` of the dense weights, M numbers.
+    The closed-form prior of the dense weights, equation (1), last line: independent
+    :math:`\beta \sim N(\mu_0, \sigma_0^2)`, M numbers.
 
     :param Structure structure: the model's structure.
     """
@@ -153,9 +36,92 @@ class NormalPrior:
         self._precision = scale**-2
 
     def add_gradient(self, gradient: Tensor, beta: Tensor) -> None:
-        r"""Adds :math:`(\mu_0 - \beta) / \sigma_0^2` to ``gradient``, shape (..., M), in place."""
+        r"""Add :math:`(\mu_0 - \beta) / \sigma_0^2` to ``gradient``, shape (..., M), in place."""
         gradient.addcmul_(self._loc - beta, self._precision)
 
     def potential(self, beta: Tensor) -> Tensor:
-        r""":math:`\sum (\beta - \mu_0)^2 / 2 \sigma_0^2`, shape (...)."""
+        r"""Return :math:`\sum (\beta - \mu_0)^2 / 2 \sigma_0^2`, shape (...)."""
         return 0.5 * ((beta - self._loc).square() * self._precision).sum(-1)
+
+
+class Posterior:
+    """
+    Q and its gradient at a flat position.
+
+    :param model: a Pyro model.
+    :param Structure structure: from :func:`~pyro_aeb.model.inspection.inspect_model`.
+    :param Buffers buffers: those that the model changes, where several chains step together.
+    :param average: turns a likelihood evaluated on this process's data into that on the data of all
+        processes; None where there is one process.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        structure: Structure,
+        buffers: Buffers | None = None,
+        average: Callable[[Evaluation], Evaluation] | None = None,
+    ) -> None:
+        self.structure = structure
+        self.adaptation = Adaptation(structure)
+        self.likelihood: Likelihood | CompiledLikelihood = Likelihood(model, structure, buffers)
+        self._average = average
+        normal = NormalPrior(structure)
+        self._normal = normal if normal.size else None
+        self._normal_range = slice(structure.sparse_size, structure.sparse_size + normal.size)
+
+    def compile(self, buffers: Buffers) -> None:
+        """
+        Compile the likelihood's gradient.
+
+        :param Buffers buffers: those that the model changes.
+        """
+        if isinstance(self.likelihood, Likelihood):
+            self.likelihood = CompiledLikelihood(self.likelihood, buffers)
+
+    def evaluate(self, position: Tensor, latents: Latents | None, batch: Batch) -> Evaluation:
+        """
+        Evaluate the likelihood on a minibatch, and the gradient (2) of Q.
+
+        :param Tensor position: shape (D,), or (C, D) of C chains.
+        :param Latents latents: None for a model without adaptation.
+        :param Batch batch: the model's arguments and its subsampled plates' indices.
+        """
+        likelihood = self.evaluate_likelihood(position, latents, batch)
+        self.add_prior(likelihood.gradient, position, latents)
+        return likelihood
+
+    def evaluate_likelihood(
+        self, position: Tensor, latents: Latents | None, batch: Batch
+    ) -> Evaluation:
+        """Evaluate the likelihood on a minibatch of the data of all processes."""
+        values = self.adaptation.values(latents)
+        likelihood = self.likelihood.evaluate(position, values, batch)
+        return likelihood if self._average is None else self._average(likelihood)
+
+    @torch.no_grad()
+    def add_prior(self, gradient: Tensor, position: Tensor, latents: Latents | None) -> Tensor:
+        """Add the closed-form priors' part of (2) to the likelihood's, in place, and return it."""
+        rule = self.adaptation.spike_and_slab
+        if rule is not None and latents is not None and latents.ssgl is not None:
+            sparse = self.structure.select_sparse
+            rule.add_gradient(sparse(gradient), latents.ssgl, sparse(position))
+        if self._normal is not None:
+            part = self._normal_range
+            self._normal.add_gradient(gradient[..., part], position[..., part])
+        return gradient
+
+    def potential(self, log_density: Tensor, position: Tensor, latents: Latents | None) -> Tensor:
+        """
+        Return -Q without the terms that the weights do not enter, shape (...).
+
+        :param Tensor log_density: of the likelihood, from :meth:`evaluate_likelihood`.
+        """
+        potential = -log_density
+        rule = self.adaptation.spike_and_slab
+        if rule is not None and latents is not None and latents.ssgl is not None:
+            sparse = self.structure.select_sparse(position)
+            potential = potential + rule.potential(latents.ssgl, sparse)
+        if self._normal is not None:
+            potential = potential + self._normal.potential(position[..., self._normal_range])
+        return potential

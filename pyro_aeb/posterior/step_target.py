@@ -14,7 +14,6 @@ from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.side_effects import Buffers
-from pyro_aeb.posterior.likelihood import Gradient
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.transitions import Evaluated
 
@@ -50,14 +49,15 @@ class StepTarget:
         self._cover = cover
         self._buffers = buffers
 
-    def here(self, found: Gradient, position: Tensor) -> Evaluated:
+    def evaluated(self, log_density: Tensor, gradient: Tensor, position: Tensor) -> Evaluated:
         """
-        Q where the step's gradient was taken.
+        Return Q where the step's gradient was taken.
 
-        :param Gradient found: the likelihood's part; its gradient is overwritten.
-        :param Tensor position: where.
+        :param Tensor log_density: of the likelihood there.
+        :param Tensor gradient: of Q there.
+        :param Tensor position: shape (..., D).
         """
-        return self._with_prior(found.log_density, found.gradient, position)
+        return Evaluated(-self._posterior.potential(log_density, position, self._latents), gradient)
 
     def batch(self, position: Tensor, prior: bool = True) -> Evaluated:
         """See :meth:`~pyro_aeb.transitions.base.Target.batch`."""
@@ -80,7 +80,7 @@ class StepTarget:
         before = [value.clone() for value in self._buffers.values()]
         for own in indices:
             batch = self._batch._replace(indices=own)
-            found = self._posterior.likelihood_gradient(position, self._latents, batch)
+            found = self._posterior.evaluate_likelihood(position, self._latents, batch)
             pair = (found.log_density, found.gradient)
             total = pair if total is None else (total[0] + pair[0], total[1].add_(pair[1]))
             count += 1
@@ -89,10 +89,6 @@ class StepTarget:
         log_density, gradient = total[0] / count, total[1].div_(count)
         if not prior:
             return Evaluated(log_density, gradient)
-        return self._with_prior(log_density, gradient, position)
-
-    @torch.no_grad()
-    def _with_prior(self, log_density: Tensor, gradient: Tensor, position: Tensor) -> Evaluated:
-        self._posterior.add_prior(gradient, position, self._latents)
-        potential = self._posterior.potential(log_density, position, self._latents)
-        return Evaluated(-potential, gradient)
+        with torch.no_grad():
+            self._posterior.add_prior(gradient, position, self._latents)
+            return self.evaluated(log_density, gradient, position)

@@ -17,6 +17,7 @@ from pyro_aeb.errors import ModelError
 from pyro_aeb.model.structure import Block, Structure
 from pyro_aeb.pruning.base import Pruning
 from pyro_aeb.pruning.selection import all_but_enough, all_but_lowest, apportion
+from pyro_aeb.schedules import number_at
 from pyro_aeb.validation import is_number
 
 
@@ -83,13 +84,7 @@ class Pruner:
 
         :raises ValueError: if the schedule leaves [0, 1].
         """
-        share = self.pruning.sparsity(k)
-        if not (is_number(share) and 0.0 <= share <= 1.0):
-            raise ValueError(
-                f"sparsity is {share} at step {k}, expected a share in [0, 1]; it comes from "
-                f"{self.pruning.sparsity!r}"
-            )
-        return float(share)
+        return number_at("sparsity", self.pruning.sparsity, k, 0.0, 1.0, "a share in [0, 1]")
 
     def prune(self, state: Any, k: int, wide: Callable[[], Tensor]) -> Any:
         """

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import SSGLLatents, SSGLRule
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents, SpikeAndSlabRule
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.model.inspection import inspect_model
@@ -49,13 +49,13 @@ def check_adaptation(model: Model, *args: Any, **kwargs: Any) -> Report:
     """
     structure = inspect_model(model, args, kwargs, adapt=True)
     posterior = Posterior(model, structure)
-    if posterior.rule is None:
+    if posterior.adaptation.spike_and_slab is None:
         raise ValueError(
             f"the model's latent sites are {[b.name for b in structure.blocks]}, none of which is "
             "an SSGL site; check_m_step checks any other update"
         )
     indices = {n: torch.arange(size)[-batch:] for n, (size, batch) in structure.plates.items()}
-    case = _Case(model, args, kwargs, posterior, posterior.rule, indices)
+    case = _Case(model, args, kwargs, posterior, posterior.adaptation.spike_and_slab, indices)
     sweeps = [case.sweep(position, before) for position, before in points(posterior, seed=0)]
     outcomes = [_check_inclusion(case, sweeps)]
     if structure.latent_sites:
@@ -72,7 +72,7 @@ class _Case:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     posterior: Posterior
-    rule: SSGLRule
+    rule: SpikeAndSlabRule
     indices: dict[str, Tensor]
 
     @property
@@ -88,7 +88,7 @@ class _Case:
             self.rule, position, self.structure.select_sparse(position), before, residuals
         )
 
-    def values(self, latents: SSGLLatents) -> dict[str, Tensor]:
+    def values(self, latents: SpikeAndSlabLatents) -> dict[str, Tensor]:
         """The learned sites' values, sigma in place of sigma squared: (8) averages sigma."""
         sigmas = {sigma.site for sigma in self.structure.sigmas}
         found = self.rule.site_values(latents)
@@ -110,13 +110,13 @@ class _Case:
 class _Sweep:
     """What a sweep of the updates starts from."""
 
-    rule: SSGLRule
+    rule: SpikeAndSlabRule
     position: Tensor
     beta: Tensor
-    before: SSGLLatents
+    before: SpikeAndSlabLatents
     residuals: Mapping[str, Residuals]
 
-    def update(self, weight: float) -> SSGLLatents:
+    def update(self, weight: float) -> SpikeAndSlabLatents:
         return self.rule.update(self.before, self.beta, self.residuals, weight)
 
 
@@ -207,7 +207,7 @@ def _check_purity(sweeps: list[_Sweep]) -> Outcome:
     return Outcome("sweeps", "pure functions; weight 0 changes nothing")
 
 
-def _tensors(latents: SSGLLatents) -> list[Tensor]:
+def _tensors(latents: SpikeAndSlabLatents) -> list[Tensor]:
     return [torch.as_tensor(value) for value in latents]
 
 
@@ -215,9 +215,9 @@ def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _check_chains(rule: SSGLRule, sweeps: list[_Sweep]) -> Outcome:
+def _check_chains(rule: SpikeAndSlabRule, sweeps: list[_Sweep]) -> Outcome:
     """A leading axis of chains, one a sweep."""
-    stacked = SSGLLatents(
+    stacked = SpikeAndSlabLatents(
         *map(torch.stack, zip(*(_tensors(s.before) for s in sweeps), strict=True))
     )
     before = stacked._replace(excess=sweeps[0].before.excess)  # the same in every chain

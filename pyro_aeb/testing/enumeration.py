@@ -136,7 +136,7 @@ def whole_gradient(
         slab = by_site(posterior.structure, latents.ssgl.slab)
     with whole_plates():
         q = objective_at(
-            model, args, kwargs, posterior, position, posterior.site_values(latents), slab
+            model, args, kwargs, posterior, position, posterior.adaptation.values(latents), slab
         )
     (gradient,) = torch.autograd.grad(q, position)
     return gradient

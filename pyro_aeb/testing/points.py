@@ -15,7 +15,7 @@ from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.model.side_effects import unchanged_buffers, unchanged_random_numbers
 from pyro_aeb.model.structure import LearnedSite
-from pyro_aeb.posterior.likelihood import Gradient
+from pyro_aeb.posterior.likelihood import Evaluation
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.testing.objective import by_site
 
@@ -33,7 +33,7 @@ def points(
         sigma^2 in (0.3, 1.3), delta and every rho in (0.2, 0.8), other learned sites near the
         middle of unconstrained space; None where none are learned.
     """
-    structure, rule = posterior.structure, posterior.rule
+    structure, rule = posterior.structure, posterior.adaptation.spike_and_slab
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -50,7 +50,7 @@ def points(
         first |= {d.site: 0.2 + 0.6 * uniform() for d in structure.deltas if d.site is not None}
         first |= {s.name: s.transform(_normal(s, uniform)) for s in structure.learned}
         inclusion = by_site(structure, 0.2 + 0.6 * uniform(structure.sparse_size))
-        yield position, posterior.init(first, StochasticApproximation(1.0, inclusion))
+        yield position, posterior.adaptation.init(first, StochasticApproximation(1.0, inclusion))
 
 
 def _normal(site: LearnedSite, uniform: Callable[..., Tensor]) -> Tensor:
@@ -60,7 +60,7 @@ def _normal(site: LearnedSite, uniform: Callable[..., Tensor]) -> Tensor:
 
 def gradient_at(
     posterior: Posterior, position: Tensor, latents: Latents | None, batch: Batch
-) -> Gradient:
+) -> Evaluation:
     """What a step sees there. Random number generators and module buffers stay as they were."""
     with unchanged_buffers(), unchanged_random_numbers():
-        return posterior.gradient(position, latents, batch)
+        return posterior.evaluate(position, latents, batch)

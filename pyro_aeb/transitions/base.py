@@ -197,7 +197,7 @@ class HasStatistics(Protocol):
 
 
 def statistics_of(
-    transition: AnyTransition, before: Any, state: Any, numbers: StepNumbers, target: Target
+    transition: AnyTransition, before: Any, state: Any, numbers: StepNumbers, target: Target | None
 ) -> Mapping[str, Tensor]:
     """
     A transition's figures of one step, none where it has none.
@@ -206,11 +206,11 @@ def statistics_of(
     :param before: its state before the step.
     :param state: its state after it.
     :param StepNumbers numbers: of the step.
-    :param Target target: of the step.
+    :param Target target: of the step, for a :class:`TargetTransition`.
     """
     if not isinstance(transition, HasStatistics):
         return {}
-    if isinstance(transition, TargetTransition):
+    if target is not None and isinstance(transition, TargetTransition):
         return transition.statistics(before, state, numbers, target)
     return transition.statistics(before, state, numbers)
 

@@ -15,7 +15,7 @@ import torch
 from ssgl_references import prior_gradient
 
 from pyro_aeb.adaptation.options import StochasticApproximation
-from pyro_aeb.adaptation.spike_and_slab import Groups, SSGLLatents, SSGLRule
+from pyro_aeb.adaptation.spike_and_slab import Groups, SpikeAndSlabLatents, SpikeAndSlabRule
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.structure import Delta, Residuals, Sigma, SparseBlock, Structure
 from pyro_aeb.priors import SSGL
@@ -55,14 +55,14 @@ def make_block(name, size, v0=0.1, v1=10.0, sigma=0, delta=0, **options):
 
 
 def one_layer(size=4, sigma=LEARNED_SIGMA, delta=LEARNED_DELTA, **options):
-    return SSGLRule(
+    return SpikeAndSlabRule(
         make_structure(make_block("b", size), sigmas=[sigma], deltas=[delta], **options)
     )
 
 
 def three_layers():
     """Layers of 2, 3 and 1 weights: two sigmas, the first for two layers, and two deltas."""
-    return SSGLRule(
+    return SpikeAndSlabRule(
         make_structure(
             make_block("first", 2, 0.1, 10.0, sigma=0, delta=0),
             make_block("second", 3, 0.2, 5.0, sigma=1, delta=1),
@@ -146,7 +146,7 @@ class TestFirstLatents:
 
     @pytest.mark.parametrize("v0", [0.1, torch.tensor([0.1, 0.2, 0.3, 0.4])], ids=["one", "each"])
     def test_or_from_a_given_penalty(self, v0):
-        rule = SSGLRule(
+        rule = SpikeAndSlabRule(
             make_structure(
                 make_block("b", 4, v0=v0), sigmas=[LEARNED_SIGMA], deltas=[LEARNED_DELTA]
             )
@@ -213,7 +213,7 @@ def test_one_array_in_disguise_is_two_recursions_for_kappa():
     # kappa <- (1 - omega) kappa + omega kappa~, for kappa0 and kappa1 each on its own, from first
     # values that equation (5) does not link. The gradient at beta = 1 and -1 tells both.
     second_v0 = torch.tensor([0.5, 0.6], dtype=torch.float64)
-    rule = SSGLRule(
+    rule = SpikeAndSlabRule(
         make_structure(
             make_block("first", 3, 0.1, 10.0),
             make_block("second", 2, second_v0, 0.2),
@@ -268,7 +268,7 @@ class TestUpdate:
         rho, slab, excess, sigma, delta = start
         tiled = (v.expand(chains, -1) for v in (rho, slab, sigma, delta))
         rho, slab, sigma, delta = tiled
-        together = SSGLLatents(rho, slab, excess, sigma, delta)
+        together = SpikeAndSlabLatents(rho, slab, excess, sigma, delta)
         for beta, square in zip(betas, squares, strict=True):
             together = rule.update(together, beta, {"y": Residuals(square, 12.0)}, 0.3)
         for c in range(chains):
@@ -317,7 +317,7 @@ class TestUpdate:
         assert torch.equal(after.delta, before.delta) == (delta.site is None)
 
     def test_fixed_groups_beside_learned_ones_stay_bit_by_bit(self):
-        rule = SSGLRule(
+        rule = SpikeAndSlabRule(
             make_structure(
                 make_block("a", 2, sigma=0, delta=0),
                 make_block("b", 2, sigma=1, delta=1),
@@ -349,7 +349,7 @@ class TestUpdate:
 
 class TestReadings:
     def test_site_values_are_sigma_squared_and_delta_of_the_learned_sites(self):
-        rule = SSGLRule(
+        rule = SpikeAndSlabRule(
             make_structure(
                 make_block("a", 2, sigma=0, delta=0),
                 make_block("b", 2, sigma=1, delta=1),
@@ -373,7 +373,7 @@ class TestReadings:
     @pytest.mark.parametrize(("v1", "sparsity"), [(10.0, 0.75), (1e-4, 0.25)])
     def test_sparsity_counts_the_narrower_component(self, v1, sparsity):
         # The Laplace of scale 0.1 has variance 0.02: narrower than v1 = 10, wider than v1 = 1e-4.
-        rule = SSGLRule(
+        rule = SpikeAndSlabRule(
             make_structure(
                 make_block("b", 4, 0.1, v1), sigmas=[LEARNED_SIGMA], deltas=[LEARNED_DELTA]
             )
@@ -385,7 +385,7 @@ class TestReadings:
         assert rule.sparsity(chains).tolist() == [sparsity, 1 - sparsity]
 
     def test_collapsed_names_learned_deltas_at_either_end(self):
-        rule = SSGLRule(
+        rule = SpikeAndSlabRule(
             make_structure(
                 *(make_block(f"b{n}", 10, delta=n) for n in range(4)),
                 sigmas=[LEARNED_SIGMA],

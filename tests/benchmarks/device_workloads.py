@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_aeb as aeb
+from pyro_aeb.kernel import algorithm
 
 from .workloads import (
     SIZES,
@@ -42,7 +43,7 @@ class DeviceWorkload(Workload):
         """One step a call of several chains."""
         kernel = kernel_of(self.model, self.step_size, save=["sigma2"], seed=0)
         kernel.start(0, range(chains), self.arguments, {})
-        return lambda: kernel._step(kernel.chain)
+        return lambda: algorithm.step(kernel, kernel.chain)
 
 
 def linear(batch: int | None, device: torch.device) -> DeviceWorkload:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import torch
 
+from pyro_aeb.kernel import algorithm
+
 from .peers.base import Peer
 from .workloads import Step, Workload
 
@@ -48,17 +50,15 @@ def step_in_a_graph(workload: Workload) -> Peer:
     """A step of SGHMC-SA with all latents, as in :mod:`.peers.ours`."""
     kernel = workload.kernel(seed=0)
     chain = kernel.chain
-    kernel._step(chain)
+    algorithm.step(kernel, chain)
     batch, state, latents = chain.data.next(), chain.state, chain.latents
     excess = torch.as_tensor(latents.ssgl.excess).to(state.position)
     latents = latents._replace(ssgl=latents.ssgl._replace(excess=excess))
-    numbers, weight = kernel._numbers(1), kernel._weight(chain, 1)
+    numbers, weight = algorithm.step_numbers(kernel, 1), algorithm.sa_weight(kernel, chain, 1)
 
     def step() -> None:
-        found = chain.posterior.likelihood_gradient(state.position, latents, batch)
-        moved, learned = chain.update(
-            *(state, latents, found, chain.noise.draw(), numbers, weight), chain.target(batch)
-        )
+        found = chain.posterior.evaluate_likelihood(state.position, latents, batch)
+        moved, learned = chain.update(state, latents, found, chain.noise.draw(), numbers, weight)
         for new, own in zip((*moved, *learned.ssgl), (*state, *latents.ssgl), strict=True):
             own.copy_(new)
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_aeb.kernel import algorithm
 from pyro_aeb.kernel.noise import Noise
 
 from .peers import ours
@@ -119,7 +120,7 @@ def main() -> None:
 def _peer(kernel: ours.AEBKernel, draw: Draw, alone: Callable[[], object]) -> Peer:
     def step() -> None:
         kernel.chain.noise.draw = draw  # type: ignore[method-assign]
-        kernel._step(kernel.chain)
+        algorithm.step(kernel, kernel.chain)
 
     return Peer(step, alone, lambda call: call())
 

@@ -58,7 +58,7 @@ def test_the_kernel_and_what_is_alone_have_the_same_gradient(name):
             sites[site].copy_(parameters[parameter])
     indices = {**chain.data.minibatches.first(), "data": workload.rows}
     batch = chain.data.next()._replace(indices=indices)
-    found = chain.posterior.likelihood_gradient(chain.state.position, chain.latents, batch)
+    found = chain.posterior.evaluate_likelihood(chain.state.position, chain.latents, batch)
     gradient = chain.structure.unflatten(found.gradient)
     for site, parameter in pairs:
         torch.testing.assert_close(gradient[site], alone[parameter], rtol=1e-3, atol=1e-3)

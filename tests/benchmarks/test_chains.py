@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 import pyro_aeb as aeb
+from pyro_aeb.kernel import algorithm
 
 from .timing import seconds
 from .workloads import kernel_of, linear_model, mlp, mlp_model
@@ -78,7 +79,7 @@ def step_of(case: str, chains: int | range) -> Callable[[], object]:
     kernel.seed = 0
     torch.manual_seed(0)
     kernel.start(0, chains if isinstance(chains, int) else tuple(chains), data(), {})
-    return lambda: kernel._step(kernel.chain)
+    return lambda: algorithm.step(kernel, kernel.chain)
 
 
 @pytest.mark.parametrize("chains", CHAINS)

@@ -63,7 +63,7 @@ def test_a_short_last_batch_counts_n_times_over_its_own_size():
     def gradient(rows):
         rows = torch.tensor(rows)
         batch = Batch(Arguments((x[rows], y[rows], size), {}), plates)
-        return posterior.likelihood.gradient(position, latents, batch).gradient
+        return posterior.likelihood.evaluate(position, latents, batch).gradient
 
     orders = list(itertools.permutations(range(size)))
     (full,) = {gradient(range(size))}

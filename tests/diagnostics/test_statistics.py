@@ -28,18 +28,20 @@ def test_the_residual_is_the_distance_to_what_the_equations_ask_for():
     own.setup(0, x, y)
     own.sample(own.initial_params)
     before, residuals = own.chain.ssgl, {}
-    posterior, keep = own.chain.posterior, own.chain.posterior.likelihood_gradient
+    posterior, keep = own.chain.posterior, own.chain.posterior.evaluate_likelihood
 
     def noted(*args):
         found = keep(*args)
         residuals.update(found.statistics.residuals)
         return found
 
-    posterior.likelihood_gradient = noted
+    posterior.evaluate_likelihood = noted
     own.sample(own.initial_params)
     after, stats = own.chain.ssgl, own.diagnostics()["sample_stats"]
     beta = posterior.structure.select_sparse(own.chain.state.position)
-    asked = posterior.rule.update(before, beta, residuals, 1.0)  # a step of weight 1 closes (4)
+    asked = posterior.adaptation.spike_and_slab.update(
+        before, beta, residuals, 1.0
+    )  # a step of weight 1 closes (4)
     torch.testing.assert_close(stats["sa_residual_rho"][-1], (asked.rho - before.rho).norm())
     delta = sparsity_update(after.rho.sum(), 3, 2.0, 3.0)
     torch.testing.assert_close(stats["sa_residual_delta"][-1], (delta - before.delta).norm())

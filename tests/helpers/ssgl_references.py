@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import SSGLLatents, SSGLRule
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents, SpikeAndSlabRule
 
 PARAMETERS = ["v0", "v1", "delta", "sigma"]
 
@@ -43,7 +43,7 @@ def integral(f: Callable[[Tensor], Tensor], low: float, high: float, nodes: int 
     return torch.trapezoid(f(t.exp()) * t.exp(), t)
 
 
-def prior_gradient(rule: SSGLRule, latents: SSGLLatents, beta: Tensor) -> Tensor:
+def prior_gradient(rule: SpikeAndSlabRule, latents: SpikeAndSlabLatents, beta: Tensor) -> Tensor:
     """The prior's part of the gradient (2)."""
     gradient = torch.zeros_like(beta)
     rule.add_gradient(gradient, latents, beta)

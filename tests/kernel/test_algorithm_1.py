@@ -17,6 +17,7 @@ from models import P, sparse_classification, sparse_regression
 from pyro import poutine
 
 from pyro_aeb import SGHMC, SGLD, StochasticApproximation
+from pyro_aeb.kernel import algorithm
 
 # Algorithm 1
 
@@ -185,7 +186,7 @@ def test_a_step_waits_for_no_number_and_builds_no_trace(monkeypatch):
 
     monkeypatch.setattr(poutine.Trace, "__init__", refuse)
     with pyro.validation_enabled(False), torch.profiler.profile() as profile:
-        kernel._step(kernel.chain)
+        algorithm.step(kernel, kernel.chain)
     operations = {event.key for event in profile.key_averages()}
     assert operations & {"aten::sigmoid", "aten::sigmoid_"}  # the profiler has seen the step
     assert not operations & {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero"}

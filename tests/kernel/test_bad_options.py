@@ -126,7 +126,7 @@ def test_a_schedule_that_turns_negative_loses_no_draws():
 def test_a_weight_schedule_above_one():
     weight = Polynomial(10.0, 0.0, 0.7)  # 10 at the first step
     with raises_with(
-        "Polynomial", "is 10.0 at step 1", "[0, 1]", "larger offset", error=ValueError
+        "is 10.0 at step 1", "[0, 1]", "larger offset", "Polynomial", error=ValueError
     ):
         run_model(sparse_regression, X, Y, adaptation=StochasticApproximation(weight))
 

@@ -16,6 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import pyro_aeb as aeb
+from pyro_aeb.kernel import algorithm
 
 MOST = 70
 WIDTH = 20
@@ -52,15 +53,15 @@ def operations_after_gradient(layers: int, transition, chains=0, **options) -> l
     kernel.start(0, chains, (torch.randn(8, WIDTH), torch.randn(8)), {})
     kernel.advance(2)
     posterior = kernel.chain.posterior
-    own = posterior.likelihood_gradient
+    own = posterior.evaluate_likelihood
 
     def marked(*args):
         with record_function(GRADIENT):
             return own(*args)
 
-    posterior.likelihood_gradient = marked
+    posterior.evaluate_likelihood = marked
     with pyro.validation_enabled(False), profile(activities=[ProfilerActivity.CPU]) as profiler:
-        kernel._step(kernel.chain)
+        algorithm.step(kernel, kernel.chain)
     events = profiler.events()
     (gradient,) = (event.time_range for event in events if event.name == GRADIENT)
     after = [event for event in events if event.time_range.start >= gradient.end]

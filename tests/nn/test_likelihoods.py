@@ -107,7 +107,7 @@ def test_the_gradient_is_that_of_the_scaled_log_density(case):
     latents = {"sigma2": torch.tensor(0.7), "0.delta": torch.tensor(0.2)}
     latents["2.delta"] = torch.tensor(0.4)
     posterior = Posterior(model, structure)
-    found = posterior.likelihood.gradient(position, latents, Batch(Arguments((x, y), {}), {}))
+    found = posterior.likelihood.evaluate(position, latents, Batch(Arguments((x, y), {}), {}))
 
     at = position.clone().requires_grad_()
     sites = structure.unflatten(at)

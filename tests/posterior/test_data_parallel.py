@@ -108,7 +108,7 @@ def run_network(rank: int) -> tuple[dict, torch.Tensor]:
 def first_gradient(kernel: aeb.AEBKernel, batch: int | None) -> Any:
     kernel.start(0, 0, (X, Y), {"batch_size": batch})
     chain = kernel.chain
-    return chain.posterior.gradient(chain.state.position, chain.latents, chain.data.next())
+    return chain.posterior.evaluate(chain.state.position, chain.latents, chain.data.next())
 
 
 def run_all(rank: int, folder: str) -> dict[str, Any]:

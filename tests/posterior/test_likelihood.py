@@ -160,7 +160,7 @@ def test_potential_and_gradient_are_those_of_pyros_hmc(model, args):
 
     def ours(unconstrained):
         position = torch.cat([unconstrained[b.name].reshape(-1) for b in structure.blocks])
-        result = posterior.gradient(position, None, whole_batch(structure, args))
+        result = posterior.evaluate(position, None, whole_batch(structure, args))
         potential = posterior.potential(result.log_density, position, None)
         return potential, structure.unflatten(-result.gradient)
 
@@ -191,7 +191,7 @@ def test_a_network_has_the_gradient_of_its_log_joint():
     structure = inspect_model(network, (X, Y), {}, adapt=False)
     posterior = Posterior(network, structure)
     position = torch.randn(structure.size)
-    gradient = posterior.gradient(position, None, whole_batch(structure, (X, Y))).gradient
+    gradient = posterior.evaluate(position, None, whole_batch(structure, (X, Y))).gradient
 
     at = position.clone().requires_grad_()
     values = structure.unflatten(at)
@@ -248,7 +248,7 @@ def test_gradient_and_residuals_of_a_likelihood_with_a_learned_sigma(scale, c, m
     structure = inspect_model(model, (), {}, adapt=True)
     assert structure.sigmas[0].likelihoods == {"y"}
     sigma2, position = torch.tensor(1.7), torch.randn(2 * P)
-    result = Likelihood(model, structure).gradient(
+    result = Likelihood(model, structure).evaluate(
         position, {"sigma2": sigma2}, Batch(Arguments((), {}), {"data": BATCH})
     )
 
@@ -282,7 +282,7 @@ def test_residuals_of_vectors_with_a_mask_for_rows():
     structure = inspect_model(model, (), {}, adapt=True)
     position, sigma2 = torch.randn(2 * P), torch.tensor(0.6)
     likelihood = Likelihood(model, structure)
-    result = likelihood.gradient(position, {"sigma2": sigma2}, whole_batch(structure))
+    result = likelihood.evaluate(position, {"sigma2": sigma2}, whole_batch(structure))
     at = position.clone().requires_grad_()
     data = {"W": at.reshape(P, 2), "sigma2": sigma2}
     torch.testing.assert_close(result.gradient, grad(observed_log_prob(model, data, ()), at)[0])
@@ -302,7 +302,7 @@ def test_gradient_with_learned_latents_is_that_of_the_likelihood_alone(make):
     position = torch.randn(P)
     latents = {"sigma2": torch.tensor(0.7), "delta": torch.tensor(0.2)}
     likelihood = Likelihood(model, structure)
-    result = likelihood.gradient(position, latents, whole_batch(structure, (X, Y)))
+    result = likelihood.evaluate(position, latents, whole_batch(structure, (X, Y)))
     at = position.clone().requires_grad_()
     expected = observed_log_prob(model, {**latents, "beta": at}, (X, Y))
     torch.testing.assert_close(result.gradient, grad(expected, at)[0])
@@ -314,7 +314,7 @@ def test_log_density_leaves_out_only_what_weights_do_not_enter():
     latents = {"sigma2": torch.tensor(0.7), "delta": torch.tensor(0.2)}
     positions = torch.randn(2, P)
     ours = [
-        likelihood.gradient(at, latents, whole_batch(structure, (X, Y))).log_density
+        likelihood.evaluate(at, latents, whole_batch(structure, (X, Y))).log_density
         for at in positions
     ]
     pyros = [
@@ -330,7 +330,7 @@ def test_a_batch_counts_n_times_over_its_size():
     structure = inspect_model(dense_regression, (X, Y), {"batch_size": 8}, adapt=False)
     likelihood = Likelihood(dense_regression, structure)
     w = torch.randn(P)
-    result = likelihood.gradient(
+    result = likelihood.evaluate(
         w, {}, Batch(Arguments((X, Y), {"batch_size": 8}), {"data": BATCH})
     )
     # d/dw log N(y; x w, 1/4) = (y - x w) x / (1/4), N / n times
@@ -349,7 +349,7 @@ def test_nested_subsampled_plates_multiply():
 
     structure = inspect_model(model, (), {}, adapt=False)
     indices = {"rows": torch.tensor([3, 1]), "columns": torch.tensor([2])}
-    result = Likelihood(model, structure).gradient(
+    result = Likelihood(model, structure).evaluate(
         torch.tensor([0.5]), {}, Batch(Arguments((), {}), indices)
     )
     # d/dmu log N(y; mu, 1) = y - mu, (4 / 2) (5 / 1) times
@@ -366,7 +366,7 @@ def test_sequential_subsampled_plates():
     structure = inspect_model(model, (), {}, adapt=False)
     likelihood = Likelihood(model, structure)
     indices = torch.tensor([19, 0, 7, 2])
-    result = likelihood.gradient(
+    result = likelihood.evaluate(
         torch.tensor([0.5]), {}, Batch(Arguments((), {}), {"data": indices})
     )
     torch.testing.assert_close(result.gradient[0], N / 4 * (Y[indices] - 0.5).sum())
@@ -375,7 +375,7 @@ def test_sequential_subsampled_plates():
 def test_a_subsample_of_the_models_own_is_left_alone():
     chosen = torch.tensor([7, 2, 11, 3])
     structure = inspect_model(given_subsample, (), {}, adapt=False)
-    result = Likelihood(given_subsample, structure).gradient(
+    result = Likelihood(given_subsample, structure).evaluate(
         torch.zeros(P), {}, Batch(Arguments((), {}), {})
     )
     torch.testing.assert_close(result.gradient, N / 4 * Y[chosen] @ X[chosen] / 0.25)
@@ -400,7 +400,7 @@ def test_a_pass_runs_the_model_once_and_no_prior():
 
     structure = inspect_model(model, (), {}, adapt=True)
     calls.clear(), scored.clear()
-    Likelihood(model, structure).gradient(torch.zeros(P), {}, whole_batch(structure))
+    Likelihood(model, structure).evaluate(torch.zeros(P), {}, whole_batch(structure))
     assert len(calls) == 1 and len(scored) == 1 and scored[0] is not None
     assert torch.equal(scored[0], Y)
 
@@ -413,7 +413,7 @@ def test_gradients_of_learnable_parameters_are_left_alone():
         pyro.sample("y", dist.Normal(mu + offset, 1.0), obs=Y[0])
 
     structure = inspect_model(model, (), {}, adapt=False)
-    result = Likelihood(model, structure).gradient(torch.zeros(1), {}, Batch(Arguments((), {}), {}))
+    result = Likelihood(model, structure).evaluate(torch.zeros(1), {}, Batch(Arguments((), {}), {}))
     torch.testing.assert_close(result.gradient, Y[:1])
     assert offset.grad is None
     assert not result.gradient.requires_grad and not result.log_density.requires_grad
@@ -427,5 +427,5 @@ def test_a_gradient_with_respect_to_weights_that_no_datum_depends_on_is_zero():
         pyro.sample("y", dist.Normal(0.0, scale), obs=Y[0])
 
     structure = inspect_model(model, (), {}, adapt=False)
-    result = Likelihood(model, structure).gradient(torch.ones(1), {}, Batch(Arguments((), {}), {}))
+    result = Likelihood(model, structure).evaluate(torch.ones(1), {}, Batch(Arguments((), {}), {}))
     assert result.gradient == 0.0

@@ -14,7 +14,7 @@ from prior_families import FAMILIES
 from pyro import poutine
 
 from pyro_aeb import SSGL, StochasticApproximation
-from pyro_aeb.adaptation.spike_and_slab import SSGLRule
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.model.structure import Delta, Sigma, SparseBlock, Structure
@@ -140,7 +140,7 @@ def make_rule(groups, delta=LEARNED):
         dtype=torch.float64,
         device=torch.device("cpu"),
     )
-    return SSGLRule(structure)
+    return SpikeAndSlabRule(structure)
 
 
 FIRST = {"sigma2": torch.tensor(1.0), "delta": torch.tensor(0.3)}

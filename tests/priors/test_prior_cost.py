@@ -14,7 +14,7 @@ from prior_families import FAMILIES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_aeb import StochasticApproximation
-from pyro_aeb.adaptation.spike_and_slab import SSGLRule
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
 from pyro_aeb.model.structure import Delta, Sigma, SparseBlock, Structure
 
 SIZE = 1000
@@ -29,7 +29,7 @@ def make_rule(family, layers, group=1):
         )
         for i in range(layers)
     )
-    return SSGLRule(
+    return SpikeAndSlabRule(
         Structure(
             sparse=blocks,
             normal=(),

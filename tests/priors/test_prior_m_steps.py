@@ -41,7 +41,7 @@ class Case:
         self.x, self.y = torch.randn(N, GROUPS * SIZE), torch.randn(N)
         structure = inspect_model(self.model, (), {}, adapt=True)
         self.posterior = Posterior(self.model, structure)
-        self.rule = self.posterior.rule
+        self.rule = self.posterior.adaptation.spike_and_slab
         self.old = {"sigma": torch.tensor(0.8), "delta": torch.tensor(0.4)}
         first = {"sigma2": self.old["sigma"] ** 2, "delta": self.old["delta"]}
         request = StochasticApproximation(1.0, initial_penalty=0.7)
@@ -61,7 +61,7 @@ class Case:
             pyro.sample("y", dist.Normal(self.x @ beta.flatten(), sigma2.sqrt()), obs=self.y)
 
     def gradient(self, latents, beta):
-        return self.posterior.gradient(
+        return self.posterior.evaluate(
             beta, Latents(latents, {}), Batch(Arguments((), {}), {"data": torch.arange(N)})
         )
 
@@ -229,7 +229,7 @@ def test_sites_may_differ_in_their_parameters():
         priors.SpikeAndSlabStudent(0.1, 1.0, 3.0, 0.5),
         priors.SpikeAndSlabStudent(0.2, 1.0, torch.tensor([4.0, 5.0]), 0.5),
     )
-    rule = Posterior(lambda: None, structure).rule
+    rule = Posterior(lambda: None, structure).adaptation.spike_and_slab
     torch.testing.assert_close(rule.spike.v, torch.tensor([0.1, 0.1, 0.1, 0.2, 0.2]))
     assert rule.slab.v == 1.0 and rule.slab.df.tolist() == [3.0, 3.0, 3.0, 4.0, 5.0]
 

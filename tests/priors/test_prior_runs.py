@@ -55,7 +55,9 @@ def test_it_finds_the_support(model):
     run = make_mcmc(kernel, draws=150, warmup=200, number=1)
     run.run(X, Y)
     beta = run.get_samples()["beta"].mean(0)
-    wide = kernel.chain.posterior.rule.wide_probability(kernel.latents).reshape(GROUPS, SIZE)
+    wide = kernel.chain.posterior.adaptation.spike_and_slab.wide_probability(
+        kernel.latents
+    ).reshape(GROUPS, SIZE)
     assert torch.equal(wide > 0.5, TRUE != 0)
     # The standard error of least squares is 0.5 / sqrt(80) = 0.06.
     assert (beta - TRUE).abs().max() < 5 * 0.06

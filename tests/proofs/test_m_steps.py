@@ -171,15 +171,19 @@ def sweep(request):
     old = {name: 0.3 + torch.rand(()) for name in case.sigmas}
     old |= {name: 0.2 + 0.6 * torch.rand(()) for name in case.deltas}
     first = {n: v**2 if n in case.sigmas else v for n, v in old.items()}
-    latents = posterior.rule.init(first, StochasticApproximation(1.0, initial_penalty=0.7))
+    latents = posterior.adaptation.spike_and_slab.init(
+        first, StochasticApproximation(1.0, initial_penalty=0.7)
+    )
     position = torch.randn(structure.size)
     batch = torch.randperm(N)[:BATCH]
-    seen = posterior.gradient(
+    seen = posterior.evaluate(
         position, Latents(latents, {}), Batch(Arguments(data, {}), {"data": batch})
     )
-    after = posterior.rule.update(latents, position, seen.statistics.residuals, 1.0)
+    after = posterior.adaptation.spike_and_slab.update(
+        latents, position, seen.statistics.residuals, 1.0
+    )
     sizes = [layer.size for layer in case.layers]
-    values = posterior.rule.site_values(after)
+    values = posterior.adaptation.spike_and_slab.site_values(after)
     new = {n: values[n].sqrt() if n in case.sigmas else values[n] for n in old}
     q = [case, data, batch, position.split(sizes)]
     return q, after.rho.split(sizes), old, new, after, latents
@@ -239,7 +243,7 @@ def test_the_penalties_give_the_gradient_of_q(sweep):
     case.q(data, batch, betas, rhos, new).backward()
     expected = torch.cat([beta.grad for beta in betas])
     position = torch.cat([beta.detach() for beta in betas])
-    found = posterior.gradient(
+    found = posterior.evaluate(
         position, Latents(after, {}), Batch(Arguments(data, {}), {"data": batch})
     ).gradient
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

@@ -33,7 +33,7 @@ from pyro.infer.autoguide.initialization import init_to_value
 from ssgl_references import prior_gradient
 
 from pyro_aeb import SGLD, SSGL, AEBKernel, Constant, Polynomial, StochasticApproximation
-from pyro_aeb.adaptation.spike_and_slab import SSGLLatents, SSGLRule
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents, SpikeAndSlabRule
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.model.structure import Residuals
 from pyro_aeb.testing import OrthogonalDesign, assert_agrees, replicates
@@ -100,13 +100,13 @@ def adaptive_chains(name, omega, checkpoints=CHECKPOINTS, count=REPLICATES):
     """
     torch.set_default_dtype(torch.float64)
     design, (x, y) = DESIGNS[name], design_tensors(DESIGNS[name])
-    rule = SSGLRule(inspect_model(model, (design, x, y), {}, adapt=True))
+    rule = SpikeAndSlabRule(inspect_model(model, (design, x, y), {}, adapt=True))
     transition, numbers = SGLD(step_size(name)), StepNumbers(step_size(name), design.tau)
     generator = torch.Generator().manual_seed(1)
     first = {"sigma2": torch.tensor(1.0), "delta": torch.tensor(0.5)}
     rho, slab, excess, sigma, delta = rule.init(first, StochasticApproximation(0.5))
     rho, slab, sigma, delta = (v.expand(count, -1) for v in (rho, slab, sigma, delta))
-    latents = SSGLLatents(rho, slab, excess, sigma, delta)
+    latents = SpikeAndSlabLatents(rho, slab, excess, sigma, delta)
     state = transition.init(torch.from_numpy(design.b).expand(count, -1))
     thetas, noise = [], torch.empty(count, design.p)
     for k in range(1, checkpoints[-1] + 1):

@@ -127,11 +127,13 @@ def evaluate(case, batches):
     structure = inspect_model(case.model, (*data, size), {}, adapt=True)
     posterior = Posterior(case.model, structure)
     values = {"sigma2": torch.tensor(SIGMA2), "delta": torch.tensor(0.4)}
-    latents = posterior.rule.init(values, StochasticApproximation(0.5, initial_inclusion=RHO))
+    latents = posterior.adaptation.spike_and_slab.init(
+        values, StochasticApproximation(0.5, initial_inclusion=RHO)
+    )
     position = torch.randn(structure.size)
     whole = {name: torch.arange(n) for name, (n, _) in structure.plates.items()}
     seen = [
-        posterior.gradient(
+        posterior.evaluate(
             position,
             Latents(latents, {}),
             Batch(Arguments((*data, size), {}), {**whole, "data": torch.tensor(batch)}),
@@ -185,7 +187,7 @@ def test_two_data_sets_have_each_its_own_scale():
     indices = [{"first": torch.tensor(a), "second": torch.tensor(b)} for a, b in pairs]
     assert len(indices) == 60
     gradients = [
-        posterior.gradient(at, None, Batch(Arguments((), {}), here)).gradient for here in indices
+        posterior.evaluate(at, None, Batch(Arguments((), {}), here)).gradient for here in indices
     ]
     expected = (y - at).sum() + (z - at).sum() / 0.5**2 - at / 3.0**2
     torch.testing.assert_close(torch.stack(gradients).mean(0), expected, rtol=1e-12, atol=1e-12)

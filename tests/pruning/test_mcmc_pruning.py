@@ -90,8 +90,8 @@ def test_latents_see_the_pruned_weights():
         aeb.MagnitudePruning(0.9, freeze=True), adaptation=aeb.StochasticApproximation(1.0)
     )
     chain = made.kernel.chain
-    (rule, latents) = (chain.posterior.rule, chain.ssgl)
-    zero = chain.structure.select_sparse(chain.state.position) == 0
+    (rule, latents) = (chain.posterior.adaptation.spike_and_slab, chain.ssgl)
+    zero = chain.posterior.structure.select_sparse(chain.state.position) == 0
     assert rule.wide_probability(latents)[zero].max() < 0.5
 
 

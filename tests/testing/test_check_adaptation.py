@@ -105,13 +105,13 @@ def test_wrong_updates_are_caught(name, monkeypatch):
 
 
 def test_residuals_of_the_batch_alone_are_caught(monkeypatch):
-    original = ssgl_rule.SSGLRule.update
+    original = ssgl_rule.SpikeAndSlabRule.update
 
     def not_scaled(self, latents, beta, residuals, weight):
         smaller = {n: r._replace(square=r.square / 3) for n, r in residuals.items()}
         return original(self, latents, beta, smaller, weight)
 
-    monkeypatch.setattr(ssgl_rule.SSGLRule, "update", not_scaled)
+    monkeypatch.setattr(ssgl_rule.SpikeAndSlabRule, "update", not_scaled)
     with pytest.raises(AssertionError, match="M-step of 'sigma2'"):
         check_adaptation(sparse_regression, X, Y, 2)
 

@@ -118,13 +118,13 @@ def test_a_wrong_closed_form_of_the_prior_is_caught(monkeypatch):
 
 
 def test_a_likelihood_without_its_scale_is_caught(monkeypatch):
-    original = pyro_aeb.posterior.likelihood.Likelihood.gradient
+    original = pyro_aeb.posterior.likelihood.Likelihood.evaluate
 
     def of_the_batch_alone(self, *args):
         found = original(self, *args)
         return found._replace(gradient=found.gradient / 3.0)
 
-    monkeypatch.setattr(pyro_aeb.posterior.likelihood.Likelihood, "gradient", of_the_batch_alone)
+    monkeypatch.setattr(pyro_aeb.posterior.likelihood.Likelihood, "evaluate", of_the_batch_alone)
     with pytest.raises(AssertionError, match="gradient of site 'w'"):
         check_model(dense_regression, X, Y, 2)
 

@@ -11,6 +11,8 @@ from unittest import mock
 
 import torch
 
+from pyro_aeb.kernel import algorithm
+
 from ..counting import BATCH, GRADIENT
 from ..workloads import Step, Workload
 from .base import Peer
@@ -32,7 +34,7 @@ def start(workload: Workload, **options: Any) -> Peer:
         ):
             return call()
 
-    return Peer(lambda: kernel._step(kernel.chain), workload.alone(), inside)
+    return Peer(lambda: algorithm.step(kernel, kernel.chain), workload.alone(), inside)
 
 
 def _marked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,148 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Algorithm 1 of the paper [1]: one iteration, in the order of its box.
+
+**References**
+
+[1] Wei Deng, Xiao Zhang, Faming Liang, Guang Lin (2019), "An adaptive empirical Bayesian method
+    for sparse deep learning", NeurIPS, arXiv 1910.10791.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.adaptation.sweep import Latents
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.errors import NonFiniteError
+from pyro_aeb.kernel.chain import Chain
+from pyro_aeb.kernel.non_finite import (
+    check_batch,
+    divergence_error,
+    first_non_finite,
+    non_finite_chains,
+)
+from pyro_aeb.kernel.options import KernelOptions
+from pyro_aeb.posterior.likelihood import Evaluation
+from pyro_aeb.posterior.posterior import Posterior
+from pyro_aeb.posterior.step_target import StepTarget
+from pyro_aeb.schedules import Schedule, number_at
+from pyro_aeb.transitions import AnyTransition, StepNumbers
+
+
+def step(options: KernelOptions, chain: Chain, measure: bool = False) -> None:
+    """
+    Advance a chain by one iteration.
+
+    :param KernelOptions options: the kernel.
+    :param Chain chain: its state is replaced.
+    :param bool measure: whether to record the statistics of the step.
+    :raises NonFiniteError: if the gradient or the log density is not finite.
+    """
+    k = chain.step + 1
+    numbers, omega = step_numbers(options, k), sa_weight(options, chain, k)
+    batch = chain.data.next()
+    likelihood = chain.posterior.evaluate_likelihood(chain.state.position, chain.latents, batch)
+    if not chain.health.is_finite(likelihood.log_density, likelihood.gradient):
+        raise _gradient_error(chain, k, batch, likelihood, numbers.step_size)
+    target = chain.target(batch) if chain.needs_target else None
+    chain.torn = True  # until the state is that of step k
+    noise = chain.noise.draw()
+    state, latents = chain.update(
+        chain.state, chain.latents, likelihood, noise, numbers, omega, target
+    )
+    if measure:
+        chain.measure(options.transition, likelihood, state, latents, numbers, omega, target)
+    chain.state, chain.latents = state, latents
+    if chain.pruner is not None:
+        chain.state = chain.pruner.prune(state, k, chain.wide_probability)  # (9), (10)
+    chain.step = k
+    chain.torn = False
+
+
+class Update:
+    """
+    The part of an iteration that follows the likelihood's gradient.
+
+    :param Posterior posterior: Q.
+    :param transition: how the weights move.
+    """
+
+    def __init__(self, posterior: Posterior, transition: AnyTransition) -> None:
+        self.posterior = posterior
+        self.transition: Any = transition
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        state: Any,
+        latents: Latents | None,
+        likelihood: Evaluation,
+        noise: Tensor,
+        numbers: StepNumbers,
+        omega: float | Tensor,
+        target: StepTarget | None = None,
+    ) -> tuple[Any, Latents | None]:
+        """
+        Return the transition's state and the latents after the step.
+
+        :param state: the transition's state before it.
+        :param Latents latents: the latents before it, None where there are none.
+        :param Evaluation likelihood: at the state's position; its gradient is overwritten.
+        :param Tensor noise: standard normal numbers, shape (..., D).
+        :param StepNumbers numbers: step size and inverse temperature.
+        :param omega: weight of (8); 0 leaves the latents as they are.
+        :param StepTarget target: Q at this step, for a transition that asks for it.
+        """
+        gradient = self.posterior.add_prior(likelihood.gradient, state.position, latents)  # (2)
+        if target is None:
+            state = self.transition.step(state, gradient, noise, numbers)  # (3a), (3b)
+        else:
+            evaluated = target.evaluated(likelihood.log_density, gradient, state.position)
+            state = self.transition.move(state, evaluated, noise, numbers, target)
+        statistics = likelihood.statistics
+        return state, self.posterior.adaptation.update(  # (4) to (8)
+            latents, state.position, statistics, omega
+        )
+
+
+def step_numbers(options: KernelOptions, k: int) -> StepNumbers:
+    """
+    Return step size and inverse temperature at step k, in the range of single precision.
+
+    :raises ValueError: if a schedule gives another number.
+    """
+    step_size, tau = options.transition.step_size, cast(Schedule, options.inverse_temperature)
+    small, large = "a finite number > 0, at least 1e-38", "a finite number > 0, at most 1e38"
+    return StepNumbers(
+        number_at("step_size", step_size, k, math.ulp(0.0), 1e38, large),
+        number_at("inverse_temperature", tau, k, 1e-38, sys.float_info.max, small),
+    )
+
+
+def sa_weight(options: KernelOptions, chain: Chain, k: int) -> float:
+    """Return omega, the weight of (8), at step k; 0 where no latent is learned any more."""
+    if options.adaptation is None or chain.latents is None:
+        return 0.0
+    if options.freeze_after_warmup and not chain.warming_up:
+        return 0.0
+    return options.adaptation.weight_at(k)
+
+
+def _gradient_error(
+    chain: Chain, k: int, batch: Batch, likelihood: Evaluation, step_size: float
+) -> NonFiniteError:
+    """Say why the gradient of step k is not finite."""
+    draws = chain.recording.recorder.read("posterior")
+    check_batch(k, batch.arguments, draws)
+    site = first_non_finite(chain.structure.unflatten(likelihood.gradient))
+    what = f"the gradient of site {site!r}" if site else "the potential"
+    chains = non_finite_chains(chain.shape, likelihood.gradient, likelihood.log_density)
+    return divergence_error(k, site, what, chains, step_size, draws)
