@@ -24,6 +24,7 @@ from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.data.minibatches import Minibatches
 from pyro_aeb.errors import NonFiniteError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
+from pyro_aeb.kernel.algorithm import step_numbers
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.chain_state import load, state_of
 from pyro_aeb.model.side_effects import (
@@ -32,7 +33,6 @@ from pyro_aeb.model.side_effects import (
     unchanged_buffers,
 )
 from pyro_aeb.storage.inference_data import chain_reports
-from pyro_aeb.transitions import StepNumbers
 
 
 class Frozen:
@@ -64,9 +64,7 @@ class Frozen:
             stack.callback(load, self.chain, copy.deepcopy(state_of(self.chain)))
             self._stack = stack.pop_all()
         self.structure = self.chain.structure
-        k = max(self.chain.step, 1)
-        transition = self.kernel.transition
-        self.numbers = StepNumbers(transition.step_size(k), self.kernel.inverse_temperature(k))
+        self.numbers = step_numbers(self.kernel, max(self.chain.step, 1))
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -125,9 +125,9 @@ def begin(
         average.buffers = buffers
         check_agreement(ranks, (position, *values_of(latents)))
     needs_target = isinstance(options.transition, TargetTransition)
-    update: Update | CompiledUpdate = Update(posterior, options.transition)
-    if options.compile is not None and not needs_target:
-        update = CompiledUpdate(update)
+    compiled = options.compile is not None and not needs_target
+    update: Any = Update(posterior, options.transition)
+    update = CompiledUpdate(update) if compiled else update
     like = position.new_empty(*position.shape[:-1], noise_size)
     return Chain(
         structure=structure,
@@ -139,7 +139,7 @@ def begin(
         warmup=warmup,
         recording=Recording(structure, saved, position.shape[:-1], recorder),
         buffers=buffers,
-        noise=Noise(options.noise, like, generators, bits=isinstance(update, CompiledUpdate)),
+        noise=Noise(options.noise, like, generators, bits=compiled),
         update=update,
         needs_target=needs_target,
         pruner=None if options.pruning is None else Pruner(options.pruning, structure),
