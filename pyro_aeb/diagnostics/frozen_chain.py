@@ -28,9 +28,8 @@ from pyro_aeb.kernel.algorithm import step_numbers
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.chain_state import load, state_of
 from pyro_aeb.model.side_effects import (
-    global_random_state,
-    set_global_random_state,
-    unchanged_buffers,
+    preserve_buffers,
+    preserve_random_state,
 )
 from pyro_aeb.storage.inference_data import chain_reports
 
@@ -56,11 +55,11 @@ class Frozen:
 
     def __enter__(self) -> Frozen:
         with ExitStack() as stack:
-            stack.callback(set_global_random_state, global_random_state())
+            stack.enter_context(preserve_random_state())
             stack.callback(setattr, self.kernel, "_chain", self.kernel._chain)
             self.chain, self._row, buffers = _chain_of(self._mcmc, self.kernel, self._number)
             stack.callback(self.chain.buffers.load, buffers)
-            stack.enter_context(unchanged_buffers())
+            stack.enter_context(preserve_buffers())
             stack.callback(load, self.chain, copy.deepcopy(state_of(self.chain)))
             self._stack = stack.pop_all()
         self.structure = self.chain.structure

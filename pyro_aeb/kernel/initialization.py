@@ -30,9 +30,9 @@ from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.seeds import generator_of
 from pyro_aeb.kernel.update import CompiledUpdate
 from pyro_aeb.model.inspection import inspect_model
-from pyro_aeb.model.side_effects import Buffers, Place, unchanged_buffers, unchanged_random_numbers
+from pyro_aeb.model.side_effects import Buffers, Place, preserve_buffers, preserve_random_state
 from pyro_aeb.model.structure import Structure
-from pyro_aeb.model.tracing import device_of_latents, initial_values
+from pyro_aeb.model.tracing import draw_initial_values, find_latent_device
 from pyro_aeb.posterior.data_parallel import (
     Average,
     check_agreement,
@@ -71,7 +71,7 @@ def begin(
     :raises ModelError: if the model or the data cannot be sampled.
     """
     from_loader = source.sizes is not None
-    if from_loader and (device := device_of_latents(options.model, *source.peek())):
+    if from_loader and (device := find_latent_device(options.model, *source.peek())):
         source.move_to(device)
     args, kwargs = source.peek()
     structure = inspect_model(
@@ -171,7 +171,7 @@ def first_values(
         if generator is not None:
             number = torch.empty((), dtype=torch.int64, device=generator.device)
             torch.manual_seed(int(number.random_(generator=generator)))
-        values = initial_values(model, args, kwargs, strategy)
+        values = draw_initial_values(model, args, kwargs, strategy)
     return {**values, **_constrained(structure, given or {})}
 
 
@@ -224,7 +224,7 @@ def find_start(
         position, latents = structure.flatten(values), None
         if adaptation is not None:
             latents = posterior.adaptation.init(values, adaptation)
-        with unchanged_buffers():
+        with preserve_buffers():
             log_density = posterior.evaluate(position, latents, batch).log_density
         finite = [log_density, position.sum()]
         finite += [value.sum() for value in posterior.adaptation.values(latents).values()]
@@ -245,7 +245,7 @@ def changed_buffers(
 
     :param start: position and latents.
     """
-    with unchanged_random_numbers(), unchanged_buffers() as changed:
+    with preserve_random_state(), preserve_buffers() as changed:
         posterior.evaluate(*start, batch)
     return changed
 

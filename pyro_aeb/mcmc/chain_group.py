@@ -127,7 +127,7 @@ class Lane:
         assert self.chain is not None
         chain, chain.finished = self.chain, True
         chain.data.suspend()
-        chain.buffers.hand_back()
+        chain.buffers.copy_last_to_modules()
         self.buffers = [value.clone() for value in chain.buffers.values()]
 
     def snapshot(self, kernel: AEBKernel) -> bytes:

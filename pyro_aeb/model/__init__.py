@@ -1,4 +1,4 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the kernel reads off a Pyro model, once, before it samples."""
+"""Inspection of a Pyro model, done once before sampling."""

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What data must be before a chain starts on them: finite, possible, and scaled to their number."""
+"""Check, before a chain starts, that data are finite, in the support and scaled by N/n."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.tracing import Site, base
+from pyro_aeb.model.tracing import Site, unwrap
 
 
-def check_finite(named: Mapping[str, Tensor]) -> None:
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
     """
-    Checks the model's arguments.
+    Check the model's arguments.
 
-    :param named: tensors by the names that the user knows.
-    :raises ModelError: if one has numbers that are not finite.
+    :param tensors: by the names that the user knows.
+    :raises ModelError: if one has non-finite numbers.
     """
-    for name, value in named.items():
+    for name, value in tensors.items():
         if value.is_floating_point() and not value.is_meta:
             if bad := int((~torch.isfinite(value)).sum()):
                 raise ModelError(
@@ -32,16 +32,16 @@ def check_finite(named: Mapping[str, Tensor]) -> None:
 
 def check_observed(observed: Mapping[str, Site], plates: Mapping[str, tuple[int, int]]) -> None:
     """
-    Checks that every observed site counts N/n times, and that its values are possible.
+    Check that every observed site is scaled by N/n, and that its values are in its support.
 
     :param observed: the observed sites by name.
     :param plates: size and subsample size of every plate made while the model runs.
-    :raises ModelError: if a site is scaled otherwise, or its values do not fit its distribution.
+    :raises ModelError: if a site has another scale, or its values do not fit its distribution.
     """
-    seen = set()
+    around_data = set()
     for name, site in observed.items():
         frames = site["cond_indep_stack"]
-        seen |= {frame.name for frame in frames}
+        around_data |= {frame.name for frame in frames}
         expected = 1.0
         for frame in frames:
             full = frame.full_size or frame.size
@@ -62,7 +62,7 @@ def check_observed(observed: Mapping[str, Site], plates: Mapping[str, tuple[int,
             )
         _check_value(name, site)
     for name, (size, batch) in plates.items():
-        if batch < size and name not in seen:
+        if batch < size and name not in around_data:
             raise ModelError(
                 f"plate {name!r} is subsampled ({batch} of {size}) but no observed site is inside "
                 "it, so nothing is scaled by N/n; put the observed pyro.sample inside the plate"
@@ -76,29 +76,29 @@ def check_loader_plates(
     lengths: Collection[int],
 ) -> None:
     """
-    Checks that plates scale a loader's batches to the loader's data.
+    Check that plates scale a loader's batches to the size of its data set.
 
     :param observed: the observed sites by name.
     :param subsamples: the plates made while the model runs, by name.
-    :param sizes: numbers that the data may be counted as; empty where that is not known.
+    :param sizes: the sizes that the data set may have; empty if unknown.
     :param lengths: of the first axes of the batch's tensors.
-    :raises ModelError: if a site of the batch is in no plate of that size, or a plate draws indices
-        of its own.
+    :raises ModelError: if a site of the batch is in no plate of such a size, or a plate draws
+        indices itself.
     """
     scaled = [name for name, site in observed.items() if _is_scaled(site, sizes)]
     for name, site in observed.items():
-        found = {f.name: f.full_size or f.size for f in site["cond_indep_stack"]}
+        plate_sizes = {f.name: f.full_size or f.size for f in site["cond_indep_stack"]}
         value = site["value"]
         axes = set(value.shape) if isinstance(value, Tensor) else set()
         if name not in scaled and (not scaled or axes & set(lengths)):
-            plates = ", ".join(f"{n!r} of size {size}" for n, size in found.items())
+            plates = ", ".join(f"{n!r} of size {size}" for n, size in plate_sizes.items())
             raise ModelError(
                 f"observed site {name!r} is inside {plates or 'no plate'}, but the DataLoader has "
-                f"{_how_many(sizes)}, so its batches are not scaled by N/n; write "
+                f"{_count_of_data(sizes)}, so its batches are not scaled by N/n; write "
                 f'`with pyro.plate("data", {max(sizes, default="N")}, subsample=x):` around it, '
                 f"where x is the batch{'' if sizes else ' and N the number of data'}"
             )
-        for plate, size in found.items():
+        for plate, size in plate_sizes.items():
             drawn = plate in subsamples and subsamples[plate]["fn"].subsample_size is not None
             if drawn and len(subsamples[plate]["value"]) < size and (size in sizes or not sizes):
                 raise ModelError(
@@ -109,14 +109,14 @@ def check_loader_plates(
                 )
 
 
-def _how_many(sizes: frozenset[int]) -> str:
+def _count_of_data(sizes: frozenset[int]) -> str:
     if not sizes:
         return "more data than one batch (how many, it cannot tell)"
     return f"{' or '.join(map(str, sorted(sizes)))} {'datum' if sizes == {1} else 'data'}"
 
 
 def _is_scaled(site: Site, sizes: frozenset[int]) -> bool:
-    """Whether a plate makes the batch of an observed site count as all data."""
+    """Whether a plate scales an observed site's batch to the whole data set."""
     frames = site["cond_indep_stack"]
     if sizes:
         return any((frame.full_size or frame.size) in sizes for frame in frames)
@@ -124,7 +124,7 @@ def _is_scaled(site: Site, sizes: frozenset[int]) -> bool:
 
 
 def _check_value(name: str, site: Site) -> None:
-    """Checks an observed value: finite, and of the shape that the plates give it."""
+    """Check that an observed value is finite, in the support, and of the plates' shape."""
     value, fn = site["value"], site["fn"]
     if not isinstance(value, Tensor):
         return
@@ -137,7 +137,7 @@ def _check_value(name: str, site: Site) -> None:
     _check_support(name, site)
     expected = fn.batch_shape + fn.event_shape
     sizes = zip(reversed(expected), reversed(value.shape), strict=False)
-    fits = len(expected) <= value.dim() and all(size in (1, there) for size, there in sizes)
+    fits = len(expected) <= value.dim() and all(size in (1, length) for size, length in sizes)
     if not fits or (site["cond_indep_stack"] and expected and value.shape != expected):
         raise ModelError(
             f"observed site {name!r} has values of shape {tuple(value.shape)}, expected "
@@ -147,7 +147,7 @@ def _check_value(name: str, site: Site) -> None:
 
 
 def _check_support(name: str, site: Site) -> None:
-    """Checks that an observed value is one that its distribution can take."""
+    """Check that an observed value is in its distribution's support."""
     fn, value = site["fn"], site["value"]
     if site["mask"] is not None:  # what is masked may be anything
         return
@@ -158,7 +158,7 @@ def _check_support(name: str, site: Site) -> None:
     if not bool(inside.all()):
         bad = value[~inside] if inside.shape == value.shape else value
         raise ModelError(
-            f"observed site {name!r} ~ {type(base(fn)).__name__} has values outside its support "
+            f"observed site {name!r} ~ {type(unwrap(fn)).__name__} has values outside its support "
             f"{fn.support}, {bad.reshape(-1)[0].item():g} among them; look at the data's coding "
             "(classes count from 0) and at the shape of the distribution's parameters"
         )

@@ -1,14 +1,13 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""From a Pyro model to its :class:`~pyro_aeb.model.structure.Structure`: which site is what."""
+"""Inspect a Pyro model: find its :class:`~pyro_aeb.model.structure.Structure`."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -21,11 +20,11 @@ from pyro_aeb.data.arguments import leading_lengths
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import LatentUpdate
 from pyro_aeb.model.data_checks import check_finite, check_loader_plates, check_observed
-from pyro_aeb.model.learned_sites import check_forms, learned_sites
-from pyro_aeb.model.links import HandLinks, check_links, find_links, is_sparse, named
-from pyro_aeb.model.perturbation import check_gradient_sees, gradient_reaches
+from pyro_aeb.model.learned_sites import check_forms, find_learned_sites
+from pyro_aeb.model.links import HandLinks, check_links, describe, find_links, is_sparse
+from pyro_aeb.model.perturbation import check_gradients, find_gradient_paths
 from pyro_aeb.model.structure import Block, Delta, NormalBlock, Sigma, SparseBlock, Structure
-from pyro_aeb.model.tracing import Site, base, check_continuous, look, look_for_provenance
+from pyro_aeb.model.tracing import Site, Tracer, check_continuous, trace_provenance, unwrap
 from pyro_aeb.priors.group import group_size
 
 
@@ -39,26 +38,27 @@ def inspect_model(
     latents: Mapping[str, LatentUpdate] | None = None,
 ) -> Structure:
     """
-    Looks a model over. Random number generators and module buffers stay as they were.
+    Find the structure of a model. Random number generators and module buffers are unchanged.
 
     :param model: a Pyro model.
     :param args: its arguments.
     :param kwargs: its keyword arguments.
-    :param bool adapt: whether the latents of spike-and-slab sites are to be learned. If not, all
+    :param bool adapt: whether the latents of spike-and-slab sites are learned. If not, all
         continuous latents, those sites among them, are sampled under the model's own prior.
     :param links: by hand, spike-and-slab site to ``{"delta": site, "sigma": site}``.
-    :param loader_sizes: where the arguments are a batch of a DataLoader, the numbers that its data
-        may be counted as (empty if unknown); None where they are the same at every step.
+    :param loader_sizes: where the arguments are a batch of a DataLoader, the sizes that its data
+        set may have (empty if unknown); None where they are the same at every step.
     :param latents: updates of latent sites that are learned, by site.
-    :raises ModelError: if the model or the data cannot be sampled as they stand.
+    :raises ModelError: if the model or the data cannot be sampled.
     """
-    named = _named_tensors(model, args, kwargs)
-    check_finite(named)
-    with _explained(named):
-        sites = look(model, args, kwargs, {}, validate=True)
+    tensors = _named_tensors(model, args, kwargs)
+    check_finite(tensors)
+    trace = Tracer(model, args, kwargs)
+    with _explain_failures(tensors):
+        sites = trace({}, validate=True)
     subsamples = {n: s for n, s in sites.items() if site_is_subsample(cast(Any, s))}
-    plates = {n: _plate(s) for n, s in subsamples.items()}
-    sites = {n: s for n, s in sites.items() if n not in plates and not _deterministic(s)}
+    plates = {n: (s["fn"].size, len(s["value"])) for n, s in subsamples.items()}
+    sites = {n: s for n, s in sites.items() if n not in plates and not _is_deterministic(s)}
     latent = {n: s for n, s in sites.items() if not s["is_observed"]}
     observed = {n: s for n, s in sites.items() if s["is_observed"]}
     _check_latent(latent)
@@ -67,66 +67,65 @@ def inspect_model(
         lengths = leading_lengths(args, kwargs)
         check_loader_plates(observed, subsamples, loader_sizes, lengths)
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
-    tracked = look_for_provenance(model, args, kwargs)
-    found = find_links(latent, tracked, sparse, {} if links is None else links)
-    look_at = partial(look, model, args, kwargs)
-    likelihoods = check_links(sites, sparse, found, look_at)
-    groups = _Groups(latent, found, likelihoods)
-    blocks = {n: groups.sparse_block(latent[n]) for n in sparse}
-    learned = learned_sites(latent, latents or {}, {*sparse, *found.values()})
-    check_forms(sites, learned, look_at)
-    taken = {*sparse, *found.values(), *(site.name for site in learned)}
+    tracked = trace_provenance(model, args, kwargs)
+    linked = find_links(latent, tracked, sparse, {} if links is None else links)
+    likelihoods = check_links(sites, sparse, linked, trace)
+    hyperparameters = _Hyperparameters(latent, linked, likelihoods)
+    sparse_blocks = tuple(hyperparameters.sparse_block(latent[n]) for n in sparse)
+    learned = find_learned_sites(latent, latents or {}, {*sparse, *linked.values()})
+    check_forms(sites, learned, trace)
+    taken = {*sparse, *linked.values(), *(site.name for site in learned)}
     rest = {n: s for n, s in latent.items() if n not in taken}
     leaves = {n: s["value"].clone().requires_grad_() for n, s in latent.items()}
-    reached = gradient_reaches(
-        {n: s for n, s in look_at(leaves, grad=True).items() if n in sites}, leaves
-    )
+    with_gradient = {n: s for n, s in trace(leaves, grad=True).items() if n in sites}
+    paths = find_gradient_paths(with_gradient, leaves)
     differentiated = [site.name for site in learned if site.update.derivatives]
-    check_gradient_sees(sites, reached, [*sparse, *rest, *differentiated], look_at)
-    normal = [n for n, s in rest.items() if _fixed_normal(s, reached[n])]
+    check_gradients(sites, paths, [*sparse, *rest, *differentiated], trace)
+    normal = [n for n, s in rest.items() if _is_fixed_normal(s, paths[n])]
     dtype, device = _common_kind(observed, {n: latent[n]["value"] for n in (*sparse, *rest)})
     return Structure(
-        sparse=tuple(blocks.values()),
+        sparse=sparse_blocks,
         normal=tuple(_normal_block(rest[n]) for n in normal),
         general=tuple(_general_block(s) for n, s in rest.items() if n not in normal),
-        sigmas=tuple(groups.sigmas),
-        deltas=tuple(groups.deltas),
+        sigmas=tuple(hyperparameters.sigmas),
+        deltas=tuple(hyperparameters.deltas),
         observed=tuple(n for n, s in observed.items() if not isinstance(s["fn"], dist.Unit)),
-        plates={n: plates[n] for n, s in subsamples.items() if not _is_given(s)},
+        plates={n: plates[n] for n, s in subsamples.items() if not _has_own_indices(s)},
         dims={n: _dims(s) for n, s in sites.items()},
-        observations={n: s["value"] for n, s in observed.items() if _whole(s)},
+        observations={n: s["value"] for n, s in observed.items() if _is_whole(s)},
         dtype=dtype,
         device=device,
         learned=learned,
+        changed_buffers=trace.changed_buffers,
     )
 
 
 def _named_tensors(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """The tensors among the model's arguments, by name."""
+    """Return the tensors among the model's arguments, by name."""
     try:
         named = inspect.signature(model).bind(*args, **kwargs).arguments
     except (TypeError, ValueError):  # no signature, or arguments that the model will refuse itself
         named = {}
     named |= {**kwargs, **{f"argument {i}": value for i, value in enumerate(args)}}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in named.items():
-        if isinstance(value, Tensor) and not any(value is other for other in found.values()):
-            found[name] = value
-    return found
+        if isinstance(value, Tensor) and not any(value is other for other in tensors.values()):
+            tensors[name] = value
+    return tensors
 
 
 @contextmanager
-def _explained(named: Mapping[str, Tensor]) -> Iterator[None]:
+def _explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """
-    Where a model fails on tensors of another dtype or device than torch's default, or of another
-    length than the rest of its data, says so.
+    Turn a model's failure on its arguments into a ModelError, where their dtypes, devices or
+    lengths may be the cause.
     """
     try:
         yield
     except IndexError as error:
-        lengths = {name: len(value) for name, value in named.items() if value.dim()}
+        lengths = {name: len(value) for name, value in tensors.items() if value.dim()}
         if len({*lengths.values()}) < 2:
             raise
         raise ModelError(
@@ -142,41 +141,37 @@ def _explained(named: Mapping[str, Tensor]) -> Iterator[None]:
             "`with pyro.plate(..., subsample_size=n) as i: ... x[i] ... obs=y[i]`"
         ) from error
     except RuntimeError as error:
-        usual = torch.zeros(())
-        odd = {
+        default = torch.zeros(())
+        unusual = {
             name: value
-            for name, value in named.items()
-            if (value.dtype, value.device.type) != (usual.dtype, usual.device.type)
-            # Whole numbers are right for classes, and wrong where torch complains of dtypes.
-            and (value.is_floating_point() or _of_dtypes(error))
+            for name, value in tensors.items()
+            if (value.dtype, value.device.type) != (default.dtype, default.device.type)
+            # Classes are integers: no cause of a failure, unless torch names dtypes.
+            and (value.is_floating_point() or _is_about_dtypes(error))
         }
-        if not odd:
+        if not unusual:
             raise
-        found = ", ".join(f"{n!r} is {v.dtype} on {v.device}" for n, v in odd.items())
+        found = ", ".join(f"{n!r} is {v.dtype} on {v.device}" for n, v in unusual.items())
         raise ModelError(
             f"the model fails on its data: {found}, where priors of plain numbers are "
-            f"{usual.dtype} on {usual.device}; convert the data, or use torch.set_default_dtype "
-            "and torch.set_default_device, or give priors of the data's kind. The failure was: "
-            f"{error}"
+            f"{default.dtype} on {default.device}; convert the data, or use "
+            "torch.set_default_dtype and torch.set_default_device, or give priors of the data's "
+            f"kind. The failure was: {error}"
         ) from error
 
 
-def _of_dtypes(error: RuntimeError) -> bool:
-    """Whether torch complains of dtypes, in the words of any of its versions."""
+def _is_about_dtypes(error: RuntimeError) -> bool:
+    """Whether an error of torch, of any version, names dtypes."""
     return "dtype" in str(error) or "scalar type" in str(error)
 
 
-def _deterministic(site: Site) -> bool:
+def _is_deterministic(site: Site) -> bool:
     return bool(site["infer"].get("_deterministic", False))
 
 
-def _is_given(site: Site) -> bool:
+def _has_own_indices(site: Site) -> bool:
     """Whether the model gives a plate its indices itself, ``plate(..., subsample=indices)``."""
     return site["fn"].subsample_size is None and len(site["value"]) < site["fn"].size
-
-
-def _plate(site: Site) -> tuple[int, int]:
-    return site["fn"].size, len(site["value"])
 
 
 def _check_latent(latent: Mapping[str, Site]) -> None:
@@ -192,13 +187,13 @@ def _check_latent(latent: Mapping[str, Site]) -> None:
                 )
         if is_sparse(site) and (site["mask"] is not None or site["scale"] != 1.0):
             raise ModelError(
-                f"{named(site)} is under poutine.scale or poutine.mask, which its closed-form "
+                f"{describe(site)} is under poutine.scale or poutine.mask, which its closed-form "
                 "updates do not know; put the handler around the observed sites only"
             )
 
 
-class _Groups:
-    """Collects the distinct sigmas and deltas of the sparse sites."""
+class _Hyperparameters:
+    """The distinct sigmas and deltas of the sparse sites, collected block by block."""
 
     def __init__(
         self,
@@ -220,7 +215,7 @@ class _Groups:
         if delta not in self.deltas:
             self.deltas.append(delta)
         shape = site["value"].shape
-        fn = base(site["fn"])
+        fn = unwrap(site["fn"])
         return SparseBlock(
             name,
             shape,
@@ -235,7 +230,7 @@ class _Groups:
         link = self._links.get((site["name"], "sigma"))
         if link is None:
             return Sigma(None, fixed=_fixed(site, "sigma"))
-        prior = base(self._latent[link]["fn"])
+        prior = unwrap(self._latent[link]["fn"])
         shape, rate = (float(x) for x in (prior.concentration, prior.rate))
         # sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2)
         return Sigma(
@@ -250,13 +245,13 @@ class _Groups:
         link = self._links.get((site["name"], "delta"))
         if link is None:
             return Delta(None, fixed=_fixed(site, "delta"))
-        prior = base(self._latent[link]["fn"])
+        prior = unwrap(self._latent[link]["fn"])
         a, b = (float(x) for x in (prior.concentration1, prior.concentration0))
         return Delta(link, a=a, b=b, shape=self._latent[link]["value"].shape)
 
 
 def _number_or_tensor(value: Any, shape: torch.Size) -> float | Tensor:
-    """A parameter as one number where it is one, else as a tensor of the site's shape."""
+    """Return a parameter as one number where all are equal, else as a tensor of a shape."""
     if not isinstance(value, Tensor):
         return float(value)
     value = value.detach()
@@ -267,24 +262,24 @@ def _number_or_tensor(value: Any, shape: torch.Size) -> float | Tensor:
 
 
 def _fixed(site: Site, parameter: str) -> float:
-    value = _number_or_tensor(base(site["fn"]).given[parameter], site["value"].shape)
+    value = _number_or_tensor(unwrap(site["fn"]).given[parameter], site["value"].shape)
     if isinstance(value, Tensor):
         raise ModelError(
-            f"{named(site)}: {parameter} is a tensor of different numbers, expected "
+            f"{describe(site)}: {parameter} is a tensor of different numbers, expected "
             "one number a site; split the site, or use adaptation=None"
         )
     return value
 
 
-def _fixed_normal(site: Site, reached: frozenset[str]) -> bool:
+def _is_fixed_normal(site: Site, path: frozenset[str]) -> bool:
     """Whether a site has a normal prior that depends on nothing sampled."""
     plain = site["mask"] is None and site["scale"] == 1.0
-    return type(base(site["fn"])) is dist.Normal and not reached and plain
+    return type(unwrap(site["fn"])) is dist.Normal and not path and plain
 
 
 def _normal_block(site: Site) -> NormalBlock:
     shape = site["value"].shape
-    fn = base(site["fn"])
+    fn = unwrap(site["fn"])
     loc, scale = (x.detach().expand(shape).clone() for x in (fn.loc, fn.scale))
     return NormalBlock(site["name"], shape, loc=loc, scale=scale)
 
@@ -301,7 +296,7 @@ def _general_block(site: Site) -> Block:
 
 
 def _dims(site: Site) -> tuple[str | None, ...]:
-    """The plate of each axis of a site's value."""
+    """Return the plate of each axis of a site's value."""
     value = site["value"]
     dims: list[str | None] = [None] * value.dim()
     for frame in site["cond_indep_stack"]:
@@ -312,8 +307,8 @@ def _dims(site: Site) -> tuple[str | None, ...]:
     return tuple(dims)
 
 
-def _whole(site: Site) -> bool:
-    """Whether a site's value is a tensor of all the data, not a subsample and not a factor."""
+def _is_whole(site: Site) -> bool:
+    """Whether a site's value is a tensor of all the data: neither a subsample nor a factor."""
     value, frames = site["value"], site["cond_indep_stack"]
     whole = all(frame.size == frame.full_size for frame in frames)
     return isinstance(value, Tensor) and value.numel() > 0 and whole

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The latent sites that updates of their own learn: which they are, and whether a closed form holds
-for them.
+The latent sites learned by updates given as ``latents=``: find them, check that a closed form
+holds for them, and differentiate the log joint density with respect to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -18,25 +18,22 @@ from torch.distributions.transforms import StickBreakingTransform
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.closed_form import InForm
-from pyro_aeb.latents.contract import (
-    LatentUpdate,
-    Seen,
-)
-from pyro_aeb.model.perturbation import moved_values
+from pyro_aeb.latents.contract import LatentUpdate, Seen
+from pyro_aeb.model.perturbation import perturb
 from pyro_aeb.model.structure import LearnedSite
-from pyro_aeb.model.tracing import Site, base, check_continuous
+from pyro_aeb.model.tracing import Site, Tracer, check_continuous, unwrap
 
 
-def learned_sites(
+def find_learned_sites(
     latent: Mapping[str, Site], updates: Mapping[str, LatentUpdate], taken: Collection[str]
 ) -> tuple[LearnedSite, ...]:
     """
-    The sites that are learned by updates, in the order of the model.
+    Return the sites that are learned by updates, in the order of the model.
 
-    :param latent: the latent sites of a look.
+    :param latent: the latent sites of a trace.
     :param updates: by site.
-    :param taken: SSGL sites and the latents of their prior.
-    :raises ModelError: if an update is for no such site, or not for a site of its kind.
+    :param taken: spike-and-slab sites and the latents of their prior.
+    :raises ModelError: if an update names another site, or does not fit its site.
     """
     for name in updates:
         if name not in latent:
@@ -49,10 +46,10 @@ def learned_sites(
                 f"latents names {name!r}, which is an SSGL site or a latent of its prior, learned "
                 "by equations (4) to (7) already; leave it out"
             )
-    return tuple(_learned(latent[name], updates[name]) for name in latent if name in updates)
+    return tuple(_learned_site(latent[name], updates[name]) for name in latent if name in updates)
 
 
-def _learned(site: Site, update: LatentUpdate) -> LearnedSite:
+def _learned_site(site: Site, update: LatentUpdate) -> LearnedSite:
     check_continuous(site)
     name = site["name"]
     if site["mask"] is not None or site["scale"] != 1.0:
@@ -61,88 +58,82 @@ def _learned(site: Site, update: LatentUpdate) -> LearnedSite:
             "put the handler around the observed sites only"
         )
     try:
-        own = update.of(base(site["fn"]))
+        site_update = update.of(unwrap(site["fn"]))
     except ValueError as error:
         raise ModelError(f"latent {name!r} {error}") from error
-    return LearnedSite(name, site["value"].shape, biject_to(site["fn"].support), own)
+    return LearnedSite(name, site["value"].shape, biject_to(site["fn"].support), site_update)
 
 
 FORM_TOLERANCE = 1e-2
 """
-How far the gradient at other values may be off, as a part of its size: far above single precision,
-far below what another form makes.
+The largest relative error of the gradient that a form predicts: far above single precision, far
+below the errors of a wrong form.
 """
 
 
-def check_forms(
-    sites: Mapping[str, Site],
-    learned: Collection[LearnedSite],
-    look_at: Callable[..., dict[str, Site]],
-) -> None:
+def check_forms(sites: Mapping[str, Site], learned: Collection[LearnedSite], trace: Tracer) -> None:
     """
-    Checks that the log joint density has the form that a closed form is for, by its gradient at
-    other values of the latent.
+    Check that the log joint density has the form that a closed-form update assumes, by its gradient
+    at other values of the latent.
 
-    :param sites: all sites of a look at feasible values.
+    :param sites: all sites of a trace at feasible values.
     :param learned: the sites that updates learn.
-    :param look_at: looks at the model with other values.
+    :param trace: of the model.
     :raises ModelError: if it has another form.
     """
     values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
-    values = moved_values(sites, values, values.keys())
+    values = perturb(sites, values, values.keys())
     for site in learned:
         if not isinstance(site.update, InForm):
             continue
         form = site.update.form
-        here = _seen_at(values, site, look_at)
-        first, second = here.derivatives()
-        numbers = form.numbers(here.value, first, second)
-        for value in _beside(sites, values, site):
-            there = _seen_at({**values, site.name: value}, site, look_at)
-            expected, (found, _) = form.gradient(there.value, *numbers), there.derivatives()
-            size = torch.stack([slope.abs().max() for slope in (expected, found, first)]).max()
-            if not bool((found - expected).abs().max() <= FORM_TOLERANCE * size):
+        center = _differentiate_at(values, site, trace)
+        first, second = center.derivatives()
+        numbers = form.numbers(center.value, first, second)
+        for value in _nearby_values(sites, values, site):
+            nearby = _differentiate_at({**values, site.name: value}, site, trace)
+            expected, (gradient, _) = form.gradient(nearby.value, *numbers), nearby.derivatives()
+            size = torch.stack([slope.abs().max() for slope in (expected, gradient, first)]).max()
+            if not bool((gradient - expected).abs().max() <= FORM_TOLERANCE * size):
                 raise ModelError(
-                    f"latent {site.name!r} ~ {type(base(sites[site.name]['fn'])).__name__}: its "
+                    f"latent {site.name!r} ~ {type(unwrap(sites[site.name]['fn'])).__name__}: its "
                     "prior is not conjugate to what depends on it, so there is no closed form; use "
                     "latents.GradientStep(...) or a function of your own"
                 )
 
 
-def _beside(
+def _nearby_values(
     sites: Mapping[str, Site], values: Mapping[str, Tensor], site: LearnedSite
 ) -> tuple[Tensor, Tensor]:
     """
-    A value on either side, on one twice as far: where the density of a mixture all but has a form
-    between two values, it has not between three.
+    Return a value on either side of a site's own, the second twice as far: the density of a mixture
+    can nearly fit a form at two values, but not at three.
     """
-    moved = moved_values(sites, values, [site.name])[site.name]
-    here, there = (site.transform.inv(value) for value in (values[site.name], moved))
-    return moved, site.transform(3.0 * here - 2.0 * there)
+    nearby = perturb(sites, values, [site.name])[site.name]
+    free, free_nearby = (site.transform.inv(value) for value in (values[site.name], nearby))
+    return nearby, site.transform(3.0 * free - 2.0 * free_nearby)
 
 
-def _seen_at(
-    values: Mapping[str, Tensor], site: LearnedSite, look_at: Callable[..., dict[str, Site]]
-) -> Seen:
+def _differentiate_at(values: Mapping[str, Tensor], site: LearnedSite, trace: Tracer) -> Seen:
     leaf = values[site.name].detach().clone().requires_grad_()
     with torch.enable_grad():
         total = sum(
             scale_and_mask(
                 s["fn"].log_prob(s["value"], *s["args"], **s["kwargs"]), s["scale"], s["mask"]
             ).sum()
-            for s in look_at({**values, site.name: leaf}, grad=True).values()
+            for s in trace({**values, site.name: leaf}, grad=True).values()
         )
-        slopes = derivatives(torch.as_tensor(total), leaf, site)
+        slopes = differentiate(torch.as_tensor(total), leaf, site)
     return Seen(leaf.detach(), {}, {}, *slopes)
 
 
-def derivatives(total: Tensor, leaf: Tensor, site: LearnedSite) -> tuple[Tensor, Tensor | None]:
+def differentiate(total: Tensor, leaf: Tensor, site: LearnedSite) -> tuple[Tensor, Tensor | None]:
     """
-    The gradient and the curvature of :class:`~pyro_aeb.latents.contract.Seen`, as many as the
-    site's update reads. The graph stays.
+    Return the gradient and the curvature of :class:`~pyro_aeb.latents.contract.Seen`; the latter is
+    None unless the site's update asks for it. The graph is kept.
 
     :param Tensor total: a sum of log densities.
-    :param Tensor leaf: the site's value, of which it is a function.
+    :param Tensor leaf: the site's value, of which ``total`` is a function.
     """
     twice = site.update.derivatives > 1
     first = _gradient(total, leaf, create_graph=twice)
@@ -154,9 +145,9 @@ def derivatives(total: Tensor, leaf: Tensor, site: LearnedSite) -> tuple[Tensor,
 
 
 def _gradient(total: Tensor, leaf: Tensor, create_graph: bool) -> Tensor:
-    found = None
+    gradient = None
     if total.requires_grad:
-        (found,) = torch.autograd.grad(
+        (gradient,) = torch.autograd.grad(
             total.sum(), leaf, create_graph=create_graph, retain_graph=True, allow_unused=True
         )
-    return torch.zeros_like(leaf) if found is None else found
+    return torch.zeros_like(leaf) if gradient is None else gradient

@@ -2,15 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Which latent site a parameter of a spike-and-slab prior comes from, and whether (6) and (7) hold for
-it.
+Link the parameters of spike-and-slab priors to latent sites, and check that (6) and (7) hold.
 
-Provenance proposes: a sparse site's ``delta`` is linked to the Beta site it was computed from, its
-``sigma`` to the InverseGamma site. Two looks at the model, with values moved, then decide:
-``delta`` must be the Beta site's value, ``sigma`` the square root of the InverseGamma site's, the
-scale of an observed Normal site a multiple of a sigma or untouched, and nothing else may depend on
-them. A link that provenance lost (``float(x)``, ``x.item()``) and a form without a closed-form
-update are errors, never a silent wrong answer.
+Provenance proposes the links: a sparse site's ``delta`` comes from a Beta site, its ``sigma`` from
+an InverseGamma site. Two traces at perturbed values verify them: ``delta`` must be the Beta site's
+value, ``sigma`` the square root of the InverseGamma site's, the scale of an observed Normal site a
+multiple of a sigma or unchanged, and nothing else may depend on them. A link that provenance lost
+(``float(x)``, ``x.item()``) and a form without a closed-form update are errors, never a silent
+wrong answer.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.perturbation import Looker, moved_values, same, same_density
-from pyro_aeb.model.tracing import Site, base
+from pyro_aeb.model.perturbation import has_same_density, is_close, perturb
+from pyro_aeb.model.tracing import Site, Tracer, unwrap
 from pyro_aeb.priors import SpikeAndSlab
 
 HandLinks = Mapping[str, Mapping[str, str]]
@@ -43,41 +42,41 @@ def find_links(
     latent: Mapping[str, Site], tracked: Mapping[str, Site], sparse: list[str], by_hand: HandLinks
 ) -> dict[tuple[str, str], str]:
     """
-    The latent site of every spike-and-slab parameter that has one, by provenance or by hand.
+    Find the latent site that each spike-and-slab parameter comes from, by provenance or by hand.
 
-    :param latent: the latent sites of a look.
-    :param tracked: the same sites of a look for provenance; empty where there could be none.
+    :param latent: the latent sites of a trace.
+    :param tracked: the sites of a trace with provenance; empty if the model cannot run with it.
     :param sparse: names of the sparse sites.
-    :param by_hand: links that go before provenance.
+    :param by_hand: links that override provenance.
     :returns: (sparse site, ``"delta"`` or ``"sigma"``) to latent site.
     :raises ModelError: if a link is ambiguous or leads to a prior without a closed-form update.
     """
     _check_hand_links(latent, sparse, by_hand)
     links = {}
     for name in sparse:
-        where = named(latent[name])
-        fn = base(latent[name]["fn"])
+        where = describe(latent[name])
+        fn = unwrap(latent[name]["fn"])
         provenance: dict[str, frozenset] = dict.fromkeys(fn.given, frozenset())
         if name in tracked:
-            provenance = base(tracked[name]["fn"]).parameter_provenance
+            provenance = unwrap(tracked[name]["fn"]).parameter_provenance
         for parameter in fn.shape_parameters:
-            if found := provenance[parameter] & latent.keys():
+            if origins := provenance[parameter] & latent.keys():
                 raise ModelError(
                     f"{where}: {parameter} depends on the latent site(s) "
-                    f"{sorted(found)}, expected a number or a fixed tensor: {parameter} is not "
+                    f"{sorted(origins)}, expected a number or a fixed tensor: {parameter} is not "
                     "learned; choose it by cross-validation"
                 )
         for parameter in PRIORS:
-            found = provenance[parameter] & latent.keys()
+            origins = provenance[parameter] & latent.keys()
             if parameter in by_hand.get(name, {}):
-                found = frozenset({by_hand[name][parameter]})
-            if len(found) > 1:
+                origins = frozenset({by_hand[name][parameter]})
+            if len(origins) > 1:
                 raise ModelError(
                     f"{where}: {parameter} depends on the latent sites "
-                    f"{sorted(found)}, expected one; {CURES[parameter]}; or say which with "
+                    f"{sorted(origins)}, expected one; {CURES[parameter]}; or say which with "
                     f"links={{{name!r}: {{{parameter!r}: ...}}}}"
                 )
-            for site in found:
+            for site in origins:
                 _check_prior(where, parameter, latent[site], tracked.get(site), latent.keys())
                 links[name, parameter] = site
     return links
@@ -105,18 +104,19 @@ def _check_hand_links(latent: Mapping[str, Site], sparse: list[str], by_hand: Ha
 
 
 def _check_prior(
-    of: str, parameter: str, site: Site, tracked: Site | None, latent: Collection[str]
+    sparse: str, parameter: str, site: Site, tracked: Site | None, latent: Collection[str]
 ) -> None:
-    """Checks that a linked site has the conjugate prior, with fixed parameters, and is scalar."""
-    fn = base(site["fn"])
-    where = f"{of}: {parameter} comes from site {site['name']!r}"
+    """Check that a linked site has the conjugate prior, with fixed parameters, and is scalar."""
+    fn = unwrap(site["fn"])
+    where = f"{sparse}: {parameter} comes from site {site['name']!r}"
     if not isinstance(fn, PRIORS[parameter]):
         raise ModelError(
             f"{where} ~ {type(fn).__name__}, which has no closed-form update; {CURES[parameter]}; "
             "or use adaptation=None, which samples it"
         )
-    if tracked is not None and (found := _prior_provenance(base(tracked["fn"])) & set(latent)):
-        raise ModelError(_hyperprior(of, parameter, site["name"], str(sorted(found))))
+    if tracked is not None:
+        if origins := _prior_provenance(unwrap(tracked["fn"])) & set(latent):
+            raise _hyperprior_error(sparse, parameter, site["name"], str(sorted(origins)))
     if site["value"].numel() != 1:
         raise ModelError(
             f"{where}, which has shape {tuple(site['value'].shape)}, expected a single number; "
@@ -124,11 +124,11 @@ def _check_prior(
         )
 
 
-def _hyperprior(of: str, parameter: str, site: str, found: str) -> str:
-    return (
-        f"{of}: {parameter} comes from site {site!r}, whose own prior depends on "
-        f"{found}, expected fixed numbers: the closed-form update knows one level; use "
-        "adaptation=None, which samples all"
+def _hyperprior_error(sparse: str, parameter: str, site: str, origin: str) -> ModelError:
+    return ModelError(
+        f"{sparse}: {parameter} comes from site {site!r}, whose own prior depends on {origin}, "
+        "expected fixed numbers: the closed-form update knows one level; use adaptation=None, "
+        "which samples all"
     )
 
 
@@ -142,25 +142,25 @@ def check_links(
     sites: Mapping[str, Site],
     sparse: Collection[str],
     links: Mapping[tuple[str, str], str],
-    look_at: Looker,
+    trace: Tracer,
 ) -> dict[str, frozenset[str]]:
     """
-    Checks the links by moving values, and finds the likelihoods whose scale is a multiple of sigma.
+    Check the links by perturbation, and find the likelihoods whose scale is a multiple of sigma.
 
-    :param sites: all sites of a look at feasible values.
+    :param sites: all sites of a trace at feasible values.
     :param sparse: names of the sparse sites.
     :param links: from :func:`find_links`.
-    :param look_at: looks at the model with other values.
+    :param trace: of the model.
     :returns: InverseGamma site to the names of those observed sites.
-    :raises ModelError: if something depends on the linked sites that should not.
+    :raises ModelError: if anything else depends on the linked sites.
     """
     learned = set(links.values())
     feasible = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
-    values = moved_values(sites, feasible, feasible.keys() - learned)
-    before = look_at(values)
-    _check_not_lost(sites, before, sparse, links)
-    values = moved_values(sites, values, learned)
-    after = look_at(values)
+    values = perturb(sites, feasible, feasible.keys() - learned)
+    before = trace(values)
+    _check_no_lost_links(sites, before, sparse, links)
+    values = perturb(sites, values, learned)
+    after = trace(values)
     _check_form(after, links, values)
     sigmas = {
         site: values[site].sqrt() / feasible[site].sqrt()
@@ -169,29 +169,28 @@ def check_links(
     }
     likelihoods: dict[str, set[str]] = {site: set() for site in sigmas}
     for name in before.keys() - learned - set(sparse):
-        if not same_density(before[name], after[name]):
-            likelihoods[_scaled_by(before[name], after[name], sigmas, sorted(learned))].add(name)
+        if not has_same_density(before[name], after[name]):
+            likelihoods[_find_sigma(before[name], after[name], sigmas, sorted(learned))].add(name)
     return {site: frozenset(names) for site, names in likelihoods.items()}
 
 
-def _check_not_lost(
+def _check_no_lost_links(
     sites: Mapping[str, Site],
-    moved: Mapping[str, Site],
+    perturbed: Mapping[str, Site],
     sparse: Collection[str],
     links: Mapping[tuple[str, str], str],
 ) -> None:
-    """Checks that nothing learned, and no unlinked sparse parameter, follows the other sites."""
+    """Check that no learned site and no unlinked sparse parameter depends on the other sites."""
     for (name, parameter), site in links.items():
-        if not same_density(sites[site], moved[site]):
-            raise ModelError(
-                _hyperprior(named(sites[name]), parameter, site, "another latent site")
-            )
+        if not has_same_density(sites[site], perturbed[site]):
+            where = describe(sites[name])
+            raise _hyperprior_error(where, parameter, site, "another latent site")
     for name in sparse:
-        where = named(sites[name])
-        for parameter in base(sites[name]["fn"]).given:
+        where = describe(sites[name])
+        for parameter in unwrap(sites[name]["fn"]).given:
             if (name, parameter) in links:
                 continue
-            if same(_parameter(sites[name], parameter), _parameter(moved[name], parameter)):
+            if is_close(_parameter(sites[name], parameter), _parameter(perturbed[name], parameter)):
                 continue
             if parameter not in PRIORS:
                 raise ModelError(
@@ -209,30 +208,31 @@ def _check_not_lost(
 
 
 def _check_form(
-    moved: Mapping[str, Site],
+    perturbed: Mapping[str, Site],
     links: Mapping[tuple[str, str], str],
     values: Mapping[str, Tensor],
 ) -> None:
-    """Checks that delta is its site's value and sigma the square root of its site's value."""
+    """Check that delta is its site's value and sigma the square root of its site's value."""
     for (name, parameter), site in links.items():
-        found = _parameter(moved[name], parameter)
+        value = _parameter(perturbed[name], parameter)
         expected = values[site] if parameter == "delta" else values[site].sqrt()
-        if not same(found, expected.reshape(()).expand_as(found)):
-            what = "the value" if parameter == "delta" else "the square root of the value"
+        if not is_close(value, expected.reshape(()).expand_as(value)):
+            form = "the value" if parameter == "delta" else "the square root of the value"
             raise ModelError(
-                f"{named(moved[name])}: {parameter} depends on site {site!r} but is not {what} of "
-                f"it, so it has no closed-form update; {CURES[parameter]}; or use adaptation=None"
+                f"{describe(perturbed[name])}: {parameter} depends on site {site!r} but is not "
+                f"{form} of it, so it has no closed-form update; {CURES[parameter]}; or use "
+                "adaptation=None"
             )
 
 
-def _scaled_by(
+def _find_sigma(
     before: Site, after: Site, sigmas: Mapping[str, Tensor], learned: Collection[str]
 ) -> str:
-    """The InverseGamma site whose square root the scale of an observed Normal site follows."""
-    old, new = base(before["fn"]), base(after["fn"])
+    """Return the InverseGamma site whose square root multiplies an observed Normal's scale."""
+    old, new = unwrap(before["fn"]), unwrap(after["fn"])
     if before["is_observed"] and type(old) is type(new) is dist.Normal:
         for name, factor in sigmas.items():
-            if same(old.loc, new.loc) and same(new.scale, old.scale * factor):
+            if is_close(old.loc, new.loc) and is_close(new.scale, old.scale * factor):
                 return name
     kind = "observed" if before["is_observed"] else "latent"
     raise ModelError(
@@ -244,14 +244,14 @@ def _scaled_by(
 
 
 def _parameter(site: Site, parameter: str) -> Tensor:
-    return torch.as_tensor(getattr(base(site["fn"]), parameter))
+    return torch.as_tensor(getattr(unwrap(site["fn"]), parameter))
 
 
 def is_sparse(site: Site) -> bool:
     """Whether a site has a spike-and-slab prior."""
-    return isinstance(base(site["fn"]), SpikeAndSlab)
+    return isinstance(unwrap(site["fn"]), SpikeAndSlab)
 
 
-def named(site: Site) -> str:
-    """A site by its prior and its name."""
-    return f"{type(base(site['fn'])).__name__} site {site['name']!r}"
+def describe(site: Site) -> str:
+    """Return a site's prior and name, for error messages."""
+    return f"{type(unwrap(site['fn'])).__name__} site {site['name']!r}"

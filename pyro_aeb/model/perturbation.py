@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What depends on what, found out by moving values and looking again.
+Find dependences between sites by perturbing values and tracing the model again.
 
-Provenance sees the tensors that a value went through. It does not see ``float(x)``; neither does
-the gradient, which would be silently wrong. Moving a value sees everything.
+Provenance and gradients follow tensors only, and miss what went through ``float(x)``; a gradient is
+then silently wrong. A perturbation shows every dependence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,119 +18,117 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.tracing import Site, base
-
-Looker = Callable[[Mapping[str, Tensor]], dict[str, Site]]
-"""Latent values by name, in constrained space, to the sites of a look with those values."""
+from pyro_aeb.model.tracing import Site, Tracer, unwrap
 
 
-def moved_values(
-    sites: Mapping[str, Site], values: Mapping[str, Tensor], which: Collection[str]
+def perturb(
+    sites: Mapping[str, Site], values: Mapping[str, Tensor], names: Collection[str]
 ) -> dict[str, Tensor]:
     """
-    Moves every number of some sites by an amount of its own, in unconstrained space: up or down, by
-    about the square root of 2 over the fan-in, so that a deep network's outputs stay in range.
+    Return the values with every number of some sites moved up or down, in unconstrained space, by
+    an amount of its own. The amounts are about the square root of 2 over the fan-in, so that a deep
+    network's outputs stay in range.
 
-    :param sites: of a look.
+    :param sites: the sites of a trace.
     :param values: latent site name to constrained value.
-    :param which: the sites to move.
+    :param names: the sites to perturb.
     """
     generator = torch.Generator("cpu").manual_seed(0)
-    moved = dict(values)
-    for name in sorted(which):
+    perturbed = dict(values)
+    for name in sorted(names):
         transform = biject_to(sites[name]["fn"].support)
         free = transform.inv(values[name])
         fan_in = free.numel() / (free.shape[0] if free.dim() > 1 else 1)
         sign = 1.0 - 2.0 * torch.randint(2, free.shape, generator=generator, device="cpu")
         size = 0.75 + 0.5 * torch.rand(free.shape, generator=generator, device="cpu")
-        moved[name] = transform(free + (sign * size * (2.0 / fan_in) ** 0.5).to(free))
-    return moved
+        perturbed[name] = transform(free + (sign * size * (2.0 / fan_in) ** 0.5).to(free))
+    return perturbed
 
 
-def same(a: Tensor, b: Tensor) -> bool:
+def is_close(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same numbers, up to rounding."""
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=0.0, equal_nan=True)
 
 
-def same_density(a: Site, b: Site) -> bool:
-    """Whether two looks give the first one's value of a site the same density."""
-    return same(a["fn"].log_prob(a["value"]), b["fn"].log_prob(a["value"]))
+def has_same_density(a: Site, b: Site) -> bool:
+    """Whether a site's value in the first trace has the same density in both."""
+    return is_close(a["fn"].log_prob(a["value"]), b["fn"].log_prob(a["value"]))
 
 
-def gradient_reaches(
+def find_gradient_paths(
     sites: Mapping[str, Site], leaves: Mapping[str, Tensor]
 ) -> dict[str, frozenset[str]]:
     """
-    The latent sites that a gradient of each site's log density reaches, itself left out.
+    Return, for every site, the other latent sites with respect to which its log density has a
+    gradient.
 
-    :param sites: of a look with gradients.
-    :param leaves: the latent values of that look.
+    :param sites: the sites of a trace with gradients.
+    :param leaves: the latent values of that trace.
     """
-    reached = {}
+    paths = {}
     names = {id(leaf): name for name, leaf in leaves.items()}
     for name, site in sites.items():
         with torch.enable_grad():  # also where the caller has turned gradients off
             density = site["fn"].log_prob(site["value"]).sum()
-        behind = [n for n in _behind(density, names) if n != name]
+        ancestors = [n for n in _find_ancestors(density, names) if n != name]
         gradients: tuple[Tensor | None, ...] = ()
-        if behind:  # a function of the user's may pass no gradient on
-            inputs = [leaves[n] for n in behind]
+        if ancestors:  # a custom autograd function may return no gradient
+            inputs = [leaves[n] for n in ancestors]
             gradients = torch.autograd.grad(density, inputs, retain_graph=True, allow_unused=True)
-        pairs = zip(behind, gradients, strict=True)
-        reached[name] = frozenset(n for n, g in pairs if g is not None)
-    return reached
+        pairs = zip(ancestors, gradients, strict=True)
+        paths[name] = frozenset(n for n, g in pairs if g is not None)
+    return paths
 
 
-def _behind(value: Tensor, names: Mapping[int, str]) -> list[str]:
+def _find_ancestors(value: Tensor, names: Mapping[int, str]) -> list[str]:
     """
-    The leaves that a value was computed from: in time that does not grow with the number of those
-    that it was not.
+    Return the leaves that a value was computed from. The time does not grow with the number of
+    other leaves.
 
     :param names: of the leaves, by id.
     """
-    found, seen, waiting = [], set(), [value.grad_fn]
-    while waiting:
-        node: Any = waiting.pop()
-        if node is None or node in seen:
+    ancestors, visited, pending = [], set(), [value.grad_fn]
+    while pending:
+        node: Any = pending.pop()
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) in names:
-            found.append(names[id(leaf)])
-        waiting.extend(inner for inner, _ in node.next_functions)
-    return found
+            ancestors.append(names[id(leaf)])
+        pending.extend(parent for parent, _ in node.next_functions)
+    return ancestors
 
 
-def check_gradient_sees(
+def check_gradients(
     sites: Mapping[str, Site],
-    reached: Mapping[str, frozenset[str]],
+    paths: Mapping[str, frozenset[str]],
     sampled: Collection[str],
-    look_at: Looker,
+    trace: Tracer,
 ) -> None:
     """
-    Checks that no distribution follows a sampled site in a way that a gradient cannot see.
+    Check that gradients show every dependence of a distribution on the sampled sites.
 
-    :param sites: of a look at feasible values.
-    :param reached: from :func:`gradient_reaches`.
+    :param sites: the sites of a trace at feasible values.
+    :param paths: from :func:`find_gradient_paths`.
     :param sampled: names of the sites that are sampled by gradient.
-    :param look_at: looks at the model with other values.
-    :raises ModelError: if a link is lost, or a support moves.
+    :param trace: of the model.
+    :raises ModelError: if a dependence has no gradient, or a support depends on another site.
     """
     values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
-    everything = frozenset(sampled)
-    alike: dict[frozenset[str], list[str]] = {frozenset(): []}  # sites by what their gradient sees
+    by_path: dict[frozenset[str], list[str]] = {frozenset(): []}
     for name in sites:
-        alike.setdefault(reached[name] & everything, []).append(name)
-    for seen, names in alike.items():
-        hidden = everything - seen
+        by_path.setdefault(paths[name].intersection(sampled), []).append(name)
+    for path, names in by_path.items():
+        hidden = frozenset(sampled) - path
         if not hidden:
             continue
-        moved = look_at(moved_values(sites, values, hidden))
-        if not seen:
-            for name in values.keys() & moved.keys():
-                _check_support(sites[name], moved[name])
-        for name in (n for n in names if n in moved):
-            if not same_density(sites[name], moved[name]):
+        perturbed = trace(perturb(sites, values, hidden))
+        if not path:
+            for name in values.keys() & perturbed.keys():
+                _check_support(sites[name], perturbed[name])
+        for name in (n for n in names if n in perturbed):
+            if not has_same_density(sites[name], perturbed[name]):
                 raise ModelError(
                     f"the distribution of site {name!r} follows one of the sites {sorted(hidden)} "
                     "in a way that no gradient sees, as after float(x), x.item() or x.detach(); "
@@ -138,12 +136,12 @@ def check_gradient_sees(
                 )
 
 
-def _check_support(site: Site, moved: Site) -> None:
-    transforms = [biject_to(s["fn"].support) for s in (site, moved)]
+def _check_support(site: Site, perturbed: Site) -> None:
+    transforms = [biject_to(s["fn"].support) for s in (site, perturbed)]
     free = transforms[0].inv(site["value"])
-    if not same(transforms[0](free), transforms[1](free)):
+    if not is_close(transforms[0](free), transforms[1](free)):
         raise ModelError(
-            f"site {site['name']!r} ~ {type(base(site['fn'])).__name__} has a support that moves "
-            "with another site, expected a fixed one; sample a number of fixed support and "
+            f"site {site['name']!r} ~ {type(unwrap(site['fn'])).__name__} has a support that "
+            "depends on another site, expected a fixed one; sample a number of fixed support and "
             "scale it in the model"
         )

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The buffers that a run of the model changes, such as BatchNorm's running averages.
+The side effects of running a model: module buffers and global random numbers.
 
-They belong to the model's modules, and a chain changes them as it steps. Chains that step together
-need one set each: :class:`Buffers` then holds them with a leading axis of chains, and lends each
-chain its own while the model runs.
+Modules may change buffers as they run, as BatchNorm does its running averages. Chains that step
+together need a set each: :class:`Buffers` holds the sets with a leading axis of chains and puts
+each chain's into the modules while the model runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -30,61 +29,62 @@ Place = tuple[nn.Module, str]
 
 
 @contextmanager
-def unchanged_buffers() -> Iterator[list[Place]]:
+def preserve_buffers() -> Iterator[list[Place]]:
     """
-    Lets every module that runs inside, and what is in it, run on copies of its buffers. Compiled
-    modules run as they were written, for the compiler cannot follow this.
+    Run every module that is called inside, and its submodules, on copies of their buffers. Compiled
+    modules run uncompiled: the compiler cannot follow the exchange.
 
-    :returns: the places of the buffers that were changed, filled in at the end.
+    :returns: the places of the buffers that were changed; filled on exit.
     """
-    own: dict[nn.Module, dict[str, Tensor | None]] = {}
-    lent: dict[nn.Module, dict[str, Tensor | None]] = {}
+    originals: dict[nn.Module, dict[str, Tensor | None]] = {}
+    copies: dict[nn.Module, dict[str, Tensor | None]] = {}
     changed: list[Place] = []
 
-    def lend_copies(module: nn.Module, _: Any) -> None:
-        if module in own:
+    def insert_copies(module: nn.Module, _: Any) -> None:
+        if module in originals:
             return
         for part in module.modules():
-            if part not in own:
-                own[part] = dict(part._buffers)
-                lent[part] = {n: None if b is None else b.clone() for n, b in own[part].items()}
-                part._buffers.update(lent[part])
+            if part not in originals:
+                originals[part] = dict(part._buffers)
+                copies[part] = {
+                    n: None if b is None else b.clone() for n, b in originals[part].items()
+                }
+                part._buffers.update(copies[part])
 
-    handle = register_module_forward_pre_hook(lend_copies)
+    handle = register_module_forward_pre_hook(insert_copies)
     try:
-        with _eager():
+        with _without_compilation():
             yield changed
     finally:
         handle.remove()
-        for module, buffers in own.items():
+        for module, buffers in originals.items():
             changed += [
                 (module, name)
                 for name in buffers
-                if _changed(buffers[name], lent[module][name], module._buffers[name])
+                if _has_changed(buffers[name], copies[module][name], module._buffers[name])
             ]
             module._buffers.update(buffers)
 
 
-def _eager() -> AbstractContextManager[Any]:
-    """Runs compiled modules as they were written."""
+def _without_compilation() -> AbstractContextManager[Any]:
     if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
 
 
-def _changed(own: Tensor | None, lent: Tensor | None, now: Tensor | None) -> bool:
-    if own is None or now is None:
+def _has_changed(original: Tensor | None, copy: Tensor | None, current: Tensor | None) -> bool:
+    if original is None or current is None:
         return False
-    # Torch does not count the changes that BatchNorm makes to its running averages.
-    return now is not lent or now._version > 0 or not torch.equal(now, own)
+    # BatchNorm's changes of its running averages do not show in the version.
+    return current is not copy or current._version > 0 or not torch.equal(current, original)
 
 
 class Buffers:
     """
     The buffers that a model changes.
 
-    :param places: where they are, from :func:`unchanged_buffers`.
-    :param chains: how many chains have sets of their own; None for one chain, which changes those
+    :param places: where they are, from :func:`preserve_buffers`.
+    :param chains: the number of chains with a set each; None for one chain, whose buffers are those
         in the modules.
     """
 
@@ -97,74 +97,75 @@ class Buffers:
             ]
 
     def values(self) -> list[Tensor]:
-        """The buffers as they stand, with a leading axis of chains where they have sets."""
+        """Return the current buffers, with a leading axis of chains where each has a set."""
         return self._in_modules() if self._stacks is None else list(self._stacks)
 
     def load(self, values: Sequence[Tensor]) -> None:
         """
-        Puts other values in place of all buffers.
+        Replace the values of all buffers.
 
         :param values: from :meth:`values`.
         """
         if self._stacks is not None:
             self._stacks = [new.to(old) for new, old in zip(values, self._stacks, strict=True)]
-            return
-        with torch.no_grad():
-            for buffer, value in zip(self._in_modules(), values, strict=True):
-                buffer.copy_(value)
+        else:
+            self._copy_to_modules(values)
 
     def run(self, values: Sequence[Tensor], model: Callable[[], None]) -> list[Tensor]:
         """
-        Runs a model of one chain, with that chain's buffers in the modules.
+        Run a model with one chain's buffers in the modules.
 
-        :param values: one chain's.
-        :returns: the chain's buffers after it.
+        :param values: the chain's buffers.
+        :returns: the chain's buffers afterwards.
         """
-        own = self._in_modules()
-        self._lend(values)
+        originals = self._in_modules()
+        self._insert(values)
         try:
             model()
             return self._in_modules()
         finally:
-            self._lend(own)
+            self._insert(originals)
 
     def run_on(self, values: Sequence[Tensor], model: Callable[[], None]) -> list[Tensor]:
         """
-        Runs a model, of all chains, on other values in place of all buffers, which it may change.
+        Run a model of all chains on other buffers, which it may change; those held here stay.
 
         :param values: in the form of :meth:`values`.
-        :returns: these buffers after it; those of the chains stay as they are.
+        :returns: the other buffers afterwards.
         """
         if self._stacks is None:
             return self.run(values, model)
-        own, self._stacks = self._stacks, list(values)
+        stacks, self._stacks = self._stacks, list(values)
         try:
             model()
             return self._stacks
         finally:
-            self._stacks = own
+            self._stacks = stacks
 
-    def keep(self, stacks: Sequence[Tensor]) -> None:
-        """Takes in what :meth:`run` returned, with the axis of chains."""
+    def store(self, stacks: Sequence[Tensor]) -> None:
+        """Store the results of :meth:`run`, stacked along the axis of chains."""
         self._stacks = [stack.detach() for stack in stacks]
 
-    def hand_back(self) -> None:
-        """Leaves the last chain's buffers in the modules, as chains one after the other would."""
+    def copy_last_to_modules(self) -> None:
+        """Copy the last chain's set into the modules, as if the chains had run one by one."""
         if self._stacks is not None:
-            with torch.no_grad():
-                for buffer, stack in zip(self._in_modules(), self._stacks, strict=True):
-                    buffer.copy_(stack[-1])
+            self._copy_to_modules([stack[-1] for stack in self._stacks])
+
+    @torch.no_grad()
+    def _copy_to_modules(self, values: Sequence[Tensor]) -> None:
+        for buffer, value in zip(self._in_modules(), values, strict=True):
+            buffer.copy_(value)
 
     def _in_modules(self) -> list[Tensor]:
         return [module._buffers[name] for module, name in self.places]  # type: ignore[misc]
 
-    def _lend(self, values: Sequence[Tensor]) -> None:
+    def _insert(self, values: Sequence[Tensor]) -> None:
         for (module, name), value in zip(self.places, values, strict=True):
             module._buffers[name] = value
 
 
 def global_random_state() -> dict[str, Any]:
-    """The states of torch's, NumPy's and Python's global generators."""
+    """Return the states of torch's, NumPy's and Python's global generators."""
     numpy: Any = np.random.get_state()
     name, keys, *rest = numpy
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -178,9 +179,9 @@ def global_random_state() -> dict[str, Any]:
 
 def set_global_random_state(state: Mapping[str, Any]) -> None:
     """
-    Puts back what :func:`global_random_state` read.
+    Restore the states that :func:`global_random_state` returned.
 
-    :raises CheckpointError: if it is something else.
+    :raises CheckpointError: if ``state`` is of another form.
     """
     with reading("the saved random numbers"):
         torch.set_rng_state(state["torch"])
@@ -188,16 +189,17 @@ def set_global_random_state(state: Mapping[str, Any]) -> None:
             torch.cuda.set_rng_state_all(state["cuda"])
         name, keys, *rest = state["numpy"]
         np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-        version, numbers, own = state["python"]
-        random.setstate((version, tuple(numbers), own))
+        version, numbers, gauss = state["python"]
+        random.setstate((version, tuple(numbers), gauss))
 
 
 @contextmanager
-def unchanged_random_numbers() -> Iterator[None]:
-    """Puts back the random number generators of torch, Python and NumPy."""
-    state = pyro.util.get_rng_state()
+def preserve_random_state() -> Iterator[None]:
+    """Restore torch's, NumPy's and Python's global generators on exit."""
+    numpy, python = np.random.get_state(), random.getstate()
     with torch.random.fork_rng():
         try:
             yield
         finally:
-            pyro.util.set_rng_state(state)
+            np.random.set_state(numpy)
+            random.setstate(python)

@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What a model is made of, as plain data.
+The structure of a model, as plain data: its sites, and their places in the position.
 
-:mod:`pyro_aeb.model.inspection` finds it, :mod:`pyro_aeb.posterior.likelihood`,
-:mod:`pyro_aeb.adaptation.spike_and_slab` and :mod:`pyro_aeb.kernel.aeb_kernel` read it. The weights
-live in one flat vector of D numbers, the *position*: first the sparse slab (all sites with a
-spike-and-slab prior, P numbers), then the sites with a fixed normal prior, then all others in
-unconstrained space. Sites are views into it.
+:func:`~pyro_aeb.model.inspection.inspect_model` finds it. The *position* is one flat vector of D
+numbers that holds all weights: first the sparse slab (all sites with a spike-and-slab prior, P
+numbers), then the sites with a fixed normal prior, then all others, in unconstrained space. Sites
+are views of it.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from torch.distributions.transforms import Transform
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import LatentUpdate
+from pyro_aeb.model.side_effects import Place
 from pyro_aeb.priors import SSGL, SpikeAndSlab
 
 
@@ -52,11 +52,11 @@ class SparseBlock(Block):
     A site with a spike-and-slab prior, in the sparse slab.
 
     :param prior: the class of its prior.
-    :param parameters: of the prior's components by name, each a number or a tensor of the site's
-        shape.
+    :param parameters: the parameters of the prior's components by name, each a number or a tensor
+        of the site's shape.
     :param int sigma: index of its sigma in :attr:`Structure.sigmas`.
     :param int delta: index of its delta in :attr:`Structure.deltas`.
-    :param int group: how many consecutive weights share a gamma.
+    :param int group: the number of consecutive weights that share a gamma.
     """
 
     prior: type[SpikeAndSlab] = SSGL
@@ -86,8 +86,8 @@ class Sigma:
     """
     A scale sigma of sites with a spike-and-slab prior.
 
-    :param str site: the InverseGamma site of sigma squared, None where sigma is a fixed number.
-    :param float fixed: that number, None where sigma is learned.
+    :param str site: the InverseGamma site of sigma squared; None if sigma is a fixed number.
+    :param float fixed: that number; None if sigma is learned.
     :param float nu: prior degrees of freedom; sigma squared ~ InverseGamma(nu/2, nu lambda/2).
     :param float nu_lambda: nu times lambda.
     :param frozenset likelihoods: observed Normal sites whose scale is a multiple of this sigma.
@@ -107,8 +107,8 @@ class Delta:
     """
     A prior inclusion probability delta of sites with a spike-and-slab prior.
 
-    :param str site: the Beta site, None where delta is a fixed number.
-    :param float fixed: that number, None where delta is learned.
+    :param str site: the Beta site; None if delta is a fixed number.
+    :param float fixed: that number; None if delta is learned.
     :param float a: the first parameter of Beta(a, b).
     :param float b: the second.
     :param torch.Size shape: of the site's value, one number.
@@ -124,7 +124,7 @@ class Delta:
 @dataclass(frozen=True)
 class LearnedSite:
     """
-    A latent site that is learned by an update of its own.
+    A latent site that is learned by an update given as ``latents=``.
 
     :param str name: the site.
     :param torch.Size shape: of its value.
@@ -141,18 +141,19 @@ class LearnedSite:
 @dataclass(frozen=True)
 class Structure:
     """
-    A model's sites by what the kernel does with them.
+    A model's sites, by how the kernel treats them.
 
     :param sparse: sites with a spike-and-slab prior, in the order of the slab.
-    :param normal: sites with a fixed normal prior, whose gradient is closed form.
+    :param normal: sites with a fixed normal prior, whose gradient has a closed form.
     :param general: all other continuous latents, scored by their own ``log_prob``.
-    :param observed: names of the observed sites, those of ``pyro.factor`` left out.
+    :param observed: names of the observed sites, without those of ``pyro.factor``.
     :param plates: plate name to (size, subsample size).
     :param dims: site name to the plate of each axis of its value, None for an axis of no plate.
-    :param observations: observed site name to its value, where it is a tensor and not a subsample.
+    :param observations: observed site name to its value, if that is a tensor and no subsample.
     :param dtype: of the position.
     :param device: of the position.
-    :param learned: latent sites that are learned by updates of their own.
+    :param learned: latent sites that are learned by updates given as ``latents=``.
+    :param changed_buffers: the places of the module buffers that a run of the model changes.
     """
 
     sparse: tuple[SparseBlock, ...]
@@ -167,6 +168,7 @@ class Structure:
     dtype: torch.dtype
     device: torch.device
     learned: tuple[LearnedSite, ...] = ()
+    changed_buffers: tuple[Place, ...] = ()
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -186,9 +188,9 @@ class Structure:
     @cached_property
     def latent_sites(self) -> tuple[str, ...]:
         """Names of the sites that adaptation learns."""
-        found = [sigma.site for sigma in self.sigmas] + [delta.site for delta in self.deltas]
-        found += [site.name for site in self.learned]
-        return tuple(site for site in found if site is not None)
+        names = [group.site for group in (*self.sigmas, *self.deltas)]
+        names += [site.name for site in self.learned]
+        return tuple(name for name in names if name is not None)
 
     @cached_property
     def _transforms(self) -> dict[str, Transform]:
@@ -245,7 +247,7 @@ class Structure:
 
 class Residuals(NamedTuple):
     r"""
-    What the forward pass knows of an observed Normal site whose scale is a multiple of sigma.
+    The residuals of an observed Normal site whose scale is a multiple of sigma.
 
     :param Tensor square: :math:`I = (N/n) \sum ((y - loc)/c)^2`, with scale = c sigma.
     :param data: N, the number of data.
@@ -256,10 +258,10 @@ class Residuals(NamedTuple):
 
 
 def norm_name(site: str) -> str:
-    """The name of the Euclidean norm that stands for a site which is left out of the draws."""
+    """Return the name under which draws hold a site's Euclidean norm, where not its values."""
     return f"{site}_norm"
 
 
 def rho_name(site: str) -> str:
-    """The name of a sparse site's inclusion probabilities in a draw."""
+    """Return the name of a sparse site's inclusion probabilities in a draw."""
     return f"{site}_rho"

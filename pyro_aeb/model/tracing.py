@@ -2,15 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A look at a model: one run of it, after which nothing has changed.
+Traces of a model that have no side effects, and initial values of its latent sites.
 
-The state of torch's random number generators and the buffers of every module that ran (BatchNorm's
-running averages, say) are put back.
+The global random number generators and the buffers of every module that ran, such as BatchNorm's
+running averages, are restored after a trace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pyro
@@ -28,14 +30,14 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.side_effects import unchanged_buffers, unchanged_random_numbers
+from pyro_aeb.model.side_effects import Place, preserve_buffers, preserve_random_state
 from pyro_aeb.priors import Group, SpikeAndSlab
 
 Site = dict[str, Any]
 
 
-def base(fn: Any) -> Any:
-    """The distribution inside ``to_event``, and of a group of weights that of each."""
+def unwrap(fn: Any) -> Any:
+    """Return the distribution inside ``to_event``, and that of the single weights of a Group."""
     while isinstance(fn, (pyro.distributions.Independent, Group)):
         fn = fn.base_dist
     return fn
@@ -53,11 +55,11 @@ def check_continuous(site: Site) -> None:
         )
 
 
-def _feasible(site: Site) -> Tensor:
+def _init_to_feasible(site: Site) -> Tensor:
     check_continuous(site)
     if "init_value" in site["infer"]:
         return site["infer"]["init_value"].detach().clone()
-    if isinstance(base(site["fn"]), SpikeAndSlab):  # what follows would draw a sample for its shape
+    if isinstance(unwrap(site["fn"]), SpikeAndSlab):  # Pyro's would draw a sample for its shape
         return torch.zeros_like(site["fn"].mean)
     try:
         biject_to(site["fn"].support)
@@ -70,7 +72,7 @@ def _feasible(site: Site) -> Tensor:
 
 
 class _PlateCheck(Messenger):
-    """Refuses a plate without data, and a batch that its data cannot fill."""
+    """Refuse plates without data, and batches larger than the data."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if not site_is_subsample(msg):
@@ -85,102 +87,122 @@ class _PlateCheck(Messenger):
             )
 
 
-def look(
+class Tracer:
+    """
+    Trace a model, without side effects.
+
+    :param model: a Pyro model.
+    :param args: its arguments.
+    :param kwargs: its keyword arguments.
+    """
+
+    changed_buffers: tuple[Place, ...] = ()
+    """
+    The places of the buffers that the model changes, from the trace that changed most of them: a
+    running average of zeros stays as it is.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        self._run = partial(model, *args, **kwargs)
+
+    def __call__(
+        self, values: Mapping[str, Tensor], *, validate: bool = False, grad: bool = False
+    ) -> dict[str, Site]:
+        """
+        Run the model once; return its sites by name, in order.
+
+        Latent sites take the given values, or else feasible ones. Feasible values and all random
+        numbers, subsamples among them, are the same in every trace.
+
+        :param values: latent site name to constrained value.
+        :param bool validate: whether distributions check their parameters.
+        :param bool grad: whether gradients with respect to the values are recorded.
+        """
+
+        def value_of(site: Site) -> Tensor:
+            feasible = _init_to_feasible(site)  # also where unused, for the random numbers it takes
+            return values.get(site["name"], feasible)
+
+        with (
+            preserve_buffers() as changed,
+            preserve_random_state(),
+            torch.set_grad_enabled(grad),
+            pyro.validation_enabled(validate),
+            InitMessenger(value_of),
+            _PlateCheck(),
+        ):
+            pyro.set_rng_seed(0)
+            trace = poutine.trace(self._run).get_trace()
+        if len(changed) > len(self.changed_buffers):
+            self.changed_buffers = tuple(changed)
+        return {name: {**site} for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def trace_sites(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     values: Mapping[str, Tensor],
-    *,
-    validate: bool = False,
-    grad: bool = False,
 ) -> dict[str, Site]:
-    """
-    Runs the model once and returns its sites by name, in order.
-
-    Latent sites take the given values, or else a feasible value that is the same in every look.
-    Random numbers, subsamples among them, are the same in every look too.
-
-    :param values: latent site name to constrained value.
-    :param bool validate: whether distributions check their parameters.
-    :param bool grad: whether gradients with respect to the values are recorded.
-    """
-
-    def value_of(site: Site) -> Tensor:
-        feasible = _feasible(site)  # even where it is not used, for the random numbers it takes
-        return values.get(site["name"], feasible)
-
-    with (
-        unchanged_buffers(),
-        unchanged_random_numbers(),
-        torch.set_grad_enabled(grad),
-        pyro.validation_enabled(validate),
-        InitMessenger(value_of),
-        _PlateCheck(),
-    ):
-        pyro.set_rng_seed(0)
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-    return {name: {**site} for name, site in trace.nodes.items() if site["type"] == "sample"}
+    """Return the sites of one trace by a :class:`Tracer`."""
+    return Tracer(model, args, kwargs)(values)
 
 
-def look_for_provenance(
+def trace_provenance(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Site]:
     """
-    A look whose distributions' parameters carry the names of the sites they were computed from; see
-    :mod:`pyro.ops.provenance`. Shapes are not to be trusted: of a number with provenance, PyTorch
-    makes batch shape (0,). Where a model cannot run on such values, no site comes back.
+    Return sites whose distributions' parameters carry the names of the sites they were computed
+    from; see :mod:`pyro.ops.provenance`. Shapes are not reliable: PyTorch gives a number with
+    provenance the batch shape (0,). Empty for a model that cannot run on such values.
     """
     try:
         with TrackProvenance():
-            return look(model, args, kwargs, {})
-    except Exception:  # what the model runs on has no support for tensor subclasses
+            return trace_sites(model, args, kwargs, {})
+    except Exception:  # a part of the model does not support tensor subclasses
         return {}
 
 
-class _Found(Exception):
-    """Ends a look early."""
+class _FirstLatent(Exception):
+    """Ends a run of the model at its first latent site."""
 
 
-class _FirstLatent(Messenger):
-    def __init__(self) -> None:
-        super().__init__()
-        self.device: torch.device | None = None
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and not site_is_subsample(msg):
-            self.device = msg["value"].device
-            raise _Found
-
-
-def device_of_latents(
+def find_latent_device(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> torch.device | None:
     """
-    The device of a model's first latent site, from a run that ends there. None where the model
-    cannot run that far, as when it mixes its data with something on another device before.
+    Return the device of a model's first latent site, where the run ends. None if the model fails
+    before, as when it mixes its data with something on another device.
     """
-    first = _FirstLatent()
-    with unchanged_buffers(), unchanged_random_numbers(), torch.no_grad():
-        try:
-            with InitMessenger(_feasible), first:
-                model(*args, **kwargs)
-        except (_Found, RuntimeError):
-            pass
-    return first.device
+    device: torch.device | None = None
+
+    def stop(site: Site) -> Tensor:
+        nonlocal device
+        device = _init_to_feasible(site).device
+        raise _FirstLatent
+
+    with preserve_buffers(), preserve_random_state(), torch.no_grad(), InitMessenger(stop):
+        with suppress(_FirstLatent, RuntimeError):
+            model(*args, **kwargs)
+    return device
 
 
 def init_to_default(site: Site | None = None) -> Any:
     """
-    The kernel's own starting point: sites sampled with ``infer={"init_value": tensor}`` at that
-    value; other spike-and-slab weights ~ Normal(0, 0.1^2); sites with an InverseGamma or Beta prior
-    at the middle of their unconstrained space (1 and 1/2); all others by Pyro's
+    Initialize a site as :class:`~pyro_aeb.AEBKernel` does by default.
+
+    Sites sampled with ``infer={"init_value": tensor}`` start at that value; other spike-and-slab
+    weights at a draw from Normal(0, 0.1^2); sites with an InverseGamma or Beta prior at the middle
+    of their unconstrained space (1 and 1/2); all others as by Pyro's
     :func:`~pyro.infer.autoguide.initialization.init_to_uniform`.
     """
     if site is None:
         return init_to_default
     if "init_value" in site["infer"]:
         return site["infer"]["init_value"].detach().clone()
-    fn = base(site["fn"])
+    fn = unwrap(site["fn"])
     if isinstance(fn, SpikeAndSlab):
         return 0.1 * torch.randn_like(site["fn"].mean)
     if isinstance(fn, (pyro.distributions.InverseGamma, pyro.distributions.Beta)):
@@ -188,19 +210,19 @@ def init_to_default(site: Site | None = None) -> Any:
     return init_to_uniform(site)
 
 
-def initial_values(
+def draw_initial_values(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     strategy: Callable[..., Any],
 ) -> dict[str, Tensor]:
     """
-    The latent sites' first values, in constrained space, by an initialisation strategy of Pyro.
+    Return initial values of the latent sites, in constrained space.
 
     :param strategy: a function of a site, such as those of
         :mod:`pyro.infer.autoguide.initialization`.
     """
-    with unchanged_buffers(), torch.no_grad(), InitMessenger(strategy):
+    with preserve_buffers(), torch.no_grad(), InitMessenger(strategy):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     latent = {n: s for n, s in trace.iter_stochastic_nodes()}
     return {name: torch.as_tensor(site["value"]).clone() for name, site in latent.items()}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.errors import ModelError, listed
-from pyro_aeb.model.tracing import base
+from pyro_aeb.model.tracing import unwrap
 from pyro_aeb.nn.mixture import Mixture, predicted
 
 REMEDY = (
@@ -131,7 +131,7 @@ class _Given(Messenger):
             msg["stop"] = True
         elif not _is_a_term(msg):
             fn = msg["fn"]
-            masked = msg["mask"] is not None or isinstance(base(fn), dist.MaskedDistribution)
+            masked = msg["mask"] is not None or isinstance(unwrap(fn), dist.MaskedDistribution)
             self.found[name] = Found(fn, msg["value"] if observed else None, masked)
 
     @staticmethod
@@ -147,4 +147,4 @@ class _Given(Messenger):
 
 def _is_a_term(msg: Any) -> bool:
     """Whether the site is of pyro.deterministic or pyro.factor, which observe nothing."""
-    return bool(msg["infer"].get("_deterministic")) or isinstance(base(msg["fn"]), dist.Unit)
+    return bool(msg["infer"].get("_deterministic")) or isinstance(unwrap(msg["fn"]), dist.Unit)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, OneHotCategorical
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.tracing import base
+from pyro_aeb.model.tracing import unwrap
 
 Kind = Literal["classes", "binary", "number"]
 
@@ -58,7 +58,7 @@ def predicted(fn: Any, target: Tensor | None) -> Mixture:
     :raises ModelError: if the distribution has no mean or variance to report.
     """
     log_density = None if target is None else _kept(fn.log_prob(target))
-    own, variance = base(fn), None
+    own, variance = unwrap(fn), None
     kind: Kind = "number"
     if isinstance(own, (Categorical, OneHotCategorical)):
         kind, mean = "classes", own.probs
@@ -134,8 +134,8 @@ def _moments(fn: Any) -> tuple[Tensor, Tensor]:
         return fn.mean, fn.variance
     except NotImplementedError as error:
         raise ModelError(
-            f"the likelihood is {type(base(fn)).__name__}, which knows no mean or variance of its "
-            "own, expected Categorical, OneHotCategorical, Bernoulli, or a distribution with both, "
+            f"the likelihood is {type(unwrap(fn)).__name__}, which has no mean or variance, "
+            "expected Categorical, OneHotCategorical, Bernoulli, or a distribution with both, "
             "such as Normal; use pyro.infer.Predictive for samples of it"
         ) from error
 

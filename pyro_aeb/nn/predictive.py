@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
-from pyro_aeb.model.side_effects import unchanged_buffers, unchanged_random_numbers
+from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
 from pyro_aeb.nn.batches import Batches, given
 from pyro_aeb.nn.evaluation import Evaluation, evaluated
 from pyro_aeb.nn.evaluation_mode import BatchNormStatistics, evaluation_mode
@@ -244,9 +244,9 @@ class PosteriorPredictive:
 def _predicting() -> Iterator[None]:
     """The state that models predict in; all of it is put back."""
     with (
-        unchanged_buffers(),
+        preserve_buffers(),
         evaluation_mode(),
-        unchanged_random_numbers(),
+        preserve_random_state(),
         torch.no_grad(),
         pyro.validation_enabled(False),
     ):

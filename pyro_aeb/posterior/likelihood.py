@@ -25,10 +25,10 @@ from pyro_aeb.adaptation.sweep import SufficientStatistics
 from pyro_aeb.data.arguments import Batch, axes
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import Seen
-from pyro_aeb.model.learned_sites import derivatives
+from pyro_aeb.model.learned_sites import differentiate
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Residuals, Structure
-from pyro_aeb.model.tracing import base
+from pyro_aeb.model.tracing import unwrap
 
 
 class Evaluation(NamedTuple):
@@ -110,7 +110,7 @@ class Likelihood:
         for site in self._structure.learned:
             slopes: tuple[Tensor | None, Tensor | None] = (None, None)
             if site.update.derivatives:
-                slopes = derivatives(total, latents[site.name], site)
+                slopes = differentiate(total, latents[site.name], site)
             seen[site.name] = Seen(values[site.name], values, recorded, *slopes)
         return seen
 
@@ -165,7 +165,7 @@ class Likelihood:
                 f'{str(error).splitlines()[0]} Use chain_method="sequential" or "parallel", or '
                 "write the step that fails without .item(), branches on values, or changes in place"
             ) from error
-        buffers.keep(after)
+        buffers.store(after)
         return scored
 
 
@@ -288,7 +288,7 @@ class _Scorer(Messenger):
 
     def _score_residuals(self, msg: Any, name: str) -> None:
         """Normal(loc, c sigma): its log density, where it depends on the weights, and (6)'s I."""
-        fn, scale, mask = base(msg["fn"]), msg["scale"], msg["mask"]
+        fn, scale, mask = unwrap(msg["fn"]), msg["scale"], msg["mask"]
         z = (msg["value"] - fn.loc) / fn.scale
         data = z.numel() * scale
         if mask is not None:

@@ -17,7 +17,7 @@ from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.model.structure import Residuals, Structure
-from pyro_aeb.model.tracing import base, look
+from pyro_aeb.model.tracing import trace_sites, unwrap
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.testing.m_steps import check_m_step
 from pyro_aeb.testing.objective import Model, by_site, component_log_joints, objective_at
@@ -126,10 +126,10 @@ def _check_inclusion(case: _Case, sweeps: list[_Sweep]) -> Outcome:
     for sweep in sweeps:
         values = case.structure.unflatten(sweep.position)
         given = {**values, **case.rule.site_values(sweep.before)}
-        sites = look(case.model, case.args, case.kwargs, given)
+        sites = trace_sites(case.model, case.args, case.kwargs, given)
         logits = []
         for name in (block.name for block in case.structure.sparse):
-            spike, slab = component_log_joints(base(sites[name]["fn"]), values[name])
+            spike, slab = component_log_joints(unwrap(sites[name]["fn"]), values[name])
             logits.append((slab - spike).reshape(-1))
         bayes = torch.cat(logits).sigmoid()
         for weight in WEIGHTS:

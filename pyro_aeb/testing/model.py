@@ -12,7 +12,7 @@ import torch
 from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.model.links import is_sparse
-from pyro_aeb.model.tracing import look
+from pyro_aeb.model.tracing import trace_sites
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.testing.enumeration import check_unbiased_gradient, whole_gradient
 from pyro_aeb.testing.objective import Model, whole_plates
@@ -38,7 +38,7 @@ def check_model(model: Model, *args: Any, **kwargs: Any) -> Report:
     :raises ModelError: if the model cannot be sampled.
     """
     outcomes: list[Outcome] = []
-    sites = look(model, args, kwargs, {}).values()
+    sites = trace_sites(model, args, kwargs, {}).values()
     sparse = any(is_sparse(site) for site in sites if not site["is_observed"])
     for adapt in (True, False) if sparse else (False,):
         outcomes.append(check_gradient(model, args, kwargs, adapt))

@@ -22,9 +22,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_aeb.model.side_effects import unchanged_buffers, unchanged_random_numbers
+from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
 from pyro_aeb.model.structure import Structure
-from pyro_aeb.model.tracing import base
+from pyro_aeb.model.tracing import unwrap
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.priors import SpikeAndSlab
 from pyro_aeb.priors.group import group_size
@@ -64,7 +64,7 @@ def objective(
     :param inclusion: rho of every SSGL site whose latents are learned; any other has its own
         density.
     """
-    with unchanged_buffers(), unchanged_random_numbers(), pyro.validation_enabled(False):
+    with preserve_buffers(), preserve_random_state(), pyro.validation_enabled(False):
         conditioned = poutine.condition(model, data=dict(values))
         trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
     terms = []
@@ -74,7 +74,7 @@ def objective(
             continue
         if name in inclusion:
             group = group_size(site["fn"])
-            spike, slab = component_log_joints(base(site["fn"]), site["value"], group)
+            spike, slab = component_log_joints(unwrap(site["fn"]), site["value"], group)
             rho = inclusion[name]
             terms.append(((1.0 - rho) * spike + rho * slab).sum())
             continue

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch
-from pyro_aeb.model.side_effects import unchanged_buffers, unchanged_random_numbers
+from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
 from pyro_aeb.model.structure import LearnedSite
 from pyro_aeb.posterior.likelihood import Evaluation
 from pyro_aeb.posterior.posterior import Posterior
@@ -62,5 +62,5 @@ def gradient_at(
     posterior: Posterior, position: Tensor, latents: Latents | None, batch: Batch
 ) -> Evaluation:
     """What a step sees there. Random number generators and module buffers stay as they were."""
-    with unchanged_buffers(), unchanged_random_numbers():
+    with preserve_buffers(), preserve_random_state():
         return posterior.evaluate(position, latents, batch)

@@ -18,7 +18,8 @@ from runs import Stop, StopAt, copy_buffers, make_kernel, make_mcmc, resume_mcmc
 from torch import nn
 
 import pyro_aeb as aeb
-from pyro_aeb.model.side_effects import Buffers, unchanged_buffers
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.model.side_effects import Buffers, preserve_buffers
 
 CHAINS, DRAWS = 3, 6
 X, Y = linear_data(dtype=torch.float64)
@@ -62,7 +63,7 @@ def test_the_buffers_that_change_are_found_and_left_as_they_were():
     outer = nn.Sequential(Counting(), nn.BatchNorm1d(P), nn.Linear(P, 1))
     own = dict(outer.named_buffers())
     before = copy_buffers(outer)
-    with unchanged_buffers() as changed:
+    with preserve_buffers() as changed:
         outer(X)
         assert outer[0].replaced == 1.0 and outer[0].added_to == 2.0
     names = {(type(module).__name__, name) for module, name in changed}
@@ -78,17 +79,25 @@ def test_the_buffers_that_change_are_found_and_left_as_they_were():
 
 def test_in_eval_mode_batch_norm_changes_none():
     norm = nn.BatchNorm1d(P).eval()
-    with unchanged_buffers() as changed:
+    with preserve_buffers() as changed:
         norm(X)
     assert changed == []
 
 
 def test_buffers_are_given_back_after_an_error():
     module = Counting()
-    with pytest.raises(KeyError), unchanged_buffers():
+    with pytest.raises(KeyError), preserve_buffers():
         module(X)
         raise KeyError
     assert module.replaced == 0.0 and module.added_to == 0.0
+
+
+def test_inspection_finds_the_buffers_that_a_step_changes():
+    network = Network()
+    structure = inspect_model(network, (X, Y), {}, adapt=False)
+    with preserve_buffers() as changed:
+        network(X, Y)
+    assert len(changed) == 3 and structure.changed_buffers == tuple(changed)
 
 
 # -- sets of them
@@ -137,9 +146,9 @@ def test_the_last_chains_are_left_in_the_modules():
     module = Counting()
     own = module.replaced
     buffers = Buffers(buffer_places(module), 2)
-    buffers.keep([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])])
+    buffers.store([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])])
     assert module.replaced == 0.0
-    buffers.hand_back()
+    buffers.copy_last_to_modules()
     assert module.replaced == 2.0 and module.added_to == 4.0
     assert module.replaced is own
 

@@ -18,7 +18,12 @@ from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provena
 from torch import nn
 
 from pyro_aeb import SSGL, ModelError
-from pyro_aeb.model.tracing import init_to_default, initial_values, look, look_for_provenance
+from pyro_aeb.model.tracing import (
+    draw_initial_values,
+    init_to_default,
+    trace_provenance,
+    trace_sites,
+)
 
 X, Y = linear_data()
 
@@ -49,14 +54,14 @@ def failing_model():
 
 
 def test_sites_come_in_the_order_of_the_model():
-    sites = look(sparse_regression, (X, Y), {"batch_size": 5}, {})
+    sites = trace_sites(sparse_regression, (X, Y), {"batch_size": 5}, {})
     assert list(sites) == ["sigma2", "delta", "features", "beta", "data", "y"]
     assert [name for name, site in sites.items() if site["is_observed"]] == ["y"]
 
 
 def test_latent_sites_take_the_given_values_and_the_others_a_feasible_one():
     beta = torch.tensor([1.0, 2.0, 3.0])
-    sites = look(sparse_regression, (X, Y), {}, {"beta": beta, "delta": torch.tensor(0.3)})
+    sites = trace_sites(sparse_regression, (X, Y), {}, {"beta": beta, "delta": torch.tensor(0.3)})
     assert torch.equal(sites["beta"]["value"], beta)
     assert sites["delta"]["value"] == 0.3
     assert sites["sigma2"]["value"] == 1.0  # 0 in unconstrained space, exp(0)
@@ -64,17 +69,17 @@ def test_latent_sites_take_the_given_values_and_the_others_a_feasible_one():
 
 
 def test_parameters_tell_what_they_were_computed_from_and_values_do_not():
-    sites = look_for_provenance(sparse_regression, (X, Y), {})
+    sites = trace_provenance(sparse_regression, (X, Y), {})
     provenance = sites["beta"]["fn"].parameter_provenance
     assert provenance["delta"] == {"delta"} and provenance["sigma"] == {"sigma2"}
     assert not provenance["v0"] and not provenance["v1"]
     assert get_provenance(sites["y"]["fn"].loc) == {"beta", "sigma2"}  # Normal broadcasts them
-    plain = look(sparse_regression, (X, Y), {}, {})
+    plain = trace_sites(sparse_regression, (X, Y), {}, {})
     assert not any(isinstance(site["value"], ProvenanceTensor) for site in plain.values())
 
 
 def test_a_deterministic_site_hides_no_link():
-    sites = look_for_provenance(eight_schools, (torch.ones(8), torch.zeros(8)), {})
+    sites = trace_provenance(eight_schools, (torch.ones(8), torch.zeros(8)), {})
     assert get_provenance(sites["y"]["fn"].loc) == {"mu", "tau", "eta"}
 
 
@@ -83,7 +88,7 @@ def test_two_looks_see_the_same_random_numbers():
         with pyro.plate("data", 100, subsample_size=10) as i:
             pyro.sample("y", dist.Normal(torch.randn(()), 1.0), obs=i.float())
 
-    first, second = (look(model, (), {}, {}) for _ in range(2))
+    first, second = (trace_sites(model, (), {}, {}) for _ in range(2))
     assert torch.equal(first["data"]["value"], second["data"]["value"])
     assert torch.equal(first["y"]["fn"].loc, second["y"]["fn"].loc)
 
@@ -94,7 +99,7 @@ def test_a_look_records_no_gradient():
     def model():
         pyro.sample("y", dist.Normal(weight.sum(), 1.0), obs=torch.zeros(()))
 
-    assert not look(model, (), {}, {})["y"]["fn"].loc.requires_grad
+    assert not trace_sites(model, (), {}, {})["y"]["fn"].loc.requires_grad
 
 
 def test_a_discrete_latent_is_refused():
@@ -102,7 +107,7 @@ def test_a_discrete_latent_is_refused():
         pyro.sample("z", dist.Categorical(torch.ones(3)))
 
     with pytest.raises(ModelError, match=r"'z' ~ Categorical is a discrete .* sum it out"):
-        look(model, (), {}, {})
+        trace_sites(model, (), {}, {})
 
 
 # What a look leaves as it was
@@ -110,14 +115,14 @@ def test_a_discrete_latent_is_refused():
 
 def test_random_number_generators_are_as_before():
     before = random_states()
-    look(uses_every_generator, (), {}, {})
+    trace_sites(uses_every_generator, (), {}, {})
     assert_same_states(before, random_states())
 
 
 def test_random_number_generators_are_as_before_even_when_the_model_raises():
     before = random_states()
     with pytest.raises(RuntimeError, match="no such file"):
-        look(failing_model, (), {}, {})
+        trace_sites(failing_model, (), {}, {})
     assert_same_states(before, random_states())
 
 
@@ -132,12 +137,14 @@ def assert_same_buffers(module: nn.Module, before: dict[str, torch.Tensor]) -> N
         assert torch.equal(value, after[name]), name
 
 
-@pytest.mark.parametrize("run", [look, initial_values], ids=["look", "initial_values"])
+@pytest.mark.parametrize(
+    "run", [trace_sites, draw_initial_values], ids=["trace_sites", "draw_initial_values"]
+)
 def test_running_averages_are_as_before(run):
     network = DenseNetwork()
     network.norm(torch.randn(8, 4) + 3.0)  # away from the buffers' first values
     before = copy_buffers(network)
-    last = {} if run is look else init_to_sample
+    last = {} if run is trace_sites else init_to_sample
     run(network, (X, Y), {}, last)
     assert_same_buffers(network, before)
     assert network.training
@@ -154,7 +161,7 @@ def test_running_averages_are_as_before_even_when_the_model_raises():
         raise RuntimeError("later")
 
     with pytest.raises(RuntimeError, match="later"):
-        look(model, (), {}, {})
+        trace_sites(model, (), {}, {})
     assert_same_buffers(norm, before)
 
 
@@ -174,12 +181,12 @@ def test_buffers_that_a_module_replaces_are_as_before():
     def model():
         counter(counter(X))
 
-    look(model, (), {}, {})
+    trace_sites(model, (), {}, {})
     assert counter.calls == 1.0
 
 
 def test_the_parameter_store_stays_empty_of_looks_at_models_without_parameters():
-    look(sparse_regression, (X, Y), {}, {})
+    trace_sites(sparse_regression, (X, Y), {}, {})
     assert not pyro.get_param_store()
 
 
@@ -195,7 +202,7 @@ def test_default_first_values():
         pyro.sample("beta", SSGL(0.1, 10.0, 0.5).expand([n]).to_event(1))
         pyro.sample("other", dist.HalfNormal(1.0).expand([n]).to_event(1))
 
-    values = initial_values(model, (), {}, init_to_default)
+    values = draw_initial_values(model, (), {}, init_to_default)
     assert values["sigma2"] == 1.0 and (values["delta"] == 0.5).all()  # exp(0), sigmoid(0)
     # N(0, 0.1^2): 5 standard errors of the mean, 0.1 / sqrt(n), and of the sd, 0.1 / sqrt(2 n).
     assert abs(values["beta"].mean()) < 5 * 0.1 / n**0.5
@@ -214,11 +221,11 @@ def test_the_default_is_a_strategy_like_pyros():
 def test_first_values_by_a_strategy_of_pyros():
     beta = torch.tensor([1.0, -2.0, 0.5])
     strategy = init_to_value(values={"beta": beta}, fallback=init_to_sample)
-    values = initial_values(sparse_regression, (X, Y), {"batch_size": 4}, strategy)
+    values = draw_initial_values(sparse_regression, (X, Y), {"batch_size": 4}, strategy)
     assert values.keys() >= {"sigma2", "delta", "beta"}
     assert torch.equal(values["beta"], beta)
     pyro.set_rng_seed(3)
-    drawn = initial_values(sparse_regression, (X, Y), {}, init_to_sample)
+    drawn = draw_initial_values(sparse_regression, (X, Y), {}, init_to_sample)
     pyro.set_rng_seed(3)
     assert drawn["sigma2"] == dist.InverseGamma(1.5, 2.0).sample()
 
@@ -226,5 +233,5 @@ def test_first_values_by_a_strategy_of_pyros():
 def test_first_values_are_copies():
     beta = torch.zeros(3)
     strategy = init_to_value(values={"beta": beta})
-    initial_values(sparse_regression, (X, Y), {}, strategy)["beta"].add_(1.0)
+    draw_initial_values(sparse_regression, (X, Y), {}, strategy)["beta"].add_(1.0)
     assert (beta == 0.0).all()

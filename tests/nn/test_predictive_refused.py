@@ -98,7 +98,7 @@ def test_a_likelihood_without_moments_is_refused():
         with pyro.plate("data", len(x)):
             return pyro.sample("y", noise, obs=y)
 
-    with pytest.raises(ModelError, match="TransformedDistribution, which knows no mean"):
+    with pytest.raises(ModelError, match="TransformedDistribution, which has no mean"):
         PosteriorPredictive(odd, replay_draws(w=SLOPES))(INPUTS)
 
 

@@ -18,7 +18,7 @@ from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.model.structure import Delta, Sigma, SparseBlock, Structure
-from pyro_aeb.model.tracing import base
+from pyro_aeb.model.tracing import unwrap
 from pyro_aeb.priors import Group
 from pyro_aeb.priors.group import group_size
 
@@ -80,7 +80,7 @@ def test_expansion_plates_and_pickling():
 
     site = poutine.trace(model).get_trace().nodes["w"]
     assert site["value"].shape == (5, 3, 2)
-    assert group_size(site["fn"]) == 6 and isinstance(base(site["fn"]), SSGL)
+    assert group_size(site["fn"]) == 6 and isinstance(unwrap(site["fn"]), SSGL)
     assert group_size(prior.expand((5,)).to_event(1)) == 6
     assert group_size(SSGL(0.1, 10.0, 0.3).expand([3, 2]).to_event(2)) == 1
 
