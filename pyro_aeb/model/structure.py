@@ -188,7 +188,7 @@ class Structure:
     @cached_property
     def latent_sites(self) -> tuple[str, ...]:
         """Names of the sites that adaptation learns."""
-        names = [group.site for group in (*self.sigmas, *self.deltas)]
+        names = [sigma.site for sigma in self.sigmas] + [delta.site for delta in self.deltas]
         names += [site.name for site in self.learned]
         return tuple(name for name in names if name is not None)
 

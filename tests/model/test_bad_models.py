@@ -190,7 +190,7 @@ def test_first_values_outside_the_support():
 
 
 class Changing:
-    """A model whose sites change when ``changed`` is set; ``run_model`` sets it after setup."""
+    """A model whose sites change when ``changed`` is set; ``run`` sets it after setup."""
 
     def __init__(self, model) -> None:
         self.model = model
@@ -199,7 +199,7 @@ class Changing:
     def __call__(self, *args):
         return self.model(self.changed, *args)
 
-    def run_model(self, adaptation=None) -> AEBKernel:
+    def run(self, adaptation=None) -> AEBKernel:
         kernel = AEBKernel(self, SGLD(1e-3), adaptation, seed=0)
         kernel.setup(0)
         params = kernel.sample(kernel.initial_params)
