@@ -5,6 +5,7 @@
 
 import functools
 import importlib
+import re
 from typing import Any, get_origin
 
 from docutils import nodes
@@ -93,6 +94,14 @@ def replace_internal_bases(app: Any, name: str, obj: Any, options: Any, bases: l
     bases[:] = [base for base in dict.fromkeys(ancestors) if base is not object] or [object]
 
 
+def name_default_functions(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: Any
+) -> tuple[str | None, Any]:
+    """Write a default that is a function by its name; its ``repr`` cannot be parsed as Python."""
+    return signature and re.sub(r"<function (\w+)>", r"\1", signature), returns
+
+
 def setup(app: Any) -> None:
+    app.connect("autodoc-process-signature", name_default_functions)
     app.connect("missing-reference", resolve_public_name)
     app.connect("autodoc-process-bases", replace_internal_bases)
