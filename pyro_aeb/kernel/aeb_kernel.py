@@ -20,7 +20,7 @@ from pyro_aeb.errors import CollapseWarning
 from pyro_aeb.kernel.algorithm import sa_weight, step, step_numbers
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.draws import dims_of
-from pyro_aeb.kernel.initialization import begin
+from pyro_aeb.kernel.initialization import start_chain
 from pyro_aeb.kernel.non_finite import divergence_error, first_non_finite, non_finite_chains
 from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.seeds import chain_number, loader_seed
@@ -223,7 +223,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
                 "mcmc.run was called inside torch.inference_mode(), in which no gradient is "
                 "computed; call it outside"
             )
-        together = not isinstance(chains, int)
+        vectorized = not isinstance(chains, int)
         numbers = (chains,) if isinstance(chains, int) else tuple(chains)
         given, self._initial_params = self._initial_params, None
         rank = ranks_of_data(self.data_parallel).rank
@@ -231,8 +231,8 @@ class AEBKernel(KernelOptions, MCMCKernel):
         source = open_arguments(args, kwargs, seeds, rank)
         recorder = History() if recorder is None else recorder
         try:
-            self._chain = begin(
-                self, source, numbers, together, warmup_steps, self.save, given, recorder
+            self._chain = start_chain(
+                self, source, numbers, vectorized, warmup_steps, given, recorder
             )
         except BaseException:
             source.close()

@@ -44,13 +44,12 @@ class Average:
     averages of BatchNorm), which it puts back in place.
 
     :param Ranks ranks: this process's place in the default process group.
+    :param Buffers buffers: those that the model changes.
     """
 
-    buffers = Buffers((), None)
-    """Those that the model changes."""
-
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, buffers: Buffers) -> None:
         self._ranks = ranks
+        self._buffers = buffers
 
     def __call__(self, own: Evaluation) -> Evaluation:
         """
@@ -59,7 +58,7 @@ class Average:
         """
         if self._ranks.world == 1:
             return own
-        buffers = self.buffers.values()
+        buffers = self._buffers.values()
         parts: dict[Any, Tensor] = {"gradient": own.gradient, "log_density": own.log_density}
         residuals, seen = own.statistics
         for name, found in residuals.items():
@@ -75,7 +74,7 @@ class Average:
             if buffer.is_floating_point():
                 parts["buffer", i] = buffer
         means = self._means(parts)
-        self.buffers.load([means.get(("buffer", i), own) for i, own in enumerate(buffers)])
+        self._buffers.load([means.get(("buffer", i), own) for i, own in enumerate(buffers)])
         residuals = {
             name: Residuals(means[name, "square"], means.get((name, "data"), found.data))
             for name, found in residuals.items()

@@ -25,7 +25,7 @@ from pyro.infer.autoguide.initialization import (
 
 from pyro_aeb import SSGL, ModelError, StochasticApproximation
 from pyro_aeb.data.arguments import Arguments, Batch
-from pyro_aeb.kernel.initialization import find_start, first_values
+from pyro_aeb.kernel.initialization import draw_first_values, find_start
 from pyro_aeb.kernel.seeds import chain_number, generator_of
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.posterior.posterior import Posterior
@@ -38,10 +38,9 @@ def inspect(model=sparse_regression, adapt=True):
     return inspect_model(model, (X, Y), {}, adapt=adapt)
 
 
-def draw_first_values(
-    strategy=init_to_uniform, given=None, generator=None, model=sparse_regression
-):
-    return first_values(model, (X, Y), {}, inspect(model), strategy, given, generator)
+def draw(strategy=init_to_uniform, given=None, generator=None, model=sparse_regression):
+    data = Arguments((X, Y), {})
+    return draw_first_values(model, data, inspect(model), strategy, given or {}, generator)
 
 
 # Random numbers
@@ -60,7 +59,7 @@ def test_a_generator_for_every_chain():
 
 def test_first_values_come_from_the_generator_where_there_is_one():
     state = torch.get_rng_state()
-    drawn = [draw_first_values(generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    drawn = [draw(generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(drawn[0]["beta"], drawn[1]["beta"])
     assert not torch.equal(drawn[0]["beta"], drawn[2]["beta"])
@@ -70,14 +69,14 @@ def test_first_values_come_from_torchs_own_generator_where_there_is_none():
     drawn = []
     for _ in range(2):
         torch.manual_seed(4)
-        drawn.append(draw_first_values()["beta"])
+        drawn.append(draw()["beta"])
     assert torch.equal(*drawn)
-    assert not torch.equal(drawn[0], draw_first_values()["beta"])
+    assert not torch.equal(drawn[0], draw()["beta"])
 
 
 def test_tries_of_one_generator_differ():
     generator = torch.Generator().manual_seed(1)
-    assert not torch.equal(*(draw_first_values(generator=generator)["beta"] for _ in range(2)))
+    assert not torch.equal(*(draw(generator=generator)["beta"] for _ in range(2)))
 
 
 # Values that are given
@@ -89,7 +88,7 @@ def test_given_values_are_unconstrained_and_go_before_the_strategy():
         "sigma2": torch.tensor(-1.0),
         "delta": torch.tensor(2.0),
     }
-    found = draw_first_values(init_to_value(values={"beta": torch.zeros(P)}), given)
+    found = draw(init_to_value(values={"beta": torch.zeros(P)}), given)
     assert torch.equal(found["beta"], given["beta"])
     torch.testing.assert_close(found["sigma2"], torch.tensor(-1.0).exp())
     torch.testing.assert_close(found["delta"], torch.tensor(2.0).sigmoid())
@@ -97,7 +96,7 @@ def test_given_values_are_unconstrained_and_go_before_the_strategy():
 
 def test_values_not_given_come_from_the_strategy():
     strategy = init_to_value(values={"sigma2": torch.tensor(3.0)})
-    found = draw_first_values(strategy, {"beta": torch.ones(P)})
+    found = draw(strategy, {"beta": torch.ones(P)})
     assert found["sigma2"] == 3.0 and (found["beta"] == 1.0).all()
 
 
@@ -112,7 +111,7 @@ def test_given_values_of_sites_in_constrained_spaces():
         "simplex": torch.zeros(2),
         "positive": torch.tensor([0.0, 1.0]),
     }
-    found = draw_first_values(given=given, model=model)
+    found = draw(given=given, model=model)
     torch.testing.assert_close(found["interval"], torch.tensor(1.0))  # the middle
     torch.testing.assert_close(found["simplex"], torch.full([3], 1 / 3))
     torch.testing.assert_close(found["positive"], torch.tensor([1.0, math.e]))
@@ -131,7 +130,7 @@ def test_given_values_of_sites_in_constrained_spaces():
 )
 def test_given_values_that_do_not_fit_are_errors(given, parts):
     with pytest.raises(ModelError) as info:
-        draw_first_values(given=given)
+        draw(given=given)
     for part in ["initial_params", *parts]:
         assert part in str(info.value)
 
@@ -243,5 +242,5 @@ def test_no_finite_start_is_an_error_that_says_what_to_do():
     ],
 )
 def test_all_strategies_of_pyros(strategy):
-    found = draw_first_values(strategy)
+    found = draw(strategy)
     assert found["beta"].shape == (P,) and found["sigma2"] > 0 and 0 < found["delta"] < 1
