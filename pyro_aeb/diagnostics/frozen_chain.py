@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.algorithm import step_numbers
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.chain_state import load, state_of
+from pyro_aeb.mcmc.api import MCMC as AEBMCMC
 from pyro_aeb.model.side_effects import (
     preserve_buffers,
     preserve_random_state,
@@ -55,10 +55,9 @@ class Frozen:
 
     def __enter__(self) -> Frozen:
         with ExitStack() as stack:
-            stack.enter_context(preserve_random_state())
-            stack.callback(setattr, self.kernel, "_chain", self.kernel._chain)
-            self.chain, self._row, buffers = _chain_of(self._mcmc, self.kernel, self._number)
-            stack.callback(self.chain.buffers.load, buffers)
+            self.chain, self._row = stack.enter_context(
+                _chain_of(self._mcmc, self.kernel, self._number)
+            )
             stack.enter_context(preserve_buffers())
             stack.callback(load, self.chain, copy.deepcopy(state_of(self.chain)))
             self._stack = stack.pop_all()
@@ -160,28 +159,25 @@ def _has_axes(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
-def _chain_of(mcmc: Any, kernel: AEBKernel, number: int) -> tuple[Chain, int | None, list[Tensor]]:
+@contextmanager
+def _chain_of(mcmc: Any, kernel: AEBKernel, number: int) -> Iterator[tuple[Chain, int | None]]:
     """
-    A chain in this process; its row, where several step together; and what is in the buffers of
-    modules before they become this chain's.
+    Make a chain the kernel's; return it and its place on a leading axis of chains, None without
+    one. At the end the kernel, module buffers and global random numbers are as before.
     """
-    for lane in getattr(mcmc, "_lanes", ()):
-        if number in lane.numbers:
-            waiting = [] if lane.chain is None else [v.clone() for v in lane.chain.buffers.values()]
-            if lane.chain is None and lane.state is None:
-                break
-            if lane.chain is None and not hasattr(mcmc, "_args"):
-                raise RuntimeError("the data are not at hand; call run() with them first")
-            # A copy: a lane in whose stead a chain runs in another process must hold none here.
-            chain = replace(lane).start(kernel, mcmc._plan, mcmc._args, mcmc._kwargs)
-            return (
-                chain,
-                None if isinstance(lane.chains, int) else number,
-                waiting or [v.clone() for v in chain.buffers.values()],
-            )
-    if hasattr(mcmc, "_lanes") or kernel._chain is None or number != mcmc.num_chains - 1:
+    if isinstance(mcmc, AEBMCMC):
+        with mcmc.chain(number) as chain_and_place:
+            yield chain_and_place
+        return
+    chain = kernel._chain
+    if chain is None or number != mcmc.num_chains - 1:
         raise RuntimeError(
             f"chain {number} is not in this process. Of the chains of Pyro's MCMC, only the last "
             "of those that ran one after the other is; aeb.MCMC keeps them all"
         )
-    return kernel.chain, None, [v.clone() for v in kernel.chain.buffers.values()]
+    buffers = chain.buffers.copies()
+    with preserve_random_state():
+        try:
+            yield chain, None
+        finally:
+            chain.buffers.load(buffers)

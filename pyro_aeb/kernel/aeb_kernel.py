@@ -238,9 +238,14 @@ class AEBKernel(KernelOptions, MCMCKernel):
             source.close()
             raise
 
-    def take_up(self, chain: Chain) -> None:
-        """Goes on with a chain that this kernel, or one with the same options, has started."""
-        self._chain = chain
+    def take_up(self, chain: Chain | None) -> Chain | None:
+        """
+        Continue with a chain of a kernel with the same options.
+
+        :returns: the chain before.
+        """
+        before, self._chain = self._chain, chain
+        return before
 
     @property
     def chain(self) -> Chain:

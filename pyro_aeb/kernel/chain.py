@@ -193,7 +193,8 @@ class Chain:
         """Count a draw, record it unless it is one of warm-up, and return it."""
         self.last_draw = draw
         if not self.warming_up:
-            self.recording.add(draw, {**self.values(), **self.rho()}, statistics)
+            values = {**self.values(), **self.rho()}
+            self.recording.add(self.draws - self.warmup, draw, values, statistics)
         self._statistics = statistics
         self.draws += 1
         return draw

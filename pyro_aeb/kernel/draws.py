@@ -109,6 +109,7 @@ class Recording:
 
     def add(
         self,
+        number: int,
         draw: Mapping[str, Tensor],
         values: Mapping[str, Tensor],
         statistics: Mapping[str, Tensor | float | bool],
@@ -116,6 +117,7 @@ class Recording:
         """
         Record a draw.
 
+        :param int number: of the recorded draws, counted from 0.
         :param draw: from :meth:`select`.
         :param values: of all sites and inclusion probabilities.
         :param statistics: one number a chain each, or one for all chains.
@@ -127,13 +129,12 @@ class Recording:
             norms = {name: left_out[name].flatten(axis).norm(dim=-1) for name in self._weights}
             statistics = {**statistics, **{norm_name(name): norms[name] for name in norms}}
         tensors = {name: torch.as_tensor(number) for name, number in statistics.items()}
-        self.recorder.add(
-            {
-                "posterior": draw,
-                "sample_stats": {name: t.expand(self._shape) for name, t in tensors.items()},
-                "adaptation": {name: values[name] for name in self._rho if name in values},
-            }
-        )
+        record = {
+            "posterior": draw,
+            "sample_stats": {name: t.expand(self._shape) for name, t in tensors.items()},
+            "adaptation": {name: values[name] for name in self._rho if name in values},
+        }
+        self.recorder.add(number, record)
 
 
 class Moments:

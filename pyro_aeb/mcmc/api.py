@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,19 +19,20 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.data.fingerprint import Fingerprint, check_same, fingerprint, words_about
 from pyro_aeb.data.ranks import check_as_begun
-from pyro_aeb.errors import NonFiniteError, RankError
+from pyro_aeb.errors import NonFiniteError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
-from pyro_aeb.mcmc.chain_group import Hook, Lane, Plan, advance, agree_to_stop, stage_of, take_turns
-from pyro_aeb.mcmc.distributed import agree, company, run_on_ranks
+from pyro_aeb.kernel.chain import Chain
+from pyro_aeb.mcmc.chain_group import ChainGroup, Hook, Plan, share_random_stream
+from pyro_aeb.mcmc.distributed import process_group, run_on_ranks, synchronize
 from pyro_aeb.mcmc.interrupts import between_steps
-from pyro_aeb.mcmc.kernel_options import kernel_from, recipe_of
+from pyro_aeb.mcmc.kernel_options import options_of, restore_kernel
 from pyro_aeb.mcmc.parallel import Job, Receiver, run_in_processes
-from pyro_aeb.mcmc.progress_bar import Bar
 from pyro_aeb.mcmc.results import RunResults
-from pyro_aeb.mcmc.run_record import RunRecord, RunRecorder
-from pyro_aeb.model.side_effects import set_global_random_state
+from pyro_aeb.mcmc.run_record import RunRecord, RunRecorder, RunSink
+from pyro_aeb.model.side_effects import preserve_random_state, set_global_random_state
 from pyro_aeb.posterior.data_parallel import ranks_of_data
 from pyro_aeb.storage.checkpoint import Checkpoint, reading
 from pyro_aeb.validation import choice, count
@@ -37,10 +40,10 @@ from pyro_aeb.validation import choice, count
 ChainMethod = Literal["sequential", "vectorized", "parallel", "distributed"]
 
 
-_FACTS = (
+_REQUIRED_KEYS = (
     "kernel num_samples kept warmup_steps num_chains chain_method thinning every trace data"
 ).split()
-"""What a checkpoint says of its run, at least."""
+"""Keys of the description of a run in a checkpoint."""
 
 
 class MCMC(RunResults):
@@ -163,12 +166,13 @@ class MCMC(RunResults):
         self._hook = hook_fn
         self._context = mp_context
         self._disable_progbar = disable_progbar
-        self._quiet = False  # on all ranks but the first
+        self._shows_progress = True  # False on all ranks but the first
         plan = Plan(int(warmup), int(num_samples), self.thinning, kernel.steps_per_draw)
-        self._lanes = self._make_lanes()
+        self._groups = self._make_groups()
+        self._arguments: Arguments | None = None  # of the model
         self._data: Fingerprint | None = None
-        self._begun_on: int | None = None  # so many ranks that share a chain's data
-        self._random: dict[str, Any] | None = None  # where global random numbers go on from
+        self._begun_on: int | None = None  # number of ranks that share a chain's data
+        self._random: dict[str, Any] | None = None  # global random state of a resumed run
         self._every = int(every)
         self._record = RunRecord(
             self.num_chains,
@@ -178,10 +182,9 @@ class MCMC(RunResults):
         )
 
     def __repr__(self) -> str:
-        kept = [self._plan.kept_of(lane.draws) for lane in self._lanes]
         return (
             f"MCMC({self.kernel!r}, {self.num_chains} chains, {self.chain_method}: "
-            f"{min(kept)} of {self._plan.kept} draws a chain)"
+            f"{min(self._counts())} of {self._plan.kept} draws a chain)"
         )
 
     @classmethod
@@ -223,34 +226,34 @@ class MCMC(RunResults):
         """
         check_run_options(None, hook_fn, mp_context, {})
         checkpoint = Checkpoint(path)
-        facts = checkpoint.facts(*_FACTS)
+        run = checkpoint.read_description(*_REQUIRED_KEYS)
         with reading(str(checkpoint.path)):
-            transformed = [str(name) for name in facts.get("transforms", [])]
-            begun_on = int(facts.get("ranks", 0)) or None
+            transformed = [str(name) for name in run.get("transforms", [])]
+            begun_on = int(run.get("ranks", 0)) or None
         _check_transforms(transformed, transforms)
-        kernel = kernel_from(facts["kernel"], model, options)
+        kernel = restore_kernel(run["kernel"], model, options)
         with reading(str(checkpoint.path)):
             mcmc = cls(
                 kernel,
-                facts["num_samples"],
-                facts["warmup_steps"],
-                num_chains=facts["num_chains"],
+                run["num_samples"],
+                run["warmup_steps"],
+                num_chains=run["num_chains"],
                 hook_fn=hook_fn,
                 mp_context=mp_context,
                 disable_progbar=disable_progbar,
                 disable_validation=disable_validation,
                 transforms=transforms,
-                chain_method=facts["chain_method"],
-                thinning=facts["thinning"],
-                every=facts["every"],
+                chain_method=run["chain_method"],
+                thinning=run["thinning"],
+                every=run["every"],
             )
-            mcmc._data = [(name, word) for name, word in facts["data"]]
+            mcmc._data = [(name, word) for name, word in run["data"]]
             mcmc._begun_on = begun_on
-            mcmc._record.extend(replace(mcmc._plan, kept=facts["kept"]))
-            mcmc._record.trace = None if facts["trace"] is None else Path(facts["trace"])
-        mcmc._record.put_back(checkpoint, mcmc._lanes)
+            mcmc._record.extend(replace(mcmc._plan, kept=run["kept"]))
+            mcmc._record.trace = None if run["trace"] is None else Path(run["trace"])
+        mcmc._record.restore(checkpoint, mcmc._groups)
         if mcmc.chain_method in ("sequential", "vectorized"):
-            mcmc._random = take_turns(mcmc._lanes, mcmc._plan, mcmc.num_samples)
+            mcmc._random = share_random_stream(mcmc._groups, mcmc._plan, mcmc.num_samples)
         return mcmc
 
     @poutine.block
@@ -269,7 +272,7 @@ class MCMC(RunResults):
         data = fingerprint(args, kwargs)
         if self._data is not None:
             check_same(self._data, data)
-        self._args, self._kwargs, self._data = args, kwargs, data
+        self._arguments, self._data = Arguments(args, kwargs), data
         if self._random is not None:
             set_global_random_state(self._random)
             self._random = None
@@ -278,128 +281,115 @@ class MCMC(RunResults):
             validation = pyro.validation_enabled(not self.disable_validation)
         with validation, between_steps() as between:
             if self.chain_method == "distributed":
-                self._run_on_ranks(args, kwargs, between)
+                self._run_on_ranks(between)
                 return
             self._extend_if_finished()
             ranks = ranks_of_data(self.kernel.data_parallel)
             check_as_begun(ranks, self._begun_on)
-            self._quiet, self._record.writes = ranks.rank > 0, ranks.rank == 0
+            self._shows_progress = self._record.is_writer = ranks.rank == 0
             if self.chain_method == "parallel" and self.num_chains > 1:
-                self._run_in_processes(args, kwargs, between)
+                self._run_in_processes(between)
             else:
-                for lane in self._lanes:
-                    if lane.draws < self._plan.draws:
-                        self._run_lane(lane, args, kwargs, between)
+                for group in self._groups:
+                    if group.draws < self._plan.draws:
+                        self._run_group(group, between)
+
+    @contextmanager
+    def chain(self, number: int) -> Iterator[tuple[Chain, int | None]]:
+        """
+        Make a chain of the run the kernel's chain within a ``with`` statement. At the end the
+        kernel, the buffers of modules and the global random state are as before.
+
+        :param int number: of the chain, from 0.
+        :returns: the chain, and its place on a leading axis of chains, None without one.
+        :raises RuntimeError: if there is no such chain, or it has not started.
+        """
+        group = next((group for group in self._groups if number in group.numbers), None)
+        if group is None or (group.chain is None and group.saved is None):
+            raise RuntimeError(
+                f"chain {number} has not started, expected one of the {self.num_chains} chains of "
+                "a run that has: call run() first"
+            )
+        if self._arguments is None:
+            raise RuntimeError("the data are not at hand; call run() with them first")
+        kernel, modules = self.kernel, [] if group.chain is None else group.chain.buffers.copies()
+        with ExitStack() as stack:
+            stack.enter_context(preserve_random_state())
+            stack.callback(kernel.take_up, kernel.take_up(None))
+            # A copy: the group of a chain that runs in another process must hold none here.
+            copy = replace(group, saved=deepcopy(group.saved))
+            chain = copy.start(kernel, self._plan, *self._arguments)
+            stack.callback(chain.buffers.load, modules or chain.buffers.copies())
+            yield chain, number if group.vectorized else None
 
     # -- a run
 
-    def _make_lanes(self) -> list[Lane]:
-        numbers = range(self.num_chains)
-        if self.chain_method == "vectorized" and self.num_chains > 1:
-            return [Lane(tuple(numbers))]
-        return [Lane(number) for number in numbers]
+    def _make_groups(self) -> list[ChainGroup]:
+        numbers = tuple(range(self.num_chains))
+        if self.num_chains == 1 or self.chain_method == "vectorized":
+            return [ChainGroup(numbers)]
+        return [ChainGroup((number,), name=f" [{number}]") for number in numbers]
 
-    def _first_params(self, lane: Lane) -> Mapping[str, Tensor] | None:
-        """The user's starting point of a lane that has not begun."""
-        given = self._initial_params
-        if given is None or lane.draws:
+    def _initial_params_of(self, group: ChainGroup) -> Mapping[str, Tensor] | None:
+        """Return the user's starting point of a group that has not started."""
+        params = self._initial_params
+        if params is None or group.draws:
             return None
-        together = isinstance(lane.chains, tuple)
-        return given if together else {n: v[lane.numbers[0]] for n, v in given.items()}
+        return params if group.vectorized else {n: v[group.first] for n, v in params.items()}
 
-    def _run_lane(
-        self,
-        lane: Lane,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        between: Callable[[], None],
-    ) -> None:
-        """Advances a lane in this process to its end."""
-        kernel, plan = self.kernel, self._plan
-        given = self._first_params(lane)
-        if lane.chain is None and given is not None:
-            kernel.initial_params = given
-        recorder = RunRecorder(self._record, lane)
-        chain = lane.start(kernel, plan, args, kwargs, recorder)
-        ranks = ranks_of_data(kernel.data_parallel)
-        agree_to_stop(ranks, chain, int)
-        self._record.open(lane, kernel.facts(), self._description)
-        if self._record.checkpoints and chain.step == 0:  # what it starts from is kept at once
-            self._record.save(lane, lane.snapshot(kernel))
-        label = lane.chains if isinstance(lane.chains, int) and len(self._lanes) > 1 else None
-        name = "" if label is None else f" [{label}]"
-        bar = Bar(plan, lane.draws, name, self._disable_progbar or self._quiet)
-
-        def after_draw(draw: Mapping[str, Tensor]) -> None:
-            lane.draws = chain.draws
-            stop = agree_to_stop(ranks, chain, between)
-            bar.update(kernel.logging)
-            if self._hook is not None:
-                self._hook(kernel, draw, *stage_of(chain, plan, label))
-            if self._record.checkpoints and chain.draws % self._every == 0:
-                self._record.save(lane, lane.snapshot(kernel))
-            if stop:
-                raise KeyboardInterrupt
-
-        sound = True
-        try:
-            advance(kernel, plan, after_draw, int if ranks.world > 1 else between)
-        except (NonFiniteError, RankError):
-            sound = False
-            raise
-        finally:
-            bar.close()
-            lane.facts = kernel.facts()
-            lane.rest()
-            sound = sound and not chain.torn
-            if sound and self._record.checkpoints:  # else the one before is better
-                self._record.save(lane, lane.snapshot(kernel))
-            self._record.flush()
+    def _run_group(self, group: ChainGroup, between: Callable[[], None]) -> None:
+        """Make the remaining draws of a group in this process."""
+        assert self._arguments is not None
+        kernel, record = self.kernel, self._record
+        params = self._initial_params_of(group)
+        if group.chain is None and params is not None:
+            kernel.initial_params = params
+        group.start(kernel, self._plan, *self._arguments, RunRecorder(record, group))
+        disable_progbar = self._disable_progbar or not self._shows_progress
+        sink = RunSink(record, group, self._description, disable_progbar)
+        group.run(kernel, self._plan, sink, between, self._hook, self._every)
 
     def _extend_if_finished(self) -> None:
-        if all(lane.draws >= self._plan.draws for lane in self._lanes):
+        if all(group.draws >= self._plan.draws for group in self._groups):
             longer = replace(self._plan, kept=self._plan.kept + self.num_samples)
             self._record.extend(longer)
 
-    def _run_on_ranks(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], between: Callable[[], None]
-    ) -> None:
-        """Advances this rank's chains, and gathers those of all ranks."""
-        with company() as ranks:
-            same = {"the number of chains": self.num_chains, "the plan of draws": self._plan}
-            agree(ranks, self._lanes, {**same, **words_about(args, kwargs)})
+    def _run_on_ranks(self, between: Callable[[], None]) -> None:
+        """Run this rank's chains, and gather those of all ranks."""
+        assert self._arguments is not None
+        with process_group() as ranks:
+            settings = {"the number of chains": self.num_chains, "the plan of draws": self._plan}
+            synchronize(ranks, self._groups, {**settings, **words_about(*self._arguments)})
             self._extend_if_finished()
-            self._quiet = ranks.ranks.rank > 0
+            self._shows_progress = ranks.ranks.rank == 0
+            run_group = partial(self._run_group, between=between)
+            run_on_ranks(ranks, self.kernel, self._groups, self._record, run_group, between)
 
-            def run_lane(lane: Lane) -> None:
-                self._run_lane(lane, args, kwargs, between)
-
-            run_on_ranks(ranks, self.kernel, self._lanes, self._record, run_lane, between)
-
-    def _run_in_processes(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], between: Callable[[], None]
-    ) -> None:
-        """Advances every chain in a process of its own."""
+    def _run_in_processes(self, between: Callable[[], None]) -> None:
+        """Run every chain in a process of its own."""
+        assert self._arguments is not None
+        args, kwargs = self._arguments
         base = int(torch.randint(2**31, ()))
         jobs = [
             Job(
                 kernel=self.kernel,
                 plan=self._plan,
-                lane=replace(lane, facts={}),
-                initial_params=self._first_params(lane),
+                group=replace(group, saved=None, metadata={}),
+                state=group.saved_bytes(),
+                initial_params=self._initial_params_of(group),
                 args=args,
                 kwargs=kwargs,
                 hook=self._hook,
-                every=self._every if self._record.checkpoints else self._plan.draws,
-                random_seed=(base + lane.numbers[0]) % 2**32,
+                every=self._every if self._record.checkpoint is not None else self._plan.draws,
+                random_seed=(base + group.first) % 2**32,
                 threads=max(torch.get_num_threads() // self.num_chains, 1),
                 disable_validation=self.disable_validation,
             )
-            for lane in self._lanes
-            if lane.draws < self._plan.draws
+            for group in self._groups
+            if group.draws < self._plan.draws
         ]
         receiver = Receiver(
-            self._record, self._lanes, self._description, bool(self._disable_progbar)
+            self._record, self._groups, self._description, bool(self._disable_progbar)
         )
         try:
             run_in_processes(jobs, self._context, receiver, between)
@@ -408,10 +398,10 @@ class MCMC(RunResults):
             raise
 
     def _description(self) -> dict[str, Any]:
-        """What a checkpoint says of the run."""
+        """Return the description of the run that a checkpoint holds."""
         plan, trace = self._plan, self._record.trace
         return {
-            "kernel": recipe_of(self.kernel),
+            "kernel": options_of(self.kernel),
             "num_samples": self.num_samples,
             "kept": plan.kept,
             "warmup_steps": plan.warmup,

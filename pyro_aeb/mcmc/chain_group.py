@@ -2,28 +2,28 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The draws of a run, one after the other.
+Groups of chains that advance together, and the loop that makes their draws.
 
-A *lane* is what advances at one time: a chain, or several chains that step together. A
-:class:`Plan` says at which step every draw of a lane is taken, so that a lane that stopped anywhere
-goes on to the same draws.
+A chain that runs alone is a group of its own; vectorized chains are one group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_aeb.data.ranks import Ranks
+from pyro_aeb.errors import NonFiniteError, RankError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.chain_state import load, state_of
 from pyro_aeb.model.side_effects import global_random_state, set_global_random_state
-from pyro_aeb.posterior.data_parallel import check_agreement, values_of
+from pyro_aeb.posterior.data_parallel import check_agreement, ranks_of_data, values_of
 from pyro_aeb.storage.checkpoint import from_bytes, reading, to_bytes
 from pyro_aeb.storage.recorder import Recorder
 
@@ -33,12 +33,12 @@ Hook = Callable[[AEBKernel, Mapping[str, Tensor], str, int], Any]
 @dataclass(frozen=True)
 class Plan:
     """
-    Which steps are draws.
+    The steps at which draws are made.
 
     :param int warmup: draws of warm-up, which are not kept.
     :param int kept: draws that are kept.
-    :param int thinning: kernel draws for every one that is kept.
-    :param int steps: steps of a kernel draw.
+    :param int thinning: draws of the kernel for every one that is kept.
+    :param int steps: steps of a draw of the kernel.
     """
 
     warmup: int
@@ -48,51 +48,80 @@ class Plan:
 
     @property
     def draws(self) -> int:
-        """All draws, warm-up included."""
+        """Number of all draws, warm-up included."""
         return self.warmup + self.kept
 
     def kept_of(self, draws: int) -> int:
-        """How many of so many draws are kept ones."""
+        """Return how many of the first ``draws`` draws are kept."""
         return max(draws - self.warmup, 0)
 
     def step_of(self, draw: int) -> int:
-        """The step after which draw number ``draw`` is taken, counted from 1."""
-        warm = min(draw, self.warmup)
-        return self.steps * (warm + self.thinning * (draw - warm))
+        """Return the step after which draw number ``draw`` is made, counted from 1."""
+        warmup = min(draw, self.warmup)
+        return self.steps * (warmup + self.thinning * (draw - warmup))
+
+
+class Sink(Protocol):
+    """Receives the draws and states of a running chain group; the draws also go to a recorder."""
+
+    def start(self, kernel: AEBKernel) -> None:
+        """Prepare for draws: the chains have started or resumed."""
+        ...
+
+    def draw(self, kernel: AEBKernel) -> None:
+        """Note that a draw has been made and recorded."""
+        ...
+
+    def save(self, kernel: AEBKernel) -> None:
+        """Save the state of the chains."""
+        ...
+
+    def close(self) -> None:
+        """End: nothing more will come."""
+        ...
 
 
 @dataclass
-class Lane:
+class ChainGroup:
     """
-    A chain of a run, or several that step together.
+    A chain of a run, or several vectorized ones.
 
-    :param chains: its number, or their numbers.
-    :param state: where it stands, where :attr:`chain` does not: after a resume, or when it ran in
-        another process.
-    :param chain: the chain, once it has started in this process.
-    :param buffers: those of the chain where another one has run in between, which may have changed
-        those in the modules.
-    :param facts: what the kernel said of it last; see
-        :meth:`pyro_aeb.kernel.aeb_kernel.AEBKernel.facts`.
-    :param int draws: how many it has made, warm-up included.
-    :param int saved: how many kept ones its last checkpoint counts.
-    :param bool own_random: whether the global random numbers come back with its state. Not where
-        lanes take turns in one process: each then goes on with those that the one before left.
+    :param numbers: of its chains.
+    :param str name: added to the stage that hooks and progress bars show, such as ``" [3]"``.
+    :param chain: once it has started in this process.
+    :param saved: the state of a chain that has not, from a checkpoint or another process.
+    :param buffers: those of the chain while another chain may change them in the modules.
+    :param metadata: of the chain, from :meth:`pyro_aeb.kernel.aeb_kernel.AEBKernel.facts`.
+    :param int draws: made so far, warm-up included.
+    :param int saved_draws: kept draws that the checkpoint holds.
+    :param bool own_random: whether the global random state is restored with the chain's. It is not
+        where groups take turns in one process: each then continues the stream of the one before.
     """
 
-    chains: int | tuple[int, ...]
-    state: bytes | None = None
+    numbers: tuple[int, ...]
+    name: str = ""
     chain: Chain | None = None
+    saved: Mapping[str, Any] | None = None
     buffers: list[Tensor] | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     draws: int = 0
-    saved: int = 0
+    saved_draws: int = 0
     own_random: bool = True
 
     @property
-    def numbers(self) -> tuple[int, ...]:
-        """The chains' numbers."""
-        return (self.chains,) if isinstance(self.chains, int) else self.chains
+    def first(self) -> int:
+        """Number of its first chain."""
+        return self.numbers[0]
+
+    @property
+    def vectorized(self) -> bool:
+        """Whether it has several chains, which step together."""
+        return len(self.numbers) > 1
+
+    @property
+    def row(self) -> int | None:
+        """Index of its draws in a store; None for those of all chains."""
+        return None if self.vectorized else self.first
 
     def start(
         self,
@@ -103,9 +132,9 @@ class Lane:
         recorder: Recorder | None = None,
     ) -> Chain:
         """
-        Makes the kernel's chain the lane's, started, put back or taken up again.
+        Start the chain, restore it, or continue with it, as the kernel's chain.
 
-        :param Recorder recorder: receives the draws of a chain that is started or put back.
+        :param Recorder recorder: receives the draws of a chain that is new in this process.
         """
         if self.chain is not None:
             kernel.take_up(self.chain)
@@ -113,104 +142,127 @@ class Lane:
                 self.chain.buffers.load(self.buffers)
             return self.chain
         before = global_random_state()
-        kernel.start(plan.warmup, self.chains, args, kwargs, recorder)
-        self.chain = kernel.chain
-        if self.state is not None:
-            saved = _saved(self.state)
-            load(self.chain, saved)
-            set_global_random_state(saved["random"] if self.own_random else before)
-            self.state = None
+        chains = self.numbers if self.vectorized else self.first
+        kernel.start(plan.warmup, chains, args, kwargs, recorder)
+        if self.saved is not None:
+            load(kernel.chain, self.saved)
+            set_global_random_state(self.saved["random"] if self.own_random else before)
+        self.chain, self.saved = kernel.chain, None
         return self.chain
 
-    def rest(self) -> None:
-        """Lets the chain wait, with the buffers that it has left in the modules."""
-        assert self.chain is not None
-        chain, chain.finished = self.chain, True
-        chain.data.suspend()
-        chain.buffers.copy_last_to_modules()
-        self.buffers = [value.clone() for value in chain.buffers.values()]
+    def run(
+        self,
+        kernel: AEBKernel,
+        plan: Plan,
+        sink: Sink,
+        between: Callable[[], object],
+        hook: Hook | None,
+        every: int,
+    ) -> None:
+        """
+        Make all remaining draws of a plan.
+
+        :param between: called before every step; an exception that it raises stops the chain there.
+            Ranks of one chain call it after every draw, and all stop where it raises on one.
+        :param hook: called after every draw.
+        :param int every: draws between two saves. The starting point is saved too, and the state at
+            the end, unless the chain diverged.
+        """
+        chain, ranks = kernel.chain, ranks_of_data(kernel.data_parallel)
+        alone, is_valid = ranks.world == 1, True
+        agree_to_stop(ranks, chain, int)
+        with closing(sink):
+            sink.start(kernel)
+            if chain.step == 0:
+                sink.save(kernel)
+            try:
+                while chain.draws < plan.draws:
+                    steps = plan.step_of(chain.draws + 1) - chain.step
+                    draw = kernel.advance(steps, between if alone else None)
+                    self.draws = chain.draws
+                    stop = agree_to_stop(ranks, chain, between)
+                    sink.draw(kernel)
+                    if hook is not None:
+                        hook(kernel, draw, *self._stage(plan))
+                    if chain.draws % every == 0:
+                        sink.save(kernel)
+                    if stop:
+                        raise KeyboardInterrupt
+            except (NonFiniteError, RankError):
+                is_valid = False
+                raise
+            finally:
+                self._suspend(kernel)
+                if is_valid and not chain.torn:
+                    sink.save(kernel)
 
     def snapshot(self, kernel: AEBKernel) -> bytes:
-        """Where the lane stands, as the bytes of a file; the kernel has its chain."""
-        facts = {name: value for name, value in kernel.facts().items() if name != "observed_data"}
-        return to_bytes({"chain": state_of(kernel.chain), "facts": facts})
+        """Return the state of the kernel's chain, as the bytes of a file."""
+        metadata = {name: x for name, x in kernel.facts().items() if name != "observed_data"}
+        return to_bytes({"chain": state_of(kernel.chain), "facts": metadata})
 
-    def put_back(self, state: bytes, name: str) -> None:
+    def saved_bytes(self) -> bytes | None:
+        """Return the saved state as a snapshot, without metadata; None where there is none."""
+        return None if self.saved is None else to_bytes({"chain": self.saved, "facts": {}})
+
+    def restore(self, state: bytes, name: str) -> None:
         """
-        Stands where a snapshot was taken.
+        Return to the state of a snapshot; the chain starts from it.
 
         :param bytes state: from :meth:`snapshot`.
-        :param str name: where it is from, for errors.
-        :raises CheckpointError: if it is no snapshot.
+        :param str name: of the snapshot, for errors.
+        :raises CheckpointError: if it is not one.
         """
-        found = from_bytes(state, name, "chain", "facts")
-        self.state, self.chain, self.buffers = state, None, None
+        content = from_bytes(state, name, "chain", "facts")
+        observed = {n: data for n, data in self.metadata.items() if n == "observed_data"}
         with reading(name):
-            self.draws, self.facts = int(found["chain"]["draws"]), {**found["facts"]}
+            saved = {**content["chain"], "step": int(content["chain"]["step"])}
+            if "random" not in saved:
+                raise ValueError("no random state")
+            self.draws, self.metadata = int(saved["draws"]), {**content["facts"], **observed}
+        self.saved, self.chain, self.buffers = saved, None, None
+
+    def _suspend(self, kernel: AEBKernel) -> None:
+        """Keep the chain for a later run, and leave its buffers in the modules."""
+        chain = kernel.chain
+        self.metadata = kernel.facts()
+        chain.finished = True
+        chain.data.suspend()
+        chain.buffers.copy_last_to_modules()
+        self.buffers = chain.buffers.copies()
+
+    def _stage(self, plan: Plan) -> tuple[str, int]:
+        """Return the stage of the last draw and its number in it, as Pyro's hooks get them."""
+        number = self.draws - 1
+        if number < plan.warmup:
+            return f"Warmup{self.name}", number
+        return f"Sample{self.name}", number - plan.warmup
 
 
-def take_turns(lanes: Sequence[Lane], plan: Plan, last: int) -> dict[str, Any] | None:
+def share_random_stream(
+    groups: Sequence[ChainGroup], plan: Plan, last: int
+) -> dict[str, Any] | None:
     """
-    Has lanes that were put back share one stream of global random numbers, as in the process that
-    advanced one after the other: going on with each lane's own, the first would draw again what the
-    second has drawn.
+    Let restored groups share one stream of global random numbers, as in the process that ran one
+    after the other. With its own saved state, the first would repeat the numbers of the second.
 
-    :param int last: how many kept draws the turn under way, or the last one, adds to every lane.
-    :returns: the state of the stream, None if none of them had begun.
+    :param int last: kept draws that the current turn, or the last one, adds to every group.
+    :returns: the state of the stream, None if no group had started.
     """
-    for lane in lanes:
-        lane.own_random = False
-    begun = [_saved(lane.state) for lane in lanes if lane.state is not None]
+    for group in groups:
+        group.own_random = False
+    started = [group.saved for group in groups if group.saved is not None]
     before = plan.step_of(plan.draws - last) if plan.kept > last else -1
-    in_turn = [saved for saved in begun if saved["step"] > before] or begun
+    in_turn = [saved for saved in started if saved["step"] > before] or started
     return in_turn[-1]["random"] if in_turn else None
-
-
-def _saved(state: bytes) -> Any:
-    chain = from_bytes(state, "the saved chain", "chain")["chain"]
-    with reading("the saved chain"):
-        if missing := {"random"} - chain.keys():
-            raise ValueError(f"no {missing}")
-        return {**chain, "step": int(chain["step"])}
-
-
-def advance(
-    kernel: AEBKernel,
-    plan: Plan,
-    after_draw: Callable[[Mapping[str, Tensor]], object],
-    between: Callable[[], object],
-) -> None:
-    """
-    Takes the draws that the kernel's chain has still to make.
-
-    :param after_draw: called with every draw.
-    :param between: called before every step; what it raises stops the chain there.
-    """
-    chain = kernel.chain
-    while chain.draws < plan.draws:
-        after_draw(kernel.advance(plan.step_of(chain.draws + 1) - chain.step, between))
-
-
-def stage_of(chain: Chain, plan: Plan, label: int | None) -> tuple[str, int]:
-    """
-    The stage of the last draw and its number in the stage, as Pyro's hooks get them.
-
-    :param label: the chain's number where there are several, for ``"Sample [1]"``.
-    """
-    number = chain.draws - 1
-    warm = number < plan.warmup
-    stage = "Warmup" if warm else "Sample"
-    return (stage if label is None else f"{stage} [{label}]"), (
-        number if warm else number - plan.warmup
-    )
 
 
 def agree_to_stop(ranks: Ranks, chain: Chain, between: Callable[[], object]) -> bool:
     """
-    Makes sure that all ranks have made the same draw; whether one of them wants to stop after it
-    (in a run of one process, False).
+    Check that all ranks have made the same draw; return whether one of them is to stop after it.
 
-    :param between: raises KeyboardInterrupt where this rank wants to.
+    :param Ranks ranks: that run one chain together; of one process the result is False.
+    :param between: raises KeyboardInterrupt where this rank is to stop.
     :raises RankError: if the ranks are not at the same state.
     """
     if ranks.world == 1:

@@ -2,15 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Chains in processes of their own.
+Chains in worker processes.
 
-Every worker advances one chain and sends its draws, and now and then its state, to the main
-process, which alone writes stores and checkpoints. A worker that is told to stop does so between
-two steps and sends its state, so nothing is lost.
+A worker runs one chain, and sends its draws and now and then its state to the main process, which
+alone writes stores and checkpoints. When the run is to stop, a worker stops between two steps and
+sends its state, so nothing is lost.
 
-Each sends through a pipe of its own, and waits where the pipe is full: draws that the main process
-has not yet taken never pile up. A worker that dies, even half-way through a message, leaves the end
-of its pipe and takes no lock with it that others wait for.
+Every worker has a pipe of its own and blocks while it is full, so draws do not pile up. A worker
+that dies, even in the middle of a message, closes its pipe and holds no lock that others wait for.
 """
 
 from __future__ import annotations
@@ -32,30 +31,31 @@ import pyro
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from pyro_aeb.errors import NonFiniteError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
-from pyro_aeb.mcmc.chain_group import Hook, Lane, Plan, advance, stage_of
+from pyro_aeb.mcmc.chain_group import ChainGroup, Hook, Plan
 from pyro_aeb.mcmc.progress_bar import Bar
 from pyro_aeb.mcmc.run_record import RunRecord
-from pyro_aeb.storage.recorder import History, Record
+from pyro_aeb.storage.recorder import Record
 
 FIGURES_SECONDS = 0.2
-"""How often a worker sends figures for its progress bar."""
+"""Seconds between two messages with figures for the progress bar of a worker."""
 
-LOOK_SECONDS = 0.5
-"""How often the main process looks for Ctrl-C where nothing is sent."""
+POLL_SECONDS = 0.5
+"""Seconds between two checks for Ctrl-C while no messages arrive."""
 
 
 @dataclass(frozen=True)
 class Job:
     """
-    What a worker is to do.
+    The task of a worker.
 
     :param AEBKernel kernel: with its options.
     :param Plan plan: of the run.
-    :param Lane lane: the chain, and where it stands.
-    :param initial_params: where it starts, in unconstrained space.
+    :param ChainGroup group: of the chain, without its state.
+    :param state: a snapshot of the chain, None where it has not started.
+    :param initial_params: starting point in unconstrained space.
     :param args: the model's arguments.
     :param kwargs: its keyword arguments.
     :param hook: called after every draw, in the worker.
@@ -67,7 +67,8 @@ class Job:
 
     kernel: AEBKernel
     plan: Plan
-    lane: Lane
+    group: ChainGroup
+    state: bytes | None
     initial_params: Mapping[str, Tensor] | None
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -80,51 +81,52 @@ class Job:
 
 class Receiver:
     """
-    What the main process does with what the workers send.
+    Keeps what workers send to the main process.
 
     :param RunRecord record: of the run.
-    :param lanes: one for every chain.
-    :param describe: gives what a checkpoint says of the run.
+    :param groups: one for every chain.
+    :param describe: returns the description of the run that a checkpoint holds.
     :param bool disable_progbar: whether to show no progress bars.
     """
 
     def __init__(
         self,
         record: RunRecord,
-        lanes: Sequence[Lane],
+        groups: Sequence[ChainGroup],
         describe: Callable[[], Any],
         disable_progbar: bool,
     ) -> None:
         self._record = record
-        self._lanes = lanes
+        self._groups = groups
         self._describe = describe
-        self._disable = disable_progbar
+        self._disable_progbar = disable_progbar
         self._bars: dict[int, Bar] = {}
 
-    def started(self, lane: int, facts: dict[str, Any], draws: int) -> None:
-        """A chain has started or gone on; what its kernel says of it, and its draws so far."""
-        own = self._lanes[lane]
-        own.draws = draws
-        self._record.open(own, _tensors(facts), self._describe)
-        self._bars[lane] = Bar(self._record.plan, own.draws, f" [{lane}]", self._disable, lane)
+    def start(self, chain: int, metadata: dict[str, Any], draws: int) -> None:
+        """Prepare for the draws of a chain that has started or resumed at ``draws`` draws."""
+        group = self._groups[chain]
+        group.draws = draws
+        self._record.open(group, _to_tensors(metadata), self._describe)
+        plan, disable = self._record.plan, self._disable_progbar
+        self._bars[chain] = Bar(plan, draws, group.name, disable, chain)
 
-    def drawn(self, lane: int, record: Record | None, figures: Mapping[str, str]) -> None:
-        """A draw has been made; its record unless it is one of warm-up."""
+    def draw(self, chain: int, record: Record | None, figures: Mapping[str, str]) -> None:
+        """Keep a draw; it has no record if it is one of warm-up."""
+        group = self._groups[chain]
         if record is not None:
-            self._record.write(self._lanes[lane], _tensors(record))
-        self._lanes[lane].draws += 1
-        self._bars[lane].update(lambda: figures)
+            number = self._record.plan.kept_of(group.draws)
+            self._record.write(chain, number, _to_tensors(record))
+        group.draws += 1
+        self._bars[chain].update(lambda: figures)
 
-    def stands(self, lane: int, state: bytes) -> None:
-        """Where a chain stands after its last draw."""
-        own = self._lanes[lane]
-        data = own.facts.get("observed_data", {})
-        own.put_back(state, f"the state of chain {lane}")
-        own.facts["observed_data"] = data
-        self._record.save(own, state)
+    def save(self, chain: int, state: bytes) -> None:
+        """Save the state of a chain after its last draw."""
+        group = self._groups[chain]
+        group.restore(state, f"the state of chain {chain}")
+        self._record.save(group, state)
 
     def close(self) -> None:
-        """All that was sent is kept."""
+        """Write all draws, and close the progress bars."""
         for bar in self._bars.values():
             bar.close()
         self._record.flush()
@@ -134,23 +136,23 @@ def run_in_processes(
     jobs: Sequence[Job], context: str | None, receiver: Receiver, between: Callable[[], object]
 ) -> None:
     """
-    Runs one process a job until all are at their end.
+    Run one worker a job until all are done.
 
     :param jobs: one for every chain.
     :param context: of multiprocessing, None for the platform's own.
-    :param Receiver receiver: gets what they send.
-    :param between: called between messages; where it raises, the workers stop between two steps and
-        send their states before it goes on.
+    :param Receiver receiver: of their messages.
+    :param between: called between messages. When it raises, the workers stop between two steps and
+        send their states, and the exception is raised again.
     :raises RuntimeError: if a process died.
     """
-    make: Any = mp.get_context(context)
-    stop = make.RawValue("b", 0)  # without a lock, which a worker that dies could keep
+    multiprocessing: Any = mp.get_context(context)
+    stop = multiprocessing.RawValue("b", 0)  # without a lock, which a dying worker could keep
     workers: dict[Connection, Any] = {}
     try:
         for job in jobs:
-            inbox, outbox = make.Pipe(duplex=False)
-            process = make.Process(
-                name=str(job.lane.numbers[0]), target=_work, args=(job, outbox, stop)
+            inbox, outbox = multiprocessing.Pipe(duplex=False)
+            process = multiprocessing.Process(
+                name=str(job.group.first), target=_work, args=(job, outbox, stop)
             )
             process.daemon = False  # so that a loader in it may have workers
             workers[inbox] = process
@@ -172,7 +174,7 @@ def run_in_processes(
 def _receive(
     active: dict[Connection, Any], stop: Any, receiver: Receiver, between: Callable[[], object]
 ) -> BaseException | None:
-    """Passes messages on until every worker has ended; the first failure."""
+    """Receive messages until every worker has ended; return the first failure."""
     failure: BaseException | None = None
     while active:
         if failure is None:
@@ -181,89 +183,124 @@ def _receive(
             except BaseException as interrupt:
                 failure = interrupt
                 stop.value = 1
-        for inbox in cast("list[Connection]", wait([*active], LOOK_SECONDS)):
-            lane = int(active[inbox].name)
+        for inbox in cast("list[Connection]", wait([*active], POLL_SECONDS)):
+            chain = int(active[inbox].name)
             try:
                 kind, content = inbox.recv()
-            except (EOFError, OSError):  # at the end of the pipe, or half-way through a message
-                failure = failure or _death(lane, active[inbox])
-                kind, content = "ended", None
-            if kind == "started":
-                receiver.started(lane, *content)
-            elif kind == "drawn":
-                receiver.drawn(lane, *content)
-            elif kind == "stands":
-                receiver.stands(lane, content)
-            elif kind == "failed":
+            except (EOFError, OSError):  # at the end of the pipe, or in the middle of a message
+                failure = failure or _death(chain, active[inbox])
+                kind, content = "end", None
+            if kind == "start":
+                receiver.start(chain, *content)
+            elif kind == "draw":
+                receiver.draw(chain, *content)
+            elif kind == "save":
+                receiver.save(chain, content)
+            elif kind == "failure":
                 error, trace = content
-                place = RuntimeError(f"in the process of chain {lane}:\n{trace}")
+                place = RuntimeError(f"in the process of chain {chain}:\n{trace}")
                 if error is not None:
                     error.__cause__ = place
                 failure = failure or error or place
-            elif kind == "ended":
+            elif kind == "end":
                 del active[inbox]
             if failure is not None:
                 stop.value = 1
     return failure
 
 
-def _death(lane: int, process: Any) -> RuntimeError:
+def _death(chain: int, process: Any) -> RuntimeError:
     process.join()
     return RuntimeError(
-        f"the process of chain {lane} ended with exit code {process.exitcode} before its chain did "
-        "(killed, or out of memory); what it had sent is kept. Run again to go on from its last "
-        "checkpoint or draw"
+        f"the process of chain {chain} ended with exit code {process.exitcode} before its chain "
+        "did (killed, or out of memory); the draws that it had sent are kept. Run again to "
+        "continue from its last checkpoint or draw"
     )
 
 
 class _Stopped(Exception):
-    """The main process wants the chain to stop."""
+    """Raised in a worker when the run is to stop."""
 
 
-class _LastRecord(History):
-    """A recorder of the last draw alone, until it is sent."""
+class _Sender:
+    """
+    Sends the draws and states of a worker's chain to the main process; a
+    :class:`~pyro_aeb.storage.recorder.Recorder` and a :class:`~pyro_aeb.mcmc.chain_group.Sink`.
+    """
 
-    record: Record | None = None
+    def __init__(self, group: ChainGroup, outbox: Connection) -> None:
+        self._group = group
+        self._outbox = outbox
+        self._record: Record | None = None
+        self._shown = time.monotonic()
 
-    def add(self, record: Record) -> None:
-        self.record = record
+    def add(self, number: int, record: Record) -> None:
+        self._record = record
+
+    def read(self, group: str) -> dict[str, Tensor]:
+        return {}
+
+    def forget_draws(self) -> None:
+        pass
+
+    def start(self, kernel: AEBKernel) -> None:
+        self.send("start", (_to_arrays(kernel.facts()), kernel.chain.draws))
+
+    def draw(self, kernel: AEBKernel) -> None:
+        figures: Mapping[str, str] = {}
+        if time.monotonic() - self._shown >= FIGURES_SECONDS:
+            self._shown, figures = time.monotonic(), kernel.logging()
+        record, self._record = self._record, None
+        self.send("draw", (_to_arrays(record), figures))
+
+    def save(self, kernel: AEBKernel) -> None:
+        self.send("save", self._group.snapshot(kernel))
+
+    def close(self) -> None:
+        pass
+
+    def send(self, kind: str, content: Any = None) -> None:
+        self._outbox.send((kind, content))
 
 
 def _work(job: Job, outbox: Connection, stop: Any) -> None:
-    """What a worker does."""
+    """Run a job in a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+    threading.Thread(target=_exit_with_main_process, daemon=True).start()
     torch.set_num_threads(job.threads)
     pyro.set_rng_seed(job.random_seed)
-
-    def send(kind: str, content: Any = None) -> None:
-        outbox.send((kind, content))
+    kernel, plan, group = job.kernel, job.plan, job.group
+    sender = _Sender(group, outbox)
 
     def between() -> None:
         if stop.value:
             raise _Stopped
 
     try:
-        usual = job.disable_validation is None
-        with nullcontext() if usual else pyro.validation_enabled(not job.disable_validation):
-            _advance(job, send, between)
+        default = job.disable_validation is None
+        with nullcontext() if default else pyro.validation_enabled(not job.disable_validation):
+            kernel.initial_params = job.initial_params
+            if job.state is not None:
+                group.restore(job.state, "the saved chain")
+            group.start(kernel, plan, job.args, job.kwargs, sender)
+            group.run(kernel, plan, sender, between, job.hook, job.every)
     except _Stopped:
         pass
     except BaseException as error:
-        send("failed", (_sendable(error), traceback.format_exc()))
-    send("ended")
+        sender.send("failure", (_picklable(error), traceback.format_exc()))
+    sender.send("end")
 
 
-def _end_with_the_main_process() -> None:
-    """Ends this process, whatever it waits for, once there is nobody to take its draws."""
+def _exit_with_main_process() -> None:
+    """Exit when the main process ends, whatever this process waits for."""
     main = mp.parent_process()
     assert main is not None
     main.join()
     os._exit(1)
 
 
-def _sendable(error: BaseException) -> BaseException | None:
-    """The error, None if it does not survive the way to another process."""
+def _picklable(error: BaseException) -> BaseException | None:
+    """Return the error, None if it cannot be sent to another process."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -271,53 +308,11 @@ def _sendable(error: BaseException) -> BaseException | None:
     return error
 
 
-def _advance(job: Job, send: Callable[..., None], between: Callable[[], None]) -> None:
-    kernel, plan, number = job.kernel, job.plan, job.lane.numbers[0]
-    kernel.initial_params = job.initial_params
-    last = _LastRecord()
-    chain = job.lane.start(kernel, plan, job.args, job.kwargs, last)
-    send("started", (_plain(kernel.facts()), chain.draws))
-    if chain.step == 0:  # what it starts from is kept at once
-        send("stands", job.lane.snapshot(kernel))
-    shown = time.monotonic()
-
-    def after_draw(draw: Mapping[str, Tensor]) -> None:
-        nonlocal shown
-        figures: Mapping[str, str] = {}
-        if time.monotonic() - shown >= FIGURES_SECONDS:
-            shown, figures = time.monotonic(), kernel.logging()
-        record, last.record = last.record, None
-        send("drawn", (None if record is None else _plain(record), figures))
-        if job.hook is not None:
-            job.hook(kernel, draw, *stage_of(chain, plan, number))
-        if chain.draws % job.every == 0:
-            send("stands", job.lane.snapshot(kernel))
-
-    sound = True
-    try:
-        advance(kernel, plan, after_draw, between)
-    except NonFiniteError:
-        sound = False
-        raise
-    finally:
-        if sound and not chain.torn:  # else the state before is better
-            send("stands", job.lane.snapshot(kernel))
-        chain.data.close()
+def _to_arrays(value: Any) -> Any:
+    """Convert tensors to arrays: a tensor sent to another process keeps a file open."""
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().numpy(), value)
 
 
-def _plain(value: Any) -> Any:
-    """Tensors as arrays: a tensor between processes takes an open file for as long as it lives."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return value
-
-
-def _tensors(value: Any) -> Any:
-    """What :func:`_plain` was given."""
-    if isinstance(value, np.ndarray):
-        return torch.as_tensor(value)
-    if isinstance(value, Mapping):
-        return {name: _tensors(item) for name, item in value.items()}
-    return value
+def _to_tensors(value: Any) -> Any:
+    """Convert arrays back to tensors."""
+    return tree_map_only(np.ndarray, torch.as_tensor, value)

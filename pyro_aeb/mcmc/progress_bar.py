@@ -14,24 +14,24 @@ from pyro_aeb.mcmc.chain_group import Plan
 
 class Bar:
     """
-    A progress bar of one lane.
+    The progress bar of a chain group.
 
     :param Plan plan: of the run.
-    :param int done: draws made before.
-    :param str name: of the lane, put before the stage.
+    :param int draws: made before.
+    :param str name: of the group, shown after the stage.
     :param bool disable: whether to show none.
-    :param int position: its line, where there are several.
+    :param int position: line of the bar, where there are several.
     """
 
     def __init__(
-        self, plan: Plan, done: int, name: str, disable: bool, position: int | None = None
+        self, plan: Plan, draws: int, name: str, disable: bool, position: int | None = None
     ) -> None:
         self._plan = plan
         self._name = name
-        self._done = done
+        self._draws = draws
         self._bar = tqdm(
             total=plan.draws,
-            initial=done,
+            initial=draws,
             disable=disable,
             position=position,
             dynamic_ncols=True,
@@ -39,9 +39,9 @@ class Bar:
         )
 
     def update(self, figures: Callable[[], Mapping[str, str]]) -> None:
-        """One more draw; ``figures`` are asked for only when they are shown."""
-        self._done += 1
-        if self._done == self._plan.warmup:
+        """Count a draw; ``figures`` is called only when they are shown."""
+        self._draws += 1
+        if self._draws == self._plan.warmup:
             self._bar.set_description(self._stage(), refresh=False)
         if self._bar.update():
             self._bar.set_postfix(figures(), refresh=False)
@@ -50,5 +50,5 @@ class Bar:
         self._bar.close()
 
     def _stage(self) -> str:
-        stage = "Warmup" if self._done < self._plan.warmup else "Sample"
+        stage = "Warmup" if self._draws < self._plan.warmup else "Sample"
         return f"{stage}{self._name}"

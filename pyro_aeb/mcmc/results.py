@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a run has drawn, as :class:`pyro.infer.MCMC` hands it out, at any time of the run."""
+"""The draws and diagnostics of a run, with the interface of :class:`pyro.infer.MCMC`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from pyro.infer import MCMC
 from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from torch import Tensor
 
-from pyro_aeb.mcmc.chain_group import Lane, Plan
+from pyro_aeb.mcmc.chain_group import ChainGroup, Plan
 from pyro_aeb.mcmc.run_record import RunRecord
 
 
 class RunResults(MCMC):
-    """
-    The draws and diagnostics of a run, read from its lanes and from what is kept of them.
-    """
+    """The draws and diagnostics of a run, which can be read at any time."""
 
-    _lanes: list[Lane]
+    _groups: list[ChainGroup]
     _record: RunRecord
 
     def get_samples(
         self, num_samples: int | None = None, group_by_chain: bool = False
     ) -> dict[str, Tensor]:
         """
-        The draws made so far, site name to tensor of shape (draws, ...), chain after chain.
+        Return the draws made so far, site name to tensor of shape (draws, ...), chain after chain.
 
-        :param num_samples: as many, drawn from them with replacement.
-        :param bool group_by_chain: whether to keep the axis of chains, (chains, draws, ...). Of a
-            run that was cut short, chains and draws are then left out so that what remains is a
-            full table of as many draws as possible; without it, all are there.
+        :param num_samples: number of draws to choose at random, with replacement.
+        :param bool group_by_chain: whether to keep the axis of chains, (chains, draws, ...). If a
+            run was cut short, chains or draws are then left out, so that the others form a full
+            table with as many draws as possible.
+        :raises RuntimeError: if there are none.
         """
         counts = self._counts()
         if not any(counts):
@@ -43,94 +42,100 @@ class RunResults(MCMC):
             )
         if group_by_chain or len(set(counts)) == 1:
             return select_samples(self._samples, num_samples, group_by_chain)
-        rows = self._rows()
         flat = {
             name: torch.cat([values[chain, :count] for chain, count in enumerate(counts)])[None]
-            for name, values in rows.items()
+            for name, values in self._posterior().items()
         }
         return select_samples(flat, num_samples, group_by_chain)
 
     def diagnostics(self) -> dict[str, Any]:
         """
-        Effective sample sizes and split Gelman-Rubin of the draws that ``get_samples`` groups by
-        chain, and what the kernel knows of every chain of them.
+        Return effective sample sizes and split Gelman-Rubin statistics of the draws that
+        ``get_samples`` groups by chain, and the kernel's diagnostics of each of these chains.
         """
-        found: dict[str, Any] = diagnostics(self.get_samples(group_by_chain=True))
+        result: dict[str, Any] = diagnostics(self.get_samples(group_by_chain=True))
         chains, _ = self._table()
-        own = dict(zip(chains, self._diagnostics, strict=True))
-        for name in own[chains[0]]:
-            found[name] = {f"chain {chain}": value[name] for chain, value in own.items()}
-        return found
+        by_chain = dict(zip(chains, self._diagnostics, strict=True))
+        for name in by_chain[chains[0]]:
+            result[name] = {f"chain {chain}": values[name] for chain, values in by_chain.items()}
+        return result
 
     def summary(self, prob: float = 0.9) -> None:
         """
-        Prints a table of the draws that ``get_samples`` groups by chain.
+        Print a table of the draws that ``get_samples`` groups by chain.
 
         :param float prob: of the credible interval.
         """
         print_summary(self.get_samples(group_by_chain=True), prob=prob)
-        diverging = sum(len(own["divergences"]) for own in self._diagnostics)
+        diverging = sum(len(chain["divergences"]) for chain in self._diagnostics)
         print(f"Number of divergences: {diverging}")
 
-    # -- what pyro.infer.MCMC and to_arviz read
+    # -- read by pyro.infer.MCMC and to_arviz
 
     @property
     def _samples(self) -> dict[str, Tensor] | None:
-        """The draws of the chains and up to the length of :meth:`_table`."""
+        """The draws of :meth:`_table`."""
         chains, draws = self._table()
         if not draws:
             return None
         place = slice(chains.start, chains.stop) if isinstance(chains, range) else chains
-        return {name: values[place, :draws] for name, values in self._rows().items()}
+        return {name: values[place, :draws] for name, values in self._posterior().items()}
 
     @_samples.setter
     def _samples(self, value: None) -> None:
-        """Pyro's MCMC sets it to None when it is made."""
+        """Ignore it: Pyro's MCMC sets it to None when it is made."""
 
     @property
     def _diagnostics(self) -> list[Any]:
-        """Of every chain in the table, what its kernel and the store know of it."""
+        """The kernel's diagnostics of every chain of :meth:`_table`."""
         chains, draws = self._table()
         if not draws:
             return [None]
-        kept = self._record.all_rows()
-        groups = {g: kept.get(g, {}) for g in ("sample_stats", "adaptation")}
-        found: list[Any] = []
-        for number in chains:
-            lane = self._lane_of(number)
-            moments = lane.facts["moments"]
-            if isinstance(lane.chains, tuple):
-                moments = {m: {n: v[number] for n, v in own.items()} for m, own in moments.items()}
-            own = {g: {n: v[number, :draws] for n, v in rows.items()} for g, rows in groups.items()}
-            found.append({"observed_data": {}, **lane.facts, "moments": moments, **own})
-        return found
+        stored = self._record.read()
+        result: list[Any] = []
+        for chain in chains:
+            recorded = {
+                group: {name: x[chain, :draws] for name, x in stored.get(group, {}).items()}
+                for group in ("sample_stats", "adaptation")
+            }
+            result.append({"observed_data": {}, **self._metadata(chain), **recorded})
+        return result
 
     @_diagnostics.setter
     def _diagnostics(self, value: Any) -> None:
-        """Pyro's MCMC fills it with None when it is made."""
+        """Ignore it: Pyro's MCMC fills it with None when it is made."""
+
+    def _metadata(self, chain: int) -> dict[str, Any]:
+        """Return the metadata of a chain, with moments of its own."""
+        group = self._group_of(chain)
+        if not group.vectorized:
+            return group.metadata
+        moments = group.metadata["moments"]
+        own = {key: {n: x[chain] for n, x in sites.items()} for key, sites in moments.items()}
+        return {**group.metadata, "moments": own}
 
     def _counts(self) -> list[int]:
-        """How many draws of every chain are kept."""
-        return [self._plan.kept_of(self._lane_of(i).draws) for i in range(self.num_chains)]
+        """Return the number of kept draws of every chain."""
+        return [self._plan.kept_of(self._group_of(i).draws) for i in range(self.num_chains)]
 
-    def _rows(self) -> dict[str, Tensor]:
-        """All rows of the posterior, those of draws that have not been made included."""
-        rows = self._record.rows("posterior")
+    def _posterior(self) -> dict[str, Tensor]:
+        """Return all draws, shape (chains, draws, ...); those not made yet are undefined."""
+        draws = self._record.read().get("posterior", {})
         transforms = self.transforms or {}
-        return {n: transforms[n].inv(v) if n in transforms else v for n, v in rows.items()}
+        return {n: transforms[n].inv(x) if n in transforms else x for n, x in draws.items()}
 
     def _table(self) -> tuple[Sequence[int], int]:
-        """Chains, and a number of draws that all of them have: as large a table as there is."""
+        """Return chains and a number of draws that all of them have, so that most draws are in."""
         counts = self._counts()
         draws = max(counts, key=lambda least: least * sum(count >= least for count in counts))
         chains = [chain for chain, count in enumerate(counts) if count >= draws]
         first, last = chains[0], chains[-1]
-        whole = len(chains) == last - first + 1
-        return (range(first, last + 1) if whole else chains), draws
+        is_range = len(chains) == last - first + 1
+        return (range(first, last + 1) if is_range else chains), draws
 
     @property
     def _plan(self) -> Plan:
         return self._record.plan
 
-    def _lane_of(self, number: int) -> Lane:
-        return self._lanes[number if len(self._lanes) > 1 else 0]
+    def _group_of(self, chain: int) -> ChainGroup:
+        return self._groups[chain if len(self._groups) > 1 else 0]

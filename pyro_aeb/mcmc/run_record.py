@@ -1,11 +1,11 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a run keeps of its lanes: draws in a store, and checkpoints."""
+"""The draws and checkpoints of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.errors import CheckpointError
-from pyro_aeb.mcmc.chain_group import Lane, Plan
+from pyro_aeb.kernel.aeb_kernel import AEBKernel
+from pyro_aeb.mcmc.chain_group import ChainGroup, Plan
+from pyro_aeb.mcmc.progress_bar import Bar
 from pyro_aeb.storage.checkpoint import Checkpoint, reading
 from pyro_aeb.storage.memory import MemoryStore
 from pyro_aeb.storage.recorder import Record, Store, StoredDraws
@@ -22,9 +24,9 @@ from pyro_aeb.storage.zarr_trace import TraceFile
 
 class RunRecord:
     """
-    The draws of a run and its checkpoints.
+    Keeps the draws of a run, and writes its checkpoints.
 
-    :param int chains: how many.
+    :param int chains: number of chains.
     :param Plan plan: of the run.
     :param trace: path of a Zarr store, None to keep draws in memory.
     :param checkpoint: path of a folder for checkpoints, None for none.
@@ -42,160 +44,202 @@ class RunRecord:
                 )
         self.plan = plan
         self.trace = trace
-        self.writes = True  # checkpoints; False on ranks for which another one does
+        self.is_writer = True  # False on ranks whose checkpoints another rank writes
         self._chains = chains
         self._checkpoint = None if checkpoint is None else Checkpoint(checkpoint)
         self._resumed = False
         self._store: Store | None = None
 
     @property
-    def checkpoints(self) -> bool:
-        """Whether checkpoints are written."""
-        return self._checkpoint is not None and self.writes
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint that this process writes."""
+        return self._checkpoint if self.is_writer else None
 
-    def rows(self, group: str) -> dict[str, Tensor]:
-        """What is kept of a group, name to tensor of shape (chains, draws, ...)."""
-        return self.all_rows().get(group, {})
-
-    def all_rows(self) -> StoredDraws:
-        """What is kept, by group and name; the tensors are the store's own."""
+    def read(self) -> StoredDraws:
+        """Return all draws; the tensors are the store's own."""
         return {} if self._store is None else self._store.read()
 
-    def set_aside(self, layout: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> StoredDraws:
+    def allocate(self, layout: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> StoredDraws:
         """
-        Rows in memory for draws that another process makes, where there are none yet.
+        Return all draws, with memory for those of other processes where there is none yet.
 
         :param layout: group and name to shape and dtype of a draw.
-        :returns: all rows.
         """
-        if layout and not self.all_rows():
+        if layout and not self.read():
             store = MemoryStore(self._chains, self.plan.kept)
             empty = {
-                group: {n: torch.zeros((1, 1, *shape), dtype=dt) for n, (shape, dt) in own.items()}
-                for group, own in layout.items()
+                group: {
+                    name: torch.zeros((1, 1, *shape), dtype=dtype)
+                    for name, (shape, dtype) in sites.items()
+                }
+                for group, sites in layout.items()
             }
-            store.put(None, 0, empty)
+            store.restore(None, 0, empty)
             self._store = store
-        return self.all_rows()
+        return self.read()
 
     def extend(self, plan: Plan) -> None:
-        """Makes room for a longer run."""
+        """Make room for a longer plan."""
         self.plan = plan
         if self._store is not None:
             self._store.grow(plan.kept)
 
-    def open(self, lane: Lane, facts: dict[str, Any], describe: Callable[[], Any]) -> None:
+    def open(
+        self, group: ChainGroup, metadata: dict[str, Any], describe: Callable[[], Any]
+    ) -> None:
         """
-        Takes in what a lane's kernel says of it; at the first, makes the store.
+        Prepare for the draws of a group.
 
-        :param describe: gives what a checkpoint says of the run.
+        :param metadata: of its chain, from :meth:`pyro_aeb.kernel.aeb_kernel.AEBKernel.facts`.
+        :param describe: returns the description of the run that a checkpoint holds.
         """
-        lane.facts = facts
+        group.metadata = metadata
         if self._store is None:
-            self._store = self._new_store(facts)
-        if self._checkpoint is not None and self.writes:
-            self._checkpoint.describe(describe())
+            self._store = self._make_store(metadata)
+        if self.checkpoint is not None:
+            self.checkpoint.describe(describe())
 
-    def write(self, lane: Lane, record: Record) -> None:
-        """Write the next draw of a lane."""
+    def write(self, row: int | None, number: int, record: Record) -> None:
+        """
+        Write a draw.
+
+        :param row: number of its chain; None for a record of all chains.
+        :param int number: of the kept draws, counted from 0.
+        """
         assert self._store is not None
-        row = lane.chains if isinstance(lane.chains, int) else None
-        self._store.write(row, self.plan.kept_of(lane.draws), record)
+        self._store.write(row, number, record)
 
     def flush(self) -> None:
-        """Returns once all draws are where they stay."""
+        """Write all draws to where they outlive the process, if the store is a file."""
         if self._store is not None:
             self._store.flush()
 
-    def save(self, lane: Lane, state: bytes) -> None:
+    def save(self, group: ChainGroup, state: bytes) -> None:
         """
-        Writes a checkpoint: where a lane stands, and its draws since the last time.
+        Write a checkpoint: the state of a group, and its draws since the last one.
 
-        :param bytes state: from :meth:`pyro_aeb.mcmc.chain_group.Lane.snapshot`.
+        :param bytes state: from :meth:`pyro_aeb.mcmc.chain_group.ChainGroup.snapshot`.
         """
-        if self._checkpoint is None or self._store is None:
+        if self.checkpoint is None or self._store is None:
             return
-        kept, rows = self.plan.kept_of(lane.draws), None
+        kept, draws = self.plan.kept_of(group.draws), None
         self._store.flush()
-        if self.trace is None and kept > lane.saved:
-            place = slice(lane.numbers[0], lane.numbers[-1] + 1)
-            rows = {
-                group: {n: v[place, lane.saved : kept] for n, v in values.items()}
-                for group, values in self._store.read().items()
+        if self.trace is None and kept > group.saved_draws:
+            place = slice(group.first, group.numbers[-1] + 1), slice(group.saved_draws, kept)
+            draws = {
+                name: {site: values[place] for site, values in sites.items()}
+                for name, sites in self._store.read().items()
             }
-        self._checkpoint.save(lane.numbers[0], state, rows, lane.saved)
-        lane.saved = kept
+        self.checkpoint.save(group.first, state, draws, group.saved_draws)
+        group.saved_draws = kept
 
-    def put_back(self, checkpoint: Checkpoint, lanes: list[Lane]) -> None:
+    def restore(self, checkpoint: Checkpoint, groups: Sequence[ChainGroup]) -> None:
         """
-        Puts lanes and draws where a checkpoint has them, and goes on writing to it.
+        Restore groups and draws from a checkpoint, and write further ones to it.
 
-        :raises CheckpointError: if it is damaged, or its trace is not there.
+        :raises CheckpointError: if it is damaged, or its trace is missing.
         """
         self._checkpoint, self._resumed = checkpoint, True
-        for lane in lanes:
-            first = lane.numbers[0]
-            state = checkpoint.state(first)
+        for group in groups:
+            state = checkpoint.state(group.first)
             if state is None:
                 continue
-            lane.put_back(state, f"{checkpoint.path}/chain-{first}.pt")
-            lane.saved = self.plan.kept_of(lane.draws)
-            if self.trace is not None and lane.saved and not self.trace.exists():
+            group.restore(state, f"{checkpoint.path}/chain-{group.first}.pt")
+            group.saved_draws = self.plan.kept_of(group.draws)
+            if self.trace is not None and group.saved_draws and not self.trace.exists():
                 raise CheckpointError(
                     f"{self.trace} is missing, the trace with the draws of the run in "
                     f"{checkpoint.path}, expected where the run began; put it back there"
                 )
             if self._store is None:
-                self._store = self._new_store(lane.facts)
+                self._store = self._make_store(group.metadata)
             if isinstance(self._store, MemoryStore):
-                self._fill(self._store, checkpoint, lane)
+                self._restore_draws(self._store, checkpoint, group)
 
-    def _fill(self, store: MemoryStore, checkpoint: Checkpoint, lane: Lane) -> None:
-        row, at = lane.chains if isinstance(lane.chains, int) else None, 0
-        for rows in checkpoint.rows(lane.numbers[0], lane.saved):
-            with reading(f"{checkpoint.path}/chain-{lane.numbers[0]}-draws-{at:09d}.pt"):
-                at += store.put(row, at, rows)
+    def _restore_draws(self, store: MemoryStore, checkpoint: Checkpoint, group: ChainGroup) -> None:
+        count = 0
+        for draws in checkpoint.rows(group.first, group.saved_draws):
+            with reading(f"{checkpoint.path}/chain-{group.first}-draws-{count:09d}.pt"):
+                count += store.restore(group.row, count, draws)
 
-    def _new_store(self, facts: Mapping[str, Any]) -> Store:
+    def _make_store(self, metadata: Mapping[str, Any]) -> Store:
         if self.trace is None:
             return MemoryStore(self._chains, self.plan.kept)
         return TraceFile(
             self.trace,
             self._chains,
             self.plan.kept,
-            dims=facts["dims"],
-            roles=facts["roles"],
-            attrs=facts["settings"],
+            dims=metadata["dims"],
+            roles=metadata["roles"],
+            attrs=metadata["settings"],
             resume=self._resumed,
         )
 
 
 class RunRecorder:
     """
-    Records the draws of a lane in the store of its run; a
+    Records the draws of a chain group in the record of its run; a
     :class:`~pyro_aeb.storage.recorder.Recorder`.
+
+    :param RunRecord run: the record.
+    :param ChainGroup group: not kept, since its chain keeps this recorder: a run that is no longer
+        used is freed at once, which a cycle of references would delay.
     """
 
-    def __init__(self, run: RunRecord, lane: Lane) -> None:
+    def __init__(self, run: RunRecord, group: ChainGroup) -> None:
         self._run = run
-        self._lane = lane
+        self._row = group.row
+        self._count = run.plan.kept_of(group.draws)
 
-    def add(self, record: Record) -> None:
-        self._run.write(self._lane, record)
+    def add(self, number: int, record: Record) -> None:
+        self._run.write(self._row, number, record)
+        self._count = number + 1
 
     def read(self, group: str) -> dict[str, Tensor]:
-        lane, count = self._lane, self._run.plan.kept_of(self._lane.draws)
-        if not count:
+        if not self._count:
             return {}
-        place = lane.chains if isinstance(lane.chains, int) else slice(None)
-        return {name: rows[place, :count] for name, rows in self._run.rows(group).items()}
+        place = slice(None) if self._row is None else self._row, slice(self._count)
+        return {name: values[place] for name, values in self._run.read().get(group, {}).items()}
 
     def forget_draws(self) -> None:
         """Keep them: the run hands them out."""
 
 
+class RunSink:
+    """
+    Saves the states of a group in the record of its run, and shows a progress bar; a
+    :class:`~pyro_aeb.mcmc.chain_group.Sink`.
+    """
+
+    def __init__(
+        self,
+        run: RunRecord,
+        group: ChainGroup,
+        describe: Callable[[], Any],
+        disable_progbar: bool,
+    ) -> None:
+        self._run = run
+        self._group = group
+        self._describe = describe
+        self._bar = Bar(run.plan, group.draws, group.name, disable_progbar)
+
+    def start(self, kernel: AEBKernel) -> None:
+        self._run.open(self._group, kernel.facts(), self._describe)
+
+    def draw(self, kernel: AEBKernel) -> None:
+        self._bar.update(kernel.logging)
+
+    def save(self, kernel: AEBKernel) -> None:
+        if self._run.checkpoint is not None:
+            self._run.save(self._group, self._group.snapshot(kernel))
+
+    def close(self) -> None:
+        self._bar.close()
+        self._run.flush()
+
+
 def _is_taken(path: Path) -> bool:
-    """Whether there is something at a path; what a killed process was about to write is nothing."""
+    """Return whether there is something at a path, other than partial files of a killed process."""
     if not path.is_dir():
         return path.exists()
     return any(not entry.name.endswith(".part") for entry in path.iterdir())

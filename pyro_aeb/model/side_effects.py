@@ -100,6 +100,10 @@ class Buffers:
         """Return the current buffers, with a leading axis of chains where each has a set."""
         return self._in_modules() if self._stacks is None else list(self._stacks)
 
+    def copies(self) -> list[Tensor]:
+        """Return copies of :meth:`values`."""
+        return [value.clone() for value in self.values()]
+
     def load(self, values: Sequence[Tensor]) -> None:
         """
         Replace the values of all buffers.

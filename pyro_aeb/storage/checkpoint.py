@@ -59,17 +59,17 @@ class Checkpoint:
         """Whether there is a run in the folder."""
         return (self.path / "run.pt").exists()
 
-    def describe(self, facts: Mapping[str, Any]) -> None:
-        """Writes what the run is: plain values and tensors."""
+    def describe(self, run: Mapping[str, Any]) -> None:
+        """Write the description of the run: plain values and tensors."""
         self.path.mkdir(parents=True, exist_ok=True)
         whose = f"{socket.gethostname()}-{os.getpid()}."  # several ranks may write it at a time
-        _write(self.path / "run.pt", partial(_save, {"format": FORMAT, **facts}), whose)
+        _write(self.path / "run.pt", partial(_save, {"format": FORMAT, **run}), whose)
 
-    def facts(self, *keys: str) -> dict[str, Any]:
+    def read_description(self, *keys: str) -> dict[str, Any]:
         """
-        What the run is.
+        Return the description of the run.
 
-        :param keys: what :meth:`describe` was given, at least.
+        :param keys: that it must have.
         :raises CheckpointError: if there is none, or it cannot be read.
         """
         if not self.exists():
@@ -77,18 +77,18 @@ class Checkpoint:
                 f"{self.path} holds no run, expected a folder that MCMC(..., checkpoint=path) has "
                 "written"
             )
-        facts: dict[str, Any] = _read(self.path / "run.pt", "format")
-        if not isinstance(facts["format"], int) or facts["format"] != FORMAT:
+        run: dict[str, Any] = _read(self.path / "run.pt", "format")
+        if not isinstance(run["format"], int) or run["format"] != FORMAT:
             raise CheckpointError(
-                f"{self.path} is of format {facts['format']!r}, expected {FORMAT}; it was "
+                f"{self.path} is of format {run['format']!r}, expected {FORMAT}; it was "
                 "written by another version of pyro_aeb, which can read it"
             )
-        if missing := sorted({*keys} - facts.keys()):
+        if missing := sorted({*keys} - run.keys()):
             raise CheckpointError(
                 f"{self.path / 'run.pt'} lacks {missing}, expected what MCMC(..., checkpoint=path) "
                 "writes there. Take a copy that is whole"
             )
-        return facts
+        return run
 
     def save(self, lane: int, state: bytes, rows: StoredDraws | None, since: int) -> None:
         """

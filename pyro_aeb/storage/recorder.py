@@ -35,8 +35,12 @@ BLOCK_BYTES = 2**20
 class Recorder(Protocol):
     """Receives the draws of a chain, or of several that step together."""
 
-    def add(self, record: Record) -> None:
-        """Record a draw; its tensors are copied."""
+    def add(self, number: int, record: Record) -> None:
+        """
+        Record a draw; its tensors are copied.
+
+        :param int number: of the recorded draws, counted from 0.
+        """
         ...
 
     def read(self, group: str) -> dict[str, Tensor]:
@@ -65,7 +69,7 @@ class History:
         self._adaptation = _RingBuffer()
         self._draws = _RingBuffer(RECOVERY_BYTES)
 
-    def add(self, record: Record) -> None:
+    def add(self, number: int, record: Record) -> None:
         for name, value in record["sample_stats"].items():
             self._dtypes.setdefault(name, value.dtype)
             self._statistics.setdefault(name, []).append(value.tolist())

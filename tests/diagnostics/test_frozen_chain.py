@@ -65,7 +65,7 @@ def test_a_run_goes_on_bit_for_bit(method, data, seed):
 def test_chains_of_other_processes_are_started_here_and_let_go():
     mcmc = run_mcmc(draws=10, warmup=2, chain_method="parallel", mp_context="fork")
     run_diagnostics(mcmc, chain=1)
-    assert all(lane.chain is None for lane in mcmc._lanes)
+    assert all(group.chain is None for group in mcmc._groups)
     mcmc.run(X, Y)
     assert mcmc.get_samples(group_by_chain=True)["beta"].shape == (2, 20, P)
 

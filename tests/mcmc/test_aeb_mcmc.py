@@ -259,11 +259,11 @@ def test_the_table_leaves_out_the_chains_that_have_least():
     mcmc = make_mcmc(number=3)
     mcmc.run(X, Y, **DATA)
     every = mcmc.get_samples(group_by_chain=True)["beta"].clone()
-    mcmc._lanes[0].draws = 3 + 1  # as of a process that ended early
+    mcmc._groups[0].draws = 3 + 1  # as of a process that ended early
     kept = mcmc.get_samples(group_by_chain=True)["beta"]
     assert torch.equal(kept, every[1:])
     assert torch.equal(mcmc.get_samples()["beta"], torch.cat([every[0, :1], *every[1:]]))
-    mcmc._lanes[0].draws, mcmc._lanes[1].draws = 3 + 8, 3
+    mcmc._groups[0].draws, mcmc._groups[1].draws = 3 + 8, 3
     assert torch.equal(mcmc.get_samples(group_by_chain=True)["beta"], every[[0, 2]])
     assert mcmc.diagnostics()["settings"].keys() == {"chain 0", "chain 2"}
 
@@ -346,20 +346,20 @@ def main_process(pids) -> None:
 
 def sleep_once(patch: pytest.MonkeyPatch, seconds: float, when) -> None:
     """Keeps the main process from taking what workers send, at the first draw that it is to be."""
-    drawn, due = Receiver.drawn, [True]
+    draw, due = Receiver.draw, [True]
 
-    def slow(self, lane, *sent):
-        if due and when(self._lanes, lane):
+    def slow(self, chain, *content):
+        if due and when(self._groups, chain):
             due.clear()
             time.sleep(seconds)
-        drawn(self, lane, *sent)
+        draw(self, chain, *content)
 
-    patch.setattr(Receiver, "drawn", slow)
+    patch.setattr(Receiver, "draw", slow)
 
 
 def busy_main_process(pids) -> None:
     """Its workers wait for it, half-way through a draw that no pipe has room for."""
-    sleep_once(pytest.MonkeyPatch(), 1000.0, lambda lanes, _: all(own.draws for own in lanes))
+    sleep_once(pytest.MonkeyPatch(), 1000.0, lambda groups, _: all(group.draws for group in groups))
     pids_of = lambda *_: pids.put(os.getpid())  # noqa: E731
     make_mcmc(
         make_kernel(wide_model, adaptation=None), 10_000, 0, method="parallel", hook_fn=pids_of
@@ -381,14 +381,14 @@ def test_draws_that_the_main_process_has_not_taken_do_not_pile_up(monkeypatch):
     def count(kernel, draw, stage, i):
         made[int(stage == "Sample [1]")] += 1
 
-    drawn, ahead = Receiver.drawn, []
+    draw, ahead = Receiver.draw, []
 
-    def look(self, lane, *sent):
-        ahead.append(made[lane] + 1 - self._lanes[lane].draws)
-        drawn(self, lane, *sent)
+    def look(self, chain, *content):
+        ahead.append(made[chain] + 1 - self._groups[chain].draws)
+        draw(self, chain, *content)
 
-    monkeypatch.setattr(Receiver, "drawn", look)
-    sleep_once(monkeypatch, 1.0, lambda _, lane: lane == 1)
+    monkeypatch.setattr(Receiver, "draw", look)
+    sleep_once(monkeypatch, 1.0, lambda _, chain: chain == 1)
     run = make_mcmc(
         make_kernel(wide_model, adaptation=None), 100, 0, method="parallel", hook_fn=count
     )
@@ -403,7 +403,7 @@ def test_a_process_that_dies_half_way_through_a_draw_is_told_of(monkeypatch):
         if (stage, i) == ("Sample [1]", 0):
             threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
-    sleep_once(monkeypatch, 1.5, lambda _, lane: lane == 1)
+    sleep_once(monkeypatch, 1.5, lambda _, chain: chain == 1)
     wide_kernel = make_kernel(wide_model, adaptation=None)
     run = make_mcmc(wide_kernel, 10, 0, method="parallel", hook_fn=die_while_sending)
     with pytest.raises(RuntimeError, match="process of chain 1 ended with exit code -9"):

@@ -18,7 +18,14 @@ from runs import DATA, X, Y, make_kernel, make_mcmc, resume_mcmc
 
 import pyro_aeb as aeb
 from pyro_aeb import CheckpointError, pruning, schedules, transitions
-from pyro_aeb.mcmc.kernel_options import FIXED, OPTIONS, kernel_from, plain, recipe_of, restored
+from pyro_aeb.mcmc.kernel_options import (
+    FIXED,
+    OPTIONS,
+    from_plain,
+    options_of,
+    restore_kernel,
+    to_plain,
+)
 
 SCHEDULES = {
     "Constant": aeb.Constant(0.3),
@@ -50,9 +57,9 @@ TRANSITIONS = {
 
 def save_and_load(value):
     file = io.BytesIO()
-    torch.save(plain(value), file)
+    torch.save(to_plain(value), file)
     file.seek(0)
-    return restored("option", torch.load(file, weights_only=True))
+    return from_plain("option", torch.load(file, weights_only=True))
 
 
 def option_classes(module, *bases: str) -> set[str]:
@@ -118,11 +125,11 @@ def test_a_kernel_comes_back_with_all_options():
     assert given.keys() <= {*OPTIONS}
     for name, option in given.items():
         assert option != usual[name].default, f"{name} has to differ from what it is by default"
-    recipe = recipe_of(aeb.AEBKernel(sparse_regression, **given))
+    stored = options_of(aeb.AEBKernel(sparse_regression, **given))
     file = io.BytesIO()
-    torch.save(recipe, file)
+    torch.save(stored, file)
     file.seek(0)
-    found = kernel_from(torch.load(file, weights_only=True), sparse_regression, {})
+    found = restore_kernel(torch.load(file, weights_only=True), sparse_regression, {})
     for name, option in given.items():
         assert getattr(found, name) == option, name
 
@@ -151,20 +158,20 @@ def test_a_schedule_of_the_users_own_is_given_again(tmp_path):
 
 
 def test_a_step_size_of_the_users_own_is_named_with_the_option_that_it_is_in():
-    recipe = recipe_of(make_kernel(step_size=Own()))
+    stored = options_of(make_kernel(step_size=Own()))
     with raises_with("cannot hold transition = Own()", error=CheckpointError):
-        kernel_from(recipe, sparse_regression, {})
+        restore_kernel(stored, sparse_regression, {})
 
 
 def test_an_option_may_change_where_a_run_does_not_count_by_it():
-    recipe = recipe_of(make_kernel())
-    slower = kernel_from(recipe, sparse_regression, {"transition": aeb.SGHMC(1e-5)})
+    stored = options_of(make_kernel())
+    slower = restore_kernel(stored, sparse_regression, {"transition": aeb.SGHMC(1e-5)})
     assert slower.transition == aeb.SGHMC(1e-5) and slower.seed == 7
     for name in FIXED:
         with pytest.raises(ValueError, match=f"{name} = 1 is given, but a run keeps its seed"):
-            kernel_from(recipe, sparse_regression, {name: 1})
+            restore_kernel(stored, sparse_regression, {name: 1})
     with pytest.raises(TypeError, match=r"\['step_sise'\] are no options"):
-        kernel_from(recipe, sparse_regression, {"step_sise": 1})
+        restore_kernel(stored, sparse_regression, {"step_sise": 1})
 
 
 @pytest.mark.parametrize(
@@ -184,7 +191,7 @@ def test_nothing_but_options_of_this_package_is_made(module, kind, monkeypatch):
     monkeypatch.setattr("importlib.import_module", lambda name: imported.append(name))
     before = {*sys.modules}
     with raises_with(f"{module}.{kind}", "does not have", "give it again", error=CheckpointError):
-        restored("transition", {"class": [module, kind], "fields": {}})
+        from_plain("transition", {"class": [module, kind], "fields": {}})
     assert {*sys.modules} == before
     assert all(name.split(".")[0] == "pyro_aeb" for name in imported)
 
@@ -193,4 +200,4 @@ def test_nothing_but_options_of_this_package_is_made(module, kind, monkeypatch):
 def test_fields_of_another_version_are_an_error(fields):
     stored = {"class": ["pyro_aeb.schedules", "Constant"], "fields": fields}
     with raises_with("inverse_temperature", "Constant", "give it again", error=CheckpointError):
-        restored("inverse_temperature", stored)
+        from_plain("inverse_temperature", stored)

@@ -242,7 +242,7 @@ def test_chains_that_take_turns_have_buffers_of_their_own():
         run = make_mcmc(make_kernel(network, adaptation=None), number=number)
         run.run(X, Y)
         if number == 2:
-            run.chain_method, run._lanes = "sequential", run._lanes[:1]
+            run.chain_method, run._groups = "sequential", run._groups[:1]
             run.num_chains = 1
         run.run(X, Y)
     assert_same_records(*(copy_buffers(network) for network in networks))

@@ -43,7 +43,7 @@ def test_what_was_saved_is_read(tmp_path):
     folder.save(2, b"second", make_records(0, 4), 0)
     folder.save(2, b"third", make_records(4, 3), 4)
     assert folder.exists() and folder.state(2) == b"third" and folder.state(0) is None
-    facts = folder.facts()
+    facts = folder.read_description()
     assert facts["draws"] == 7 and facts["names"] == ["a", "b"]
     assert torch.equal(facts["tensor"], torch.arange(3))
     pieces = list(folder.rows(2, 7))

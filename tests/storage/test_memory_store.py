@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyro_aeb.mcmc.chain_group import Lane, Plan
+from pyro_aeb.mcmc.chain_group import ChainGroup, Plan
 from pyro_aeb.mcmc.run_record import RunRecord, RunRecorder
 from pyro_aeb.storage.memory import MemoryStore
 
@@ -102,7 +102,7 @@ def test_a_store_without_rows_may_grow():
     assert_draws(store.read())
 
 
-def test_rows_of_a_chain_are_put_back_in_pieces():
+def test_draws_of_a_chain_are_restored_in_pieces():
     store = MemoryStore(CHAINS, DRAWS)
     for chain in range(CHAINS):
         at = 0
@@ -111,14 +111,14 @@ def test_rows_of_a_chain_are_put_back_in_pieces():
                 group: {name: value[chain : chain + 1, piece] for name, value in values.items()}
                 for group, values in expected_draws().items()
             }
-            at += store.put(chain, at, rows)
+            at += store.restore(chain, at, rows)
         assert at == DRAWS
     assert_draws(store.read())
 
 
-def test_rows_of_all_chains_are_put_back():
+def test_draws_of_all_chains_are_restored():
     store = MemoryStore(CHAINS, DRAWS)
-    assert store.put(None, 0, expected_draws()) == DRAWS
+    assert store.restore(None, 0, expected_draws()) == DRAWS
     assert_draws(store.read())
 
 
@@ -129,21 +129,20 @@ def test_rows_are_of_the_first_records_dtype_and_hold_nothing_else():
     assert sum(value.nbytes for value in rows) == CHAINS * DRAWS * one
 
 
-def run_recorder(store: MemoryStore, lane: Lane) -> RunRecorder:
+def run_recorder(store: MemoryStore, group: ChainGroup) -> RunRecorder:
     run = RunRecord(CHAINS, Plan(warmup=0, kept=4, thinning=1, steps=1), None, None)
     run._store = store
-    return RunRecorder(run, lane)
+    return RunRecorder(run, group)
 
 
 @pytest.mark.parametrize("chain", [1, None])
 def test_a_recorder_goes_on_behind_the_draws_that_there_are(chain):
     store = make_filled_store(True, draws=2)
     store.grow(4)
-    lane = Lane(tuple(range(CHAINS)) if chain is None else chain, draws=2)
-    recorder = run_recorder(store, lane)
+    numbers = tuple(range(CHAINS)) if chain is None else (chain,)
+    recorder = run_recorder(store, ChainGroup(numbers, draws=2))
     for draw in (2, 3):
-        recorder.add(make_joint_record(draw) if chain is None else make_record(chain, draw))
-        lane.draws += 1
+        recorder.add(draw, make_joint_record(draw) if chain is None else make_record(chain, draw))
     rows = slice(None) if chain is None else chain
     for group, values in expected_draws().items():
         for name, value in values.items():
@@ -151,6 +150,6 @@ def test_a_recorder_goes_on_behind_the_draws_that_there_are(chain):
 
 
 def test_a_recorder_without_draws_has_none():
-    recorder = run_recorder(MemoryStore(1, 2), Lane(0))
+    recorder = run_recorder(MemoryStore(1, 2), ChainGroup((0,)))
     for group in ("posterior", "sample_stats", "adaptation"):
         assert recorder.read(group) == {}

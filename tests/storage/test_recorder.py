@@ -28,7 +28,7 @@ def make_recorder(draws: int) -> History:
             "step_size": torch.tensor(0.1 / (i + 1)),
             "diverging": torch.tensor(i == 1),
         }
-        history.add(record(make_draw(i), statistics, {"beta_rho": torch.full([3], 0.1 * i)}))
+        history.add(i, record(make_draw(i), statistics, {"beta_rho": torch.full([3], 0.1 * i)}))
     return history
 
 
@@ -57,7 +57,7 @@ def test_forgetting_draws_keeps_the_rest():
     assert history.read("posterior") == {}
     assert len(history.read("sample_stats")["potential"]) == 4
     assert len(history.read("adaptation")["beta_rho"]) == 4
-    history.add(record(make_draw(7), {"potential": torch.tensor(0.0)}, {}))
+    history.add(4, record(make_draw(7), {"potential": torch.tensor(0.0)}, {}))
     assert history.read("posterior")["beta"].shape == (1, 3)
 
 
@@ -82,5 +82,5 @@ def test_forgotten_bytes_are_free_again(monkeypatch):
     history = make_recorder(2)
     history.forget_draws()
     for i in range(2):
-        history.add(record(make_draw(i), {}, {}))
+        history.add(i, record(make_draw(i), {}, {}))
     assert len(history.read("posterior")["sigma2"]) == 2
