@@ -8,7 +8,6 @@ from pyro_aeb.adaptation.equations import (
     beta_counts,
     beta_mode,
     scale_update,
-    sparsity_update,
     stochastic_approximation,
 )
 from pyro_aeb.adaptation.options import StochasticApproximation
@@ -19,6 +18,5 @@ __all__ = [
     "beta_counts",
     "beta_mode",
     "scale_update",
-    "sparsity_update",
     "stochastic_approximation",
 ]

@@ -4,13 +4,11 @@
 """
 The latents of a spike-and-slab prior and how they are learned: equations (2) and (6)-(8).
 
-The latents are what the sampler conditions on while it moves the weights: the inclusion
-probabilities rho, the penalties kappa0 and kappa1, the scales sigma and the prior inclusion
-probabilities delta. After every step of the weights each is moved a little, by the weight omega,
-towards the value that closes its equation. Here are the equations, each once (but for (4) and (5),
-in which one prior differs from another, see :mod:`pyro_aeb.priors.components`), and
-:class:`StochasticApproximation`, with which a user asks for them;
-``SpikeAndSlabRule`` applies them to a model.
+The sampler conditions on the latents while it moves the weights: the inclusion probabilities rho,
+the penalties kappa0 and kappa1, the scales sigma and the prior inclusion probabilities delta. After
+every step of the weights each moves by a weight omega towards the solution of its equation. Each
+equation is here once, except (4) and (5), which depend on the prior; see
+:mod:`pyro_aeb.priors.components`. ``SpikeAndSlabRule`` applies them to a model.
 
 **References**
 
@@ -32,7 +30,7 @@ def add_prior_gradient(
     sigma: Tensor,
 ) -> None:
     r"""
-    Adds to ``gradient`` the prior's part of equation (2), :math:`-L\, \mathrm{sign}(\beta) / \sigma
+    Add to ``gradient`` the prior's part of equation (2), :math:`-L\, \mathrm{sign}(\beta) / \sigma
     - K \beta / \sigma^2`, with sign(0) = 0; L and K are :math:`\kappa_0` and :math:`\kappa_1` of
     SSGL. All of shape (..., P), but for sigma, which broadcasts.
 
@@ -75,31 +73,29 @@ def scale_update(
     return (absolute + torch.addcmul(4.0 * a * c, absolute, absolute).sqrt_()) / (2.0 * a)
 
 
-def sparsity_update(
-    total: Tensor, size: float | Tensor, a: float | Tensor, b: float | Tensor
-) -> Tensor:
+def beta_counts(
+    size: float | Tensor, a: float | Tensor, b: float | Tensor
+) -> tuple[float | Tensor, float | Tensor]:
+    """
+    Return the constants of :func:`beta_mode`, a - 1 and a + b + p - 2.
+
+    :param size: p, the number of weights of this delta.
+    :param a: first parameter of the Beta prior.
+    :param b: second parameter of the Beta prior.
+    """
+    return a - 1.0, a + b + size - 2.0
+
+
+def beta_mode(total: Tensor, ones: float | Tensor, count: float | Tensor) -> Tensor:
     r"""
     Equation (7), :math:`(\sum_j \rho_j + a - 1) / (a + b + p - 2)`, kept inside (0, 1).
 
     :param Tensor total: :math:`\sum_j \rho_j` over the weights of this delta.
-    :param size: p, their number.
-    :param a: first parameter of the Beta prior.
-    :param b: second parameter of the Beta prior.
+    :param ones: a - 1, from :func:`beta_counts`.
+    :param count: a + b + p - 2, from :func:`beta_counts`.
     """
-    return beta_mode(total, *beta_counts(size, a, b))
-
-
-def beta_counts(
-    size: float | Tensor, a: float | Tensor, b: float | Tensor
-) -> tuple[float | Tensor, float | Tensor]:
-    """What no step changes of :func:`sparsity_update`: a - 1, and a + b + p - 2."""
-    return a - 1.0, a + b + size - 2.0
-
-
-def beta_mode(total: Tensor, ones: float | Tensor, of: float | Tensor) -> Tensor:
-    """:func:`sparsity_update` from its :func:`beta_counts`."""
     limits = torch.finfo(total.dtype)
-    return ((total + ones) / of).clamp(limits.tiny, 1.0 - limits.eps)
+    return ((total + ones) / count).clamp(limits.tiny, 1.0 - limits.eps)
 
 
 def stochastic_approximation(old: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:

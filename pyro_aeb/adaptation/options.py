@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""How latents are learned: the options."""
+"""The options of adaptation by stochastic approximation."""
 
 from __future__ import annotations
 

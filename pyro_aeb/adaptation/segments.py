@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Sums over the parts of a vector that share a parameter, and the way back.
+Sums over the segments of a vector that share a parameter, and the way back.
 
-A few groups are summed part by part. For many, the vector is cut into rows of :data:`ROW` numbers:
-rows that lie within one group are summed as rows, and only the numbers of the rows that a boundary
-runs through one by one. The number of operations is then the same for any number of groups, and
-nothing is added up in an order that changes from run to run.
+A few segments are summed one by one. For many, the vector is cut into tiles of :data:`TILE`
+numbers. Tiles inside one segment are summed as tiles; only the numbers of tiles that a boundary
+runs through are summed one by one. The number of operations is then the same for any number of
+segments, and the order of summation never changes from run to run.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-ROW = 256
-"""Numbers in a row."""
-
+TILE = 256
+"""Numbers in a tile."""
 
 FEW = 4
-"""Runs up to which a vector is summed part by part."""
+"""The most segments that are summed one by one."""
 
 
 @dataclass(frozen=True)
-class Groups:
+class Segments:
     """
-    Which consecutive runs of a vector of P numbers share a parameter.
+    The consecutive segments of a vector of P numbers, by the parameter that they share.
 
-    :param tuple sizes: the length of each run; they add up to P.
-    :param tuple index: the group of each run.
-    :param int count: how many groups there are.
+    :param tuple sizes: the length of each segment; their sum is P.
+    :param tuple index: the parameter of each segment.
+    :param int count: the number of parameters.
     :param torch.device device: where the vectors are.
     """
 
@@ -42,44 +41,44 @@ class Groups:
     index: tuple[int, ...]
     count: int
     device: torch.device = torch.device("cpu")
-    _rows: _Rows | None = field(init=False, repr=False, compare=False)
+    _tiles: _Tiles | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         many = self.count > 1 and len(self.sizes) > FEW
-        object.__setattr__(self, "_rows", _Rows.of(self) if many else None)
+        object.__setattr__(self, "_tiles", _Tiles.of(self) if many else None)
 
     def spread(self, values: Tensor) -> Tensor:
-        """One value a group, shape (..., count), to a shape that broadcasts with (..., P)."""
+        """Spread one value a parameter, (..., count), to a shape that broadcasts with (..., P)."""
         if self.count == 1:
             return values
-        if self._rows is None:
+        if self._tiles is None:
             each = values.split(1, dim=-1)
             runs = [each[g].expand(*values.shape[:-1], n) for g, n in self._runs]
             return torch.cat(runs, dim=-1)
-        rows = self._rows
-        spread = values.index_select(-1, rows.first).repeat_interleave(ROW, dim=-1)
+        tiles = self._tiles
+        spread = values.index_select(-1, tiles.first).repeat_interleave(TILE, dim=-1)
         spread = spread[..., : sum(self.sizes)]
-        return spread.index_copy_(-1, rows.loose, values.index_select(-1, rows.loose_group))
+        return spread.index_copy_(-1, tiles.loose, values.index_select(-1, tiles.loose_group))
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over each group, shape (..., P) to (..., count)."""
+        """Sum over the weights of each parameter, shape (..., P) to (..., count)."""
         if self.count == 1:
             return values.sum(-1, keepdim=True)
-        if self._rows is None:
+        if self._tiles is None:
             totals: dict[int, Tensor] = {}
             for group, part in zip(self.index, values.split(self.sizes, dim=-1), strict=True):
                 total = part.sum(-1)
                 totals[group] = totals[group] + total if group in totals else total
             return torch.stack([totals[group] for group in range(self.count)], dim=-1)
-        rows = self._rows
-        parts = [values.index_select(-1, rows.loose), values.new_zeros(*values.shape[:-1], 1)]
-        if values.shape[-1] >= ROW:
-            parts.insert(0, values.unfold(-1, ROW, ROW).sum(-1))
-        members = torch.cat(parts, dim=-1).index_select(-1, rows.members)
+        tiles = self._tiles
+        parts = [values.index_select(-1, tiles.loose), values.new_zeros(*values.shape[:-1], 1)]
+        if values.shape[-1] >= TILE:
+            parts.insert(0, values.unfold(-1, TILE, TILE).sum(-1))
+        members = torch.cat(parts, dim=-1).index_select(-1, tiles.members)
         return members.unflatten(-1, (self.count, -1)).sum(-1)
 
     def lengths(self) -> list[float]:
-        """The number of weights of each group."""
+        """Return the number of weights of each parameter."""
         lengths = [0.0] * self.count
         for group, size in self._runs:
             lengths[group] += size
@@ -91,15 +90,15 @@ class Groups:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Tiles:
     """
-    The rows of a vector of P numbers, the last of which may be short.
+    The tiles of a vector of P numbers, the last of which may be short.
 
-    :param Tensor first: the group of the first number of every row.
-    :param Tensor loose: the places of the numbers of all rows that are short or of several groups.
-    :param Tensor loose_group: their groups.
-    :param Tensor members: which of (the full rows, the loose numbers, a zero) each group is the sum
-        of: a rectangle with a row for each group, flat, filled up with the zero.
+    :param Tensor first: the parameter of the first number of every tile.
+    :param Tensor loose: the indices of the numbers in short tiles and tiles of several parameters.
+    :param Tensor loose_group: their parameters.
+    :param Tensor members: for every parameter, which of (the full tiles, the loose numbers, a zero)
+        add up to its sum: a rectangle with a row for each, flat, padded with the zero.
     """
 
     first: Tensor
@@ -108,14 +107,14 @@ class _Rows:
     members: Tensor
 
     @classmethod
-    def of(cls, groups: Groups) -> _Rows:
+    def of(cls, groups: Segments) -> _Tiles:
         size = sum(groups.sizes)
         group = torch.repeat_interleave(torch.tensor(groups.index), torch.tensor(groups.sizes))
-        full = group[: size // ROW * ROW].reshape(-1, ROW)
+        full = group[: size // TILE * TILE].reshape(-1, TILE)
         inside = (full == full[:, :1]).all(1)
         whole = inside.nonzero().flatten()
         loose = torch.ones(size, dtype=torch.bool)
-        loose[: full.numel()] = ~inside.repeat_interleave(ROW)
+        loose[: full.numel()] = ~inside.repeat_interleave(TILE)
         places = loose.nonzero().flatten()
         summed = torch.cat([whole, len(full) + torch.arange(len(places))])
         of = torch.cat([full[whole, 0], group[places]])
@@ -124,15 +123,15 @@ class _Rows:
             batch_first=True,
             padding_value=len(full) + len(places),
         )
-        parts = (group[::ROW], places, group[places], members.flatten())
+        parts = (group[::TILE], places, group[places], members.flatten())
         return cls(*(part.contiguous().to(groups.device) for part in parts))
 
 
-class Units:
+class WeightGroups:
     """
-    A vector of weights in parts, each cut into groups of one size.
+    The groups of consecutive weights that share a gamma, under a group spike-and-slab prior.
 
-    :param parts: length and group size of each part; 1 is a weight of its own.
+    :param parts: length and group size of each part of the vector; 1 is a weight of its own.
     """
 
     def __init__(self, parts: Sequence[tuple[int, int]]) -> None:
@@ -146,12 +145,12 @@ class Units:
                 self._groups.append(group)
 
     @classmethod
-    def of(cls, parts: Sequence[tuple[int, int]]) -> Units | None:
-        """The groups of some parts, None where every weight is on its own."""
+    def of(cls, parts: Sequence[tuple[int, int]]) -> WeightGroups | None:
+        """Return the groups of some parts, None where every weight is on its own."""
         return cls(parts) if any(group > 1 for _, group in parts) else None
 
     def total(self, values: Tensor) -> Tensor:
-        """Every weight's sum over its group, shape (..., P)."""
+        """Return for every weight the sum over its group, shape (..., P)."""
         if len(self._lengths) == 1:
             return _total(values, self._groups[0])
         parts = values.split(self._lengths, dim=-1)

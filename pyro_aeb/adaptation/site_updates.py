@@ -1,10 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""
-The latent sites that updates of their own learn: which they are, whether a closed form holds for
-them, and one sweep of equation (8) over them.
-"""
+"""One sweep of equation (8) over the latent sites that have updates of their own."""
 
 from __future__ import annotations
 
@@ -26,16 +23,16 @@ from pyro_aeb.model.structure import LearnedSite
 
 
 def statistics_name(site: str) -> str:
-    """The name of the statistics that are averaged for a site, beside the sites' values."""
+    """Return the key of a site's averaged statistics, beside the sites' values."""
     return f"{site}/statistics"
 
 
 class SiteUpdates:
     """
-    The sweep over the sites that updates learn. Their values are a dict, by site; from the first
-    step on with it stand averaged statistics, by :func:`statistics_name`.
+    The updates of all such sites. The state is a dict of the sites' values; from the first step on
+    it holds averaged statistics too, by :func:`statistics_name`.
 
-    :param sites: from :func:`learned_sites`.
+    :param sites: the sites, in the order of the model.
     """
 
     def __init__(self, sites: Sequence[LearnedSite]) -> None:
@@ -43,51 +40,51 @@ class SiteUpdates:
 
     def init(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """
-        The values before the first step.
+        Return the state before the first step.
 
-        :param values: what the kernel's ``init_strategy`` gives, by site.
+        :param values: first values, by site.
         """
         return {
             site.name: check_value(site.name, site.update.init(values[site.name]), site.shape)
             for site in self._sites
         }
 
-    def values(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The sites' values alone."""
-        return {site.name: held[site.name] for site in self._sites}
+    def values(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the sites' values, without statistics."""
+        return {site.name: state[site.name] for site in self._sites}
 
     def update(
-        self, held: Mapping[str, Tensor], seen: Mapping[str, Seen], weight: float | Tensor
+        self, state: Mapping[str, Tensor], seen: Mapping[str, Seen], omega: float | Tensor
     ) -> dict[str, Tensor]:
         """
-        One sweep of (8).
+        Return the state after one sweep.
 
-        :param held: values and statistics before it, of shape (...) + their own.
+        :param state: before it, each value of shape (...) + its own.
         :param seen: by site, at these values.
-        :param float weight: omega at this step.
+        :param omega: weight of (8).
         """
         after: dict[str, Tensor] = {}
         for site in self._sites:
-            name, update, old = site.name, site.update, held[site.name]
+            name, update, old = site.name, site.update, state[site.name]
             if isinstance(update, AveragedStatistics):
                 key = statistics_name(name)
                 new = check_statistics(name, _run(update.statistics, site, old, seen[name]))
-                before = held.get(key)
+                before = state.get(key)
                 if before is None:
                     before = _run(update.first, site, old, new, old)
                 check_statistics(name, before, new.shape)
-                after[key] = stochastic_approximation(before, new, weight)
-                found = _run(update.maximiser, site, old, after[key])
-                after[name] = check_value(name, found, old.shape).to(old.dtype)
+                after[key] = stochastic_approximation(before, new, omega)
+                maximum = _run(update.maximiser, site, old, after[key])
+                after[name] = check_value(name, maximum, old.shape).to(old.dtype)
             else:
-                found = _run(update.update, site, old, seen[name])
-                new = check_value(name, found, old.shape).to(old.dtype)
-                after[name] = stochastic_approximation(old, new, weight)
+                value = _run(update.update, site, old, seen[name])
+                new = check_value(name, value, old.shape).to(old.dtype)
+                after[name] = stochastic_approximation(old, new, omega)
         return after
 
 
-def _run(function: Callable[..., Any], site: LearnedSite, old: Tensor, *given: Any) -> Any:
-    """Calls a part of an update; of each chain, where the site's value has an axis of chains."""
+def _run(function: Callable[..., Any], site: LearnedSite, old: Tensor, *arguments: Any) -> Any:
+    """Call a part of an update, for every chain where the site's value has an axis of chains."""
     if old.dim() > len(site.shape):
-        function = torch.vmap(function, in_dims=axes(given))
-    return function(*given)
+        function = torch.vmap(function, in_dims=axes(arguments))
+    return function(*arguments)

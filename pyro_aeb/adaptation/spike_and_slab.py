@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The latents of a model's spike-and-slab sites: their state, and one sweep of equations (4)-(8) over
-it. SSGL is one case; what one prior has other than the next are its two components.
+The latents of a model's spike-and-slab sites: their values, and one sweep of equations (4) to (8).
+SSGL is one of these priors; they differ in their two components.
 
-The responsibilities of the two components, averaged, are one array in disguise. With ``slab`` the
-running average of rho, that of the slab is ``slab`` and that of the spike ``1 + excess - slab``; of
-SSGL, kappa1 is ``slab / v1`` and kappa0 is ``(1 + excess - slab) / v0``. The number ``excess``
-carries what is left of the first kappas and decays by (1 - omega) a step.
+The averaged responsibilities of both components are kept as one array. With ``slab`` the running
+average of rho, that of the slab is ``slab`` and that of the spike ``1 + excess - slab``. For SSGL,
+kappa1 is ``slab / v1`` and kappa0 is ``(1 + excess - slab) / v0``. The number ``excess`` is the
+remainder of the first kappas, which decays by (1 - omega) a step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pyro_aeb.adaptation.equations import (
     stochastic_approximation,
 )
 from pyro_aeb.adaptation.options import StochasticApproximation
-from pyro_aeb.adaptation.segments import Groups, Units
+from pyro_aeb.adaptation.segments import Segments, WeightGroups
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.structure import Delta, Residuals, Sigma, SparseBlock, Structure
 from pyro_aeb.priors.base import SpikeAndSlab
@@ -37,11 +37,11 @@ from pyro_aeb.priors.components import inclusion_logit, penalties
 
 class SpikeAndSlabLatents(NamedTuple):
     """
-    The latents' values. P sparse weights, S sigmas, L deltas; a leading axis of chains is kept.
+    The values of the latents of P sparse weights, S sigmas and L deltas; chains are a leading axis.
 
     :param Tensor rho: inclusion probabilities, shape (..., P).
     :param Tensor slab: running average of rho, which stands for kappa0 and kappa1, shape (..., P).
-    :param excess: what is left of the first kappas; see the module's docstring.
+    :param excess: the remainder of the first kappas; see the module's docstring.
     :param Tensor sigma: scales, shape (..., S).
     :param Tensor delta: prior inclusion probabilities, shape (..., L).
     """
@@ -55,10 +55,10 @@ class SpikeAndSlabLatents(NamedTuple):
 
 class SpikeAndSlabRule:
     """
-    The latents' arithmetic for one model's spike-and-slab sites.
+    The spike-and-slab prior of one model's sparse weights: its gradient and its latents' updates.
 
     :param Structure structure: the model's structure.
-    :raises ModelError: if the prior leaves (7) without a value, or the sites have priors of several
+    :raises ModelError: if (7) has no solution under the prior, or the sites have priors of several
         kinds.
     """
 
@@ -74,63 +74,65 @@ class SpikeAndSlabRule:
         }
         self.spike, self.slab = _prior(blocks).components(*parameters.values())
         self._bends = self.spike.bends or self.slab.bends
-        self._units = Units.of([(block.size, block.group) for block in blocks])
+        self._groups = WeightGroups.of([(block.size, block.group) for block in blocks])
         self._share = _common([1.0 / block.group for block in blocks], sizes, tensor(0.0))
         self.sigmas: tuple[Sigma, ...] = structure.sigmas
         self.deltas: tuple[Delta, ...] = structure.deltas
-        self.sigma_groups = Groups(
-            sizes, tuple(b.sigma for b in blocks), len(self.sigmas), structure.device
-        )
-        self.delta_groups = Groups(
-            sizes, tuple(b.delta for b in blocks), len(self.deltas), structure.device
-        )
-        self._nu = _per_group([s.nu for s in self.sigmas], tensor)
-        self._nu_lambda = _per_group([s.nu_lambda for s in self.sigmas], tensor)
-        self._sigma_sizes = _per_group(self.sigma_groups.lengths(), tensor)
+        of_sigma, of_delta = (tuple(getattr(b, n) for b in blocks) for n in ("sigma", "delta"))
+        sigmas = Segments(sizes, of_sigma, len(self.sigmas), structure.device)
+        deltas = Segments(sizes, of_delta, len(self.deltas), structure.device)
+        self._spread_sigma, self._sum_by_sigma = _maps(sigmas)
+        self._spread_delta, self._sum_by_delta = _maps(deltas)
+        self._nu = _per_parameter([s.nu for s in self.sigmas], tensor)
+        self._nu_lambda = _per_parameter([s.nu_lambda for s in self.sigmas], tensor)
+        self._sigma_sizes = _per_parameter(sigmas.lengths(), tensor)
         gammas = [0.0] * len(self.deltas)
         for block in blocks:
             gammas[block.delta] += block.size // block.group
-        self._delta_sizes = _per_group(gammas, tensor)
+        self._delta_sizes = _per_parameter(gammas, tensor)
         self._delta_counts = beta_counts(
             self._delta_sizes,
-            _per_group([d.a for d in self.deltas], tensor),
-            _per_group([d.b for d in self.deltas], tensor),
+            _per_parameter([d.a for d in self.deltas], tensor),
+            _per_parameter([d.b for d in self.deltas], tensor),
         )
         self._sigma_learned = _Learned([s.site is not None for s in self.sigmas], structure.device)
         self._delta_learned = _Learned([d.site is not None for d in self.deltas], structure.device)
         narrow = torch.as_tensor(self.spike.variance < self.slab.variance)
         self._spike_is_narrow = narrow.to(structure.device)
         self._likelihoods = [
-            (site, _per_group(own, tensor), tensor(own))
+            (site, _per_parameter(own, tensor), tensor(own))
             for sigma in self.sigmas
             for own in [[float(other is sigma) for other in self.sigmas]]
             for site in sorted(sigma.likelihoods)
         ]
-        for delta, size in zip(self.deltas, gammas, strict=True):
+        self._check_modes(gammas)
+
+    def _check_modes(self, sizes: Sequence[float]) -> None:
+        for delta, size in zip(self.deltas, sizes, strict=True):
             if delta.site is not None and delta.a + delta.b + size - 2.0 <= 0.0:
                 raise ModelError(
                     f"site {delta.site!r} ~ Beta({delta.a}, {delta.b}) with {size:.0f} "
-                    f"{'weights' if self._units is None else 'weights or groups'} has "
+                    f"{'weights' if self._groups is None else 'weights or groups'} has "
                     "no mode for equation (7); use parameters of at least 1"
                 )
 
     def init(
-        self, initial: Mapping[str, Tensor], request: StochasticApproximation
+        self, initial: Mapping[str, Tensor], options: StochasticApproximation
     ) -> SpikeAndSlabLatents:
         """
-        The latents before the first step.
+        Return the latents before the first step.
 
         :param initial: first values of the learned sites (sigma squared and delta), by name.
-        :param StochasticApproximation request: the first rho and kappa.
+        :param StochasticApproximation options: the first rho and kappa.
         """
         sigma = [self._first(s, initial) for s in self.sigmas]
         sigma = [v.sqrt() if s.site else v for v, s in zip(sigma, self.sigmas, strict=True)]
         delta = [self._first(d, initial) for d in self.deltas]
-        rho = self._first_rho(request.initial_inclusion)
-        # Two tensors: one in two places is compiled for, and anew when they part at the next step.
+        rho = self._first_rho(options.initial_inclusion)
+        # A clone: code is compiled for one tensor in two places, and anew once they differ.
         slab, excess = rho.clone(), 0.0 * self.spike.strength
-        if request.initial_penalty is not None:
-            first = [request.initial_penalty / part.strength for part in (self.spike, self.slab)]
+        if options.initial_penalty is not None:
+            first = [options.initial_penalty / part.strength for part in (self.spike, self.slab)]
             slab = torch.zeros_like(rho) + first[1]
             excess = first[0] + first[1] - 1.0
         return SpikeAndSlabLatents(rho, slab, excess, torch.stack(sigma), torch.stack(delta))
@@ -157,39 +159,38 @@ class SpikeAndSlabRule:
         latents: SpikeAndSlabLatents,
         beta: Tensor,
         residuals: Mapping[str, Residuals],
-        weight: float | Tensor,
+        omega: float | Tensor,
     ) -> SpikeAndSlabLatents:
         """
-        One sweep of (8) over rho, kappa, sigma and delta, in the order of Algorithm 1.
+        Return the latents after one sweep over rho, kappa, sigma and delta, in the paper's order.
 
-        :param SpikeAndSlabLatents latents: the latents before it.
+        :param SpikeAndSlabLatents latents: before it.
         :param Tensor beta: the sparse slab after the step, shape (..., P).
         :param residuals: of the likelihoods with a learned sigma, before the step, by site.
-        :param float weight: omega at this step.
+        :param omega: weight of (8).
         """
         rho, slab, excess, sigma, delta = latents
-        prior = self.delta_groups.spread(torch.logit(delta))
         size = beta.abs()
-        u = size / self.sigma_groups.spread(sigma)
-        logit = self._inclusion_logit(u, prior)
-        rho = stochastic_approximation(rho, logit.sigmoid_(), weight)
-        slab = stochastic_approximation(slab, rho, weight)
-        excess = (1.0 - weight) * excess
+        u = size / self._spread_sigma(sigma)
+        logit = self._inclusion_logit(u, self._spread_delta(torch.logit(delta)))  # (4)
+        rho = stochastic_approximation(rho, logit.sigmoid_(), omega)
+        slab = stochastic_approximation(slab, rho, omega)  # (5), and with it kappa
+        excess = (1.0 - omega) * excess
         if self._sigma_learned.any:
-            new = self._scale(size, u, slab, excess, sigma, residuals)
-            sigma = stochastic_approximation(sigma, self._sigma_learned.of(new, sigma), weight)
+            new = self._scale(size, u, slab, excess, sigma, residuals)  # (6)
+            sigma = stochastic_approximation(sigma, self._sigma_learned.select(new, sigma), omega)
         if self._delta_learned.any:
-            gammas = rho if self._units is None else rho * self._share
-            new = beta_mode(self.delta_groups.sum(gammas), *self._delta_counts)
-            delta = stochastic_approximation(delta, self._delta_learned.of(new, delta), weight)
+            gammas = rho if self._groups is None else rho * self._share
+            new = beta_mode(self._sum_by_delta(gammas), *self._delta_counts)  # (7)
+            delta = stochastic_approximation(delta, self._delta_learned.select(new, delta), omega)
         return SpikeAndSlabLatents(rho, slab, excess, sigma, delta)
 
     def _inclusion_logit(self, u: Tensor, prior: Tensor) -> Tensor:
-        """Equation (4): of the gamma of every weight, or of the group that it is in."""
-        if self._units is None:
+        """Return the logit (4) of the gamma of every weight, or of the group that it is in."""
+        if self._groups is None:
             return inclusion_logit(u, prior, self.spike, self.slab)
         # The evidence adds up over a group, the prior counts once.
-        return self._units.total(inclusion_logit(u, prior * self._share, self.spike, self.slab))
+        return self._groups.total(inclusion_logit(u, prior * self._share, self.spike, self.slab))
 
     def _scale(
         self,
@@ -200,16 +201,16 @@ class SpikeAndSlabRule:
         sigma: Tensor,
         residuals: Mapping[str, Residuals],
     ) -> Tensor:
-        """sigma tilde of (6), shape (..., S), of weights of some sizes, which in sigmas are u."""
+        """Return sigma tilde of (6), shape (..., S), for weights of some sizes, u in sigmas."""
         linear, quadratic = penalties(slab, excess, self.spike, self.slab, u)
         if linear is None:
             absolute = torch.zeros_like(sigma)
         else:
-            absolute = self.sigma_groups.sum(linear.mul_(size))
+            absolute = self._sum_by_sigma(linear.mul_(size))
         if quadratic is None:
             square = torch.zeros_like(sigma)
         else:
-            square = self.sigma_groups.sum(quadratic.mul_(size).mul_(size))
+            square = self._sum_by_sigma(quadratic.mul_(size).mul_(size))
         count = self._sigma_sizes
         for site, own, mask in self._likelihoods:
             square = torch.addcmul(square, residuals[site].square.unsqueeze(-1), mask)
@@ -218,23 +219,24 @@ class SpikeAndSlabRule:
         return scale_update(absolute, square, count, self._nu, self._nu_lambda)
 
     def add_gradient(self, gradient: Tensor, latents: SpikeAndSlabLatents, beta: Tensor) -> None:
-        """Adds the prior's part to the gradient (2) at the sparse slab, shape (..., P)."""
-        sigma = self.sigma_groups.spread(latents.sigma)
+        """Add the prior's part of (2) to the gradient at the sparse weights, shape (..., P)."""
+        sigma = self._spread_sigma(latents.sigma)
         u = torch.div(beta, sigma).abs_() if self._bends else None
         both = penalties(latents.slab, latents.excess, self.spike, self.slab, u)
         add_prior_gradient(gradient, beta, *both, sigma)
 
     def potential(self, latents: SpikeAndSlabLatents, beta: Tensor) -> Tensor:
         r"""
-        The prior's part of -Q, shape (...): the components' energies by their responsibilities, of
-        SSGL :math:`\sum \kappa_0 |\beta| / \sigma + \kappa_1 \beta^2 / 2 \sigma^2`.
+        Return the prior's part of -Q, shape (...): the components' energies, weighted by their
+        responsibilities. For SSGL it is
+        :math:`\sum \kappa_0 |\beta| / \sigma + \kappa_1 \beta^2 / 2 \sigma^2`.
         """
-        u = (beta / self.sigma_groups.spread(latents.sigma)).abs()
+        u = (beta / self._spread_sigma(latents.sigma)).abs()
         spike = (1.0 + latents.excess - latents.slab) * self.spike.energy(u)
         return (spike + latents.slab * self.slab.energy(u)).sum(-1)
 
     def site_values(self, latents: SpikeAndSlabLatents) -> dict[str, Tensor]:
-        """The learned sites' values, sigma squared and delta, each of its site's shape."""
+        """Return the learned sites' values, sigma squared and delta, each of its site's shape."""
         groups: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)
         found = (*latents.sigma.square().unbind(-1), *latents.delta.unbind(-1))
         return {
@@ -245,23 +247,23 @@ class SpikeAndSlabRule:
 
     def sparsity(self, latents: SpikeAndSlabLatents) -> Tensor:
         """
-        The fraction of sparse weights that rather belong to the narrower of the two components: rho
-        below 1/2 where that is the first (SSGL's Laplace), above where it is the second.
+        Return the share of sparse weights that more probably belong to the narrower component: rho
+        below 1/2 where that is the spike (SSGL's Laplace), above where it is the slab.
         """
         return (self.wide_probability(latents) < 0.5).to(latents.rho.dtype).mean(-1)
 
     def wide_probability(self, latents: SpikeAndSlabLatents) -> Tensor:
         """
-        The probability that a weight belongs to the wider of the two components, shape (..., P):
-        rho where that is the second (SSGL's Gaussian), 1 - rho where it is the first.
+        Return the probability that a weight belongs to the wider component, shape (..., P): rho
+        where that is the slab (SSGL's Gaussian), 1 - rho where it is the spike.
         """
         rho = latents.rho
         return torch.where(self._spike_is_narrow, rho, 1.0 - rho)
 
     def collapsed(self, latents: SpikeAndSlabLatents) -> list[str]:
         """
-        Learned delta sites that have run into 0 or 1, under 1/1000 weight (or group) expected on a
-        side that their prior does not hold open (a = 1 or b = 1).
+        Return the learned delta sites that have reached 0 or 1: less than 1/1000 weight (or group)
+        is expected on a side that the prior does not hold open (a = 1 or b = 1).
         """
         expected = latents.delta * self._delta_sizes
         counts = torch.stack([expected, self._delta_sizes - expected], dim=-1)
@@ -275,7 +277,7 @@ class SpikeAndSlabRule:
 
 def _prior(blocks: Sequence[SparseBlock]) -> type[SpikeAndSlab]:
     """
-    The prior that all blocks have.
+    Return the kind of prior of all blocks.
 
     :raises ModelError: if they have priors of several kinds.
     """
@@ -290,26 +292,33 @@ def _prior(blocks: Sequence[SparseBlock]) -> type[SpikeAndSlab]:
     return blocks[0].prior
 
 
-def _per_group(values: list[float], tensor: Callable[[list[float]], Tensor]) -> float | Tensor:
-    """One value a group: a plain number where there is one group, which spares tiny operations."""
+def _maps(segments: Segments) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return how values spread over weights, and how weights are summed; nothing to do for one."""
+    if segments.count > 1:
+        return segments.spread, segments.sum
+    return lambda values: values, lambda values: values.sum(-1, keepdim=True)
+
+
+def _per_parameter(values: list[float], tensor: Callable[[list[float]], Tensor]) -> float | Tensor:
+    """Return one value a parameter: a plain number where there is one, which saves operations."""
     return values[0] if len(values) == 1 else tensor(values)
 
 
 class _Learned:
-    """Which groups are learned; the others are fixed numbers."""
+    """The parameters that are learned; the others are fixed numbers."""
 
     def __init__(self, learned: list[bool], device: torch.device) -> None:
         self.any = any(learned)
         self._all = all(learned)
         self._mask = torch.tensor(learned, device=device)
 
-    def of(self, new: Tensor, old: Tensor) -> Tensor:
-        """The new values of learned groups and the old ones of fixed groups."""
+    def select(self, new: Tensor, old: Tensor) -> Tensor:
+        """Return new values of learned parameters and old ones of fixed parameters."""
         return new if self._all else torch.where(self._mask, new, old)
 
 
 def _common(values: list[float | Tensor], sizes: tuple[int, ...], like: Tensor) -> float | Tensor:
-    """One number where all blocks share it, else a tensor of shape (P,)."""
+    """Return one number where all blocks share it, else a tensor of shape (P,)."""
     first = values[0]
     if isinstance(first, float) and all(
         isinstance(value, float) and value == first for value in values

@@ -156,11 +156,12 @@ class AEBKernel(KernelOptions, MCMCKernel):
         :param between: called before every step; what it raises ends the run between two steps,
             from where it can go on.
         """
+        chain = self.chain
         for left in reversed(range(steps)):
             if between is not None:
                 between()
-            step(self, self.chain, measure=left == 0)
-        return self._draw(self.chain)
+            step(self, chain, measure=left == 0)
+        return self._draw(chain)
 
     def _draw(self, chain: Chain) -> dict[str, Tensor]:
         k, draw = chain.step, chain.draw()

@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The likelihood's gradient as compiled code: the model, autograd and, of several chains,
-:func:`torch.vmap` run in Python only while it is made.
+The likelihood's gradient as compiled code: the model, autograd and, for several chains,
+:func:`torch.vmap` run in Python only while it is traced.
 
-At the first batch of its kind :func:`torch.fx.experimental.proxy_tensor.make_fx` takes down the
-operations of a step, and torch's compiler makes code of them. A *kind* of batch is all that the
-code depends on: shapes, dtypes, devices, and arguments that are no tensors. At the second batch of
-a kind the operations are taken down once more and must be the same, or the model is one whose
-Python changes from step to step. The numbers of both steps are those of the compiled code, so that
-a run which goes on from a checkpoint makes the steps of one that was not cut short.
+At the first batch of a kind :func:`torch.fx.experimental.proxy_tensor.make_fx` records the
+operations of a step, and torch's compiler compiles them. A *kind* of batch is what the code depends
+on: shapes, dtypes, devices, and arguments that are no tensors. At the second batch of a kind the
+operations are recorded again and must be the same; otherwise the model's Python changes from step
+to step. Both steps use the numbers of the compiled code, so that a resumed run makes the steps of
+an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.posterior.likelihood import Evaluation, Likelihood
 
 KINDS = 8
-"""How many kinds of batches get code of their own, each of which takes seconds to make."""
+"""The most kinds of batches that are compiled; each takes seconds."""
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 
 
 class CompiledLikelihood:
     """
-    A likelihood whose gradient is compiled. Where that cannot be done a
-    :class:`~pyro_aeb.errors.CompileWarning` says why, and the likelihood runs as it is written.
+    A likelihood whose gradient is compiled. Where it cannot be compiled, a
+    :class:`~pyro_aeb.errors.CompileWarning` says why, and the likelihood runs as written.
 
     :param Likelihood likelihood: as it is written.
     :param Buffers buffers: those that the model changes.
@@ -50,20 +50,20 @@ class CompiledLikelihood:
         self._likelihood = likelihood
         self._buffers = buffers
         self._programs: dict[Hashable, _Program] = {}
-        self._given_up = False
+        self._disabled = False
 
     def evaluate(self, position: Tensor, latents: Mapping[str, Tensor], batch: Batch) -> Evaluation:
         """As :meth:`pyro_aeb.posterior.likelihood.Likelihood.evaluate`, up to rounding."""
-        if self._given_up:
+        if self._disabled:
             return self._likelihood.evaluate(position, latents, batch)
         tensors: list[Tensor] = []
-        kind = _taken_apart((latents, batch), tensors)
+        kind = _take_apart((latents, batch), tensors)
         inputs = [position, *self._buffers.values(), *tensors]
         program = self._programs.get(kind)
         if program is not None and program.checked:
-            return self._take_in(program(inputs))
+            return self._store_buffers(program(inputs))
         if program is None and len(self._programs) == KINDS:
-            self._give_up(
+            self._disable(
                 f"batches are of more than {KINDS} kinds (shapes, dtypes, devices, arguments that "
                 "are no tensors), and each would be compiled anew",
                 "Make batches of few sizes (drop_last=True, padding) that hold tensors",
@@ -79,7 +79,7 @@ class CompiledLikelihood:
         latents: Mapping[str, Tensor],
         batch: Batch,
     ) -> Evaluation:
-        """The first step of a kind, which makes the code, and the second, which checks it."""
+        """Compile at the first step of a kind, and check the operations at the second."""
         position, device = inputs[0], inputs[0].device
         before = _random_state(device)
         try:
@@ -87,7 +87,7 @@ class CompiledLikelihood:
         except Exception as error:  # of whatever kind; one of the model's own comes again
             _set_random_state(before, device)
             found = self._likelihood.evaluate(position, latents, batch)
-            self._give_up(
+            self._disable(
                 f"the model cannot be traced ({_first_line(error)})",
                 "Write it without .item(), branches on the values of tensors, and shapes that "
                 "depend on values",
@@ -95,20 +95,20 @@ class CompiledLikelihood:
             return found
         # From here on the model has run, once as in any step: what it found is there to be used.
         if _changes_inputs(trace.graph):
-            self._give_up(
+            self._disable(
                 "the model changes a tensor in place that is not one of its modules' buffers",
                 "Change a copy of data, and let a tensor that is to be kept be a buffer of the "
                 "module that changes it, by register_buffer",
             )
-            return self._take_in(trace.outputs)
+            return self._store_buffers(trace.outputs)
         if program is not None and not program.is_of(trace):
-            self._give_up(
+            self._disable(
                 "the model has not run the same operations on the same constants in two steps: "
                 "something of Python's changes as it runs (a counter, a random number of Python "
                 "or NumPy, an attribute that is set anew)",
                 "Hold what changes in a tensor, as a buffer of a module",
             )
-            return self._take_in(trace.outputs)
+            return self._store_buffers(trace.outputs)
         after = _random_state(device)
         _set_random_state(before, device)
         try:
@@ -116,27 +116,27 @@ class CompiledLikelihood:
                 program = self._programs[kind] = _Program(trace, inputs, (latents, batch))
             else:
                 program.checked = True
-            return self._take_in(program(inputs))
+            return self._store_buffers(program(inputs))
         except Exception as error:  # of whatever kind the compiler's failures are
             _set_random_state(after, device)
-            self._give_up(
+            self._disable(
                 f"the compiler has failed ({_first_line(error)})",
                 "It needs a C++ compiler (g++ or clang) on the path, on a GPU Triton, and a model "
                 "without shapes that depend on values",
             )
-            return self._take_in(trace.outputs)
+            return self._store_buffers(trace.outputs)
 
-    def _take_in(self, outputs: _Outputs) -> Evaluation:
+    def _store_buffers(self, outputs: _Outputs) -> Evaluation:
         if outputs.buffers:
             self._buffers.load(outputs.buffers)
         return outputs.likelihood
 
-    def _give_up(self, found: str, what_to_do: str) -> None:
-        self._given_up = True
+    def _disable(self, reason: str, cure: str) -> None:
+        self._disabled = True
         self._programs.clear()
         warnings.warn(
-            f"the likelihood's gradient is not compiled and runs as it is written: {found}. "
-            f"{what_to_do}; or ask with compile='update' for no more than what comes after it",
+            f"the likelihood's gradient is not compiled and runs as it is written: {reason}. "
+            f"{cure}; or ask with compile='update' for no more than what comes after it",
             CompileWarning,
             stacklevel=5,
         )
@@ -144,7 +144,7 @@ class CompiledLikelihood:
 
 class _Outputs(NamedTuple):
     """
-    What a step computes by the model.
+    The outputs of a step's run of the model.
 
     :param Evaluation likelihood: at the position.
     :param list buffers: after it.
@@ -156,11 +156,11 @@ class _Outputs(NamedTuple):
 
 class _Trace(NamedTuple):
     """
-    The operations of a step.
+    The recorded operations of a step.
 
     :param GraphModule graph: a function of the inputs and then of the constants.
     :param list constants: tensors that the model takes from elsewhere, such as weights that are
-        not sampled. They are read anew at every step.
+        not sampled. They are read at every step.
     :param outputs: of the step that was traced.
     """
 
@@ -171,7 +171,7 @@ class _Trace(NamedTuple):
 
 class _Program:
     """
-    The code for one kind of batches.
+    The compiled code for one kind of batches.
 
     :param _Trace trace: of a step.
     :param inputs: of that step.
@@ -182,7 +182,7 @@ class _Program:
         self.checked = False
         self._operations = trace.graph.code
         self._constants = trace.constants
-        self._kind = _taken_apart(trace.outputs, [])
+        self._kind = _take_apart(trace.outputs, [])
         self._outputs = _put_together(trace.outputs, repeat(torch.empty(0)))
         self._given = _put_together(given, repeat(torch.empty(0)))  # alive, for the kind has ids
         with torch.no_grad():
@@ -193,17 +193,17 @@ class _Program:
         return _put_together(self._outputs, iter(self._run(*inputs, *self._constants)))
 
     def is_of(self, trace: _Trace) -> bool:
-        """Whether a trace is of the same operations on the same constants."""
+        """Return whether a trace has the same operations on the same constants."""
         return (
             self._operations == trace.graph.code
-            and self._kind == _taken_apart(trace.outputs, [])
+            and self._kind == _take_apart(trace.outputs, [])
             and len(self._constants) == len(trace.constants)
             and all(map(_equal, self._constants, trace.constants))
         )
 
 
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """Code for a graph, which draws the random numbers of the model as it is written."""
+    """Compile a graph; it draws the same random numbers as the model as written."""
     from torch._inductor import compile  # takes seconds to import
 
     return compile(graph, [*inputs], options={"fallback_random": True})
@@ -216,7 +216,7 @@ def _trace(
     latents: Mapping[str, Tensor],
     batch: Batch,
 ) -> _Trace:
-    """Runs the model once; the chain's buffers stay as they are."""
+    """Record one run of the model; the chain's buffers are unchanged."""
     found: list[_Outputs] = []
     count = len(buffers.values())
 
@@ -229,7 +229,7 @@ def _trace(
         )
         found.append(_Outputs(own[0], after))
         outputs: list[Tensor] = []
-        _taken_apart(found[0], outputs)
+        _take_apart(found[0], outputs)
         return outputs
 
     with pyro.validation_enabled(False):  # checks of values are branches on them
@@ -239,7 +239,7 @@ def _trace(
 
 
 def _constants_as_inputs(graph: GraphModule) -> list[Tensor]:
-    """Makes further inputs of the tensors that a graph holds; returns these."""
+    """Turn the tensors that a graph holds into inputs, and return them."""
     constants: list[Tensor] = []
     *_, last = graph.graph.find_nodes(op="placeholder")
     for node in graph.graph.find_nodes(op="get_attr"):
@@ -253,7 +253,7 @@ def _constants_as_inputs(graph: GraphModule) -> list[Tensor]:
 
 
 def _changes_inputs(graph: GraphModule) -> bool:
-    """Whether a graph writes to its inputs, or to views of them."""
+    """Return whether a graph writes to its inputs, or to views of them."""
     views = set(graph.graph.find_nodes(op="placeholder"))
     for node in graph.graph.nodes:
         if views.isdisjoint(node.all_input_nodes):
@@ -274,10 +274,11 @@ def _changes_inputs(graph: GraphModule) -> bool:
     return False
 
 
-def _taken_apart(value: Any, tensors: list[Tensor]) -> Hashable:
+def _take_apart(value: Any, tensors: list[Tensor]) -> Hashable:
     """
-    What code depends on of a value: of tensors their form, of plain values all, of any other object
-    which one it is. Tensors in tuples, lists and mappings are appended to ``tensors``.
+    Return a hashable key of what compiled code depends on: dtype, device, shape and stride of
+    tensors, the value of plain objects, the identity of others. Tensors in tuples, lists and
+    mappings are appended to ``tensors``.
     """
     if isinstance(value, Tensor):
         tensors.append(value)
@@ -285,14 +286,14 @@ def _taken_apart(value: Any, tensors: list[Tensor]) -> Hashable:
     if isinstance(value, _PLAIN):
         return type(value), value
     if isinstance(value, Mapping):
-        return type(value), tuple([(n, _taken_apart(item, tensors)) for n, item in value.items()])
+        return type(value), tuple([(n, _take_apart(item, tensors)) for n, item in value.items()])
     if isinstance(value, (tuple, list)):
-        return type(value), tuple([_taken_apart(item, tensors) for item in value])
+        return type(value), tuple([_take_apart(item, tensors) for item in value])
     return type(value), id(value)
 
 
 def _put_together(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """The value with other tensors in place of those that :func:`_taken_apart` finds in it."""
+    """Return the value with other tensors in place of those that :func:`_take_apart` finds."""
     if isinstance(value, Tensor):
         return next(tensors)
     if isinstance(value, Mapping):
@@ -307,11 +308,11 @@ def _put_together(value: Any, tensors: Iterator[Tensor]) -> Any:
 def _equal(one: Tensor, other: Tensor) -> bool:
     if one is other:
         return True
-    return _taken_apart(one, []) == _taken_apart(other, []) and torch.equal(one, other)
+    return _take_apart(one, []) == _take_apart(other, []) and torch.equal(one, other)
 
 
 def _random_state(device: torch.device) -> list[Tensor]:
-    """Of torch's global generators, on the CPU and on a device."""
+    """Return the state of torch's global generators, on the CPU and on a device."""
     state = [torch.get_rng_state()]
     if device.type != "cpu":
         state.append(torch.get_device_module(device).get_rng_state(device))

@@ -4,9 +4,9 @@
 """
 One chain on several processes, each with a part of every minibatch.
 
-Weights, latents, noise and permutations are the same on all ranks. Each takes the gradient of its
-own data, and :class:`Average` makes of these the gradient of all: with n data a rank, a step on w
-ranks is a step on n w data.
+Weights, latents, noise and permutations are the same on all ranks. Each rank takes the gradient on
+its own data, and :class:`Average` averages them: with n data a rank, a step on w ranks is a step on
+n w data.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pyro_aeb.posterior.likelihood import Evaluation
 
 def ranks_of_data(data_parallel: bool) -> Ranks:
     """
-    Among which processes minibatches are shared out.
+    Return the processes that share every minibatch.
 
     :param bool data_parallel: the kernel's option; False for this process alone.
     :raises RuntimeError: if there is no process group.
@@ -39,9 +39,8 @@ def ranks_of_data(data_parallel: bool) -> Ranks:
 
 class Average:
     """
-    The mean over ranks of what they found on their own data, by one all-reduce of one flat tensor:
-    the gradient, the log density, the residuals, and the buffers that the model changes (running
-    averages of BatchNorm), which it puts back in place.
+    Averages over ranks, by one all-reduce of one flat tensor: the gradient, the log density, the
+    statistics, and in place the buffers that the model changes (running averages of BatchNorm).
 
     :param Ranks ranks: this process's place in the default process group.
     :param Buffers buffers: those that the model changes.
@@ -53,45 +52,46 @@ class Average:
 
     def __call__(self, own: Evaluation) -> Evaluation:
         """
-        :param Evaluation own: of this rank's data.
-        :returns: the same on all ranks, bit for bit.
+        Return the mean over ranks, the same on all of them, bit for bit.
+
+        :param Evaluation own: on this rank's data.
         """
         if self._ranks.world == 1:
             return own
         buffers = self._buffers.values()
         parts: dict[Any, Tensor] = {"gradient": own.gradient, "log_density": own.log_density}
         residuals, seen = own.statistics
-        for name, found in residuals.items():
-            parts[name, "square"] = found.square
-            if isinstance(found.data, Tensor):
-                parts[name, "data"] = found.data
-        for name, what in seen.items():
-            parts |= {(name, "statistics", n): value for n, value in what.statistics.items()}
+        for name, residual in residuals.items():
+            parts[name, "square"] = residual.square
+            if isinstance(residual.data, Tensor):
+                parts[name, "data"] = residual.data
+        for name, view in seen.items():
+            parts |= {(name, "statistics", n): value for n, value in view.statistics.items()}
             for order in ("gradient", "curvature"):
-                if (slope := getattr(what, order)) is not None:
+                if (slope := getattr(view, order)) is not None:
                     parts[name, order] = slope
         for i, buffer in enumerate(buffers):
             if buffer.is_floating_point():
                 parts["buffer", i] = buffer
         means = self._means(parts)
-        self._buffers.load([means.get(("buffer", i), own) for i, own in enumerate(buffers)])
+        self._buffers.load([means.get(("buffer", i), buffer) for i, buffer in enumerate(buffers)])
         residuals = {
-            name: Residuals(means[name, "square"], means.get((name, "data"), found.data))
-            for name, found in residuals.items()
+            name: Residuals(means[name, "square"], means.get((name, "data"), residual.data))
+            for name, residual in residuals.items()
         }
         seen = {
-            name: what._replace(
-                statistics={n: means[name, "statistics", n] for n in what.statistics},
+            name: view._replace(
+                statistics={n: means[name, "statistics", n] for n in view.statistics},
                 gradient=means.get((name, "gradient")),
                 curvature=means.get((name, "curvature")),
             )
-            for name, what in seen.items()
+            for name, view in seen.items()
         }
         statistics = SufficientStatistics(residuals, seen)
         return Evaluation(means["log_density"], means["gradient"], statistics)
 
     def _means(self, parts: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
-        """The means of tensors, in their shapes and dtypes."""
+        """Return the means of tensors over ranks, in their shapes and dtypes."""
         flat = torch.cat([part.detach().reshape(-1) for part in parts.values()])
         try:
             dist.all_reduce(flat)
@@ -111,6 +111,8 @@ class Average:
 
 def check_shares(ranks: Ranks, plates: Mapping[str, tuple[int, int]]) -> None:
     """
+    Check that every plate has enough data for all ranks.
+
     :param plates: plate name to (size N, subsample size n), n a rank.
     :raises ModelError: if a plate's minibatch is larger than its data, all ranks taken together.
     """
@@ -125,6 +127,8 @@ def check_shares(ranks: Ranks, plates: Mapping[str, tuple[int, int]]) -> None:
 
 def check_same_data(ranks: Ranks, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """
+    Check that all ranks have the same data.
+
     :raises ValueError: if the arguments are not the same tensors on all ranks.
     """
     found: list[Any] = [None] * ranks.world
@@ -134,7 +138,7 @@ def check_same_data(ranks: Ranks, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 def check_agreement(ranks: Ranks, state: tuple[Any, ...], stop: bool = False) -> bool:
     """
-    Makes sure that all ranks are at the same state, bit for bit; whether one of them wants to stop.
+    Check that all ranks are at the same state, bit for bit; return whether one wants to stop.
 
     :param state: tensors; other values are not compared.
     :param bool stop: whether this rank wants to.
@@ -157,11 +161,11 @@ def check_agreement(ranks: Ranks, state: tuple[Any, ...], stop: bool = False) ->
 
 
 def values_of(latents: Latents | None) -> tuple[Any, ...]:
-    """All that is learned, one after the other."""
+    """Return the values of all latents in a flat tuple."""
     return () if latents is None else (*(latents.ssgl or ()), *latents.sites.values())
 
 
 def _sum_of_bits(tensor: Tensor) -> Tensor:
-    """A whole number that changes with any bit of a tensor, whatever the order of adding up."""
+    """Return an integer that changes with any bit of a tensor, in any order of summation."""
     words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.detach().view(words[tensor.element_size()]).sum(dtype=torch.int64)

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The model at a flat position: log density of the data and its gradient, by one forward and one
-backward pass.
+The log density of the data at a flat position, and its gradient, by one forward and one backward
+pass.
 
-No trace is built. One handler gives latent sites their values, subsampled plates their indices, and
-adds up the log densities of the observed sites (and of those latents whose prior has no
-closed-form gradient). Priors of SSGL and normal sites are never evaluated here.
+No trace is built. One handler substitutes the values of latent sites and the indices of subsampled
+plates, and sums the log densities of the observed sites and of latent sites without a closed-form
+prior gradient. Spike-and-slab and normal priors are not evaluated here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from pyro_aeb.latents.contract import Seen
 from pyro_aeb.model.learned_sites import differentiate
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Residuals, Structure
-from pyro_aeb.model.tracing import unwrap
 
 
 class Evaluation(NamedTuple):
@@ -90,7 +89,7 @@ class Likelihood:
         return Evaluation(log_density.detach(), gradient.contiguous(), statistics)
 
     def _leaves(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The learned sites with respect to which derivatives are taken."""
+        """Return the learned sites that need derivatives, as leaves of the graph."""
         sites = [site.name for site in self._structure.learned if site.update.derivatives]
         return {name: latents[name].detach().requires_grad_() for name in sites}
 
@@ -101,7 +100,7 @@ class Likelihood:
         latents: Mapping[str, Tensor],
         recorded: dict[str, Tensor],
     ) -> dict[str, Seen]:
-        """What the updates of learned sites see."""
+        """Return the arguments of the learned sites' updates."""
         if not self._structure.learned:
             return {}
         values = {**self._structure.constrain(unconstrained), **latents}
@@ -128,35 +127,37 @@ class Likelihood:
         self, unconstrained: Mapping[str, Tensor], latents: Mapping[str, Tensor], batch: Batch
     ) -> Scored:
         """
-        All chains by one run of the model, vectorised by :func:`torch.vmap`. The forward pass is
-        vectorised and its sum differentiated, which is faster than to vectorise gradients.
+        Run the model for all chains at once by :func:`torch.vmap`. The forward pass is vectorised
+        and its sum differentiated, which is faster than vectorised gradients.
         """
         buffers = self._buffers or Buffers((), None)
 
-        def one(unconstrained: Any, latents: Any, indices: Any, arguments: Any, given: Any) -> Any:
-            found: dict[str, Any] = {}
+        def run_one(
+            unconstrained: Any, latents: Any, indices: Any, arguments: Any, own_buffers: Any
+        ) -> Any:
+            results: list[Scored] = []
 
             def run() -> None:
                 log_density, residuals, recorded = self._of_chain(
                     unconstrained, latents, Batch(arguments, indices)
                 )
-                for name, own in residuals.items():
-                    if not isinstance(own.data, Tensor):  # a number: vmap returns tensors only
-                        count = own.square.new_full((), own.data)
-                        residuals[name] = own._replace(data=count)
-                found.update(scored=(log_density, residuals, recorded))
+                for name, residual in residuals.items():
+                    if not isinstance(residual.data, Tensor):  # vmap returns tensors only
+                        count = residual.square.new_full((), residual.data)
+                        residuals[name] = residual._replace(data=count)
+                results.append((log_density, residuals, recorded))
 
-            after = buffers.run(given, run)
-            return found["scored"], after
+            after = buffers.run(own_buffers, run)
+            return results[0], after
 
         indices = {n: 0 if i.dim() > 1 else None for n, i in batch.indices.items()}
-        arguments, own = batch.arguments, buffers.values()
+        arguments, before = batch.arguments, buffers.values()
         in_dims = axes(arguments) if batch.per_chain else None
         try:
             with pyro.validation_enabled(False):  # checks of values are branches on them
                 scored, after = torch.vmap(
-                    one, in_dims=(0, 0, indices, in_dims, 0), randomness="different"
-                )(dict(unconstrained), dict(latents), dict(batch.indices), arguments, own)
+                    run_one, in_dims=(0, 0, indices, in_dims, 0), randomness="different"
+                )(dict(unconstrained), dict(latents), dict(batch.indices), arguments, before)
         except RuntimeError as error:
             if "vmap" not in str(error) and "atching rule" not in str(error):
                 raise
@@ -170,11 +171,11 @@ class Likelihood:
 
 
 Scored = tuple[Tensor, dict[str, Residuals], dict[str, Tensor]]
-"""The log density of a run of the model, residuals, and what the model has recorded."""
+"""The log density of a run of the model, residuals, and deterministic sites."""
 
 
 class _Scorer(Messenger):
-    """Gives sites their values and adds up log densities; one run of the model a ``start``."""
+    """Substitutes the values of sites and sums log densities, of one run a :meth:`start`."""
 
     def __init__(self, structure: Structure) -> None:
         super().__init__()
@@ -201,21 +202,21 @@ class _Scorer(Messenger):
         self._unconstrained = unconstrained
         self._indices = indices
         self._terms: list[Tensor] = []
-        self._given = 0
+        self._substituted = 0
         self.residuals: dict[str, Residuals] = {}
         self._recorded: dict[str, Tensor] = {}
 
     def finish(self) -> Scored:
-        """What the run has found; lets go of the position it was made at."""
+        """Return the scores of this run and drop references to the position."""
         scored = self._log_density(), self.residuals, self._recorded
         self._values, self._unconstrained, self._terms = {}, {}, []
         self.residuals, self._recorded = {}, {}
         return scored
 
     def _log_density(self) -> Tensor:
-        if self._given != len(self._values):
+        if self._substituted != len(self._values):
             raise ModelError(
-                f"of the sites {sorted(self._values)} only {self._given} were there in this step, "
+                f"of the sites {sorted(self._values)} only {self._substituted} were there in this step, "
                 "expected the same sites at every step; a site under a condition that changes "
                 "cannot be sampled"
             )
@@ -225,12 +226,12 @@ class _Scorer(Messenger):
         name = msg["name"]
         value = self._values.get(name)
         if value is not None:
-            self._give(msg, name, value)
+            self._substitute(msg, name, value)
         elif site_is_subsample(msg):
-            self._give_indices(msg, name)
+            self._substitute_indices(msg, name)
         elif not msg["is_observed"]:
             raise ModelError(
-                f"latent site {name!r} was not there when the model was looked over, expected the "
+                f"latent site {name!r} was not there when the model was inspected, expected the "
                 f"same sites at every step: {sorted(self._values)}; a site under a condition that "
                 "changes cannot be sampled"
             )
@@ -241,15 +242,15 @@ class _Scorer(Messenger):
         elif self._learned:
             self._recorded[name] = torch.as_tensor(msg["value"]).detach() * msg["scale"]
 
-    def _give(self, msg: Any, name: str, value: Tensor) -> None:
+    def _substitute(self, msg: Any, name: str, value: Tensor) -> None:
         msg["value"] = value
         msg["done"] = True
         msg["stop"] = True
-        self._given += 1
+        self._substituted += 1
         if name in self._shapes and msg["fn"].shape() != self._shapes[name]:
             raise ModelError(
                 f"site {name!r} has shape {tuple(msg['fn'].shape())}, expected "
-                f"{tuple(self._shapes[name])}, its shape when the model was looked over; a site "
+                f"{tuple(self._shapes[name])}, its shape when the model was inspected; a site "
                 "must keep its shape from step to step"
             )
         if name in self._learned:
@@ -261,21 +262,21 @@ class _Scorer(Messenger):
                 jacobian = transform.log_abs_det_jacobian(self._unconstrained[name], value)
                 self._terms.append(jacobian.sum())
 
-    def _give_indices(self, msg: Any, name: str) -> None:
+    def _substitute_indices(self, msg: Any, name: str) -> None:
         if msg["value"] is not None:  # indices of the model's own
             return
         fn = msg["fn"]
-        found = (fn.size, fn.size if fn.subsample_size is None else fn.subsample_size)
+        sizes = (fn.size, fn.size if fn.subsample_size is None else fn.subsample_size)
         if name not in self._plates:
             raise ModelError(
-                f"plate {name!r} was not there when the model was looked over, expected the same "
+                f"plate {name!r} was not there when the model was inspected, expected the same "
                 f"plates at every step: {sorted(self._plates)}"
             )
-        if found != self._plates[name]:
+        if sizes != self._plates[name]:
             raise ModelError(
-                f"plate {name!r} takes {found[1]} of {found[0]} data, expected "
-                f"{self._plates[name][1]} of {self._plates[name][0]} as when the model was looked "
-                "over; a batch must keep its size from step to step"
+                f"plate {name!r} takes {sizes[1]} of {sizes[0]} data, expected "
+                f"{self._plates[name][1]} of {self._plates[name][0]} as when the model was "
+                "inspected; a batch must keep its size from step to step"
             )
         msg["value"] = self._indices[name]
 
@@ -287,8 +288,10 @@ class _Scorer(Messenger):
         self._terms.append(total if msg["scale"] == 1.0 else total * msg["scale"])
 
     def _score_residuals(self, msg: Any, name: str) -> None:
-        """Normal(loc, c sigma): its log density, where it depends on the weights, and (6)'s I."""
-        fn, scale, mask = unwrap(msg["fn"]), msg["scale"], msg["mask"]
+        """Score Normal(loc, c sigma) where it depends on the weights, and record (6)'s I."""
+        fn, scale, mask = msg["fn"], msg["scale"], msg["mask"]
+        while isinstance(fn, pyro.distributions.Independent):
+            fn = fn.base_dist
         z = (msg["value"] - fn.loc) / fn.scale
         data = z.numel() * scale
         if mask is not None:

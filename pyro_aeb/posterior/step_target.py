@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Q as it is at a step, for the transitions that ask for it at positions of their own choice."""
+"""Q at a step, for the transitions that evaluate it at positions of their choice."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class StepTarget:
     """
     Q with the latents and the data of one step; see :class:`~pyro_aeb.transitions.base.Target`.
 
-    What the model changes as it runs (averages of BatchNorm) is changed by the step's own gradient
-    alone: after a run of the model here it is put back.
+    Buffers that the model changes (averages of BatchNorm) are restored after each run of the model
+    here, so that only the step's own gradient changes them.
 
     :param Posterior posterior: Q.
-    :param Latents latents: as they stand, None where there are none.
+    :param Latents latents: the current latents, None where there are none.
     :param Batch batch: the step's data.
     :param int step: the number of the step, from 1.
     :param cover: batches of indices that hold all data; None where the data come from a loader.
@@ -78,10 +78,10 @@ class StepTarget:
     ) -> Evaluated:
         total, count = None, 0
         before = [value.clone() for value in self._buffers.values()]
-        for own in indices:
-            batch = self._batch._replace(indices=own)
-            found = self._posterior.evaluate_likelihood(position, self._latents, batch)
-            pair = (found.log_density, found.gradient)
+        for batch_indices in indices:
+            batch = self._batch._replace(indices=batch_indices)
+            likelihood = self._posterior.evaluate_likelihood(position, self._latents, batch)
+            pair = (likelihood.log_density, likelihood.gradient)
             total = pair if total is None else (total[0] + pair[0], total[1].add_(pair[1]))
             count += 1
         self._buffers.load(before)

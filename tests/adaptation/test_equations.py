@@ -15,8 +15,9 @@ import torch
 
 from pyro_aeb.adaptation.equations import (
     add_prior_gradient,
+    beta_counts,
+    beta_mode,
     scale_update,
-    sparsity_update,
     stochastic_approximation,
 )
 from pyro_aeb.adaptation.options import StochasticApproximation
@@ -75,6 +76,10 @@ class TestScaleUpdate:
         sigma = scale_update(absolute, square, 1000, torch.tensor(1.0), torch.tensor(1.0))
         # B / A = 1e7 outweighs sqrt(C / A) = 3e5.
         assert sigma.isfinite() and 1e7 * 0.99 < float(sigma) < 1e7 * 1.01
+
+
+def sparsity_update(total, size, a, b):
+    return beta_mode(total, *beta_counts(size, a, b))
 
 
 class TestSparsityUpdate:

@@ -10,34 +10,34 @@ import math
 import pytest
 import torch
 
-from pyro_aeb.adaptation.segments import FEW, ROW, Groups
+from pyro_aeb.adaptation.segments import FEW, TILE, Segments
 
 
-def one_group_each(*sizes: int) -> Groups:
-    return Groups(sizes, tuple(range(len(sizes))), len(sizes))
+def one_group_each(*sizes: int) -> Segments:
+    return Segments(sizes, tuple(range(len(sizes))), len(sizes))
 
 
 CASES = {
     "one run": one_group_each(1000),
-    "one group of three runs": Groups((3, ROW, 700), (0, 0, 0), 1),
-    "three": one_group_each(5, ROW, 2 * ROW + 1),
-    "three, one of them twice": Groups((5, 300, 7, 40), (0, 1, 2, 0), 3),
+    "one group of three runs": Segments((3, TILE, 700), (0, 0, 0), 1),
+    "three": one_group_each(5, TILE, 2 * TILE + 1),
+    "three, one of them twice": Segments((5, 300, 7, 40), (0, 1, 2, 0), 3),
     "as many as are summed part by part": one_group_each(*range(1, FEW + 1)),
     "one more, all within a row": one_group_each(*range(1, FEW + 2)),
-    "twenty that fill less than a row": one_group_each(*[ROW // 20 - 1] * 20),
+    "twenty that fill less than a row": one_group_each(*[TILE // 20 - 1] * 20),
     "twenty below a row": one_group_each(*range(30, 50)),
-    "twenty of a row": one_group_each(*[ROW] * 20),
-    "twenty of several rows": one_group_each(*[3 * ROW] * 20),
-    "twenty above a row": one_group_each(*range(ROW + 1, ROW + 21)),
-    "twenty of all sizes": one_group_each(*[1, ROW - 1, ROW, ROW + 1, 10 * ROW + 3] * 4),
-    "a boundary at the end of a row": one_group_each(100, ROW - 100, 2 * ROW, 7, ROW - 7, 1),
-    "twenty in several runs": Groups(tuple(range(1, 401, 10)), tuple(range(20)) * 2, 20),
-    "one large and many small": one_group_each(20 * ROW, *[2] * 30),
-    "numbers without a row of one group": one_group_each(*[ROW // 2 + 1] * 9),
+    "twenty of a row": one_group_each(*[TILE] * 20),
+    "twenty of several rows": one_group_each(*[3 * TILE] * 20),
+    "twenty above a row": one_group_each(*range(TILE + 1, TILE + 21)),
+    "twenty of all sizes": one_group_each(*[1, TILE - 1, TILE, TILE + 1, 10 * TILE + 3] * 4),
+    "a boundary at the end of a row": one_group_each(100, TILE - 100, 2 * TILE, 7, TILE - 7, 1),
+    "twenty in several runs": Segments(tuple(range(1, 401, 10)), tuple(range(20)) * 2, 20),
+    "one large and many small": one_group_each(20 * TILE, *[2] * 30),
+    "numbers without a row of one group": one_group_each(*[TILE // 2 + 1] * 9),
 }
 
 
-def group_of_each(groups: Groups) -> torch.Tensor:
+def group_of_each(groups: Segments) -> torch.Tensor:
     return torch.tensor(
         [g for g, n in zip(groups.index, groups.sizes, strict=True) for _ in range(n)]
     )

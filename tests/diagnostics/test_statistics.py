@@ -11,7 +11,7 @@ from models import double_regression, linear_data
 from small_runs import P, gaussian, make_kernel, regression, run_mcmc
 
 import pyro_aeb as aeb
-from pyro_aeb.adaptation.equations import sparsity_update
+from pyro_aeb.adaptation.equations import beta_counts, beta_mode
 from pyro_aeb.pruning.pruner import Flips
 from pyro_aeb.testing import linear_scheme, sghmc_covariance, sgld_variance
 from pyro_aeb.transitions import SGHMCState, SGLDState, StepNumbers
@@ -43,7 +43,7 @@ def test_the_residual_is_the_distance_to_what_the_equations_ask_for():
         before, beta, residuals, 1.0
     )  # a step of weight 1 closes (4)
     torch.testing.assert_close(stats["sa_residual_rho"][-1], (asked.rho - before.rho).norm())
-    delta = sparsity_update(after.rho.sum(), 3, 2.0, 3.0)
+    delta = beta_mode(after.rho.sum(), *beta_counts(3, 2.0, 3.0))
     torch.testing.assert_close(stats["sa_residual_delta"][-1], (delta - before.delta).norm())
     moved = (after.sigma - before.sigma).norm()
     torch.testing.assert_close(0.3 * stats["sa_residual_sigma"][-1], moved)
