@@ -18,6 +18,9 @@ from pyro_aeb.latents.contract import LatentUpdate, Seen, as_update
 from pyro_aeb.schedules import Constant, Schedule, as_schedule, number_at
 from pyro_aeb.validation import number, set_fields
 
+WEIGHT = "the stochastic-approximation weight"
+WEIGHT_RANGE = "a number in [0, 1] (a larger offset brings the first weights down)"
+
 
 @dataclass(frozen=True, repr=False)
 class StochasticApproximation:
@@ -99,5 +102,4 @@ class StochasticApproximation:
 
         :raises ValueError: if it is outside [0, 1].
         """
-        expected = "a number in [0, 1] (a larger offset brings the first weights down)"
-        return number_at("the stochastic-approximation weight", self.weight, k, 0.0, 1.0, expected)
+        return number_at(WEIGHT, self.weight, k, 0.0, 1.0, WEIGHT_RANGE)

@@ -31,8 +31,8 @@ from pyro_aeb.validation import names
 
 class AEBKernel(KernelOptions, MCMCKernel):
     r"""
-    Adaptive empirical Bayes: samples the weights of a Pyro model by stochastic-gradient MCMC while
-    stochastic approximation learns the latents of its SSGL priors. Algorithm 1 of [1].
+    Sample the weights of a Pyro model by stochastic-gradient MCMC, while stochastic approximation
+    learns the latents of its spike-and-slab priors: adaptive empirical Bayes, Algorithm 1 of [1].
 
     Use it with :class:`pyro.infer.MCMC` or ``StreamingMCMC``, as any kernel of Pyro's::
 
@@ -45,17 +45,17 @@ class AEBKernel(KernelOptions, MCMCKernel):
         mcmc = MCMC(kernel, num_samples=1000, warmup_steps=200)
         mcmc.run(X, y, batch_size=50)
 
-    What each site is follows from the model. Sites with a spike-and-slab prior, SSGL or another of
+    The model says what each site is. Sites with a spike-and-slab prior, SSGL or another of
     :mod:`pyro_aeb.priors`, are sparse weights. A Beta site that is the ``delta`` of such a prior,
     and an InverseGamma site whose square root is its ``sigma``, are latents that adaptation learns:
     their "draws" are the trajectory of a point estimate. All other continuous latents are sampled,
     in unconstrained space, under their own prior. A number in place of a site fixes it. Random
-    number generators and module buffers are unchanged by the look at the model.
+    number generators and module buffers are unchanged by the inspection of the model.
 
-    The data are the model's arguments, of which a plate may take a subsample,
-    ``mcmc.run(X, y, batch_size=50)``; or a :class:`torch.utils.data.DataLoader`, alone, whose next
-    batch every step gets, ``mcmc.run(loader)``, epoch after epoch. The model then scales the batch
-    by ``pyro.plate("data", N, subsample=x)``.
+    The data are the model's arguments, of which a plate may take a subsample:
+    ``mcmc.run(X, y, batch_size=50)``. Or they come from a :class:`torch.utils.data.DataLoader`,
+    given alone, one batch a step, epoch after epoch: ``mcmc.run(loader)``. The model then scales
+    the batch by ``pyro.plate("data", N, subsample=x)``.
 
     :param model: a Pyro model. Data may be subsampled with ``pyro.plate(..., subsample_size=n)``,
         or come from a DataLoader.
@@ -74,10 +74,10 @@ class AEBKernel(KernelOptions, MCMCKernel):
         :class:`~pyro_aeb.pruning.base.MagnitudePruning` or another of :mod:`pyro_aeb.pruning`.
     :param save: names of the sites and summaries that a draw holds, by default all: every latent
         site, and ``"<site>_rho"``, the inclusion probabilities of every SSGL site. If that takes
-        over 4 MiB a draw, sites of more than 1024 numbers are left out by default, with a warning;
-        of what is left out the run keeps norms and running moments.
-    :param links: by hand, SSGL site to ``{"delta": Beta site, "sigma": InverseGamma site}``, where
-        the model itself does not tell (``float(x)`` loses the link).
+        over 4 MiB a draw, sites of more than 1024 numbers are left out by default, with a warning.
+        Of sites left out the run keeps norms and running moments.
+    :param links: SSGL site to ``{"delta": Beta site, "sigma": InverseGamma site}``, where the model
+        itself does not show the link (``float(x)`` loses it).
     :param bool freeze_after_warmup: whether the latents stay fixed once warm-up ends. False, as in
         Algorithm 1.
     :param str minibatches: ``"permutation"``, every datum at most once an epoch, or
@@ -87,22 +87,22 @@ class AEBKernel(KernelOptions, MCMCKernel):
         fifth that cost less; see ``pyro_aeb.kernel.noise``.
     :param str compile: ``"update"`` compiles what a step does after the likelihood's gradient
         (prior, transition, latents) with :func:`torch.compile`, ``"all"`` the gradient too. The
-        numbers are the same up to rounding, but for the normal noise of 32,768 weights and more
-        on a CPU, which is then made of other random bits. It takes seconds at the start of every
-        chain, of a deep network up to a minute. With ``"all"`` the model's Python runs only in the
-        first two steps of every kind of batch (shapes, dtypes, other arguments): what it reads of
-        Python's then, such as whether a module is in train mode, it keeps, while buffers, fixed
-        weights and random numbers of torch go on as ever. What cannot be compiled (a model with
-        ``.item()`` or branches on values, one that was another in the second step, a machine
-        without a C++ compiler) runs as it is written, and a warning says why.
+        numbers are the same up to rounding, except that the normal noise of 32,768 weights and
+        more on a CPU comes from other random bits. Compiling takes seconds at the start of every
+        chain, up to a minute for a deep network. With ``"all"`` the model's Python runs only in
+        the first two steps of every kind of batch (shapes, dtypes, other arguments). Python values
+        read during tracing, such as ``module.training``, are baked in; buffers, fixed weights and
+        torch's random numbers are not. What cannot be compiled (a model with ``.item()`` or
+        branches on values, Python that changes from step to step, a machine without a C++
+        compiler) runs as written, and a warning says why.
     :param int seed: for first values, minibatches and noise; chain i uses seed + i, counted over
         all sequential runs of this kernel object (a second run goes on with the next seed). Chains
-        in processes count from 0 in every run. By default torch's global generator serves.
+        in processes count from 0 in every run. By default torch's global generator is used.
     :param bool data_parallel: whether the processes that ``torchrun`` has started run one chain
         together, each with n data of every minibatch; see
         ``pyro_aeb.posterior.data_parallel``. Needs a seed.
     :raises ModelError: at the start of a run, if the model or the data cannot be sampled.
-    :raises NonFiniteError: during a run, if it blows up; it carries the draws finished before.
+    :raises NonFiniteError: during a run, if a chain diverges; it has the draws finished before.
 
     **References**
 
@@ -126,17 +126,17 @@ class AEBKernel(KernelOptions, MCMCKernel):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Spawned chains get the options, not a chain under way."""
+        """Return the options, without the current chain, for spawned processes."""
         return {**self.__dict__, "_chain": None}
 
     # -- Algorithm 1 ---------------------------------------------------------------------------
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """
-        The next draw, ``steps_per_draw`` steps after ``params``.
+        Return the next draw, ``steps_per_draw`` steps after ``params``.
 
-        :param dict params: the last draw, or other constrained values to go on from; those of
-            learned sites (delta, sigma squared) are not read, and the momentum is kept.
+        :param dict params: the last draw, or other constrained values to continue from; those of
+            learned sites (delta, sigma squared) are ignored, and the momentum is kept.
         :returns: site name to constrained value.
         """
         chain = self.chain
@@ -150,11 +150,11 @@ class AEBKernel(KernelOptions, MCMCKernel):
 
     def advance(self, steps: int, between: Callable[[], object] | None = None) -> dict[str, Tensor]:
         """
-        The draw after some steps from where the chain stands.
+        Advance the chain by some steps, and return the draw after them.
 
         :param int steps: how many, at least 1.
-        :param between: called before every step; what it raises ends the run between two steps,
-            from where it can go on.
+        :param between: called before every step; if it raises, the chain stops between two steps
+            and can be resumed.
         """
         chain = self.chain
         for left in reversed(range(steps)):
@@ -167,7 +167,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
         k, draw = chain.step, chain.draw()
         numbers = step_numbers(self, k)
         site = first_non_finite({**chain.moving(), **draw})
-        if site or not chain.health.settle():
+        if site or not chain.finite.settle():
             what = f"site {site!r}" if site else "the potential"
             chains = non_finite_chains(chain.shape, chain.state.position)
             draws = chain.recording.recorder.read("posterior")
@@ -193,7 +193,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """
-        Starts a chain; called by MCMC.
+        Start a chain; called by MCMC.
 
         :param int warmup_steps: draws of warm-up.
         """
@@ -209,7 +209,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
         recorder: Recorder | None = None,
     ) -> None:
         """
-        Starts a chain, or several that step together.
+        Start a chain, or several that step together.
 
         :param int warmup_steps: draws of warm-up.
         :param chains: the chain's number, from which its seed follows; or the numbers of chains
@@ -250,21 +250,21 @@ class AEBKernel(KernelOptions, MCMCKernel):
 
     @property
     def chain(self) -> Chain:
-        """The chain under way, or the last one."""
+        """The current chain, or the last one."""
         if self._chain is None:
             raise RuntimeError("the kernel has not started; pass it to MCMC(...) and call run(...)")
         return self._chain
 
     @property
     def latents(self) -> SpikeAndSlabLatents | None:
-        """The latents of SSGL sites as they stand, None where none are learned."""
+        """The current latents of spike-and-slab sites, None where none are learned."""
         return self.chain.ssgl
 
     @property
     def initial_params(self) -> Mapping[str, Tensor] | None:
         """
-        Where the chain stands, site name to constrained value. Setting it before a run says where
-        to start, in unconstrained space, as MCMC's ``initial_params`` does; sites left out start by
+        The chain's last draw, site name to constrained value. Set it before a run to start there,
+        in unconstrained space, as by MCMC's ``initial_params``; sites left out start by
         ``init_strategy``.
         """
         return self._initial_params if self._chain is None else self._chain.last_draw
@@ -284,12 +284,12 @@ class AEBKernel(KernelOptions, MCMCKernel):
         self.save = names("save_params", value)
 
     def logging(self) -> OrderedDict[str, str]:
-        """Figures for the progress bar."""
+        """Return figures for the progress bar."""
         return self.chain.progress()
 
     def diagnostics(self) -> dict[str, Any]:
         """
-        What the chain recorded beside its draws: ``sample_stats``, the learned latents as
+        Return the records beside the draws: ``sample_stats``, the learned latents as
         ``adaptation``, and :meth:`facts`.
         """
         recorder = self.chain.recording.recorder
@@ -297,7 +297,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
         return {**self.facts(), **recorded}
 
     def facts(self) -> dict[str, Any]:
-        """The names and settings that :func:`~pyro_aeb.to_arviz` needs, data, and moments."""
+        """Return the names, settings, data and moments that :func:`~pyro_aeb.to_arviz` needs."""
         chain = self.chain
         structure, moments = chain.structure, chain.recording.moments
         learned = structure.latent_sites
@@ -326,8 +326,8 @@ class AEBKernel(KernelOptions, MCMCKernel):
 
     def recover(self) -> dict[str, Tensor]:
         """
-        The draws of a run that was cut short (an error, Ctrl-C), site name to tensor of shape
-        (draws, ...); at most the latest 256 MiB. Empty once a run has ended well. Closes a
+        Return the draws of a run that was interrupted (by an error or Ctrl-C), site name to tensor
+        of shape (draws, ...); at most the latest 256 MiB. Empty once a run has finished. Closes a
         DataLoader's workers, which an error outside of the kernel (in a ``hook_fn``) leaves open.
         """
         if self._chain is None:
@@ -336,7 +336,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
         return self._chain.recording.recorder.read("posterior")
 
     def cleanup(self) -> None:
-        """Lets go of the draws, which MCMC holds now, and of a DataLoader's workers."""
+        """Drop the draws, which MCMC has now, and stop a DataLoader's workers."""
         if self._chain is not None:
             self._chain.recording.recorder.forget_draws()
             self._chain.data.close()

@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pyro_aeb.adaptation.options import WEIGHT, WEIGHT_RANGE
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.errors import NonFiniteError
@@ -50,7 +51,7 @@ def step(options: KernelOptions, chain: Chain, measure: bool = False) -> None:
     numbers, omega = step_numbers(options, k), sa_weight(options, chain, k)
     batch = chain.data.next()
     likelihood = chain.posterior.evaluate_likelihood(chain.state.position, chain.latents, batch)
-    if not chain.health.is_finite(likelihood.log_density, likelihood.gradient):
+    if not chain.finite.passes(likelihood.log_density, likelihood.gradient):
         raise _gradient_error(chain, k, batch, likelihood, numbers.step_size)
     target = chain.target(batch) if chain.needs_target else None
     chain.torn = True  # until the state is that of step k
@@ -133,7 +134,45 @@ def sa_weight(options: KernelOptions, chain: Chain, k: int) -> float:
         return 0.0
     if options.freeze_after_warmup and not chain.warming_up:
         return 0.0
-    return options.adaptation.weight_at(k)
+    return number_at(WEIGHT, options.adaptation.weight, k, 0.0, 1.0, WEIGHT_RANGE)
+
+
+class FiniteCheck:
+    """
+    Detects a non-finite log density or gradient by one number a step, which may overflow where they
+    are merely enormous.
+
+    On the CPU the number is read where it was written, so that a chain stops before the weights
+    move. On an accelerator it is copied to the host without a synchronisation and may be seen some
+    steps later; :meth:`settle` waits.
+
+    :param torch.device device: of the position.
+    :param torch.dtype dtype: of the position.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device = device
+        pinned = device.type == "cuda"
+        self._host = torch.zeros((), dtype=dtype, device="cpu", pin_memory=pinned)
+        self._number = self._host.numpy()
+
+    def passes(self, log_density: Tensor, gradient: Tensor) -> bool:
+        """
+        Record a step's numbers; False where a step is known to have had a non-finite one.
+
+        :param Tensor log_density: shape (...).
+        :param Tensor gradient: shape (..., D).
+        """
+        if log_density.dim():
+            log_density = log_density.sum()
+        self._host.copy_(gradient.sum().add_(log_density), non_blocking=True)
+        return math.isfinite(self._number)
+
+    def settle(self) -> bool:
+        """Wait for the last step's numbers; False where they were not finite."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return math.isfinite(self._number)
 
 
 def _gradient_error(

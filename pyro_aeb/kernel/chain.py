@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A chain under way: where it stands, what it draws on, and what it has recorded. Several chains that
-step together are one :class:`Chain` whose state has a leading axis of chains.
+The state of a running chain, and the objects that it owns. Several chains that step together are
+one :class:`Chain` whose state has a leading axis of chains.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from pyro_aeb.data.arguments import Batch
 from pyro_aeb.data.step_data import StepData
 from pyro_aeb.kernel.draws import Recording, progress_figures
 from pyro_aeb.kernel.noise import Noise
-from pyro_aeb.kernel.non_finite import Health
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Structure, rho_name
 from pyro_aeb.posterior.likelihood import Evaluation
@@ -34,12 +33,15 @@ from pyro_aeb.pruning import Pruner
 from pyro_aeb.pruning.pruner import Flips
 from pyro_aeb.transitions import AnyTransition, StepNumbers, statistics_of
 
+if TYPE_CHECKING:
+    from pyro_aeb.kernel.algorithm import FiniteCheck
+
 
 @dataclass
 class Chain:
     """
-    One chain, or C chains that step together: then everything that is recorded or stepped has a
-    leading axis of length C.
+    One chain, or C chains that step together: state and records then have a leading axis of length
+    C.
 
     :param Structure structure: of the model.
     :param Posterior posterior: Q.
@@ -53,6 +55,7 @@ class Chain:
     :param Noise noise: the random numbers of its steps.
     :param update: the part of a step that follows the likelihood's gradient.
     :param bool needs_target: whether the transition asks for Q at other positions.
+    :param FiniteCheck finite: detects a step whose numbers are not finite.
     :param Pruner pruner: sets weights to zero after every step, None for no pruning.
     """
 
@@ -68,13 +71,12 @@ class Chain:
     noise: Noise
     update: Callable[..., tuple[Any, Latents | None]]
     needs_target: bool
+    finite: FiniteCheck
     pruner: Pruner | None = None
     step: int = 0
     draws: int = 0
 
     def __post_init__(self) -> None:
-        structure = self.structure
-        self.health = Health(structure.device, structure.dtype)
         self.shape = self.state.position.shape[:-1]
         self._potential = torch.full(self.shape, torch.nan)
         self._measured: dict[str, Tensor] = {}
@@ -96,11 +98,11 @@ class Chain:
 
     @property
     def ssgl(self) -> SpikeAndSlabLatents | None:
-        """The latents of SSGL sites, None where nothing of them is learned."""
+        """The latents of spike-and-slab sites, None where none are learned."""
         return None if self.latents is None else self.latents.ssgl
 
     def target(self, batch: Batch) -> StepTarget:
-        """Q at the step under way, with its data."""
+        """Return Q at the current step, with its data."""
         return StepTarget(
             self.posterior, self.latents, batch, self.step + 1, self.data.cover, self.buffers
         )
@@ -112,17 +114,17 @@ class Chain:
         return rule.wide_probability(self.ssgl)
 
     def moving(self) -> dict[str, Tensor]:
-        """All weights by site, and what else the transition keeps of real numbers by its name."""
+        """Return all weights, by site, and the other floating-point state of the transition."""
         _, *others = self.state._asdict().items()
         kept = {name: value for name, value in others if value.is_floating_point()}
         return {**self.structure.unflatten(self.state.position), **kept}
 
     def restart_clock(self) -> None:
-        """Counts steps a second from here on."""
+        """Restart the count of steps a second."""
         self._clock = (time.perf_counter(), self.step)
 
     def move_to(self, params: Mapping[str, Tensor]) -> None:
-        """Moves the weights to other constrained values; learned latents and other sites stay."""
+        """Move the weights to other constrained values; learned latents and other sites stay."""
         values = {**self.values(), **params}
         self.state = self.state._replace(position=self.structure.flatten(values))
 

@@ -22,7 +22,7 @@ from pyro_aeb.data.loaders import ArgumentSource
 from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches
 from pyro_aeb.data.step_data import StepData
 from pyro_aeb.errors import ModelError
-from pyro_aeb.kernel.algorithm import Update
+from pyro_aeb.kernel.algorithm import FiniteCheck, Update
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.draws import Recording, names_to_save
 from pyro_aeb.kernel.noise import Noise
@@ -114,6 +114,7 @@ def start_chain(
         noise=Noise(options.noise, like, generators, bits=compiled),
         update=CompiledUpdate(update) if compiled else update,
         needs_target=needs_target,
+        finite=FiniteCheck(structure.device, structure.dtype),
         pruner=None if options.pruning is None else Pruner(options.pruning, structure),
     )
 

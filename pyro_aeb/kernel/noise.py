@@ -4,20 +4,21 @@
 r"""
 The random numbers of a step.
 
-``"normal"`` are standard normal. ``"three-point"`` are the noise of weak Euler schemes [1]: 0 with
-probability 2/3 and :math:`\pm\sqrt 3` with 1/6 each, whose moments up to the fifth are those of a
-normal number. A step sees noise through its sum over many steps only, so the law of a chain differs
-by terms of the order of its discretisation; second moments of a linear scheme do not differ at all.
+``"normal"`` numbers are standard normal. ``"three-point"`` numbers are the noise of weak Euler
+schemes [1]: 0 with probability 2/3 and :math:`\pm\sqrt 3` with 1/6 each, whose moments up to the
+fifth are those of a normal number. Noise acts through its sum over many steps, so the law of a
+chain differs by terms of the order of its discretisation; second moments of a linear scheme do not
+differ at all.
 
-Such a number takes eight random bits here, in place of the two 24-bit numbers, the logarithm and
-the cosine of a normal one: the byte is looked up in a table of 256 values. As 256 is no
-multiple of 6, the table has two values more, :math:`\pm 1.128`, once each, and :math:`\pm 1.737`
-42 times each, so that the second and the fourth moment are exactly 1 and 3 all the same.
+A three-point number takes eight random bits: a byte is looked up in a table of 256 values. A normal
+one takes two 24-bit numbers, a logarithm and a cosine. As 256 is no multiple of 6, the table has
+two more values: :math:`\pm 1.128` once each, and :math:`\pm 1.737` 42 times each, so that the
+second and fourth moments are exactly 1 and 3.
 
 Where a CPU draws many three-point numbers, or many bits for a compiled update
-(:mod:`pyro_aeb.kernel.random_bits`), words of NumPy's SFC64 [2] are the source, which takes less
-time. All else is drawn by ``torch.normal_`` and ``torch.random_``; ``python -m
-tests.benchmarks.noise`` times these ways and others.
+(:mod:`pyro_aeb.kernel.random_bits`), the source is NumPy's SFC64 [2], which is faster. All others
+are drawn by ``torch.normal_`` and ``torch.random_``. ``python -m tests.benchmarks.noise`` times
+these ways and others.
 
 **References**
 
@@ -46,13 +47,13 @@ Kind = Literal["normal", "three-point"]
 KINDS = ("usual", "the same moments up to the fifth, at less cost")
 
 LARGE = 2**15
-"""Numbers of a chain from which on, on a CPU, words of NumPy's generator are the source."""
+"""Numbers of a chain from which a CPU draws them by NumPy's generator."""
 
 PIECE = 2**20
-"""Three-point numbers whose words are drawn at once, so that no more of them are in memory."""
+"""Three-point numbers whose words are drawn at once; a bound on their memory."""
 
 BITS = 2**15
-"""Numbers whose bits are drawn at once: they are copied while in cache, and take no new pages."""
+"""Numbers whose bits are drawn at once: they are copied while in cache, without new pages."""
 
 
 class Noise:
@@ -61,12 +62,11 @@ class Noise:
 
     :param str kind: ``"normal"`` or ``"three-point"``.
     :param Tensor like: of the shape of the numbers, (D,) or (C, D).
-    :param generators: one for every chain; None for torch's global one, which then serves all. A
-        large model's three-point numbers, and its bits, come from one of their own, which the
-        chain's seeds.
-    :param bool bits: whether bits will do, of which
-        :func:`~pyro_aeb.kernel.random_bits.numbers_of` makes the numbers; they are drawn where
-        that is faster.
+    :param generators: one for every chain; None for torch's global one, shared by all. A large
+        model's three-point numbers and bits come from a generator of their own, seeded by the
+        chain's.
+    :param bool bits: whether to draw bits where that is faster;
+        :func:`~pyro_aeb.kernel.random_bits.convert_bits` converts them.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Noise:
         bits: bool = False,
     ) -> None:
         size, apart = like.shape[-1], like.dim() > 1 and generators[0] is not None
-        fill = _way(kind, like, size if apart else like.numel(), bits)
+        fill = _choose_row(kind, like, size if apart else like.numel(), bits)
         # Rows of pairs begin at even places.
         padded = size + size % 2 if fill is _ThreePointWords else size
         storage = like.new_empty(*like.shape[:-1], padded, dtype=fill.dtype)
@@ -88,37 +88,37 @@ class Noise:
         ]
 
     def draw(self) -> Tensor:
-        """The numbers of the next step, or bits for them, in a buffer that every step reuses."""
+        """Draw the numbers of the next step, or bits for them, into a buffer that steps reuse."""
         for row in self._rows:
             row.fill()
         return self._buffer
 
     def state(self) -> list[Tensor]:
-        """The states of the generators that are its own."""
+        """Return the states of the generators that are not the chains'."""
         return [words.state() for words in self._words()]
 
     def load(self, states: Sequence[Tensor]) -> None:
         """
-        Goes on from another's :meth:`state`.
+        Restore another's :meth:`state`.
 
         :raises ModelError: if the other one's numbers had other sources.
         """
-        own = self._words()
-        found, expected = ([(s.dtype, *s.shape) for s in of] for of in (states, self.state()))
-        if found != expected:
+        sources = self._words()
+        given, expected = ([(s.dtype, *s.shape) for s in of] for of in (states, self.state()))
+        if given != expected:
             raise ModelError(
-                f"the saved chain's random numbers have generators with states {found}, and here "
-                f"they have {expected}; go on with the version of pyro_aeb that the run began with"
+                f"the saved chain's random numbers have generators with states {given}, and here "
+                f"they have {expected}; resume with the version of pyro_aeb that the run began with"
             )
-        for words, state in zip(own, states, strict=True):
+        for words, state in zip(sources, states, strict=True):
             words.load(state)
 
     def _words(self) -> list[_Words]:
         return [row for row in self._rows if isinstance(row, _Words)]
 
 
-def _way(kind: Kind, like: Tensor, count: int, bits: bool) -> type[_Row]:
-    """The fastest way to fill a row of so many numbers, with the dtype and device of ``like``."""
+def _choose_row(kind: Kind, like: Tensor, count: int, bits: bool) -> type[_Row]:
+    """Return the fastest way to fill a row of ``count`` numbers of the kind of ``like``."""
     large = like.device.type == "cpu" and count >= LARGE
     bits = bits and large and like.dtype == torch.float32
     if kind == "normal":
@@ -137,7 +137,7 @@ class _Row(ABC):
     """
 
     dtype: torch.dtype | None = None
-    """Of the row; None for that of the numbers."""
+    """The dtype of the row; None for that of the numbers."""
 
     def __init__(self, row: Tensor, generator: torch.Generator | None) -> None:
         self._row = row
@@ -145,7 +145,7 @@ class _Row(ABC):
 
     @abstractmethod
     def fill(self) -> None:
-        """Draws its numbers."""
+        """Draw the numbers."""
 
 
 class _Normal(_Row):
@@ -171,10 +171,10 @@ class _ThreePoint(_Row):
 
 
 class _Words(_Row):
-    """What is made of words of SFC64, of a stream of its own that the generator seeds."""
+    """Numbers made of words of SFC64, a stream of its own that the generator seeds."""
 
     stream: int
-    """Which of a seed's streams."""
+    """The number of the stream, of those of one seed."""
 
     def __init__(self, row: Tensor, generator: torch.Generator | None) -> None:
         super().__init__(row, generator)
@@ -194,13 +194,13 @@ class _Words(_Row):
         self._source.state = whole
 
     def _next(self, count: int, dtype: Any) -> np.ndarray:
-        """So many integers of a NumPy dtype: all bits of the next words."""
+        """Return ``count`` integers of ``dtype``, using every bit of the generator's output."""
         size = np.dtype(dtype).itemsize
         return self._source.random_raw(-(-count * size // 8)).view(dtype)[:count]
 
 
 class _ThreePointWords(_Words):
-    """Three-point numbers, two bytes at a time: what two bytes stand for is a complex number."""
+    """Three-point numbers, looked up two bytes at a time as one complex number."""
 
     stream = 2
 
@@ -239,7 +239,7 @@ class _ThreePointBits(_Bits):
 
 @cache
 def _pairs(dtype: torch.dtype) -> Tensor:
-    """What two bytes stand for, one table for all chains."""
+    """Return the two numbers of every two bytes, one table for all chains."""
     table = torch.tensor(three_point_table(), dtype=dtype)
     two_bytes = torch.from_numpy(np.arange(2**16, dtype=np.uint16).view(np.uint8))
     return torch.view_as_complex(table[two_bytes.long()].view(-1, 2))

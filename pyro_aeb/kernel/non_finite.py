@@ -1,11 +1,10 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Detect non-finite numbers of a run, and say where they come from."""
+"""Say where non-finite numbers of a run come from."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,44 +14,6 @@ from pyro_aeb.data.arguments import Arguments, tensors_of
 from pyro_aeb.errors import NonFiniteError
 
 _KEPT = "The draws finished before are in this error's `draws` and in kernel.recover()"
-
-
-class Health:
-    """
-    Detects a non-finite log density or gradient by one number a step, which may overflow where they
-    are merely enormous.
-
-    On the CPU the number is read where it was written, so that a chain stops before the weights
-    move. On an accelerator it is copied to the host without a synchronisation and may be seen some
-    steps later; :meth:`settle` waits.
-
-    :param torch.device device: of the position.
-    :param torch.dtype dtype: of the position.
-    """
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._device = device
-        pinned = device.type == "cuda"
-        self._host = torch.zeros((), dtype=dtype, device="cpu", pin_memory=pinned)
-        self._number = self._host.numpy()
-
-    def is_finite(self, log_density: Tensor, gradient: Tensor) -> bool:
-        """
-        Record a step's numbers; False where a step is known to have had a non-finite one.
-
-        :param Tensor log_density: shape (...).
-        :param Tensor gradient: shape (..., D).
-        """
-        if log_density.dim():
-            log_density = log_density.sum()
-        self._host.copy_(gradient.sum().add_(log_density), non_blocking=True)
-        return math.isfinite(self._number)
-
-    def settle(self) -> bool:
-        """Wait for the last step's numbers; False where they were not finite."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return math.isfinite(self._number)
 
 
 def first_non_finite(values: Mapping[str, Tensor]) -> str | None:

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 r"""
-Random numbers of single precision, made of random bits one by one.
+Convert random bits to random numbers of single precision, elementwise.
 
-A compiled update gets bits and makes its numbers of them where it uses them: no pass over memory is
-spent on numbers. Integers of 32 bits stand for normal numbers, by Wichura's approximation of the
-inverse of the distribution function [1]; bytes for three-point ones, by :func:`three_point_table`.
+A compiled update gets bits and converts them where it uses them, without a pass over memory for the
+numbers. Integers of 32 bits become normal numbers, by Wichura's approximation of the inverse of the
+distribution function [1]; bytes become three-point ones, by :func:`three_point_table`.
 
 **References**
 
@@ -39,7 +39,7 @@ _TAIL = (
 
 def three_point_table() -> list[float]:
     r"""
-    The 256 values that a byte stands for.
+    Return the three-point numbers of all 256 bytes.
 
     With counts 170 of 0, 42 each of :math:`\pm a` and one each of :math:`\pm b`, the moments
     :math:`42 a^2 + b^2 = 128` and :math:`42 a^4 + b^4 = 384` are those of 256 normal numbers.
@@ -48,9 +48,9 @@ def three_point_table() -> list[float]:
     return [0.0] * _ZERO + [a] * _A + [-a] * _A + [b] * _B + [-b] * _B
 
 
-def numbers_of(drawn: Tensor) -> Tensor:
+def convert_bits(drawn: Tensor) -> Tensor:
     """
-    What was drawn as numbers.
+    Convert drawn bits to floating-point numbers.
 
     :param Tensor drawn: of :class:`~pyro_aeb.kernel.noise.Noise`: integers of 32 bits, bytes, or
         numbers.
@@ -62,7 +62,7 @@ def numbers_of(drawn: Tensor) -> Tensor:
 
 def normal(bits: Tensor) -> Tensor:
     """
-    Normal numbers: the inverse of the distribution function, to one part in a million.
+    Return normal numbers: the inverse of the distribution function, to one part in a million.
 
     :param Tensor bits: integers of 32 bits. The last one is not used: with it set, an integer is
         never 0, and a share of the distribution never 0 or 1; the largest number is 6.23.
@@ -80,7 +80,7 @@ def normal(bits: Tensor) -> Tensor:
 
 def three_point(bits: Tensor) -> Tensor:
     """
-    Three-point numbers: the values of :func:`three_point_table`.
+    Return three-point numbers, the values of :func:`three_point_table`.
 
     :param Tensor bits: bytes.
     """

@@ -13,10 +13,10 @@ import torch
 
 def chain_number(started_here: int) -> int:
     """
-    Which chain of a run this is. Chains of ``pyro.infer.MCMC`` that run in processes of their own
-    are told by the name that MCMC gives the process.
+    Return the number of a chain that is about to start. ``pyro.infer.MCMC`` names the process of a
+    chain after its number.
 
-    :param int started_here: how many chains this kernel object has started.
+    :param int started_here: how many chains this kernel object has started in this process.
     """
     name = multiprocessing.current_process().name
     in_worker = multiprocessing.parent_process() is not None and name.isdigit()
@@ -24,7 +24,7 @@ def chain_number(started_here: int) -> int:
 
 
 def generator_of(seed: int | None, chain: int, device: torch.device) -> torch.Generator | None:
-    """The chain's own generator; None, torch's global one, where there is no seed."""
+    """Return the chain's own generator; None, for torch's global one, without a seed."""
     if seed is None:
         return None
     return torch.Generator(device=device).manual_seed((seed + chain) % 2**64)
@@ -32,10 +32,10 @@ def generator_of(seed: int | None, chain: int, device: torch.device) -> torch.Ge
 
 def loader_seed(seed: int | None, chain: int, rank: int = 0) -> int | None:
     """
-    A seed for what a DataLoader draws, of its own: with the same number as :func:`generator_of` the
-    loader's random numbers would be those of the noise.
+    Return the seed of a DataLoader. With the seed of :func:`generator_of` the loader's random
+    numbers would be those of the noise.
 
-    :param int rank: of the processes that share a chain's data, each of which has a loader.
+    :param int rank: of this process, where several share a chain's data, each with a loader.
     """
     if seed is None:
         return None

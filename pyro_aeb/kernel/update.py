@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.errors import CompileWarning
 from pyro_aeb.kernel.algorithm import Update
-from pyro_aeb.kernel.random_bits import numbers_of
+from pyro_aeb.kernel.random_bits import convert_bits
 from pyro_aeb.posterior.likelihood import Evaluation
 from pyro_aeb.transitions import StepNumbers
 
@@ -62,7 +62,7 @@ class CompiledUpdate:
     ) -> Stepped:
         """See :meth:`pyro_aeb.kernel.algorithm.Update.__call__`; bits will do for ``noise``."""
         if self._compiled is None:
-            drawn = numbers_of(noise)
+            drawn = convert_bits(noise)
             return self._update(state, latents, likelihood, drawn, numbers, omega)
         for value, number in zip(self._values, numbers, strict=True):
             value.fill_(number)
@@ -77,7 +77,7 @@ class CompiledUpdate:
         try:
             return self._run_compiled(self._compiled, *arguments)
         except Exception as error:  # of whatever kind the compiler's failures are
-            drawn = numbers_of(noise)
+            drawn = convert_bits(noise)
             stepped = self._update(state, latents, likelihood, drawn, numbers, omega)
             # It was the compiler, for the same step goes well without it.
             self._compiled = None
@@ -119,4 +119,4 @@ class CompiledUpdate:
         numbers = StepNumbers(*(value.item() for value in values))
         likelihood = likelihood._replace(gradient=likelihood.gradient.clone())
         weight = 0.0 if omega is None else omega
-        return self._update(state, latents, likelihood, numbers_of(noise), numbers, weight)
+        return self._update(state, latents, likelihood, convert_bits(noise), numbers, weight)

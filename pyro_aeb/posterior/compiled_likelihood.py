@@ -61,7 +61,7 @@ class CompiledLikelihood:
         inputs = [position, *self._buffers.values(), *tensors]
         program = self._programs.get(kind)
         if program is not None and program.checked:
-            return self._store_buffers(program(inputs))
+            return self._finish(program(inputs))
         if program is None and len(self._programs) == KINDS:
             self._disable(
                 f"batches are of more than {KINDS} kinds (shapes, dtypes, devices, arguments that "
@@ -86,21 +86,21 @@ class CompiledLikelihood:
             trace = _trace(self._likelihood, self._buffers, inputs, latents, batch)
         except Exception as error:  # of whatever kind; one of the model's own comes again
             _set_random_state(before, device)
-            found = self._likelihood.evaluate(position, latents, batch)
+            likelihood = self._likelihood.evaluate(position, latents, batch)
             self._disable(
                 f"the model cannot be traced ({_first_line(error)})",
                 "Write it without .item(), branches on the values of tensors, and shapes that "
                 "depend on values",
             )
-            return found
-        # From here on the model has run, once as in any step: what it found is there to be used.
+            return likelihood
+        # The model has run once, as in any step: the outputs of the trace are those of the step.
         if _changes_inputs(trace.graph):
             self._disable(
                 "the model changes a tensor in place that is not one of its modules' buffers",
                 "Change a copy of data, and let a tensor that is to be kept be a buffer of the "
                 "module that changes it, by register_buffer",
             )
-            return self._store_buffers(trace.outputs)
+            return self._finish(trace.outputs)
         if program is not None and not program.is_of(trace):
             self._disable(
                 "the model has not run the same operations on the same constants in two steps: "
@@ -108,7 +108,7 @@ class CompiledLikelihood:
                 "or NumPy, an attribute that is set anew)",
                 "Hold what changes in a tensor, as a buffer of a module",
             )
-            return self._store_buffers(trace.outputs)
+            return self._finish(trace.outputs)
         after = _random_state(device)
         _set_random_state(before, device)
         try:
@@ -116,7 +116,7 @@ class CompiledLikelihood:
                 program = self._programs[kind] = _Program(trace, inputs, (latents, batch))
             else:
                 program.checked = True
-            return self._store_buffers(program(inputs))
+            return self._finish(program(inputs))
         except Exception as error:  # of whatever kind the compiler's failures are
             _set_random_state(after, device)
             self._disable(
@@ -124,9 +124,10 @@ class CompiledLikelihood:
                 "It needs a C++ compiler (g++ or clang) on the path, on a GPU Triton, and a model "
                 "without shapes that depend on values",
             )
-            return self._store_buffers(trace.outputs)
+            return self._finish(trace.outputs)
 
-    def _store_buffers(self, outputs: _Outputs) -> Evaluation:
+    def _finish(self, outputs: _Outputs) -> Evaluation:
+        """Store the buffers of a step, and return its likelihood."""
         if outputs.buffers:
             self._buffers.load(outputs.buffers)
         return outputs.likelihood
@@ -175,16 +176,17 @@ class _Program:
 
     :param _Trace trace: of a step.
     :param inputs: of that step.
-    :param given: its latents and batch.
+    :param arguments: its latents and batch.
     """
 
-    def __init__(self, trace: _Trace, inputs: Sequence[Tensor], given: Any) -> None:
+    def __init__(self, trace: _Trace, inputs: Sequence[Tensor], arguments: Any) -> None:
         self.checked = False
         self._operations = trace.graph.code
         self._constants = trace.constants
         self._kind = _take_apart(trace.outputs, [])
         self._outputs = _put_together(trace.outputs, repeat(torch.empty(0)))
-        self._given = _put_together(given, repeat(torch.empty(0)))  # alive, for the kind has ids
+        # Kept alive: the kind of a batch has their ids.
+        self._arguments = _put_together(arguments, repeat(torch.empty(0)))
         with torch.no_grad():
             self._run = compile_graph(trace.graph, [*inputs, *trace.constants])
 
@@ -217,25 +219,25 @@ def _trace(
     batch: Batch,
 ) -> _Trace:
     """Record one run of the model; the chain's buffers are unchanged."""
-    found: list[_Outputs] = []
+    results: list[_Outputs] = []
     count = len(buffers.values())
 
     def step(position: Tensor, *tensors: Tensor) -> list[Tensor]:
         own_latents, own_batch = _put_together((latents, batch), iter(tensors[count:]))
-        own: list[Evaluation] = []
+        evaluations: list[Evaluation] = []
         after = buffers.run_on(
             [buffer.clone() for buffer in tensors[:count]],
-            lambda: own.append(likelihood.evaluate(position, own_latents, own_batch)),
+            lambda: evaluations.append(likelihood.evaluate(position, own_latents, own_batch)),
         )
-        found.append(_Outputs(own[0], after))
+        results.append(_Outputs(evaluations[0], after))
         outputs: list[Tensor] = []
-        _take_apart(found[0], outputs)
+        _take_apart(results[0], outputs)
         return outputs
 
     with pyro.validation_enabled(False):  # checks of values are branches on them
         graph = make_fx(step)(*inputs)
     constants = _constants_as_inputs(graph)
-    return _Trace(graph, constants, found[0])
+    return _Trace(graph, constants, results[0])
 
 
 def _constants_as_inputs(graph: GraphModule) -> list[Tensor]:
@@ -262,10 +264,10 @@ def _changes_inputs(graph: GraphModule) -> bool:
         if schema is None:  # an item of several views
             views.add(node)
             continue
-        given = dict(zip((a.name for a in schema.arguments), node.args, strict=False))
+        arguments = dict(zip((a.name for a in schema.arguments), node.args, strict=False))
         for argument in schema.arguments:
-            there = given.get(argument.name, node.kwargs.get(argument.name))
-            aliased = there if isinstance(there, (list, tuple)) else [there]
+            value = arguments.get(argument.name, node.kwargs.get(argument.name))
+            aliased = value if isinstance(value, (list, tuple)) else [value]
             if argument.alias_info is None or views.isdisjoint(aliased):
                 continue
             if argument.alias_info.is_write:

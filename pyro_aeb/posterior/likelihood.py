@@ -216,9 +216,9 @@ class _Scorer(Messenger):
     def _log_density(self) -> Tensor:
         if self._substituted != len(self._values):
             raise ModelError(
-                f"of the sites {sorted(self._values)} only {self._substituted} were there in this step, "
-                "expected the same sites at every step; a site under a condition that changes "
-                "cannot be sampled"
+                f"of the sites {sorted(self._values)} only {self._substituted} were there in this "
+                "step, expected the same sites at every step; a site under a condition that "
+                "changes cannot be sampled"
             )
         return sum(self._terms[1:], start=self._terms[0]) if self._terms else self._zero
 

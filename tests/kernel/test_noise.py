@@ -18,7 +18,7 @@ from scipy import stats
 from pyro_aeb import SGLD, AEBKernel
 from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel.noise import LARGE, PIECE, Noise
-from pyro_aeb.kernel.random_bits import numbers_of, three_point_table
+from pyro_aeb.kernel.random_bits import convert_bits, three_point_table
 from pyro_aeb.storage.checkpoint import from_bytes, to_bytes
 
 KINDS = ("normal", "three-point", "normal, of bits", "three-point, of bits")
@@ -37,7 +37,7 @@ def make_noise(kind: str, like: torch.Tensor, generators: list[torch.Generator |
 
 def draw_steps(noise: Noise, steps: int = 2) -> torch.Tensor:
     """The numbers of some steps; copies, as the buffer is used again."""
-    return torch.stack([numbers_of(noise.draw()).clone() for _ in range(steps)])
+    return torch.stack([convert_bits(noise.draw()).clone() for _ in range(steps)])
 
 
 # -- the law

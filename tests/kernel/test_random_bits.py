@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.special import ndtri
 
-from pyro_aeb.kernel.random_bits import normal, numbers_of, three_point, three_point_table
+from pyro_aeb.kernel.random_bits import convert_bits, normal, three_point, three_point_table
 
 TOP = 2**31
 EVERYWHERE = np.unique(
@@ -64,10 +64,10 @@ def test_the_table_and_what_a_byte_stands_for_are_one():
 def test_numbers_are_of_single_precision_whatever_torchs_default_is():
     torch.set_default_dtype(torch.float64)
     for bits in (torch.arange(256, dtype=torch.uint8), numbers_of_both_signs()):
-        assert numbers_of(bits).dtype == torch.float32
+        assert convert_bits(bits).dtype == torch.float32
 
 
 def test_numbers_stay_as_they_are():
     for dtype in (torch.float32, torch.float64):
         numbers = torch.randn(3, dtype=dtype)
-        assert numbers_of(numbers) is numbers
+        assert convert_bits(numbers) is numbers

@@ -28,7 +28,7 @@ import pyro_aeb as aeb
 from pyro_aeb.errors import CompileWarning
 from pyro_aeb.kernel import update
 from pyro_aeb.kernel.noise import LARGE
-from pyro_aeb.kernel.random_bits import numbers_of
+from pyro_aeb.kernel.random_bits import convert_bits
 from pyro_aeb.transitions import StepNumbers
 
 STEPS = 20
@@ -240,7 +240,7 @@ def test_a_step_with_bits_is_one_with_their_numbers(traced, many, compile):
         moved = (chain.state, chain.latents, found, noise, numbers, 0.5)
         return chain.update(*moved)[0].position
 
-    torch.testing.assert_close(step(bits), step(numbers_of(bits)))
+    torch.testing.assert_close(step(bits), step(convert_bits(bits)))
     assert not torch.equal(step(bits), step(torch.zeros(bits.shape)))
 
 

@@ -33,7 +33,7 @@ values = st.one_of(
 )
 
 
-def numbers_of(name: str) -> st.SearchStrategy[float]:
+def convert_bits(name: str) -> st.SearchStrategy[float]:
     return probabilities if name == "delta" else scales
 
 
@@ -50,9 +50,9 @@ def cases(draw):
     parameters = {}
     for name, shape in zip(NAMES, shapes.input_shapes, strict=False):
         if draw(st.booleans()):
-            parameters[name] = tensor(shape, numbers_of(name))
+            parameters[name] = tensor(shape, convert_bits(name))
         else:
-            parameters[name] = draw(numbers_of(name))
+            parameters[name] = draw(convert_bits(name))
     value = tensor(shapes.input_shapes[4], values)
     return parameters, value
 
@@ -133,10 +133,10 @@ bad_probabilities = st.one_of(
 
 @given(st.data(), st.sampled_from(NAMES), st.booleans(), st.sampled_from(DTYPES))
 def test_a_parameter_out_of_range_is_named(data, name, as_tensor, dtype):
-    parameters = {n: data.draw(numbers_of(n)) for n in NAMES}
+    parameters = {n: data.draw(convert_bits(n)) for n in NAMES}
     bad = data.draw(bad_probabilities if name == "delta" else bad_scales)
     if as_tensor:
-        good = data.draw(st.lists(numbers_of(name), max_size=3))
+        good = data.draw(st.lists(convert_bits(name), max_size=3))
         at = data.draw(st.integers(0, len(good)))
         bad = torch.tensor([*good[:at], bad, *good[at:]], dtype=dtype)
         assume(name != "delta" or not bool(((bad >= 0) & (bad <= 1)).all()))
