@@ -15,7 +15,8 @@ import torch
 from ssgl_references import prior_gradient
 
 from pyro_aeb.adaptation.options import StochasticApproximation
-from pyro_aeb.adaptation.spike_and_slab import Groups, SpikeAndSlabLatents, SpikeAndSlabRule
+from pyro_aeb.adaptation.segments import Segments
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents, SpikeAndSlabRule
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.structure import Delta, Residuals, Sigma, SparseBlock, Structure
 from pyro_aeb.priors import SSGL
@@ -78,7 +79,7 @@ RESIDUALS = {"y": Residuals(torch.tensor(5.0, dtype=torch.float64), 12.0)}
 
 
 class TestGroups:
-    groups = Groups(sizes=(2, 3, 1, 2), index=(0, 1, 0, 2), count=3)
+    groups = Segments(sizes=(2, 3, 1, 2), index=(0, 1, 0, 2), count=3)
     members = [0, 0, 1, 1, 1, 0, 2, 2]
 
     @pytest.mark.parametrize("chains", [(), (5,), (2, 3)])
@@ -92,7 +93,7 @@ class TestGroups:
 
     @pytest.mark.parametrize("chains", [(), (5,)])
     def test_one_group_is_everything(self, chains):
-        groups = Groups(sizes=(2, 3), index=(0, 0), count=1)
+        groups = Segments(sizes=(2, 3), index=(0, 0), count=1)
         values = torch.randn(*chains, 5)
         torch.testing.assert_close(groups.sum(values), values.sum(-1, keepdim=True))
         one = torch.randn(*chains, 1)

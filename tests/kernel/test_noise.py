@@ -229,7 +229,7 @@ def test_it_goes_on_from_a_saved_state(kind, size):
 def test_a_state_of_other_generators_is_refused():
     like = torch.empty(LARGE)
     for states in ([], [make_generator(0).get_state()], [torch.zeros(4, dtype=torch.int64)] * 2):
-        with raises_with("the saved chain's random numbers", "go on with", error=ModelError):
+        with raises_with("the saved chain's random numbers", "resume with", error=ModelError):
             Noise("three-point", like, [make_generator(11)]).load(states)
 
 
