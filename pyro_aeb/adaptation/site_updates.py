@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.adaptation.equations import stochastic_approximation
-from pyro_aeb.data.arguments import axes
+from pyro_aeb.data.arguments import vmap_axes
 from pyro_aeb.latents.contract import (
     AveragedStatistics,
     Seen,
@@ -86,5 +86,5 @@ class SiteUpdates:
 def _run(function: Callable[..., Any], site: LearnedSite, old: Tensor, *arguments: Any) -> Any:
     """Call a part of an update, for every chain where the site's value has an axis of chains."""
     if old.dim() > len(site.shape):
-        function = torch.vmap(function, in_dims=axes(arguments))
+        function = torch.vmap(function, in_dims=vmap_axes(arguments))
     return function(*arguments)

@@ -1,11 +1,11 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a model is called with: arguments, and what can be done to the tensors in them."""
+"""The arguments of a model, and operations on the tensors in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -39,12 +39,12 @@ class Batch(NamedTuple):
     per_chain: bool = False
 
 
-def unpacked(batch: Any, kwargs: Mapping[str, Any]) -> Arguments:
+def unpack(batch: Any, kwargs: Mapping[str, Any]) -> Arguments:
     """
-    A DataLoader's batch as arguments: a tuple or list positional ones, a mapping keyword arguments,
-    anything else the only one.
+    Return a DataLoader's batch as arguments: a tuple or list as positional ones, a mapping as
+    keyword arguments, anything else as the only one.
 
-    :param batch: what the loader gave.
+    :param batch: of the loader.
     :param kwargs: further keyword arguments.
     """
     if isinstance(batch, Mapping):
@@ -53,75 +53,86 @@ def unpacked(batch: Any, kwargs: Mapping[str, Any]) -> Arguments:
     return Arguments(args, kwargs)
 
 
-def moved(arguments: Arguments, device: torch.device) -> Arguments:
-    """The arguments with all tensors in them on a device, moved without waiting."""
-    return Arguments(_to(arguments.args, device), _to(arguments.kwargs, device))
+def map_leaves(
+    function: Callable[..., Any],
+    value: Any,
+    *others: Any,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
+    """
+    Apply a function to everything inside nested tuples, lists and mappings. Mappings become dicts;
+    subclasses of tuple and list keep their class, which ``torch.utils._pytree`` takes for leaves.
+
+    :param function: of a leaf, and of the leaves at the same place in ``others``.
+    :param others: nested as ``value`` is.
+    :param is_leaf: whether a tuple, list or mapping is a leaf; a ``torch.Size`` is one in any case.
+    :raises ValueError: if tuples or lists at the same place are of different lengths.
+    """
+
+    def visit(value: Any, *others: Any) -> Any:
+        if isinstance(value, Tensor) or (is_leaf is not None and is_leaf(value)):
+            return function(value, *others)
+        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+            if others:
+                items = [visit(*places) for places in zip(value, *others, strict=True)]
+            else:  # faster
+                items = [visit(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        if isinstance(value, Mapping):
+            return {name: visit(item, *[o[name] for o in others]) for name, item in value.items()}
+        return function(value, *others)
+
+    return visit(value, *others)
 
 
-def tensors_of(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
-    """Yield all tensors in the arguments, named by their position, such as ``0['x'][1]``."""
+def move_to_device(value: Any, device: torch.device) -> Any:
+    """
+    Move tensors, and other objects with a method ``to``, inside nested tuples, lists and mappings
+    to a device; without waiting for tensors.
+    """
+
+    def move(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, non_blocking=True)
+        return leaf.to(device) if _is_movable(leaf) else leaf
+
+    return map_leaves(move, value, is_leaf=_is_movable)
+
+
+def _is_movable(value: Any) -> bool:
+    return callable(getattr(value, "to", None))  # a PackedSequence, a batch of graphs
+
+
+def stack(value: Any, *others: Any) -> Any:
+    """Stack tensors inside nested tuples, lists and mappings; other leaves are the first's."""
+    return map_leaves(
+        lambda leaf, *rest: torch.stack([leaf, *rest]) if isinstance(leaf, Tensor) else leaf,
+        *(value, *others),
+    )
+
+
+def vmap_axes(value: Any) -> Any:
+    """Return the ``in_dims`` of :func:`torch.vmap` that map the first axis of every tensor."""
+    return map_leaves(lambda leaf: 0 if isinstance(leaf, Tensor) else None, value)
+
+
+def named_tensors(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors in the arguments, named by their place, such as ``0['x'][1]``."""
     for name, value in (*enumerate(arguments.args), *arguments.kwargs.items()):
-        yield from _tensors(repr(name), value)
+        yield from _named_tensors(repr(name), value)
 
 
-def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+def _named_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _tensors(f"{name}[{key!r}]", item)
+            yield from _named_tensors(f"{name}[{key!r}]", item)
     elif isinstance(value, (tuple, list)):
         for i, item in enumerate(value):
-            yield from _tensors(f"{name}[{i}]", item)
+            yield from _named_tensors(f"{name}[{i}]", item)
 
 
-def leading_lengths(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> set[int]:
-    """The lengths of the first axes of the tensors in a batch."""
-    return {len(t) for _, t in tensors_of(Arguments(args, kwargs)) if t.dim()}
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    """
-    Tensors inside tuples, lists and mappings, and objects that can move themselves, moved without
-    waiting for tensors.
-    """
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if callable(getattr(value, "to", None)):  # a PackedSequence, a batch of graphs
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {name: _to(item, device) for name, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_to(item, device) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(_to(item, device) for item in value)
-    return value
-
-
-def stacked(value: Any, others: Sequence[Any]) -> Any:
-    """Tensors inside tuples, lists and mappings stacked; other values must be the same in all."""
-    if isinstance(value, Tensor):
-        return torch.stack([value, *others])
-    if isinstance(value, Mapping):
-        return {name: stacked(item, [o[name] for o in others]) for name, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        parts = (stacked(item, [o[i] for o in others]) for i, item in enumerate(value))
-        return type(value)(*parts)
-    if isinstance(value, (tuple, list)):
-        if any(len(other) != len(value) for other in others):
-            raise ValueError("they hold different numbers of items")
-        return type(value)(stacked(item, [o[i] for o in others]) for i, item in enumerate(value))
-    return value
-
-
-def axes(value: Any) -> Any:
-    """For :func:`torch.vmap`: 0 for every tensor inside tuples, lists and mappings, else None."""
-    if isinstance(value, Tensor):
-        return 0
-    if isinstance(value, Mapping):
-        return {name: axes(item) for name, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(axes(item) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(axes(item) for item in value)
-    return None
+def leading_lengths(arguments: Arguments) -> set[int]:
+    """Return the lengths of the first axes of all tensors in the arguments."""
+    return {len(tensor) for _, tensor in named_tensors(arguments) if tensor.dim()}

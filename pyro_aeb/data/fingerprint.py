@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from pyro_aeb.data.arguments import Arguments, tensors_of
+from pyro_aeb.data.arguments import Arguments, named_tensors
 
 Fingerprint = list[tuple[str, str]]
 """Argument, and a word about its value."""
@@ -29,7 +29,7 @@ def fingerprint(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Fingerprint
     """
     words = [
         (name, f"{tensor.dtype} of shape {tuple(tensor.shape)}, CRC {_crc(tensor):08x}")
-        for name, tensor in tensors_of(Arguments(args, kwargs))
+        for name, tensor in named_tensors(Arguments(args, kwargs))
     ]
     for name, value in (*enumerate(args), *kwargs.items()):
         if isinstance(value, DataLoader):
@@ -94,7 +94,7 @@ def words_about(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, s
     """
     return {
         f"argument {name}": f"{t.dtype} of shape {tuple(t.shape)}, absolute sum {_absolute_sum(t)}"
-        for name, t in tensors_of(Arguments(args, kwargs))
+        for name, t in named_tensors(Arguments(args, kwargs))
     }
 
 

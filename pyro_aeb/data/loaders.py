@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
-from pyro_aeb.data.arguments import Arguments, leading_lengths, moved, stacked, unpacked
+from pyro_aeb.data.arguments import Arguments, leading_lengths, move_to_device, stack, unpack
 from pyro_aeb.errors import ModelError
 
 
@@ -139,8 +139,7 @@ class LoaderArguments(ArgumentSource):
         if batch is None and loader.batch_sampler is None:
             return frozenset()  # an item is a batch, of who knows how many data
         sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-        args, kwargs = self.peek()
-        if batch is not None and max(leading_lengths(args, kwargs), default=0) > batch:
+        if batch is not None and max(leading_lengths(self.peek()), default=0) > batch:
             return frozenset()  # an item is several data
         return frozenset(
             len(part)
@@ -177,7 +176,7 @@ class LoaderArguments(ArgumentSource):
     def move_to(self, device: torch.device) -> None:
         self._device = device
         if self._waiting is not None:
-            self._waiting = moved(self._waiting, device)
+            self._waiting = move_to_device(self._waiting, device)
 
     def peek(self) -> Arguments:
         if self._place is not None:
@@ -273,14 +272,14 @@ class LoaderArguments(ArgumentSource):
 
     def _arguments(self, batch: Any) -> Arguments:
         self._check_names(batch)
-        arguments = unpacked(batch, self._kwargs)
-        if leading_lengths(*unpacked(batch, {})) == {0}:
+        arguments = unpack(batch, self._kwargs)
+        if leading_lengths(unpack(batch, {})) == {0}:
             raise ModelError(
                 f"batch {self._fetched} of epoch {self._epochs + 1} of the DataLoader has no data, "
                 "expected at least one datum in every batch; leave empty batches out of the "
                 "dataset or batch sampler"
             )
-        return arguments if self._device is None else moved(arguments, self._device)
+        return arguments if self._device is None else move_to_device(arguments, self._device)
 
     def _fetch(self) -> Any:
         if self._random is None:
@@ -385,13 +384,10 @@ class ChainArguments(ArgumentSource):
         return self._sources[0].peek()
 
     def next(self) -> Arguments:
-        taken = [source.next() for source in self._sources]
-        first, *rest = taken
+        arguments: list[Arguments] = [source.next() for source in self._sources]
         try:
-            return Arguments(
-                stacked(first.args, [other.args for other in rest]),
-                stacked(first.kwargs, [other.kwargs for other in rest]),
-            )
+            stacked: Arguments = stack(*arguments)
+            return stacked
         except (RuntimeError, ValueError) as error:
             raise ModelError(
                 f"the chains' batches cannot be stacked ({error}); chains that step together need "

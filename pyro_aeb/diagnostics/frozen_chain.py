@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
 from pyro_aeb.adaptation.sweep import Latents
-from pyro_aeb.data.arguments import Arguments, Batch
+from pyro_aeb.data.arguments import Batch, map_leaves
 from pyro_aeb.data.minibatches import Minibatches
 from pyro_aeb.errors import NonFiniteError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
@@ -142,11 +142,10 @@ class Frozen:
     def next_batch(self) -> Batch:
         """The next arguments of this chain, without indices of plates."""
         source = self.chain.data.arguments
-        args, kwargs = source.next()
+        arguments = source.next()
         if source.per_chain:
-            args = tuple(self._own(v) if _has_axes(v) else v for v in args)
-            kwargs = {n: self._own(v) if _has_axes(v) else v for n, v in kwargs.items()}
-        return Batch(Arguments(args, kwargs), {})
+            arguments = map_leaves(lambda v: self._own(v) if _has_axes(v) else v, arguments)
+        return Batch(arguments, {})
 
     def _own(self, value: Any) -> Any:
         return value if self._row is None else value[self._row]

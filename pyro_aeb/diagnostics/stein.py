@@ -37,7 +37,7 @@ import torch
 from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_aeb.data.arguments import Batch, tensors_of
+from pyro_aeb.data.arguments import Batch, leading_lengths
 from pyro_aeb.diagnostics.frozen_chain import Frozen
 from pyro_aeb.diagnostics.recorded_run import Array, Run
 from pyro_aeb.posterior.posterior import Posterior
@@ -213,6 +213,6 @@ def _all_data(frozen: Frozen, plates: Mapping[str, tuple[int, int]]) -> Iterator
     seen, size = 0, min(source.sizes)
     while seen < size:
         batch = frozen.next_batch()._replace(indices=indices)
-        data = max(len(tensor) for _, tensor in tensors_of(batch.arguments) if tensor.dim())
+        data = max(leading_lengths(batch.arguments))
         seen += data
         yield batch, data

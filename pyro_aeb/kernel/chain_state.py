@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_aeb.adaptation.sweep import Latents
+from pyro_aeb.data.arguments import move_to_device
 from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.model.side_effects import global_random_state
@@ -69,25 +69,21 @@ def load(chain: Chain, state: Mapping[str, Any]) -> None:
 def _load(chain: Chain, state: Mapping[str, Any]) -> None:
     chain.noise.load(state["noise"])
     chain.step, chain.draws, chain.name = int(state["step"]), int(state["draws"]), state["name"]
-    position = chain.state.position
-    chain.state = type(chain.state)(
-        **{name: _to(value, position.device) for name, value in state["transition"].items()}
-    )
+    device = chain.state.position.device
+    chain.state = type(chain.state)(**move_to_device(state["transition"], device))
     if chain.latents is not None:
         ssgl = chain.ssgl
         if ssgl is not None:
-            own = {name: _to(value, position.device) for name, value in state["latents"].items()}
-            ssgl = type(ssgl)(**own)
-        sites = {name: _to(value, position.device) for name, value in state["learned"].items()}
-        chain.latents = Latents(ssgl, sites)
+            ssgl = type(ssgl)(**move_to_device(state["latents"], device))
+        chain.latents = Latents(ssgl, move_to_device(state["learned"], device))
     if chain.pruner is not None:
         chain.pruner.load(state["pruner"])
     chain.data.load(state)
     chain.buffers.load(state["buffers"])
-    chain.recording.moments.load(state["moments"], position.device)
+    chain.recording.moments.load(state["moments"], device)
     chain.collapsed = {str(name) for name in state["collapsed"]}
     if chain.flips is not None and state.get("zeros") is not None:
-        chain.flips.zero = _to(state["zeros"], position.device)
+        chain.flips.zero = move_to_device(state["zeros"], device)
     for generator, own in zip(chain.generators, state["generators"], strict=True):
         if generator is not None:
             generator.set_state(own)
@@ -145,7 +141,3 @@ def _sites(chain: Chain) -> dict[str, list[int]]:
     """The sites of the position in their order, those learned, and their shapes."""
     sites = {block.name: list(block.shape) for block in chain.structure.blocks}
     return {**sites, **{site.name: list(site.shape) for site in chain.structure.learned}}
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value

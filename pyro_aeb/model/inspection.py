@@ -16,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_aeb.data.arguments import leading_lengths
+from pyro_aeb.data.arguments import Arguments, leading_lengths
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import LatentUpdate
 from pyro_aeb.model.data_checks import check_finite, check_loader_plates, check_observed
@@ -64,7 +64,7 @@ def inspect_model(
     _check_latent(latent)
     check_observed(observed, plates)
     if loader_sizes is not None:
-        lengths = leading_lengths(args, kwargs)
+        lengths = leading_lengths(Arguments(args, kwargs))
         check_loader_plates(observed, subsamples, loader_sizes, lengths)
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
     tracked = trace_provenance(model, args, kwargs)

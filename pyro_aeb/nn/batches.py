@@ -19,7 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from pyro_aeb.data.arguments import Arguments, moved, tensors_of, unpacked
+from pyro_aeb.data.arguments import Arguments, move_to_device, named_tensors, unpack
 
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -27,7 +27,7 @@ _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 class Batches:
     """
     The model's arguments, batch by batch. A DataLoader's batches are unpacked as in ``mcmc.run``,
-    by :func:`~pyro_aeb.data.arguments.unpacked`.
+    by :func:`~pyro_aeb.data.arguments.unpack`.
 
     :param args: one DataLoader, or the positional arguments of the only batch.
     :param kwargs: keyword arguments of every batch.
@@ -86,10 +86,10 @@ class Batches:
         """
         self._prints = []
         if self._loader is None:
-            yield moved(Arguments(self._args, self._kwargs), device)
+            yield move_to_device(Arguments(self._args, self._kwargs), device)
             return
         for batch in islice(self._loader, limit):
-            arguments = moved(unpacked(batch, self._kwargs), device)
+            arguments = move_to_device(unpack(batch, self._kwargs), device)
             self._prints.append(_fingerprint(arguments))
             yield arguments
         if not self._prints:
@@ -102,7 +102,7 @@ class Batches:
 def _fingerprint(arguments: Arguments) -> Tensor:
     """The sum of all numbers in a batch, each datum weighted by its place."""
     total = torch.zeros((), dtype=torch.float64)
-    for _, tensor in tensors_of(arguments):
+    for _, tensor in named_tensors(arguments):
         if tensor.dim():
             rows = tensor.detach().flatten(1) if tensor.dim() > 1 else tensor[:, None]
             sums = rows.sum(1, dtype=torch.float64)

@@ -22,7 +22,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_aeb.adaptation.sweep import SufficientStatistics
-from pyro_aeb.data.arguments import Batch, axes
+from pyro_aeb.data.arguments import Batch, vmap_axes
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import Seen
 from pyro_aeb.model.learned_sites import differentiate
@@ -152,7 +152,7 @@ class Likelihood:
 
         indices = {n: 0 if i.dim() > 1 else None for n, i in batch.indices.items()}
         arguments, before = batch.arguments, buffers.values()
-        in_dims = axes(arguments) if batch.per_chain else None
+        in_dims = vmap_axes(arguments) if batch.per_chain else None
         try:
             with pyro.validation_enabled(False):  # checks of values are branches on them
                 scored, after = torch.vmap(

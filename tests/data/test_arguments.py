@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, UserDict
 from typing import NamedTuple
 
 import pyro
@@ -15,6 +15,7 @@ from loader_data import DATA, X, Y, collate_unchanged, first_batches, shuffling_
 from models import N
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
+from pyro_aeb.data.arguments import move_to_device, stack, vmap_axes
 from pyro_aeb.data.loaders import FixedArguments, LoaderArguments, open_arguments
 
 # Batches
@@ -95,6 +96,42 @@ def test_an_object_that_can_move_itself_does():
     source.move_to(torch.device("meta"))
     found, _ = source.next().args
     assert found.data.device.type == "meta" and found.batch_sizes.device.type == "cpu"
+
+
+class Encoding(UserDict):
+    """A mapping that can move itself, as tokenizers return."""
+
+    def to(self, device):
+        return Encoding({name: value.to(device) for name, value in self.items()})
+
+
+def test_a_mapping_that_can_move_itself_does_and_is_stacked_by_its_names():
+    encoding = Encoding(a=X, b=Y)
+    moved = move_to_device([encoding], torch.device("meta"))[0]
+    assert isinstance(moved, Encoding) and moved["a"].device.type == "meta"
+    stacked = stack(encoding, {"b": Y + 1.0, "a": X})
+    assert torch.equal(stacked["b"], torch.stack([Y, Y + 1.0]))
+
+
+# Nested tensors
+
+
+class Items(list):
+    """A list of a class of its own."""
+
+
+def test_lists_and_tuples_keep_their_class():
+    nested = (Items([X, 1]), Pair(X, torch.Size([2])), {"a": [Y]})
+    stacked = stack(nested, (Items([X + 1.0, 1]), Pair(X, torch.Size([2])), {"a": [Y]}))
+    items, pair, mapping = stacked
+    assert isinstance(items, Items) and torch.equal(items[0], torch.stack([X, X + 1.0]))
+    assert items[1] == 1 and pair.y == torch.Size([2]) and mapping["a"][0].shape == (2, *Y.shape)
+    assert vmap_axes(nested) == (Items([0, None]), Pair(0, None), {"a": [0]})
+
+
+def test_lists_of_different_lengths_cannot_be_stacked():
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        stack([X, Y], [X])
 
 
 # Random numbers

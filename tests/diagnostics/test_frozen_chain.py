@@ -11,7 +11,7 @@ from models import dense_regression
 from pyro.infer import MCMC
 from runs import assert_same_records, copy_records
 from small_runs import PRECISION, P, X, Y, gaussian, loader_regression, make_kernel, run_mcmc
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import pyro_aeb as aeb
 from pyro_aeb.diagnostics.frozen_chain import Frozen
@@ -102,6 +102,18 @@ def test_few_steps_and_silent_transitions_are_refused():
         aeb.diagnostics.step_halving(mcmc, steps=5)
     with pytest.raises(ValueError, match="minibatches is 1, expected at least 2"):
         aeb.diagnostics.noise_ratio(mcmc, minibatches=1)
+
+
+def test_every_chain_has_its_own_part_of_a_nested_batch():
+    def model(batch):
+        loader_regression(batch["x"], *batch["y"])
+
+    data = [{"x": x, "y": [y]} for x, y in zip(X, Y, strict=True)]
+    loader = DataLoader(data, batch_size=10, collate_fn=lambda items: (default_collate(items),))
+    mcmc = run_mcmc(make_kernel(model), draws=2, warmup=1, args=(loader,))
+    with Frozen(mcmc, 1, "test") as frozen:
+        (batch,), _ = frozen.next_batch().arguments
+    assert batch["x"].shape == (10, P) and batch["y"][0].shape == (10,)
 
 
 # Noise
