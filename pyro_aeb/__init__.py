@@ -41,7 +41,7 @@ from pyro_aeb.transitions import SGHMC, SGLD
 
 
 def __getattr__(name: str) -> Any:
-    """What needs half a second to import (SciPy's tests) comes when it is asked for."""
+    """Import on request what takes half a second, for SciPy's tests."""
     if name in ("testing", "diagnostics"):
         return importlib.import_module(f"pyro_aeb.{name}")
     if name == "check":

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Where this package meets Pyro's names.
+Register the package under Pyro's names.
 
 Importing this module sets ``pyro.distributions.SSGL`` and registers the `pyroapi
 <https://github.com/pyro-ppl/pyro-api>`_ backend ``"aeb"``: all of Pyro, with ``distributions.SSGL``

@@ -83,14 +83,7 @@ def start_chain(
     average = Average(ranks, buffers) if options.data_parallel else None
     posterior = Posterior(options.model, structure, buffers, average)
     batch = Batch(source.peek(), minibatches[0].first())
-    starts = []
-    for i, generator in enumerate(generators):
-        own = {name: value[i] if vectorized else value for name, value in (given or {}).items()}
-        first = (options.model, batch.arguments, structure, options.init_strategy, own, generator)
-        starts.append(
-            find_start(posterior, options.adaptation, batch, partial(draw_first_values, *first))
-        )
-    position, latents = _stack_starts(starts) if vectorized else starts[0]
+    position, latents = _find_starts(options, posterior, batch, generators, given, vectorized)
     if options.data_parallel:
         check_agreement(ranks, (position, *values_of(latents)))
     if options.compile == "all":
@@ -146,6 +139,26 @@ def _inspect(options: KernelOptions, source: ArgumentSource) -> Structure:
         if not from_loader:
             check_same_data(ranks, args, kwargs)
     return structure
+
+
+def _find_starts(
+    options: KernelOptions,
+    posterior: Posterior,
+    batch: Batch,
+    generators: Sequence[torch.Generator | None],
+    given: Mapping[str, Tensor] | None,
+    vectorized: bool,
+) -> tuple[Tensor, Latents | None]:
+    """Find a start for every chain; stack them where chains step together."""
+    model, strategy, structure = options.model, options.init_strategy, posterior.structure
+    starts = []
+    for i, generator in enumerate(generators):
+        own = {name: value[i] if vectorized else value for name, value in (given or {}).items()}
+        draw = partial(
+            draw_first_values, model, batch.arguments, structure, strategy, own, generator
+        )
+        starts.append(find_start(posterior, options.adaptation, batch, draw))
+    return _stack_starts(starts) if vectorized else starts[0]
 
 
 def _constrain_given(structure: Structure, given: Mapping[str, Tensor]) -> dict[str, Tensor]:

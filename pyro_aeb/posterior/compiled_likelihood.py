@@ -53,7 +53,7 @@ class CompiledLikelihood:
         self._disabled = False
 
     def evaluate(self, position: Tensor, latents: Mapping[str, Tensor], batch: Batch) -> Evaluation:
-        """As :meth:`pyro_aeb.posterior.likelihood.Likelihood.evaluate`, up to rounding."""
+        """See :meth:`pyro_aeb.posterior.likelihood.Likelihood.evaluate`; equal up to rounding."""
         if self._disabled:
             return self._likelihood.evaluate(position, latents, batch)
         tensors: list[Tensor] = []
