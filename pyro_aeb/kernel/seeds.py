@@ -11,16 +11,24 @@ import numpy as np
 import torch
 
 
-def chain_number(started_here: int) -> int:
+def worker_chain() -> int | None:
     """
-    Return the number of a chain that is about to start. ``pyro.infer.MCMC`` names the process of a
-    chain after its number.
-
-    :param int started_here: how many chains this kernel object has started in this process.
+    Return the number of the chain whose worker process this is, None in any other process. Both
+    Pyro's MCMC and this package's name the process of a chain after its number.
     """
     name = multiprocessing.current_process().name
-    in_worker = multiprocessing.parent_process() is not None and name.isdigit()
-    return int(name) if in_worker else started_here
+    is_worker = multiprocessing.parent_process() is not None and name.isdigit()
+    return int(name) if is_worker else None
+
+
+def chain_number(started: int) -> int:
+    """
+    Return the number of the chain that a kernel starts.
+
+    :param int started: chains that the kernel object has started before.
+    """
+    number = worker_chain()
+    return started if number is None else number
 
 
 def generator_of(seed: int | None, chain: int, device: torch.device) -> torch.Generator | None:

@@ -13,7 +13,6 @@ modules are in evaluation mode, with BatchNorm statistics of the draw's own if a
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
+from pyro_aeb.kernel.seeds import worker_chain
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
 from pyro_aeb.nn.batches import Batches, given
 from pyro_aeb.nn.evaluation import Evaluation, evaluated
@@ -306,11 +306,9 @@ def _check_hook(kernel: Any, data: Batches | None) -> Batches:
             f"the hook was called for a {type(kernel).__name__}, expected an AEBKernel; with other "
             "kernels keep the draws, and use PosteriorPredictive(model, mcmc)"
         )
-    if multiprocessing.parent_process() is not None:
-        name = multiprocessing.current_process().name
-        if name.isdigit():  # the name that MCMC gives the process of a chain
-            raise RuntimeError(
-                f"chain {name} runs in a process of its own, whose averages would end with it; run "
-                "one chain, or keep the draws and use PosteriorPredictive(model, mcmc)"
-            )
+    if (chain := worker_chain()) is not None:
+        raise RuntimeError(
+            f"chain {chain} runs in a process of its own, whose averages would end with it; run "
+            "one chain, or keep the draws and use PosteriorPredictive(model, mcmc)"
+        )
     return data
