@@ -58,7 +58,8 @@ class Segments:
         tiles = self._tiles
         spread = values.index_select(-1, tiles.first).repeat_interleave(TILE, dim=-1)
         spread = spread[..., : sum(self.sizes)]
-        return spread.index_copy_(-1, tiles.loose, values.index_select(-1, tiles.loose_group))
+        # Not in place: torch's compiler may read the view before it is written.
+        return spread.index_copy(-1, tiles.loose, values.index_select(-1, tiles.loose_group))
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the weights of each parameter, shape (..., P) to (..., count)."""

@@ -102,3 +102,19 @@ def test_not_a_number_stays_in_its_group():
     found = groups.sum(values)
     assert found[0].isnan() and found[-1].isinf()
     assert torch.equal(found[1:-1], torch.tensor(groups.lengths()[1:-1]))
+
+
+@pytest.mark.slow
+def test_compiled_code_of_many_segments_is_right():
+    """Written in place, what is spread was read by compiled code before it was there."""
+    torch.set_default_dtype(torch.float32)
+    segments = Segments((1000,) * 10, tuple(range(10)), 10)
+
+    def step(delta, beta):
+        return segments.spread(torch.logit(delta)) * beta, segments.sum(beta.abs())
+
+    compiled = torch.compile(step, dynamic=False, fullgraph=True)
+    for _ in range(3):
+        delta, beta = torch.rand(10), torch.randn(10_000)
+        for found, expected in zip(compiled(delta, beta), step(delta, beta), strict=True):
+            torch.testing.assert_close(found, expected)
