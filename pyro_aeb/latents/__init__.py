@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Latent sites that a model's author asks to have learned, by name::
+Updates of latent sites that are learned rather than sampled, given by site::
 
     adaptation = aeb.StochasticApproximation(
         aeb.Polynomial(10.0, 1000.0, 0.7),
         latents={"precision": aeb.latents.ClosedForm(), "rate": my_update},
     )
 
-A new kind of update is one class or one function; see :mod:`pyro_aeb.latents.contract`.
+A custom update is one class or one function; see :mod:`pyro_aeb.latents.contract`.
 """
 
 from pyro_aeb.latents.closed_form import ClosedForm

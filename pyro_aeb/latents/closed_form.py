@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 r"""
-The maximiser in closed form, where the prior is conjugate.
+Closed-form maximisers under conjugate priors.
 
-With all other values held, the log joint density of a latent under a conjugate prior has a form
-with two numbers, whatever the sites below it are:
+Given all other values, the log joint density of a latent with a conjugate prior is one of these
+forms of two numbers A and B:
 
 ==================  =============================================  =========================
 prior               log joint density                              its maximiser
@@ -17,10 +17,10 @@ prior               log joint density                              its maximiser
 ``Dirichlet``       :math:`\sum_k A_k \log\theta_k`                :math:`A_k / \sum_j A_j`
 ==================  =============================================  =========================
 
-plus a constant. A and B are the prior's numbers and the sufficient statistics of all that depends
-on the latent, summed: the variance of a Normal, its precision, its mean, the rate of a Poisson, the
-probabilities of a Bernoulli or a Categorical, or several of them at once. The first two derivatives
-at any value tell them, and so nothing about the sites below a latent needs to be known.
+plus a constant. A and B sum the prior's parameters and the sufficient statistics of all sites that
+depend on the latent, be it the variance, precision or mean of Normal sites, the rate of Poisson
+sites, the probabilities of Bernoulli or Categorical sites, or several of these. The first two
+derivatives at any value determine them, so the sites' distributions need not be known.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ class Form(NamedTuple):
     """
     A form of the log joint density.
 
-    :param numbers: (value, gradient, curvature) to A and B.
+    :param numbers: (value, gradient, curvature) to (A, B).
     :param gradient: (value, A, B) to the gradient.
-    :param maximiser: (A, B) to the value.
-    :param moved: (value, A, B) to as many counts, as precise, with their maximiser at the value.
+    :param maximiser: (A, B) to its maximiser.
+    :param recenter: (value, A, B) to (A, B) of the same total count or precision whose maximiser is
+        the value.
     """
 
     numbers: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
     maximiser: Callable[[Tensor, Tensor], Tensor]
-    moved: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    recenter: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def _inverse_gamma(value: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +95,7 @@ def _shares(a: Tensor, _: Tensor) -> Tensor:
     return a / a.sum(-1, keepdim=True)
 
 
-def _moved_shares(value: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _recenter_shares(value: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return value * a.sum(-1, keepdim=True), b
 
 
@@ -103,31 +104,31 @@ FORMS: Mapping[type, Form] = {
         _inverse_gamma,
         gradient=lambda x, a, b: -a / x + b / x.square(),
         maximiser=lambda a, b: _ratio(b, a),
-        moved=lambda x, a, b: (a, a * x),
+        recenter=lambda x, a, b: (a, a * x),
     ),
     dist.Gamma: Form(
         _gamma,
         gradient=lambda x, a, b: a / x - b,
         maximiser=_ratio,
-        moved=lambda x, a, b: (a, a / x),
+        recenter=lambda x, a, b: (a, a / x),
     ),
     dist.Beta: Form(
         _beta,
         gradient=lambda x, a, b: a / x - b / (1.0 - x),
         maximiser=_share,
-        moved=lambda x, a, b: ((a + b) * x, (a + b) * (1.0 - x)),
+        recenter=lambda x, a, b: ((a + b) * x, (a + b) * (1.0 - x)),
     ),
     dist.Normal: Form(
         _normal,
         gradient=lambda x, a, b: a - b * x,
         maximiser=lambda a, b: a / b,
-        moved=lambda x, a, b: (b * x, b),
+        recenter=lambda x, a, b: (b * x, b),
     ),
     dist.Dirichlet: Form(
         _dirichlet,
         gradient=lambda x, a, b: a / x - b,
         maximiser=_shares,
-        moved=_moved_shares,
+        recenter=_recenter_shares,
     ),
 }
 """The conjugate priors, by class."""
@@ -136,48 +137,49 @@ FORMS: Mapping[type, Form] = {
 @dataclass(frozen=True)
 class ClosedForm(LatentUpdate):
     """
-    Moves a latent to the maximiser of the log joint density given all else, the M-step of EM, in
-    closed form. For sites with an InverseGamma, Gamma, Beta, Normal or Dirichlet prior that is
-    conjugate to all that depends on them, which the look at the model makes sure of.
+    Move a latent to the maximiser of the log joint density given all other values, the M-step of
+    EM, in closed form.
 
-    What equation (8) averages is A and B of the form, so that it ends where EM does; see
-    :class:`~pyro_aeb.latents.contract.AveragedStatistics`. The first value counts as much as the
-    first step does.
+    The site's prior is an InverseGamma, Gamma, Beta, Normal or Dirichlet distribution, conjugate to
+    everything that depends on the site; the inspection of the model checks this. Equation (8)
+    averages the form's A and B, so that the limit is that of EM; see
+    :class:`~pyro_aeb.latents.contract.AveragedStatistics`. The initial value has the weight of the
+    first step.
 
-    The maximiser is that over the site's own value: of a Gamma precision, it is not one over that
-    of an InverseGamma variance.
+    The maximiser depends on the parametrisation: that of a Gamma precision is not the inverse of
+    that of an InverseGamma variance.
     """
 
-    def of(self, prior: Any) -> InForm:
-        """The update for a site with one of the conjugate priors."""
+    def of(self, prior: Any) -> ConjugateUpdate:
+        """Return the update for a site with one of the conjugate priors."""
         if type(prior) not in FORMS:
             known = ", ".join(kind.__name__ for kind in FORMS)
             raise ValueError(
                 f"~ {type(prior).__name__}, which has no closed-form update, expected one of "
                 f"{known}; use latents.GradientStep(...) or a function of your own"
             )
-        return InForm(FORMS[type(prior)])
+        return ConjugateUpdate(FORMS[type(prior)])
 
 
 @dataclass(frozen=True)
-class InForm(AveragedStatistics):
+class ConjugateUpdate(AveragedStatistics):
     """
-    The maximiser of a log joint density of a form.
+    The update of a site with a conjugate prior.
 
-    :param Form form: the site's.
+    :param Form form: of its log joint density.
     """
 
     form: Form
     derivatives = 2
 
     def statistics(self, seen: Seen) -> Tensor:
-        """A and B, along a first axis."""
+        """Return A and B, stacked along a first axis."""
         return torch.stack(self.form.numbers(seen.value, *seen.derivatives()))
 
     def maximiser(self, statistics: Tensor) -> Tensor:
-        """Given A and B."""
+        """Return the value given A and B."""
         return self.form.maximiser(*statistics.unbind())
 
     def first(self, statistics: Tensor, value: Tensor) -> Tensor:
-        """A and B of the first step, with their maximiser moved to the first value."""
-        return torch.stack(self.form.moved(value, *statistics.unbind()))
+        """Return A and B of the first step, recentered at the initial value."""
+        return torch.stack(self.form.recenter(value, *statistics.unbind()))

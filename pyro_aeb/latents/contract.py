@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 r"""
-The contract of an update: from what a step has seen, the value that a latent should move to.
+The interface of an update, a map from what a step has seen to the value that a latent should move
+to.
 
-An update returns :math:`\tilde\theta`, in the space of the site's own values; the kernel moves the
-latent there by the weight :math:`\omega_k`, equation (8), keeps it in traces and checkpoints, and
-gives it to the model at the next step. An update of the kind :class:`AveragedStatistics` returns
-statistics, which are averaged in place of values. An update knows no chain: with several chains at
-once it is run through :func:`torch.vmap`.
+An update returns :math:`\tilde\theta`, in the constrained space of the site. The kernel moves the
+latent towards it by the weight :math:`\omega_k`, equation (8), records and saves it, and passes it
+to the model at the next step. An :class:`AveragedStatistics` returns statistics, which are averaged
+in place of values. An update is written for one chain; for chains that step together it is
+vectorised by :func:`torch.vmap`.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from pyro_aeb.errors import ModelError
 
 class Seen(NamedTuple):
     """
-    What a step has seen, at the weights that its gradient was taken at.
+    The inputs of an update, at the weights of the step's gradient.
 
-    :param Tensor value: of the latent before the step.
-    :param dict values: of all latent sites, in constrained space, by name.
-    :param dict statistics: values that the model has recorded with ``pyro.deterministic``, by name,
-        each times the scale of the plates around it: a sum over the batch, recorded inside the
-        plate of the data, comes as an estimate of the sum over the whole data set.
-    :param Tensor gradient: of the log joint density with respect to the latent, as far as it
-        depends on it: its prior, and all sites below it, observed or not; of the whole data set,
-        estimated from the batch. None unless the update asks for derivatives.
-    :param Tensor curvature: the gradient's own derivative. Of a vector that sums to 1, the
-        derivative of all others with respect to its first number; of all else, of each number with
-        respect to itself. None unless the update asks for two derivatives.
+    :param Tensor value: the latent's value before the step.
+    :param dict values: values of all latent sites, in constrained space, by name.
+    :param dict statistics: values that the model records with ``pyro.deterministic``, by name, each
+        multiplied by the scale of the plates around it: a sum over the batch, recorded inside the
+        plate of the data, becomes an estimate of the sum over the whole data set.
+    :param Tensor gradient: gradient with respect to the latent of the log joint density of the
+        whole data set, estimated from the batch: of its prior and of all sites that depend on it,
+        observed or not. None unless the update asks for derivatives.
+    :param Tensor curvature: elementwise derivative of the gradient; of a vector that sums to 1, the
+        derivative of the gradient's first number with respect to every number. None unless the
+        update asks for two derivatives.
     """
 
     value: Tensor
@@ -46,31 +47,29 @@ class Seen(NamedTuple):
     curvature: Tensor | None = None
 
     def derivatives(self) -> tuple[Tensor, Tensor]:
-        """Gradient and curvature, of an update that asked for both."""
+        """Return gradient and curvature, for an update that asks for both."""
         assert self.gradient is not None and self.curvature is not None
         return self.gradient, self.curvature
 
 
-def missing(update: object, method: str, what: str) -> str:
-    """The message of an error about a method that a kind of update lacks."""
-    return (
+def _lacks(update: object, method: str, result: str) -> NotImplementedError:
+    return NotImplementedError(
         f"{type(update).__name__} has no {method} of its own, expected a method that returns "
-        f"{what}; write it, or give latents= a function of what a step has seen"
+        f"{result}; write it, or give latents= a function of what a step has seen"
     )
 
 
 class LatentUpdate:
     """
-    How a latent site is learned: the base of all updates. A kind of its own overrides
-    :meth:`update`, and what else it needs.
+    Base class of updates. A custom one overrides :meth:`update`, and whatever else it needs.
     """
 
     derivatives: int = 0
-    """How many derivatives of the log joint density it reads: 0, 1 or 2."""
+    """Number of derivatives of the log joint density that it reads: 0, 1 or 2."""
 
     def of(self, prior: Any) -> LatentUpdate:
         """
-        The update for a site.
+        Return the update for a site.
 
         :param prior: the site's distribution, without ``to_event``.
         :raises ValueError: if it cannot learn a site with this prior.
@@ -79,26 +78,27 @@ class LatentUpdate:
 
     def init(self, value: Tensor) -> Tensor:
         """
-        The latent before the first step.
+        Return the latent's value before the first step.
 
-        :param Tensor value: what the kernel's ``init_strategy`` gives the site.
+        :param Tensor value: the value of the kernel's ``init_strategy``.
         """
         return value
 
     def update(self, seen: Seen) -> Tensor:
-        r""":math:`\tilde\theta`, of the shape of ``seen.value``."""
-        raise NotImplementedError(missing(self, "update(seen)", "the value to move to"))
+        r"""Return :math:`\tilde\theta`, of the shape of ``seen.value``."""
+        raise _lacks(self, "update(seen)", "the value to move to")
 
 
 class AveragedStatistics(LatentUpdate):
     r"""
-    An update that averages statistics in place of values: equation (8) moves them,
-    :math:`s \leftarrow (1 - \omega) s + \omega \tilde s`, and the latent is the maximiser given s.
-    Stochastic approximation EM, [1]. It comes to a fixed point of EM whatever the maximiser is,
-    where an average over maximisers does so only if these are linear in the statistics: the average
-    of a ratio is not the ratio of averages.
+    Base class of updates that average statistics in place of values.
 
-    A kind of its own overrides :meth:`statistics` and :meth:`maximiser`.
+    Equation (8) moves the statistics, :math:`s \leftarrow (1 - \omega) s + \omega \tilde s`, and
+    the latent is the maximiser given s: stochastic approximation EM [1]. Its limit is a fixed point
+    of EM for any maximiser. That of averaged values is one only if the maximiser is linear in the
+    statistics: the average of a ratio is not the ratio of averages.
+
+    A custom update overrides :meth:`statistics` and :meth:`maximiser`.
 
     **References**
 
@@ -107,31 +107,31 @@ class AveragedStatistics(LatentUpdate):
     """
 
     def statistics(self, seen: Seen) -> Tensor:
-        r""":math:`\tilde s`, a tensor of any shape, the same at every step."""
-        raise NotImplementedError(missing(self, "statistics(seen)", "what is averaged"))
+        r"""Return :math:`\tilde s`, a tensor of any shape, the same at every step."""
+        raise _lacks(self, "statistics(seen)", "what is averaged")
 
     def maximiser(self, statistics: Tensor) -> Tensor:
-        """The latent's value given statistics."""
-        raise NotImplementedError(missing(self, "maximiser(statistics)", "the latent's value"))
+        """Return the latent's value given statistics."""
+        raise _lacks(self, "maximiser(statistics)", "the latent's value")
 
     def first(self, statistics: Tensor, value: Tensor) -> Tensor:
         """
-        The statistics before the first step. By default those of the first step, and the first
-        value of the latent has no weight.
+        Return the statistics before the first step. By default they are those of the first step, so
+        that the latent's initial value has no weight.
 
-        :param Tensor statistics: those of the first step.
-        :param Tensor value: the latent before it.
+        :param Tensor statistics: of the first step.
+        :param Tensor value: the latent's initial value.
         """
         return statistics
 
     def update(self, seen: Seen) -> Tensor:
-        """The maximiser given the statistics of one step."""
+        """Return the maximiser given the statistics of one step."""
         return self.maximiser(self.statistics(seen))
 
 
 class Function(LatentUpdate):
     """
-    A user's own function of what a step has seen.
+    An update by a user's function.
 
     :param function: from :class:`Seen` to a value of the site.
     """
@@ -143,13 +143,16 @@ class Function(LatentUpdate):
         return getattr(self._function, "__name__", repr(self._function))
 
     def update(self, seen: Seen) -> Tensor:
-        """What the function returns."""
+        """Return the function's result."""
         return self._function(seen)
 
 
 def as_update(name: str, update: Any) -> LatentUpdate:
     """
-    :raises TypeError: if ``update`` is neither an update nor a function.
+    Return an update as it is, and a function as a :class:`Function`.
+
+    :param str name: the site.
+    :raises TypeError: if ``update`` is neither.
     """
     if isinstance(update, type):
         raise TypeError(
@@ -169,7 +172,9 @@ def as_update(name: str, update: Any) -> LatentUpdate:
 
 def check_value(name: str, value: Any, shape: torch.Size) -> Tensor:
     """
-    :raises ModelError: if an update has not returned a value of its site's shape.
+    Return the value of an update, detached.
+
+    :raises ModelError: if it is not a tensor of the site's shape.
     """
     if isinstance(value, Tensor) and value.shape == shape:
         return value.detach()
@@ -182,8 +187,10 @@ def check_value(name: str, value: Any, shape: torch.Size) -> Tensor:
 
 def check_statistics(name: str, statistics: Any, shape: torch.Size | None = None) -> Tensor:
     """
+    Return the statistics of an update, detached.
+
     :param shape: of the step before, None at the first step.
-    :raises ModelError: if an update has not returned statistics, or those of another shape.
+    :raises ModelError: if they are not a tensor, or of another shape.
     """
     if not isinstance(statistics, Tensor):
         raise ModelError(

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A step of gradient ascent, where there is no closed form."""
+"""Gradient ascent, for latents without a closed form."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from pyro_aeb.validation import positive
 @dataclass(frozen=True)
 class GradientStep(LatentUpdate):
     r"""
-    Moves a latent up the gradient of the log joint density, in unconstrained space:
-    :math:`\tilde u = u + s \nabla_u \log p`. The fixed point is the maximiser over the site's own
-    value (no term for the change of variables is added).
+    Move a latent along the gradient of the log joint density, in unconstrained space:
+    :math:`\tilde u = u + s \nabla_u \log p`. The fixed point is the maximiser over the site's
+    constrained value: there is no Jacobian term.
 
-    Equation (8) is taken in that space too, so a step moves by :math:`\omega_k s` times the
-    gradient: choose s of the size of one over the curvature.
+    Equation (8) averages in unconstrained space, so a step moves by :math:`\omega_k s` times the
+    gradient: choose s of the order of one over the curvature.
 
-    :param float step_size: s, positive. The gradient is that of the whole data set (a sum).
+    :param float step_size: s, positive. The gradient is that of the whole data set, a sum.
+    :raises TypeError: if the step size is no number.
+    :raises ValueError: if it is not positive and finite.
     """
 
     step_size: float
@@ -35,18 +37,18 @@ class GradientStep(LatentUpdate):
     def __post_init__(self) -> None:
         positive("GradientStep: step_size", self.step_size)
 
-    def of(self, prior: Any) -> InSpace:
-        """The update in the unconstrained space of a site's support."""
-        return InSpace(self.step_size, biject_to(prior.support))
+    def of(self, prior: Any) -> UnconstrainedStep:
+        """Return the update in the unconstrained space of a site's support."""
+        return UnconstrainedStep(self.step_size, biject_to(prior.support))
 
 
 @dataclass(frozen=True)
-class InSpace(AveragedStatistics):
+class UnconstrainedStep(AveragedStatistics):
     """
-    A step in an unconstrained space.
+    A gradient step in unconstrained space.
 
     :param float step_size: s.
-    :param Transform transform: from there to the site's values.
+    :param Transform transform: from unconstrained space to the site's values.
     """
 
     step_size: float
@@ -54,16 +56,16 @@ class InSpace(AveragedStatistics):
     derivatives = 1
 
     def statistics(self, seen: Seen) -> Tensor:
-        """The unconstrained value after a step up."""
+        """Return the unconstrained value after a step."""
         free = self.transform.inv(seen.value)
         pull_back: Any = torch.func.vjp(self.transform, free)[1]
         (gradient,) = pull_back(seen.gradient)
         return free + self.step_size * gradient
 
     def maximiser(self, statistics: Tensor) -> Tensor:
-        """The value itself."""
+        """Return the constrained value."""
         return self.transform(statistics)
 
     def first(self, statistics: Tensor, value: Tensor) -> Tensor:
-        """The unconstrained value before the first step."""
+        """Return the unconstrained initial value."""
         return self.transform.inv(value)

@@ -17,7 +17,7 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import StickBreakingTransform
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.latents.closed_form import InForm
+from pyro_aeb.latents.closed_form import ConjugateUpdate
 from pyro_aeb.latents.contract import LatentUpdate, Seen
 from pyro_aeb.model.perturbation import perturb
 from pyro_aeb.model.structure import LearnedSite
@@ -84,7 +84,7 @@ def check_forms(sites: Mapping[str, Site], learned: Collection[LearnedSite], tra
     values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
     values = perturb(sites, values, values.keys())
     for site in learned:
-        if not isinstance(site.update, InForm):
+        if not isinstance(site.update, ConjugateUpdate):
             continue
         form = site.update.form
         center = _differentiate_at(values, site, trace)

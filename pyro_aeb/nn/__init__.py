@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Networks: from a torch module to a sparse Bayesian one and back."""
+"""Sparse Bayesian networks: made from torch modules, predicted with, and exported to modules."""
 
 from pyro_aeb.nn import scores
 from pyro_aeb.nn.bayesian_module import BayesianModule, bayesianize

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Data to go over once, batch by batch: a DataLoader's, or one batch."""
+"""Data for one pass, batch by batch: the batches of a DataLoader, or one batch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 class Batches:
     """
-    The model's arguments, batch by batch. A DataLoader's batches are unpacked as in ``mcmc.run``,
-    by :func:`~pyro_aeb.data.arguments.unpack`.
+    The model's arguments, batch by batch. A DataLoader's batches are unpacked as in ``mcmc.run``.
 
     :param args: one DataLoader, or the positional arguments of the only batch.
     :param kwargs: keyword arguments of every batch.
-    :param str name: what the caller calls the data, for errors.
+    :param str name: the caller's name for the data, for error messages.
     :raises TypeError: if a DataLoader is one of several arguments.
     """
 
@@ -39,22 +38,22 @@ class Batches:
         self._args = args
         self._kwargs = dict(kwargs)
         self._name = name
-        self._prints: list[Tensor] = []
+        self._fingerprints: list[Tensor] = []
         self._loader = None
         if len(args) == 1 and isinstance(args[0], DataLoader):
-            # A copy, with an iterator of its own: persistent workers serve one iterator at a time,
-            # and a run may be going on on the same loader.
+            # A copy with its own iterator: persistent workers serve one iterator at a time, and
+            # a run may be using the same loader.
             self._loader = copy.copy(args[0])
             self._loader._iterator = None
-        given = (*args, *kwargs.values())
-        if self._loader is None and any(isinstance(value, DataLoader) for value in given):
+        values = (*args, *kwargs.values())
+        if self._loader is None and any(isinstance(value, DataLoader) for value in values):
             raise TypeError(
-                f"{name} has a DataLoader among {len(given)} arguments, expected it to be the only "
-                "positional one: the model gets the loader's batches, not the loader"
+                f"{name} has a DataLoader among {len(values)} arguments, expected it to be the "
+                "only positional one: the model gets the loader's batches, not the loader"
             )
 
     def __len__(self) -> int:
-        """How many batches there are, 0 where the loader does not know."""
+        """Return the number of batches, 0 if the loader does not know it."""
         if self._loader is None:
             return 1
         try:
@@ -64,35 +63,35 @@ class Batches:
 
     def fingerprint(self) -> Tensor:
         """
-        Of the last pass over a loader, shape (batches,): numbers that differ where the data or
-        their order do.
+        Return numbers that depend on the data of the last pass over a loader and on their order,
+        shape (batches,).
         """
-        return torch.stack(self._prints) if self._prints else torch.zeros(0)
+        return torch.stack(self._fingerprints) if self._fingerprints else torch.zeros(0)
 
     @property
     def shuffles(self) -> bool:
-        """Whether the order is random, as far as the loader's sampler tells."""
+        """Whether the order is random, as far as the loader's sampler shows."""
         if self._loader is None:
             return False
         inner = getattr(self._loader.batch_sampler, "sampler", None)
         return isinstance(self._loader.sampler, _RANDOM) or isinstance(inner, _RANDOM)
 
-    def on(self, device: torch.device, limit: int | None = None) -> Iterator[Arguments]:
+    def iterate(self, device: torch.device, limit: int | None = None) -> Iterator[Arguments]:
         """
-        The batches, on a device.
+        Yield the batches, on a device.
 
-        :param int limit: how many at most, None for all.
+        :param int limit: the largest number of batches, None for all.
         :raises ValueError: if there is none.
         """
-        self._prints = []
+        self._fingerprints = []
         if self._loader is None:
             yield move_to_device(Arguments(self._args, self._kwargs), device)
             return
         for batch in islice(self._loader, limit):
             arguments = move_to_device(unpack(batch, self._kwargs), device)
-            self._prints.append(_fingerprint(arguments))
+            self._fingerprints.append(_fingerprint(arguments))
             yield arguments
-        if not self._prints:
+        if not self._fingerprints:
             raise ValueError(
                 f"{self._name} is a DataLoader that gave no batch, expected at least one; its "
                 "dataset is empty, smaller than one batch with drop_last=True, or read to its end"
@@ -100,7 +99,7 @@ class Batches:
 
 
 def _fingerprint(arguments: Arguments) -> Tensor:
-    """The sum of all numbers in a batch, each datum weighted by its place."""
+    """Return the sum of all numbers in a batch, each datum weighted by its place."""
     total = torch.zeros((), dtype=torch.float64)
     for _, tensor in named_tensors(arguments):
         if tensor.dim():
@@ -111,10 +110,12 @@ def _fingerprint(arguments: Arguments) -> Tensor:
     return total
 
 
-def given(data: Any, name: str) -> Batches:
+def as_batches(data: Any, name: str) -> Batches:
     """
+    Return :class:`Batches` of an option's value.
+
     :param data: a DataLoader, the model's arguments as a tuple, list or mapping, or the only one.
-    :param str name: what the caller calls it, for errors.
+    :param str name: the option, for error messages.
     """
     if isinstance(data, Mapping):
         return Batches((), data, name)

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-From a torch module to a Bayesian one.
+Bayesian modules made from torch modules.
 
-:func:`bayesianize` has the module's layers read (:mod:`pyro_aeb.nn.layers`) and the priors checked
-(:mod:`pyro_aeb.nn.priors`). What it returns, a :class:`BayesianModule`, samples every parameter by
+:func:`bayesianize` reads the module's layers (:mod:`pyro_aeb.nn.layers`) and checks the priors
+(:mod:`pyro_aeb.nn.priors`). It returns a :class:`BayesianModule`, which samples every parameter by
 ``pyro.sample`` and calls a copy of the module with the values.
 """
 
@@ -35,11 +35,10 @@ from pyro_aeb.nn.layers import Sparse, Weight, check_module, find_weights, layer
 from pyro_aeb.nn.priors import (
     Kind,
     Priors,
-    beta,
     delta_prior,
-    inverse_gamma,
+    hyperprior,
     normal,
-    number,
+    scalar,
     sigma2_prior,
 )
 from pyro_aeb.priors import SSGL, Group
@@ -62,7 +61,7 @@ def bayesianize(
     name: str = "",
 ) -> BayesianModule:
     r"""
-    Gives every parameter of a module a prior: SSGL in the sparse layers, Normal elsewhere::
+    Give every parameter of a module a prior: SSGL in the sparse layers, Normal elsewhere::
 
         net = bayesianize(
             resnet20(),
@@ -76,36 +75,36 @@ def bayesianize(
             with pyro.plate("data", 50_000, subsample=x):
                 return pyro.sample("y", dist.Categorical(logits=logits), obs=y)
 
-    A *layer* is a submodule that owns parameters itself, such as ``layer1.0.conv1``; parameters of
-    the module itself belong to a layer with the empty name. In a sparse layer the parameters of
-    two dimensions or more have the prior ``SSGL(v0, v1, delta=<the layer's>,
-    sigma=sigma2.sqrt())``. All other parameters have the prior ``Normal(0, dense_scale)``.
-    Parameters that do not require a gradient are no sites: they stay as they are.
+    A *layer* is a submodule that owns parameters itself, such as ``layer1.0.conv1``; the module's
+    own parameters belong to a layer with the empty name. In a sparse layer, parameters of two
+    dimensions or more have the prior ``SSGL(v0, v1, delta=<the layer's>, sigma=sigma2.sqrt())``.
+    All other parameters have the prior ``Normal(0, dense_scale)``. Parameters that do not require a
+    gradient are not sampled.
 
-    The module given is not touched. Chains start at its weights.
+    The module itself does not change. Chains start at its weights.
 
-    :param torch.nn.Module module: any module. A parameter that has several names in it is one site
+    :param torch.nn.Module module: any module. A parameter with several names in it is one site
         under the first, and sparse if any of the layers that own it is.
-    :param sparse: which layers are sparse: a pattern of :mod:`fnmatch` for their names, a list of
-        names and patterns, or a function of a layer's name and module that returns a bool. Each
-        must find a layer with a parameter of two dimensions or more; what it finds beside, such as
-        a batch norm, stays dense. By default all layers with such a parameter are sparse (that
-        includes embeddings and position codes); with an empty list none is.
+    :param sparse: the sparse layers: a pattern of :mod:`fnmatch` for their names, a list of names
+        and patterns, or a function of a layer's name and module that returns a bool. Each must
+        match a layer with a parameter of two dimensions or more; other layers that it matches, such
+        as a batch norm, stay dense. By default all layers with such a parameter are sparse
+        (embeddings and position codes included); with an empty list none is.
     :param float v0: scale of the Laplace component in units of sigma, positive.
     :param float v1: variance of the Gaussian component in units of sigma squared, positive.
-    :param delta: probability of the Gaussian component, one in every sparse layer: their Beta
+    :param delta: probability of the Gaussian component, one for each sparse layer: their Beta
         prior, or a number in [0, 1] that fixes them.
     :param sigma2: sigma squared, one for all sparse layers: its InverseGamma prior, or a positive
         number that fixes it.
     :param float dense_scale: standard deviation of the Normal priors, positive.
-    :param bool by_unit: whether the weights of a unit are in or out together: rows of a matrix,
-        filters of a convolution, the slices of a parameter along its first axis. They are then a
+    :param bool by_unit: whether the weights of a unit share a gamma: of a row of a matrix, a filter
+        of a convolution, a slice of a parameter along its first axis. They are then a
         :class:`~pyro_aeb.priors.group.Group`, and delta is the share of units in the Gaussian
         component.
-    :param str name: what its sites' names start with, ``<name>.``; for a model of several networks.
+    :param str name: prefix of the sites' names, ``<name>.``; for a model of several networks.
     :raises TypeError: if an argument is of the wrong kind.
-    :raises ValueError: if a number is out of its range.
-    :raises ModelError: if the module cannot be sampled, ``sparse`` finds nothing, or a parameter
+    :raises ValueError: if a number is out of range.
+    :raises ModelError: if the module cannot be sampled, ``sparse`` matches nothing, or a parameter
         has the name of another site.
     """
     check_module(module)
@@ -128,27 +127,27 @@ def bayesianize(
 
 class BayesianModule(nn.Module):
     """
-    A module whose parameters are sites; :func:`bayesianize` makes it.
+    A module whose parameters are sites, made by :func:`bayesianize`.
 
-    A call samples every parameter under its name in the module, ``layer1.0.conv1.weight``, and
-    before a layer's first sparse one the layer's delta, ``layer1.0.conv1.delta``; before all sparse
-    ones, ``sigma2``. What is fixed is no site. Then it calls :attr:`module` with these values. The
-    call belongs outside of plates: the weights are no data. Buffers, such as a batch norm's running
-    averages, move as they do in any call of the module.
+    A call samples every parameter under its name in the module, ``layer1.0.conv1.weight``; before a
+    layer's first sparse one the layer's delta, ``layer1.0.conv1.delta``; before all sparse ones
+    ``sigma2``. Fixed values are not sites. The call then runs :attr:`module` with these values. It
+    belongs outside of plates: the weights are not data. Buffers, such as a batch norm's running
+    averages, change as in any call of the module.
 
-    ``to()``, ``train()``, ``eval()`` and ``state_dict()`` reach :attr:`module`; a change of its
-    weights changes where chains start.
+    ``to()``, ``train()``, ``eval()`` and ``state_dict()`` apply to :attr:`module`; its weights are
+    those at which chains start.
 
-    :param torch.nn.Module module: holds the weights to start from.
+    :param torch.nn.Module module: holds the initial weights.
     :param weights: the parameters that are sampled, in order.
     :param Priors priors: their priors.
-    :param str prefix: what the sites' names start with before the parameters' names.
+    :param str prefix: of the sites' names, before the parameters' names.
     """
 
     prefix: str
-    """What the sites' names start with before the parameters' names."""
+    """The prefix of the sites' names, before the parameters' names."""
     module: nn.Module
-    """The plain module: the first values, the fixed parameters and the buffers."""
+    """The plain module: the initial values, the fixed parameters and the buffers."""
     sparse_sites: tuple[str, ...]
     """The sites with an SSGL prior."""
     dense_sites: tuple[str, ...]
@@ -175,13 +174,13 @@ class BayesianModule(nn.Module):
     @property
     def sigma2(self) -> Tensor:
         """
-        Sigma squared in the latest call, shape (). In regression it may serve as the variance of
-        the noise as well, and is then learned from both::
+        Sigma squared in the latest call, shape (). In regression it may also be the variance of the
+        noise, and is then learned from both::
 
             mean = net(x).squeeze(-1)
             ... dist.Normal(mean, net.sigma2.sqrt())
 
-        :raises RuntimeError: before the first call, and where no layer is sparse.
+        :raises RuntimeError: before the first call, and if no layer is sparse.
         """
         if self._sigma2 is None:
             raise RuntimeError(
@@ -194,7 +193,7 @@ class BayesianModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """
-        Samples the sites and calls the module with them.
+        Sample the sites and call the module with their values.
 
         :raises ModelError: if a value is not of its parameter's shape.
         """
@@ -204,27 +203,27 @@ class BayesianModule(nn.Module):
         return self._call(values, args, kwargs)
 
     def _call_tracked(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
-        """Takes provenance around the module: not all of torch runs on tensors that have it."""
+        """Pass provenance around the module: not all of torch runs on tensors that have it."""
         inputs = (values, args, kwargs)
-        found = [x for x in tree_flatten(inputs)[0] if isinstance(x, ProvenanceTensor)]
+        tracked = [x for x in tree_flatten(inputs)[0] if isinstance(x, ProvenanceTensor)]
         values, args, kwargs = tree_map_only(ProvenanceTensor, detach_provenance, inputs)
-        track = partial(track_provenance, provenance=get_provenance(found))
+        track = partial(track_provenance, provenance=get_provenance(tracked))
         return tree_map_only(Tensor, track, self._call(values, args, kwargs))
 
     def _call(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
         for weight in self._weights:
             value = values[weight.name]
             if value.shape != weight.shape:
-                raise _misshapen(weight.name, value, weight.shape)
+                raise _shape_error(weight.name, value, weight.shape)
             for other in weight.names[1:]:
                 values[other] = value
-        # Tied parameters have got their value, so torch need not look for them.
+        # Tied parameters have their values, so torch need not search for them.
         return functional_call(self.module, values, args, kwargs, tie_weights=False)
 
     def _sample(self) -> dict[str, Tensor]:
         """
-        The value of every site of a weight. A step of a chain comes through here: what does not
-        depend on the values sampled is made once (:mod:`pyro_aeb.nn.priors`).
+        Sample every site; return the weights. It runs in every step of a chain, so what does not
+        depend on sampled values is made once (:mod:`pyro_aeb.nn.priors`).
         """
         if not self._slots:
             self._slots = [(w, *_owner(self.module, w.name)) for w in self._weights]
@@ -256,21 +255,21 @@ class BayesianModule(nn.Module):
     def _sample_sigma(self, kind: Kind) -> Tensor:
         sigma2 = self._priors.sigma2
         if not isinstance(sigma2, tuple):
-            self._sigma2 = number(sigma2, *kind)
-            return number(math.sqrt(sigma2), *kind)
-        self._sigma2 = _sample_number(self.prefix + SIGMA2, inverse_gamma(*sigma2, *kind))
+            self._sigma2 = scalar(sigma2, *kind)
+            return scalar(math.sqrt(sigma2), *kind)
+        prior = hyperprior(dist.InverseGamma, *sigma2, *kind)
+        self._sigma2 = _sample_scalar(self.prefix + SIGMA2, prior)
         return self._sigma2.sqrt()
 
     def _sample_ssgl(self, layer: str, sigma: Tensor, kind: Kind) -> SSGL:
-        """The prior of a layer's sparse weights, each."""
-        priors, delta = self._priors, self._priors.delta
-        value: Tensor | float
+        """Sample a layer's delta; return the prior of each of its sparse weights."""
+        priors = self._priors
+        delta: Any = priors.delta
         if isinstance(delta, tuple):
-            value = _sample_number(self.prefix + _delta_site(layer), beta(*delta, *kind))
-        else:
-            value = delta
+            prior = hyperprior(dist.Beta, *delta, *kind)
+            delta = _sample_scalar(self.prefix + _delta_site(layer), prior)
         # v0 and v1 were checked once, delta and sigma come from priors with the right support.
-        return SSGL(priors.v0, priors.v1, delta=value, sigma=sigma, validate_args=False)
+        return SSGL(priors.v0, priors.v1, delta=delta, sigma=sigma, validate_args=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_slots": [], "_sigma2": None}
@@ -289,14 +288,14 @@ class BayesianModule(nn.Module):
         return "\n  ".join([head, *lines])
 
 
-def _sample_number(site: str, prior: Any) -> Tensor:
+def _sample_scalar(site: str, prior: Any) -> Tensor:
     value = pyro.sample(site, prior)
     if value.dim():
-        raise _misshapen(site, value, torch.Size())
+        raise _shape_error(site, value, torch.Size())
     return value
 
 
-def _misshapen(site: str, value: Tensor, expected: torch.Size) -> ModelError:
+def _shape_error(site: str, value: Tensor, expected: torch.Size) -> ModelError:
     return ModelError(
         f"site {site!r} has a value of shape {tuple(value.shape)}, expected {tuple(expected)}: "
         "call the network outside of plates, and on one draw at a time (parallel=False)"
@@ -304,7 +303,7 @@ def _misshapen(site: str, value: Tensor, expected: torch.Size) -> ModelError:
 
 
 def _owner(module: nn.Module, parameter: str) -> tuple[nn.Module, str]:
-    """The submodule that owns a parameter, and its name there."""
+    """Return the submodule that owns a parameter, and the parameter's name in it."""
     path, _, attribute = parameter.rpartition(".")
     return module.get_submodule(path), attribute
 
@@ -315,10 +314,10 @@ def _delta_site(layer: str) -> str:
 
 def _latent_sites(weights: Sequence[Weight], priors: Priors, prefix: str) -> tuple[str, ...]:
     sparse = [weight for weight in weights if weight.sparse]
-    found = [SIGMA2] if sparse and isinstance(priors.sigma2, tuple) else []
+    names = [SIGMA2] if sparse and isinstance(priors.sigma2, tuple) else []
     if isinstance(priors.delta, tuple):
-        found += [_delta_site(weight.layer) for weight in sparse]
-    return tuple(dict.fromkeys(prefix + name for name in found))
+        names += [_delta_site(weight.layer) for weight in sparse]
+    return tuple(dict.fromkeys(prefix + name for name in names))
 
 
 def _check_names(net: BayesianModule) -> None:

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What predictions are worth: the scores of the posterior average beside those of its last draw."""
+"""Scores of the posterior average, beside those of its last draw."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Evaluation:
     """
     Scores of predictions, each a mean over all data.
 
-    For classes: ``accuracy``, ``nll``, ``brier``, ``ece``, ``entropy``, as
-    :mod:`pyro_aeb.nn.scores` says; a Bernoulli counts as two classes. For numbers: ``rmse`` and
-    ``nll``. ``nll`` is the mean of -log density in nats, of one datum (one element of the
-    likelihood's batch shape); the likelihood's scale in a plate does not enter.
+    For classes: ``accuracy``, ``nll``, ``brier``, ``ece``, ``entropy``, see
+    :mod:`pyro_aeb.nn.scores`; a Bernoulli counts as two classes. For numbers: ``rmse`` and ``nll``.
+    ``nll`` is the mean of -log density in nats over the elements of the likelihood's batch shape;
+    the scale of plates does not enter.
 
     :param dict average: of the average over all draws of all chains: probabilities and means are
         averaged, and nll is that of the averaged density.
     :param dict last: of the last draw (of the last chain) alone.
-    :param int draws: how many were averaged.
+    :param int draws: the number of draws in the average.
     """
 
     average: dict[str, float]
@@ -42,16 +42,18 @@ class Evaluation:
         return "\n".join(rows)
 
 
-def evaluated(average: Mixture, last: Mixture) -> Evaluation:
+def score(average: Mixture, last: Mixture) -> Evaluation:
     """
+    Score predictions of observed data.
+
     :param Mixture average: of all draws.
-    :param Mixture last: the last draw alone, for the same data.
-    :raises ValueError: if they are not of observed data.
+    :param Mixture last: of the last draw alone, for the same data.
+    :raises ValueError: if the model observed no data.
     """
-    return Evaluation(_scores(average), _scores(last), average.draws)
+    return Evaluation(_compute_scores(average), _compute_scores(last), average.draws)
 
 
-def _scores(mixture: Mixture) -> dict[str, float]:
+def _compute_scores(mixture: Mixture) -> dict[str, float]:
     mean, target, log_density = mixture.mean, mixture.target, mixture.log_density
     if target is None or log_density is None:
         raise ValueError(
@@ -60,14 +62,14 @@ def _scores(mixture: Mixture) -> dict[str, float]:
         )
     nll = -log_density.mean()
     if mixture.kind == "number":
-        found = {"rmse": scores.root_mean_square_error(mean, target), "nll": nll}
+        values = {"rmse": scores.root_mean_square_error(mean, target), "nll": nll}
     else:
         probs = mean if mixture.kind == "classes" else torch.stack([1.0 - mean, mean], -1)
-        found = {
+        values = {
             "accuracy": scores.accuracy(probs, target),
             "nll": nll,
             "brier": scores.brier(probs, target),
             "ece": scores.calibration_error(probs, target),
             "entropy": scores.entropy(probs),
         }
-    return {name: float(score) for name, score in found.items()}
+    return {name: float(score) for name, score in values.items()}

@@ -2,28 +2,28 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Modules in evaluation mode, and BatchNorm statistics of one draw, for as long as a ``with`` lasts.
+Run modules in evaluation mode, and BatchNorm modules with the statistics of one draw.
 
-Which modules a model calls is found out as it calls them, so neither needs to be told. Flags,
-momenta and buffers are put back at the end, on an error too.
+The context managers change modules as the model calls them, and restore flags, momenta and buffers
+on exit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-Buffers = dict[str, Tensor | None]
+ModuleBuffers = dict[str, Tensor | None]
 
 
 @contextmanager
 def evaluation_mode() -> Iterator[None]:
-    """Every module that is called inside runs as after ``module.eval()``: no dropout, say."""
+    """Run every module that is called inside as after ``module.eval()``: without dropout, say."""
     training: dict[nn.Module, bool] = {}
 
     def switch(module: nn.Module, _: Any) -> None:
@@ -41,47 +41,40 @@ def evaluation_mode() -> Iterator[None]:
             module.training = flag
 
 
-class _Own(NamedTuple):
-    """What a BatchNorm module had before."""
-
-    buffers: Buffers
-    momentum: float | None
-    training: bool
-
-
 class BatchNormStatistics:
     """
-    Means and variances for the BatchNorm modules of a model, estimated apart from the modules' own.
+    Means and variances for the BatchNorm modules of a model, kept apart from the modules' own.
 
-    :meth:`estimated` gathers them, as :func:`torch.optim.swa_utils.update_bn` does, and
-    :meth:`used` lends them to the modules. Both leave the modules as they were. BatchNorm modules
+    :meth:`estimate` gathers them, as :func:`torch.optim.swa_utils.update_bn` does, and
+    :meth:`apply` puts them into the modules. Both restore the modules on exit. BatchNorm modules
     without running statistics are left alone.
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[_BatchNorm, Buffers] = {}
+        self._buffers: dict[_BatchNorm, ModuleBuffers] = {}
 
     def __len__(self) -> int:
-        """How many modules there are statistics of."""
+        """Return the number of modules with statistics."""
         return len(self._buffers)
 
     @contextmanager
-    def estimated(self) -> Iterator[None]:
+    def estimate(self) -> Iterator[None]:
         """
-        BatchNorm modules that are called inside normalise by the batch, as in training, and add its
-        mean and variance to the statistics: plain averages over all batches, a shorter batch
-        counting as much as any other. Use it inside :func:`evaluation_mode`; all modules but
-        BatchNorm stay in evaluation mode.
+        Let BatchNorm modules that are called inside normalise by the batch, as in training, and add
+        its mean and variance to the statistics: plain averages over all batches, of whatever size.
+        For use inside :func:`evaluation_mode`, in which all other modules stay.
         """
-        owns: dict[_BatchNorm, _Own] = {}
+        originals: dict[_BatchNorm, tuple[ModuleBuffers, float | None, bool]] = {}
 
         def prepare(module: nn.Module, _: Any) -> None:
-            if isinstance(module, _BatchNorm) and module not in owns and module.track_running_stats:
-                owns[module] = _Own(dict(module._buffers), module.momentum, module.training)
+            if not isinstance(module, _BatchNorm) or module in originals:
+                return
+            if module.track_running_stats:
+                originals[module] = dict(module._buffers), module.momentum, module.training
                 if module in self._buffers:
                     module._buffers.update(self._buffers[module])
                 else:
-                    module._buffers.update(_copies(module._buffers))
+                    module._buffers.update(_copy(module._buffers))
                     module.reset_running_stats()
                 module.momentum = None  # the plain average over batches
                 module.training = True
@@ -91,24 +84,23 @@ class BatchNormStatistics:
             yield
         finally:
             handle.remove()
-            for module, own in owns.items():
+            for module, (buffers, momentum, training) in originals.items():
                 self._buffers[module] = dict(module._buffers)
-                module._buffers.update(own.buffers)
-                module.momentum = own.momentum
-                module.training = own.training
+                module._buffers.update(buffers)
+                module.momentum, module.training = momentum, training
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """The modules have these statistics inside."""
-        own = {module: dict(module._buffers) for module in self._buffers}
+    def apply(self) -> Iterator[None]:
+        """Run the modules with these statistics."""
+        originals = {module: dict(module._buffers) for module in self._buffers}
         try:
             for module, buffers in self._buffers.items():
                 module._buffers.update(buffers)
             yield
         finally:
-            for module, buffers in own.items():
+            for module, buffers in originals.items():
                 module._buffers.update(buffers)
 
 
-def _copies(buffers: Buffers) -> Buffers:
+def _copy(buffers: ModuleBuffers) -> ModuleBuffers:
     return {name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()}

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-From a draw of a Bayesian network back to a torch module, with the zeros in place, and what such a
-module weighs.
+Plain torch modules with the weights of one draw, and their numbers of non-zero weights.
 """
 
 from __future__ import annotations
@@ -24,21 +23,22 @@ from pyro_aeb.nn.layers import layer_of, table
 
 def sparse_module(net: BayesianModule, mcmc: Any, draw: int = -1) -> nn.Module:
     """
-    A plain module with the weights of one draw::
+    Return a plain module with the weights of one draw::
 
         module = sparse_module(net, mcmc)
         torch.save(module.state_dict(), "network.pt")
 
-    All else is as in ``net.module``: the buffers as they stand, the fixed parameters, which
+    Everything else is as in ``net.module``: the current buffers, the fixed parameters, which
     parameters require a gradient, training or evaluation mode.
 
     :param BayesianModule net: the network in the model that was run.
-    :param mcmc: a :class:`pyro.infer.MCMC` of any kernel, after its ``run()``; one of an
-        :class:`~pyro_aeb.AEBKernel` will do during it, and where its draws do not hold the
-        weights, for the last draw.
-    :param int draw: which draw; of several chains they count one after the other. -1 is the last
-        one, and where the draws do not hold the weights, the weights as they stand.
-    :raises ModelError: if the weights are not there, or are not the network's.
+    :param mcmc: a :class:`pyro.infer.MCMC` with any kernel, after its ``run()``. With an
+        :class:`~pyro_aeb.AEBKernel` also during the run, and for draws without the weights, if
+        ``draw`` is -1.
+    :param int draw: the number of the draw; chains count one after the other. -1 is the last draw,
+        or the chain's current weights where the draws do not hold them.
+    :raises TypeError: if ``net`` or ``draw`` is of the wrong kind.
+    :raises ModelError: if the weights are not available, or not of the network's shapes.
     :raises IndexError: if there is no such draw.
     """
     if not isinstance(net, BayesianModule):
@@ -63,7 +63,7 @@ def sparse_module(net: BayesianModule, mcmc: Any, draw: int = -1) -> nn.Module:
 
 
 def _values(net: BayesianModule, mcmc: Any, draw: int) -> Mapping[str, Tensor]:
-    """The weights' values in a draw, by parameter."""
+    """Return the weights of a draw, by parameter."""
     sites = (*net.sparse_sites, *net.dense_sites)
     # MCMC holds no draws before its run has ended, StreamingMCMC never does.
     draws = mcmc.get_samples() if getattr(mcmc, "_samples", None) else {}
@@ -75,41 +75,40 @@ def _values(net: BayesianModule, mcmc: Any, draw: int) -> Mapping[str, Tensor]:
                 f"{count} draws"
             )
         return {name.removeprefix(net.prefix): draws[name][draw] for name in sites}
-    current = _current(mcmc) if draw == -1 else {}
-    missing = [name for name in sites if name not in current]
-    if not missing:
+    current = _current_values(mcmc) if draw == -1 else {}
+    if all(name in current for name in sites):
         return {name.removeprefix(net.prefix): current[name] for name in sites}
-    lacking = [name for name in sites if name not in draws]
+    missing = [name for name in sites if name not in draws]
     if draw == -1:
-        instead = (
-            "and the kernel's last state is not there either (chains that ran in processes of "
-            "their own leave none behind, and a later run of the kernel takes its place)"
+        reason = (
+            "and the kernel's last state is not available either (chains that ran in worker "
+            "processes leave none behind, and a later run of the kernel replaces it)"
         )
     else:
-        instead = "and the kernel's last state stands in for draw=-1 only"
+        reason = "and the kernel's last state replaces draw=-1 only"
     raise ModelError(
-        f"the draws do not hold {len(lacking)} of the network's {len(sites)} weights, "
-        f"{lacking[0]!r} first, {instead}; name them in AEBKernel(..., save=[*net.sparse_sites, "
+        f"the draws do not hold {len(missing)} of the network's {len(sites)} weights, "
+        f"{missing[0]!r} first, {reason}; name them in AEBKernel(..., save=[*net.sparse_sites, "
         "*net.dense_sites]), or call sparse_module in the run, from MCMC's hook_fn"
     )
 
 
-def _current(mcmc: Any) -> Mapping[str, Tensor]:
-    """The values of all sites as the chain under way, or the last one, stands; empty if unknown."""
+def _current_values(mcmc: Any) -> Mapping[str, Tensor]:
+    """Return all sites' values in the current or the last chain; empty if it is not available."""
     try:
         chain = mcmc.kernel.chain
     except (AttributeError, RuntimeError):  # another kernel, or none that was started here
         return {}
-    # A kernel may have gone on to another run since, or its chains have run in other processes.
-    finished = list((getattr(mcmc, "_diagnostics", None) or [None])[-1:])
-    run = finished[0].get("run") if isinstance(finished[0], dict) else None
-    ours = run is None or run == chain.name or not chain.finished
-    return chain.values_by_chain()[-1] if ours else {}
+    # The kernel's chain may be of a later run, or this run's chains ran in worker processes.
+    report = (getattr(mcmc, "_diagnostics", None) or [None])[-1]
+    run = report.get("run") if isinstance(report, dict) else None
+    is_of_run = run is None or run == chain.name or not chain.finished
+    return chain.values_by_chain()[-1] if is_of_run else {}
 
 
 def masks(module: nn.Module) -> dict[str, Tensor]:
     """
-    Which weights of a module are not zero.
+    Return masks of a module's non-zero weights.
 
     :param torch.nn.Module module: a plain module, such as :func:`sparse_module` returns.
     :returns: parameter name to bool tensor of the parameter's shape.
@@ -123,8 +122,8 @@ class LayerCount:
     The weights of a layer.
 
     :param str name: the layer, as in ``named_modules()``.
-    :param int total: number of its weights.
-    :param int nonzero: number of those that are not zero.
+    :param int total: the number of its weights.
+    :param int nonzero: the number of those that are not zero.
     """
 
     name: str
@@ -133,33 +132,33 @@ class LayerCount:
 
     @property
     def sparsity(self) -> float:
-        """Share of the weights that are zero."""
+        """The share of the weights that are zero."""
         return 1.0 - self.nonzero / self.total if self.total else 0.0
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
     """
-    The weights of a module; as a string, a table.
+    The weights of a module; a table, as a string.
 
-    :param layers: of every layer that owns parameters itself.
+    :param layers: the counts of every layer that owns parameters itself.
     """
 
     layers: tuple[LayerCount, ...]
 
     @property
     def total(self) -> int:
-        """Number of weights; those that several layers share count once."""
+        """The number of weights; those that several layers share count once."""
         return sum(layer.total for layer in self.layers)
 
     @property
     def nonzero(self) -> int:
-        """Number of weights that are not zero."""
+        """The number of weights that are not zero."""
         return sum(layer.nonzero for layer in self.layers)
 
     @property
     def sparsity(self) -> float:
-        """Share of the weights that are zero."""
+        """The share of the weights that are zero."""
         return self._all.sparsity
 
     @property
@@ -176,7 +175,7 @@ class ParameterCounts:
 
 def parameter_counts(module: nn.Module) -> ParameterCounts:
     """
-    How many weights a module has, and how many are not zero, layer by layer.
+    Count a module's weights, and those that are not zero, layer by layer.
 
     :param torch.nn.Module module: a plain module, such as :func:`sparse_module` returns.
     """

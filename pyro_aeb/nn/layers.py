@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A module's layers and parameters, read once: which parameters are to be sampled, under which names,
-and which of them are sparse.
+The layers and parameters of a module: which are sampled, under which names, and which are sparse.
 
 A *layer* is a submodule that owns parameters itself. A *wide* parameter has two dimensions or more.
 """
@@ -22,7 +21,7 @@ from torch.nn.parameter import is_lazy
 from pyro_aeb.errors import ModelError, listed
 
 Sparse = str | Sequence[str] | Callable[[str, nn.Module], bool]
-"""Which layers are sparse: a pattern, several, or a function of a layer's name and module."""
+"""The sparse layers: a pattern, several, or a function of a layer's name and module."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Weight:
     """
     One parameter that is sampled.
 
-    :param names: its name in every submodule that owns it (several if tied); the first is its
+    :param names: its name in every submodule that owns it (several if tied); the first is the
         site's.
     :param torch.Size shape: its shape.
     :param bool sparse: whether its prior is SSGL.
@@ -42,7 +41,7 @@ class Weight:
 
     @property
     def name(self) -> str:
-        """The site."""
+        """The name of its site."""
         return self.names[0]
 
     @property
@@ -52,13 +51,13 @@ class Weight:
 
 
 def layer_of(parameter: str) -> str:
-    """The layer that owns a parameter, by its name."""
+    """Return the name of the layer that owns a parameter."""
     return parameter.rpartition(".")[0]
 
 
 def check_module(module: object) -> None:
     """
-    Checks that a module's parameters can be sampled.
+    Check that a module's parameters can be sampled.
 
     :raises TypeError: if it is no module.
     :raises ModelError: if it is Bayesian already, uninitialised, or has nothing to sample.
@@ -87,22 +86,7 @@ def check_module(module: object) -> None:
             "parameters call requires_grad_() first)"
         )
     for name, parameter in free.items():
-        if not parameter.is_floating_point():
-            raise ModelError(
-                f"parameter {name!r} has dtype {parameter.dtype}, expected a real floating point "
-                "type; write it as two real parameters, or fix it with requires_grad_(False)"
-            )
-        if parameter.dtype not in (torch.float32, torch.float64):
-            raise ModelError(
-                f"parameter {name!r} has dtype {parameter.dtype}, expected float32 or float64, in "
-                "which noise and latents can be computed; call module.float(), and run it in lower "
-                "precision by torch.autocast inside the model"
-            )
-        if bad := int((~torch.isfinite(parameter.detach())).sum()):
-            raise ModelError(
-                f"parameter {name!r} has {bad} non-finite of {parameter.numel()} numbers, expected "
-                "finite ones, at which the chain can start"
-            )
+        _check_parameter(name, parameter)
     kinds = {(p.dtype, p.device): name for name, p in free.items()}
     if len(kinds) > 1:
         found = ", ".join(f"{name!r} is {dtype} on {d}" for (dtype, d), name in kinds.items())
@@ -110,10 +94,29 @@ def check_module(module: object) -> None:
             f"the parameters are not of one kind ({found}), expected one dtype on one device; call "
             "module.to(...)"
         )
-    _check_kinds_of_layers(module)
+    _check_layer_types(module)
 
 
-def _check_kinds_of_layers(module: nn.Module) -> None:
+def _check_parameter(name: str, parameter: nn.Parameter) -> None:
+    if not parameter.is_floating_point():
+        raise ModelError(
+            f"parameter {name!r} has dtype {parameter.dtype}, expected a real floating point "
+            "type; write it as two real parameters, or fix it with requires_grad_(False)"
+        )
+    if parameter.dtype not in (torch.float32, torch.float64):
+        raise ModelError(
+            f"parameter {name!r} has dtype {parameter.dtype}, expected float32 or float64, in "
+            "which noise and latents can be computed; call module.float(), and run it in lower "
+            "precision by torch.autocast inside the model"
+        )
+    if bad := int((~torch.isfinite(parameter.detach())).sum()):
+        raise ModelError(
+            f"parameter {name!r} has {bad} non-finite of {parameter.numel()} numbers, expected "
+            "finite ones, at which the chain can start"
+        )
+
+
+def _check_layer_types(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule) or hasattr(part, "_orig_mod"):
             raise ModelError(
@@ -124,41 +127,40 @@ def _check_kinds_of_layers(module: nn.Module) -> None:
             if part.max_norm is not None or part.sparse:
                 raise ModelError(
                     f"{_part(name)} is an embedding with max_norm or sparse=True, which change the "
-                    "weights, or give gradients, in ways of their own; make it without them"
+                    "weights or give sparse gradients; make it without them"
                 )
 
 
 def find_weights(module: nn.Module, sparse: Sparse | None) -> tuple[Weight, ...]:
     """
-    The parameters to sample, in the module's order.
+    Return the parameters to sample, in the module's order.
 
-    :param sparse: as :func:`~pyro_aeb.nn.bayesianize` takes it.
+    :param sparse: see :func:`~pyro_aeb.nn.bayesianize`.
     :raises TypeError: if ``sparse`` is of the wrong kind.
-    :raises ModelError: if ``sparse`` finds no layer with a wide parameter.
+    :raises ModelError: if ``sparse`` matches no layer with a wide parameter.
     """
-    chosen = _chosen_layers(module, sparse)
+    chosen = _choose_layers(module, sparse)
     layers = dict(module.named_modules(remove_duplicate=False))
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
             names.setdefault(parameter, []).append(name)
     weights = []
-    for parameter, own in names.items():
+    for parameter, aliases in names.items():
         # A submodule that has two names itself owns the parameter once.
-        places = [(layers[layer_of(name)], name.rpartition(".")[2]) for name in own]
-        once = tuple(name for i, name in enumerate(own) if places[i] not in places[:i])
-        wide = parameter.dim() >= 2
-        weights.append(
-            Weight(once, parameter.shape, wide and any(layer_of(name) in chosen for name in own))
-        )
+        places = [(layers[layer_of(name)], name.rpartition(".")[2]) for name in aliases]
+        unique = tuple(name for i, name in enumerate(aliases) if places[i] not in places[:i])
+        is_sparse = parameter.dim() >= 2 and any(layer_of(name) in chosen for name in aliases)
+        weights.append(Weight(unique, parameter.shape, is_sparse))
     return tuple(weights)
 
 
-def _chosen_layers(module: nn.Module, sparse: Sparse | None) -> set[str]:
+def _choose_layers(module: nn.Module, sparse: Sparse | None) -> set[str]:
     # A shared submodule counts under each of its names.
     layers = dict(module.named_modules(remove_duplicate=False))
-    layers = {name: layer for name, layer in layers.items() if _own(layer)}
-    wide = {name for name, layer in layers.items() if any(p.dim() >= 2 for p in _own(layer))}
+    sampled = {name: _sampled_parameters(layer) for name, layer in layers.items()}
+    layers = {name: layer for name, layer in layers.items() if sampled[name]}
+    wide = {name for name in layers if any(p.dim() >= 2 for p in sampled[name])}
     if sparse is None:
         return wide
     if isinstance(sparse, type) or not (callable(sparse) or _is_names(sparse)):
@@ -168,17 +170,16 @@ def _chosen_layers(module: nn.Module, sparse: Sparse | None) -> set[str]:
             "lambda name, layer: isinstance(layer, torch.nn.Linear)"
         )
     if callable(sparse):
-        found = {name for name, layer in layers.items() if sparse(name, layer)}
-        return _checked(found, wide, "sparse, a function,")
+        matches = {name for name, layer in layers.items() if sparse(name, layer)}
+        return _select_wide(matches, wide, "sparse, a function,")
     chosen: set[str] = set()
     for pattern in [sparse] if isinstance(sparse, str) else sparse:
-        found = {name for name in layers if fnmatchcase(name, pattern)}
-        chosen |= _checked(found, wide, f"sparse pattern {pattern!r}")
+        matches = {name for name in layers if fnmatchcase(name, pattern)}
+        chosen |= _select_wide(matches, wide, f"sparse pattern {pattern!r}")
     return chosen
 
 
-def _own(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters that a layer owns and that are sampled."""
+def _sampled_parameters(layer: nn.Module) -> list[nn.Parameter]:
     return [p for p in layer.parameters(recurse=False) if p.requires_grad]
 
 
@@ -188,14 +189,15 @@ def _is_names(sparse: object) -> bool:
     )
 
 
-def _checked(found: set[str], wide: set[str], what: str) -> set[str]:
-    """The layers found that have a wide parameter; an error if there are none."""
-    if found & wide:
-        return found & wide
-    others = f"only {listed(sorted(found))}, without one" if found else "none"
+def _select_wide(matches: set[str], wide: set[str], option: str) -> set[str]:
+    """Return the matches that have a wide parameter; raise an error if there are none."""
+    if matches & wide:
+        return matches & wide
+    others = f"only {listed(sorted(matches))}, without one" if matches else "none"
     raise ModelError(
-        f"{what} finds {others}, expected a layer with a parameter of two dimensions or more that "
-        f"requires a gradient; there are {listed(sorted(wide))}; with sparse=[] no layer is sparse"
+        f"{option} finds {others}, expected a layer with a parameter of two dimensions or more "
+        f"that requires a gradient; there are {listed(sorted(wide))}; with sparse=[] no layer is "
+        "sparse"
     )
 
 
@@ -204,13 +206,9 @@ def _part(name: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lines of text: the first column left, the others right."""
+    """Format rows as lines of text, the first column left-aligned, the others right-aligned."""
     lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    first, *rest = widths
+    first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
     return "\n".join(
-        "  ".join(
-            [line[0].ljust(first), *(c.rjust(w) for c, w in zip(line[1:], rest, strict=True))]
-        )
-        for line in lines
+        "  ".join([line[0].ljust(first), *map(str.rjust, line[1:], rest)]) for line in lines
     )

@@ -4,8 +4,8 @@
 """
 One draw's prediction, by one run of the model.
 
-No trace is built. One handler gives latent sites the draw's values and takes down the distributions
-of all sites that are left; one of these is the likelihood.
+No trace is built. One handler gives latent sites the draw's values and records the distributions of
+all remaining sites, one of which is the likelihood.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.errors import ModelError, listed
 from pyro_aeb.model.tracing import unwrap
-from pyro_aeb.nn.mixture import Mixture, predicted
+from pyro_aeb.nn.mixture import Mixture, predict_from
 
 REMEDY = (
     "name all latent sites in the kernel's save=[...] (or MCMC's save_params), or average while "
@@ -30,14 +30,22 @@ REMEDY = (
 )
 
 
+class RecordedSite(NamedTuple):
+    """A site that is not in the draws; ``value`` is None unless it is observed."""
+
+    fn: Any
+    value: Tensor | None
+    masked: bool
+
+
 class LikelihoodSite:
     """
     The observed site of a model whose distribution is the prediction.
 
     :param model: a Pyro model.
-    :param str site: its name; None for the only one there is.
-    :param likelihoods: names of sites that are known to be observed, also where the arguments hold
-        no data for them.
+    :param str site: its name; None if there is only one.
+    :param likelihoods: names of sites that are known to be observed, even if the arguments hold no
+        data for them.
     """
 
     def __init__(
@@ -52,34 +60,36 @@ class LikelihoodSite:
 
     def predict(self, values: Mapping[str, Tensor], arguments: Arguments) -> Mixture:
         """
+        Predict from one draw.
+
         :param values: latent site name to constrained value.
         :param arguments: the model's, with or without the data.
-        :raises ModelError: if a latent site has no value, or it is not clear which site is meant.
+        :raises ModelError: if a latent site has no value, or several sites can be meant.
         """
-        found = self.run(values, arguments)
-        name = self._choose(found, values)
-        site = found[name]
+        sites = self.run(values, arguments)
+        name = self._choose(sites, values)
+        site = sites[name]
         if site.masked:
             raise ModelError(
                 f"site {name!r} has a mask, which prediction does not support: leave the masked "
                 "data out of the arguments, so that nothing need be masked"
             )
-        return predicted(site.fn, site.value)
+        return predict_from(site.fn, site.value)
 
-    def run(self, values: Mapping[str, Tensor], arguments: Arguments) -> dict[str, Found]:
-        """Runs the model at a draw's values; the sites without a value in it."""
-        with _Given(values) as given:
+    def run(self, values: Mapping[str, Tensor], arguments: Arguments) -> dict[str, RecordedSite]:
+        """Run the model at a draw's values; return the sites that are not in it."""
+        with _Substitute(values) as handler:
             self._model(*arguments.args, **arguments.kwargs)
-        return given.found
+        return handler.sites
 
-    def _choose(self, found: Mapping[str, Found], values: Mapping[str, Tensor]) -> str:
-        observed = [name for name, site in found.items() if site.value is not None]
+    def _choose(self, sites: Mapping[str, RecordedSite], values: Mapping[str, Tensor]) -> str:
+        observed = [name for name, site in sites.items() if site.value is not None]
         name = self._site
         if name is None:
-            candidates = observed or list(found)
-            if not observed and len(found) > 1:
+            candidates = observed or list(sites)
+            if not observed and len(sites) > 1:
                 raise ModelError(
-                    f"sites {listed(sorted(found))} have no values in the draws, which hold "
+                    f"sites {listed(sorted(sites))} have no values in the draws, which hold "
                     f"{listed(sorted(values))}. If one of them is to be predicted and the draws "
                     f"lack the others: {REMEDY}. If the model predicts several: choose one with "
                     "site="
@@ -90,13 +100,12 @@ class LikelihoodSite:
                     "expected one; choose with PosteriorPredictive(..., site=name)"
                 )
             name = candidates[0]
-        if name not in found:
+        if name not in sites:
             raise ModelError(
                 f"site {name!r} is not one that the model observes, expected one of "
-                f"{sorted(found)}; choose with PosteriorPredictive(..., site=name)"
+                f"{sorted(sites)}; choose with PosteriorPredictive(..., site=name)"
             )
-        known = {name, *observed, *self._likelihoods}
-        unknown = sorted(found.keys() - known)
+        unknown = sorted(sites.keys() - {name, *observed, *self._likelihoods})
         if unknown:
             raise ModelError(
                 f"the draws hold {listed(sorted(values))} but not the latent sites "
@@ -105,46 +114,32 @@ class LikelihoodSite:
         return name
 
 
-class Found(NamedTuple):
-    """A site without a value in the draws; ``value`` is None unless it is observed."""
-
-    fn: Any
-    value: Tensor | None
-    masked: bool
-
-
-class _Given(Messenger):
-    """Gives latent sites their values and takes down the others."""
+class _Substitute(Messenger):
+    """Give latent sites their values and record the other sites."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._values = values
-        self.found: dict[str, Found] = {}
+        self.sites: dict[str, RecordedSite] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        name, observed = msg["name"], msg["is_observed"]
+        name, observed, fn = msg["name"], msg["is_observed"], msg["fn"]
         if site_is_subsample(msg):
-            self._check_whole(msg)
+            _check_whole(msg)
         elif not observed and name in self._values:
             msg["value"] = self._values[name]
             msg["done"] = True
             msg["stop"] = True
-        elif not _is_a_term(msg):
-            fn = msg["fn"]
+        elif not msg["infer"].get("_deterministic") and not isinstance(unwrap(fn), dist.Unit):
             masked = msg["mask"] is not None or isinstance(unwrap(fn), dist.MaskedDistribution)
-            self.found[name] = Found(fn, msg["value"] if observed else None, masked)
-
-    @staticmethod
-    def _check_whole(msg: Any) -> None:
-        size, batch = msg["fn"].size, msg["fn"].subsample_size
-        if msg["value"] is None and batch is not None and batch < size:
-            raise ModelError(
-                f"plate {msg['name']!r} would take {batch} of {size} data at random, expected all "
-                "that the model is given; leave out the batch size, or use a DataLoader to go over "
-                "the data in batches"
-            )
+            self.sites[name] = RecordedSite(fn, msg["value"] if observed else None, masked)
 
 
-def _is_a_term(msg: Any) -> bool:
-    """Whether the site is of pyro.deterministic or pyro.factor, which observe nothing."""
-    return bool(msg["infer"].get("_deterministic")) or isinstance(unwrap(msg["fn"]), dist.Unit)
+def _check_whole(plate: Any) -> None:
+    size, batch = plate["fn"].size, plate["fn"].subsample_size
+    if plate["value"] is None and batch is not None and batch < size:
+        raise ModelError(
+            f"plate {plate['name']!r} would take {batch} of {size} data at random, expected all "
+            "that the model is given; leave out the batch size, or use a DataLoader to go over "
+            "the data in batches"
+        )

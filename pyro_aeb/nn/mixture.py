@@ -2,12 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What draws predict for some data, and the average of it: the posterior predictive distribution is a
-mixture with one component a draw.
+The posterior predictive distribution for some data: a mixture with one component per draw.
 
-:func:`predicted` reads one draw's prediction off the likelihood's distribution. :func:`averaged`
-joins the predictions of different draws for the same data, :func:`concatenated` those of the same
-draws for different data. Both can be repeated, so averages run along without the draws being kept.
+:func:`predict_from` reads one draw's component off the likelihood, :func:`merge` averages the
+predictions of different draws for the same data, and :func:`concatenate` those of the same draws
+for different data. Both can be repeated, so that averages need not keep the draws.
 """
 
 from __future__ import annotations
@@ -32,13 +31,14 @@ class Mixture(NamedTuple):
 
     :param str kind: ``"classes"`` (Categorical, OneHotCategorical), ``"binary"`` (Bernoulli) or
         ``"number"`` (all other distributions).
-    :param int draws: how many.
-    :param Tensor mean: for classes the probabilities, shape (..., C); binary the probability of 1,
-        shape (...); else the mean, of the site's shape.
-    :param Tensor variance: of the mixture, of the site's shape; None unless ``"number"``.
-    :param Tensor log_density: log of the mixture's density at the data, of the site's batch shape;
-        None where there are no data.
-    :param Tensor target: the data (of a OneHotCategorical, the number of the class), or None.
+    :param int draws: their number.
+    :param Tensor mean: the probabilities of classes, shape (..., C); the probability of 1 of a
+        binary site, shape (...); else the mean, of the site's shape.
+    :param Tensor variance: the variance of the mixture, of the site's shape; None unless
+        ``"number"``.
+    :param Tensor log_density: the log density of the mixture at the data, of the site's batch
+        shape; None without data.
+    :param Tensor target: the data (the class, of a OneHotCategorical); None without data.
     """
 
     kind: Kind
@@ -49,40 +49,36 @@ class Mixture(NamedTuple):
     target: Tensor | None
 
 
-def predicted(fn: Any, target: Tensor | None) -> Mixture:
+def predict_from(fn: Any, target: Tensor | None) -> Mixture:
     """
-    One draw's prediction.
+    Return one draw's prediction.
 
     :param fn: the likelihood's distribution at the draw.
     :param Tensor target: the observed value, or None.
-    :raises ModelError: if the distribution has no mean or variance to report.
+    :raises ModelError: if the distribution has no mean or variance.
     """
-    log_density = None if target is None else _kept(fn.log_prob(target))
-    own, variance = unwrap(fn), None
+    distribution, variance = unwrap(fn), None
     kind: Kind = "number"
-    if isinstance(own, (Categorical, OneHotCategorical)):
-        kind, mean = "classes", own.probs
-        if target is not None and isinstance(own, OneHotCategorical):
-            target = target.argmax(-1)
-    elif isinstance(own, Bernoulli):
-        kind, mean = "binary", own.probs
+    if isinstance(distribution, (Categorical, OneHotCategorical)):
+        kind, mean = "classes", distribution.probs
+    elif isinstance(distribution, Bernoulli):
+        kind, mean = "binary", distribution.probs
     else:
         mean, variance = _moments(fn)
+    log_density = None if target is None else _copy(fn.log_prob(target))
+    if target is not None:
+        one_hot = isinstance(distribution, OneHotCategorical)
+        target = target.argmax(-1) if one_hot else target.clone()
     return Mixture(
-        kind,
-        1,
-        _kept(mean),
-        None if variance is None else _kept(variance),
-        log_density,
-        None if target is None else target.clone(),
+        kind, 1, _copy(mean), None if variance is None else _copy(variance), log_density, target
     )
 
 
-def averaged(first: Mixture | None, second: Mixture) -> Mixture:
+def merge(first: Mixture | None, second: Mixture) -> Mixture:
     """
-    The mixture of the draws of two mixtures, for the same data.
+    Return the mixture of the draws of two mixtures, for the same data.
 
-    Means (probabilities, for classes) are averaged, densities are averaged in the log domain, and
+    Means (probabilities, of classes) are averaged, densities are averaged in the log domain, and
     the variance is that of the mixture by the law of total variance: the mean of the variances plus
     the variance of the means.
 
@@ -105,28 +101,18 @@ def averaged(first: Mixture | None, second: Mixture) -> Mixture:
     )
 
 
-def concatenated(parts: Sequence[Mixture]) -> Mixture:
+def concatenate(parts: Sequence[Mixture]) -> Mixture:
     """
-    The prediction for the data of all parts, joined along the first axis.
+    Return the prediction for the data of all parts, joined along the first axis.
 
     :param parts: at least one; of the same draws.
     """
-    if len(parts) == 1:
-        return parts[0]
-
-    def join(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values)
-
     first = parts[0]
-    return Mixture(
-        first.kind,
-        first.draws,
-        torch.cat([part.mean for part in parts]),
-        join("variance"),
-        join("log_density"),
-        join("target"),
-    )
+    if len(parts) == 1:
+        return first
+    names = [name for name, value in first._asdict().items() if isinstance(value, Tensor)]
+    joined: dict[str, Any] = {n: torch.cat([getattr(part, n) for part in parts]) for n in names}
+    return first._replace(**joined)
 
 
 def _moments(fn: Any) -> tuple[Tensor, Tensor]:
@@ -140,10 +126,10 @@ def _moments(fn: Any) -> tuple[Tensor, Tensor]:
         ) from error
 
 
-def _kept(value: Tensor) -> Tensor:
+def _copy(value: Tensor) -> Tensor:
     """
-    A copy, in single precision at least, that shares nothing with the draw: a mean may be a view of
-    the weights, which move on.
+    Copy a tensor, in single precision at least: a mean may be a view of the draw's weights, which
+    change in place.
     """
     wide = torch.promote_types(value.dtype, torch.float32)
     return value.detach().to(wide, copy=True)

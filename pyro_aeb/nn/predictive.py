@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Predictions by the posterior average, from a finished run or along with one.
+Predictions by the posterior average, from a finished run or during one.
 
-:class:`PosteriorPredictive` runs the model for every batch and draw. A draw's prediction is read
-off the likelihood's site (:mod:`pyro_aeb.nn.likelihood_site`), predictions are averaged as they
-come (:mod:`pyro_aeb.nn.mixture`), and scored at the end (:mod:`pyro_aeb.nn.evaluation`). Meanwhile
-modules are in evaluation mode, with BatchNorm statistics of the draw's own if asked
-(:mod:`pyro_aeb.nn.evaluation_mode`).
+:class:`PosteriorPredictive` runs the model for every batch and draw. It reads a draw's prediction
+off the likelihood's site (:mod:`pyro_aeb.nn.likelihood_site`), averages predictions draw by draw
+(:mod:`pyro_aeb.nn.mixture`), and scores the result (:mod:`pyro_aeb.nn.evaluation`), with modules in
+evaluation mode (:mod:`pyro_aeb.nn.evaluation_mode`).
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.seeds import worker_chain
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
-from pyro_aeb.nn.batches import Batches, given
-from pyro_aeb.nn.evaluation import Evaluation, evaluated
+from pyro_aeb.nn.batches import Batches, as_batches
+from pyro_aeb.nn.evaluation import Evaluation, score
 from pyro_aeb.nn.evaluation_mode import BatchNormStatistics, evaluation_mode
 from pyro_aeb.nn.likelihood_site import REMEDY, LikelihoodSite
-from pyro_aeb.nn.mixture import Mixture, averaged, concatenated
+from pyro_aeb.nn.mixture import Mixture, concatenate, merge
 
 Draw = Mapping[str, Tensor]
 """Latent site name to constrained value."""
@@ -40,10 +39,10 @@ Draw = Mapping[str, Tensor]
 
 class Moments(NamedTuple):
     """
-    What is predicted where the likelihood is not of classes.
+    The prediction of a likelihood that is not of classes.
 
     :param Tensor mean: of the posterior predictive distribution, of the site's shape.
-    :param Tensor sd: its standard deviation: the noise's and the draws' together.
+    :param Tensor sd: its standard deviation, from the noise and the spread of the draws together.
     """
 
     mean: Tensor
@@ -54,43 +53,43 @@ class PosteriorPredictive:
     """
     The posterior predictive distribution of a Pyro model, in batches.
 
-    From the draws that a finished run keeps::
+    From the draws of a finished run::
 
         predict = PosteriorPredictive(model, mcmc)
         predict.evaluate(test_loader)          # or evaluate(X_test, y_test): scores
         predict(X_test)                        # probabilities, or mean and standard deviation
 
-    Along with a run whose draws are too many to keep: nothing of a draw stays but its part in the
-    averages, of the size of the test data times the classes::
+    During a run whose draws are too large to keep. The averages take the memory of the test data
+    times the classes::
 
         predict = PosteriorPredictive(model, data=test_loader)
         mcmc = MCMC(kernel, num_samples=1000, warmup_steps=200, hook_fn=predict.hook)
         mcmc.run(train_loader)
         predict.evaluate()                     # so far, at any time, after Ctrl-C as well
 
-    The model is run as it is, once for every batch and draw, without gradients. A DataLoader's
-    batches become its arguments as in ``mcmc.run``: tuples and lists positional ones, mappings
-    keyword arguments, anything else the only one; their leading axis is that of the data. Tensors
-    are moved to the draws' device. Meanwhile modules are in evaluation mode; training flags,
-    buffers, and random number generators are put back afterwards, on an error too.
+    The model runs once for every batch and draw, without gradients. A DataLoader's batches become
+    its arguments as in ``mcmc.run``: tuples and lists positional ones, mappings keyword arguments,
+    anything else the only one; their leading axis is that of the data. Tensors are moved to the
+    draws' device. Modules run in evaluation mode; training flags, buffers and random number
+    generators are restored afterwards, also after an error.
 
-    All draws share the buffers that the modules hold, and BatchNorm's running averages fit none of
-    them: give ``recalibrate``.
+    All draws share the buffers that the modules hold. BatchNorm's running averages fit none of the
+    draws: give ``recalibrate``.
 
     :param model: the model that was sampled.
     :param MCMC mcmc: a finished run, with any kernel and number of chains.
-    :param str site: which observed site to predict, where there are several.
-    :param recalibrate: training data, a DataLoader or the model's arguments as a tuple (some
-        thousand data will do). For every draw, the BatchNorm statistics are first estimated anew
-        from them, as by :func:`torch.optim.swa_utils.update_bn` except that dropout stays off. One
-        pass over them serves all draws of ``mcmc``; the hook needs one a draw. Without BatchNorm in
-        the model it costs one run of the model.
-    :param data: in place of ``mcmc``, what :meth:`hook` predicts: a DataLoader that does not
-        shuffle, or the model's arguments as a tuple.
+    :param str site: the observed site to predict, if there are several.
+    :param recalibrate: training data, a DataLoader or the model's arguments as a tuple; some
+        thousand data are enough. For every draw, the BatchNorm statistics are first estimated from
+        them, as by :func:`torch.optim.swa_utils.update_bn` except that dropout stays off. One pass
+        over them serves all draws of ``mcmc``; the hook needs one a draw. For a model without
+        BatchNorm this costs one run of the model.
+    :param data: instead of ``mcmc``, the data that :meth:`hook` predicts: a DataLoader that does
+        not shuffle, or the model's arguments as a tuple.
     :raises TypeError: if an argument is of the wrong kind, or not exactly one of ``mcmc`` and
         ``data`` is given.
     :raises RuntimeError: if ``mcmc`` has not been run.
-    :raises ModelError: if the draws of ``mcmc`` hold no sites at all.
+    :raises ModelError: if the draws of ``mcmc`` hold no sites.
     :raises ValueError: if ``data`` shuffles.
     """
 
@@ -108,60 +107,60 @@ class PosteriorPredictive:
         if (mcmc is None) == (data is None):
             raise TypeError(
                 "expected either a finished run, PosteriorPredictive(model, mcmc), or the data to "
-                "predict along with a run, PosteriorPredictive(model, data=loader)"
+                "predict during a run, PosteriorPredictive(model, data=loader)"
             )
         self._draws = [] if mcmc is None else _draws(mcmc)
         self._likelihoods = _observed_sites(mcmc)
-        alone = len(self._likelihoods) == 1
-        self._site = self._likelihoods[0] if site is None and alone else site
+        only_one = len(self._likelihoods) == 1
+        self._site = self._likelihoods[0] if site is None and only_one else site
         self._model = model
-        self._recalibrate = None if recalibrate is None else given(recalibrate, "recalibrate")
-        self._data = None if data is None else given(data, "data")
+        self._recalibrate = None if recalibrate is None else as_batches(recalibrate, "recalibrate")
+        self._data = None if data is None else as_batches(data, "data")
         if self._data is not None and self._data.shuffles:
             raise ValueError(
                 "the DataLoader given as data= shuffles, expected the same order at every pass, by "
                 "which a draw's predictions are added to the earlier ones; use shuffle=False"
             )
         self._streamed: tuple[Mixture, Mixture] | None = None
-        self._seen = torch.zeros(0)  # the fingerprint of the last pass over the data
+        self._fingerprint = torch.zeros(0)  # of the last pass over the data
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor | Moments:
         """
-        Predicts new data, averaged over all draws.
+        Predict data, averaged over all draws.
 
-        :param args: the model's arguments, without the data to predict (with them is as good); or a
-            DataLoader of such.
+        :param args: the model's arguments, with or without the data to predict; or a DataLoader of
+            such. None for the hook's averages so far.
         :param kwargs: keyword arguments for every run of the model.
-        :returns: of a Categorical or OneHotCategorical the probabilities, shape (..., C); of a
-            Bernoulli the probability of 1; of all others :class:`Moments`. Without arguments, of
-            ``data`` as the hook has it so far.
-        :raises ModelError: if the draws and the model do not fit.
+        :returns: for a Categorical or OneHotCategorical the probabilities, shape (..., C); for a
+            Bernoulli the probability of 1, shape (...); for all others :class:`Moments`.
+        :raises ModelError: if the draws do not fit the model.
         """
-        average, _ = self._average_of(args, kwargs)
-        return average.mean if average.variance is None else _moments(average)
+        average, _ = self._average(args, kwargs)
+        if average.variance is None:
+            return average.mean
+        return Moments(average.mean, average.variance.sqrt())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Evaluation:
         """
-        Scores predictions of data that are known.
+        Score predictions of observed data.
 
-        :param args: the model's arguments with the data, or a DataLoader of such; none for
-            ``data`` as the hook has it so far.
+        :param args: the model's arguments with the data, or a DataLoader of such; none for the
+            hook's averages so far.
         :param kwargs: keyword arguments for every run of the model.
-        :raises ModelError: if the draws and the model do not fit.
+        :raises ModelError: if the draws do not fit the model.
         :raises ValueError: if the data are not among the arguments.
         """
-        average, last = self._average_of(args, kwargs)
-        return evaluated(average, last)
+        return score(*self._average(args, kwargs))
 
     def hook(self, kernel: Any, samples: Any, stage: str, i: int) -> None:
         """
-        Adds the draw at which an :class:`~pyro_aeb.AEBKernel` stands to the averages; pass it to
-        ``MCMC(..., hook_fn=predict.hook)``. Draws of warm-up do not count; the first of them tries
-        out one batch, so that what does not fit is found at once. Chains that follow one another in
-        this process are averaged together. A new run starts afresh.
+        Add the current draw of an :class:`~pyro_aeb.AEBKernel` to the averages: for
+        ``MCMC(..., hook_fn=predict.hook)``. Draws of warm-up do not count, but one batch is
+        predicted at the first, to raise errors early. Sequential chains in this process are
+        averaged together. A new run starts new averages.
 
-        :raises RuntimeError: in a chain in a process of its own, whose averages would be lost.
-        :raises ValueError: if the data come in another order than at the draw before.
+        :raises RuntimeError: in a worker process, whose averages would be lost.
+        :raises ValueError: if the data differ from those at the previous draw, or their order does.
         """
         data = _check_hook(kernel, self._data)
         draws = kernel.chain.values_by_chain()
@@ -173,19 +172,17 @@ class PosteriorPredictive:
             self._streamed = None
         draw, last = self._predict(data, draws, progress=False)
         before = None if self._streamed is None else self._streamed[0]
-        seen, self._seen = self._seen, data.fingerprint()
-        if before is not None and not torch.equal(seen, self._seen):
+        expected, self._fingerprint = self._fingerprint, data.fingerprint()
+        if before is not None and not torch.equal(expected, self._fingerprint):
             raise ValueError(
                 "the data came in another order, or were others, than at the draw before: the "
                 "DataLoader given as data= must give the same batches at every pass, without "
                 "shuffling"
             )
-        self._streamed = averaged(before, draw), last
+        self._streamed = merge(before, draw), last
 
-    def _average_of(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[Mixture, Mixture]:
-        """The mixture of all draws and the last draw alone."""
+    def _average(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Mixture, Mixture]:
+        """Return the predictions of all draws and of the last draw alone."""
         if self._data is None:
             return self._predict(Batches(args, kwargs, "the data"), self._draws, progress=True)
         if args or kwargs:
@@ -202,47 +199,47 @@ class PosteriorPredictive:
     def _predict(
         self, batches: Batches, draws: Sequence[Draw], progress: bool, limit: int | None = None
     ) -> tuple[Mixture, Mixture]:
-        """Batches outside, draws inside: one pass over the data, at most ``limit`` batches."""
+        """Predict in one pass over the data, at most ``limit`` batches, all draws at each."""
         device = next((value.device for value in draws[0].values()), torch.device("cpu"))
         site = LikelihoodSite(self._model, self._site, self._likelihoods)
         averages, lasts = [], []
-        with _predicting(), _bar(progress, batches, draws) as bar:
-            statistics = self._statistics(site, draws, device, limit)
-            for arguments in batches.on(device, limit):
+        with _prediction_mode(), _bar(progress, batches, draws) as bar:
+            statistics = self._estimate_statistics(site, draws, device, limit)
+            for arguments in batches.iterate(device, limit):
                 average: Mixture | None = None
-                for draw, own in zip(draws, statistics, strict=True):
-                    with own.used():
+                for draw, batch_norm in zip(draws, statistics, strict=True):
+                    with batch_norm.apply():
                         last = site.predict(draw, arguments)
-                    average = averaged(average, last)
+                    average = merge(average, last)
                     bar.update()
                 assert average is not None
                 averages.append(average)
                 lasts.append(last)
-        return concatenated(averages), concatenated(lasts)
+        return concatenate(averages), concatenate(lasts)
 
-    def _statistics(
+    def _estimate_statistics(
         self,
         site: LikelihoodSite,
         draws: Sequence[Draw],
         device: torch.device,
         limit: int | None,
     ) -> list[BatchNormStatistics]:
-        """Every draw's own BatchNorm statistics; empty ones where they are not asked for."""
+        """Return BatchNorm statistics for every draw, empty without ``recalibrate``."""
         statistics = [BatchNormStatistics() for _ in draws]
         if self._recalibrate is None:
             return statistics
-        for arguments in self._recalibrate.on(device, limit):
-            for draw, own in zip(draws, statistics, strict=True):
-                with own.estimated():
+        for arguments in self._recalibrate.iterate(device, limit):
+            for draw, batch_norm in zip(draws, statistics, strict=True):
+                with batch_norm.estimate():
                     site.run(draw, arguments)
-                if not own:  # there is no BatchNorm in the model
+                if not batch_norm:  # the model has no BatchNorm
                     return statistics
         return statistics
 
 
 @contextmanager
-def _predicting() -> Iterator[None]:
-    """The state that models predict in; all of it is put back."""
+def _prediction_mode() -> Iterator[None]:
+    """Run models in evaluation mode, without side effects, gradients and validation."""
     with (
         preserve_buffers(),
         evaluation_mode(),
@@ -254,19 +251,14 @@ def _predicting() -> Iterator[None]:
 
 
 def _bar(progress: bool, batches: Batches, draws: Sequence[Draw]) -> Any:
-    """A progress bar where it takes longer than a moment and somebody watches."""
+    """Return a progress bar, shown on a terminal after 2 seconds if ``progress``."""
     total = len(batches) * len(draws) or None
     disable = None if progress else True
     return tqdm(desc="Predict", total=total, delay=2.0, leave=False, disable=disable)
 
 
-def _moments(mixture: Mixture) -> Moments:
-    assert mixture.variance is not None
-    return Moments(mixture.mean, mixture.variance.sqrt())
-
-
 def _draws(mcmc: Any) -> list[Draw]:
-    """Every draw of every chain, chain after chain."""
+    """Return every draw of every chain, chain after chain."""
     if isinstance(mcmc, StreamingMCMC):
         raise TypeError(
             "StreamingMCMC keeps no draws to predict with: use pyro.infer.MCMC, or average while "
@@ -290,9 +282,9 @@ def _draws(mcmc: Any) -> list[Draw]:
 
 
 def _observed_sites(mcmc: MCMC | None) -> list[str]:
-    """The sites that an AEBKernel's run observed."""
-    chain: Any = None if mcmc is None else mcmc._diagnostics[0]
-    roles = (chain or {}).get("roles", {})
+    """Return the observed sites of an AEBKernel's run; empty for other kernels."""
+    report: Any = None if mcmc is None else mcmc._diagnostics[0]
+    roles = (report or {}).get("roles", {})
     return [name for name, role in roles.items() if role == "observed"]
 
 
@@ -308,7 +300,7 @@ def _check_hook(kernel: Any, data: Batches | None) -> Batches:
         )
     if (chain := worker_chain()) is not None:
         raise RuntimeError(
-            f"chain {chain} runs in a process of its own, whose averages would end with it; run "
-            "one chain, or keep the draws and use PosteriorPredictive(model, mcmc)"
+            f"chain {chain} runs in a worker process, whose averages would be lost; run one "
+            "chain, or keep the draws and use PosteriorPredictive(model, mcmc)"
         )
     return data

@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A network's priors: what users give, checked and as plain numbers, and the distributions that a step
-need not make anew.
+A network's priors, as plain numbers, and the distributions that do not change from step to step.
 
-Those hold nothing that was sampled, and there is one for each dtype and device. They are made
-outside of inference mode, as no gradient goes through a tensor that was made in it.
+These depend on no sampled value, so there is one instance for each dtype and device. They are
+created outside of inference mode: a tensor that was created in it takes no gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_aeb.validation import positive
+from pyro_aeb.validation import number, positive
 
 Kind = tuple[torch.dtype, torch.device]
 
@@ -33,10 +32,9 @@ class Priors:
     :param float v0: of SSGL.
     :param float v1: of SSGL.
     :param delta: a number that fixes the layers' deltas, or (a, b) of their Beta(a, b).
-    :param sigma2: a number that fixes sigma squared, or the (concentration, rate) of its
-        InverseGamma.
+    :param sigma2: a number that fixes sigma squared, or (concentration, rate) of its InverseGamma.
     :param float dense_scale: standard deviation of the Normal.
-    :param bool by_unit: whether a unit's weights share a gamma.
+    :param bool by_unit: whether the weights of a unit share a gamma.
     """
 
     v0: float
@@ -60,35 +58,31 @@ class Priors:
 
 def delta_prior(delta: Any) -> float | tuple[float, float]:
     """
-    The number, or the (a, b) of the Beta, checked.
+    Return the fixed delta, or the (a, b) of its Beta prior.
 
     :raises TypeError: if it is neither.
     :raises ValueError: if the number is outside [0, 1], or the prior not of one number.
     """
     if isinstance(delta, dist.Beta):
-        return _one("delta", delta.concentration1), _one("delta", delta.concentration0)
+        return _scalars("delta", delta.concentration1, delta.concentration0)
     if not isinstance(delta, Real):
         raise TypeError(
-            f"delta is {delta!r}, expected a pyro.distributions.Beta, which all layers share as "
-            "their prior, or a number in [0, 1], which fixes their deltas"
+            f"delta is {delta!r}, expected a pyro.distributions.Beta, the prior of every layer's "
+            "delta, or a number in [0, 1], which fixes them"
         )
-    if not 0.0 <= float(delta) <= 1.0:
-        raise ValueError(
-            f"delta is {delta!r}, expected a number in [0, 1]: it is the probability of the "
-            "Gaussian component; of a logit, pass its sigmoid"
-        )
-    return float(delta)
+    advice = "it is the probability of the Gaussian component; of a logit, pass its sigmoid"
+    return number("delta", delta, "[0, 1]", advice)
 
 
 def sigma2_prior(sigma2: Any) -> float | tuple[float, float]:
     """
-    The number, or the (concentration, rate) of the InverseGamma, checked.
+    Return the fixed sigma squared, or the (concentration, rate) of its InverseGamma prior.
 
     :raises TypeError: if it is neither.
     :raises ValueError: if the number is not positive, or the prior not of one number.
     """
     if isinstance(sigma2, dist.InverseGamma):
-        return _one("sigma2", sigma2.concentration), _one("sigma2", sigma2.rate)
+        return _scalars("sigma2", sigma2.concentration, sigma2.rate)
     if not isinstance(sigma2, Real):
         raise TypeError(
             f"sigma2 is {sigma2!r}, expected a pyro.distributions.InverseGamma or a number > 0, "
@@ -97,40 +91,34 @@ def sigma2_prior(sigma2: Any) -> float | tuple[float, float]:
     return positive("sigma2", sigma2)
 
 
-def _one(name: str, parameter: Tensor) -> float:
-    if parameter.numel() != 1:
-        raise ValueError(
-            f"{name} has a prior of shape {tuple(parameter.shape)}, expected one of a single "
-            "number; every sparse layer has the same prior"
-        )
-    return float(parameter)
+def _scalars(name: str, *parameters: Tensor) -> tuple[float, float]:
+    for parameter in parameters:
+        if parameter.numel() != 1:
+            raise ValueError(
+                f"{name} has a prior of shape {tuple(parameter.shape)}, expected one of a single "
+                "number; every sparse layer has the same prior"
+            )
+    first, second = map(float, parameters)
+    return first, second
 
 
 @lru_cache(maxsize=1024)
-def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A number as a tensor."""
+def scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a number as a tensor of shape ()."""
     with torch.inference_mode(False):
         return torch.full((), value, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=1024)
 def normal(scale: float, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Any:
-    """Independent Normal(0, scale) of a shape."""
-    loc, scales = (number(value, dtype, device).expand(shape) for value in (0.0, scale))
+    """Return independent Normal(0, scale) distributions of a shape."""
+    loc, scales = (scalar(value, dtype, device).expand(shape) for value in (0.0, scale))
     return dist.Normal(loc, scales, validate_args=False).to_event(len(shape))
 
 
 @lru_cache(maxsize=1024)
-def beta(a: float, b: float, dtype: torch.dtype, device: torch.device) -> Any:
-    """Beta(a, b) of one number."""
-    a_, b_ = (number(value, dtype, device) for value in (a, b))
+def hyperprior(family: Any, a: float, b: float, dtype: torch.dtype, device: torch.device) -> Any:
+    """Return the Beta(a, b) or InverseGamma(a, b) distribution of one number."""
+    parameters = [scalar(value, dtype, device) for value in (a, b)]
     with torch.inference_mode(False):
-        return dist.Beta(a_, b_, validate_args=True)
-
-
-@lru_cache(maxsize=1024)
-def inverse_gamma(shape: float, rate: float, dtype: torch.dtype, device: torch.device) -> Any:
-    """InverseGamma(shape, rate) of one number."""
-    shape_, rate_ = (number(value, dtype, device) for value in (shape, rate))
-    with torch.inference_mode(False):
-        return dist.InverseGamma(shape_, rate_, validate_args=True)
+        return family(*parameters, validate_args=True)

@@ -141,7 +141,7 @@ def test_weights_that_are_nowhere():
     with pytest.raises(ModelError, match="3 of the network's 4 weights, '2.weight' first.*save="):
         aeb.nn.sparse_module(net, run, draw=0)
     run.kernel = pickle.loads(pickle.dumps(run.kernel))  # as after chains in processes
-    with pytest.raises(ModelError, match="processes of their own leave none behind.*save="):
+    with pytest.raises(ModelError, match="worker processes leave none behind.*save="):
         aeb.nn.sparse_module(net, run)
     with pytest.raises(ModelError, match="do not hold 4 of the network's 4 weights"):
         aeb.nn.sparse_module(net, make_pyro_mcmc(make_kernel(Classifier(net))))

@@ -90,7 +90,7 @@ def test_the_last_state_is_exported_for_its_own_run_only():
     weights = aeb.nn.sparse_module(net, first).state_dict()
     second = run_mcmc(kernel)
     assert not torch.equal(aeb.nn.sparse_module(net, second)[0].weight, weights["0.weight"])
-    with pytest.raises(ModelError, match="a later run of the kernel takes its place"):
+    with pytest.raises(ModelError, match="a later run of the kernel replaces it"):
         aeb.nn.sparse_module(net, first)
 
 

@@ -230,5 +230,5 @@ def test_the_hook_needs_data_and_an_aeb_kernel():
 
 def test_chains_in_processes_of_their_own_are_refused():
     predict = PosteriorPredictive(sparse_regression, data=TEST)
-    with pytest.raises(RuntimeError, match="chain [01] runs in a process of its own"):
+    with pytest.raises(RuntimeError, match="chain [01] runs in a worker process"):
         make_parallel_mcmc(make_kernel(), context="fork", hook_fn=predict.hook).run(X, Y)

@@ -67,13 +67,13 @@ def test_statistics_are_those_of_update_bn_where_there_is_no_dropout():
     network = Network().train()
     network.drop.p = 0.0
     own = BatchNormStatistics()
-    with evaluation_mode(), own.estimated(), torch.no_grad():
+    with evaluation_mode(), own.estimate(), torch.no_grad():
         for x in TRAIN.split(4):
             network(x)
     before = network.norm.running_mean.clone()
     update_bn(TRAIN.split(4), network)
     assert not torch.equal(network.norm.running_mean, before)
-    with own.used():
+    with own.apply():
         lent = {name: buffer.clone() for name, buffer in network.norm.named_buffers()}
     for name, buffer in network.norm.named_buffers():
         torch.testing.assert_close(lent[name], buffer)
@@ -112,7 +112,7 @@ def test_the_modules_are_left_as_they_were(momentum):
     )
     predict(TEST)
     with pytest.raises(KeyError):
-        with evaluation_mode(), BatchNormStatistics().estimated():
+        with evaluation_mode(), BatchNormStatistics().estimate():
             network(TRAIN)
             raise KeyError
     assert network.norm.running_mean is mean and bool((mean == 5.0).all())
