@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Diagnostics of runs. :func:`check` reads what a run has recorded and says what to do; the others
-give the figures, or try things on a chain whose latents are held still::
+Diagnostics of runs. :func:`check` reads the record of a run and says what to do; the other
+functions return the figures, or experiment on a chain whose latents are frozen::
 
     aeb.check(mcmc)
     aeb.diagnostics.step_halving(mcmc)

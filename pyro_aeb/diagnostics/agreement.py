@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Whether chains have learned the same latents. Their paths are those of point estimates: this is no
-R-hat, and says nothing of a posterior. It says whether chains that started apart went to the same
-fixed point.
+Agreement of chains on the learned latents. Their paths are those of point estimates, so this is no
+R-hat and says nothing about a posterior: it tests whether chains with different starts have reached
+the same fixed point.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from pyro_aeb.diagnostics.batch_means import FALSE_ALARM, batch_means
+from pyro_aeb.diagnostics.batch_means import FALSE_ALARM, mean_with_error
 from pyro_aeb.diagnostics.findings import Finding
-from pyro_aeb.diagnostics.recorded_run import Array, Run
-from pyro_aeb.diagnostics.settling import LEAST, wandering
+from pyro_aeb.diagnostics.recorded_run import Run
+from pyro_aeb.diagnostics.settling import MIN_DRAWS, wandering_sd
+from pyro_aeb.testing.linear import Array
 
 
 class Agreement(NamedTuple):
     """
-    One latent over all chains, in the second half of their draws.
+    Comparison of the chains on one latent, over the second half of the draws.
 
-    :param str latent: its name.
-    :param means: of every chain's path.
-    :param float spread: the standard deviation of these.
-    :param float expected: what it is for chains with one fixed point.
-    :param bool agrees: whether the spread is that, by an F test at a false-alarm rate of
-        1 % for all latents together.
+    :param str latent: name of the latent.
+    :param means: mean of the path of every chain.
+    :param float spread: standard deviation of these means.
+    :param float expected: standard deviation expected of chains with one fixed point.
+    :param bool agrees: whether the spread is as expected, by an F test at a false-alarm rate of 1 %
+        for all latents together.
     """
 
     latent: str
@@ -39,25 +40,25 @@ class Agreement(NamedTuple):
     agrees: bool
 
 
-def agreements_of(run: Run) -> list[Agreement]:
+def compare_chains(run: Run) -> list[Agreement]:
     """
-    Every learned latent that moves. The variance expected of a chain's mean is the larger of that
-    of ten batch means, and that of the autoregression of
-    :func:`~pyro_aeb.diagnostics.settling.wandering`, whose memory of 1/omega steps batches can be
-    too short for.
+    Compare the chains on every learned latent that moves. The expected variance of a chain's mean
+    is the larger of two estimates: by ten batch means, and by the autoregression of
+    :func:`~pyro_aeb.diagnostics.settling.wandering_sd`, whose autocorrelation time of 1/omega steps
+    may exceed a batch.
     """
     half = run.draws // 2
     paths = [(n, path[:, half:]) for n, path in run.learned.items() if np.ptp(path) > 0.0]
-    omega = run.steps * run.omega[:, half:].astype(np.float64)
-    if run.chains < 2 or run.draws < LEAST or omega[:, 1:].min() <= 0.0:
+    omega = run.omega_sums[:, half:]
+    if run.chains < 2 or run.draws < MIN_DRAWS or omega[:, 1:].min() <= 0.0:
         return []
-    found = []
+    agreements = []
     for name, path in paths:
-        variance = float(np.mean([_variance(own, w) for own, w in zip(path, omega, strict=True)]))
-        means = path.mean(1)
+        variances = [_variance_of_mean(p, w) for p, w in zip(path, omega, strict=True)]
+        variance, means = float(np.mean(variances)), path.mean(1)
         ratio = means.var(ddof=1) / max(variance, 1e-300)
         limit = stats.f.isf(FALSE_ALARM / len(paths), run.chains - 1, 9 * run.chains)
-        found.append(
+        agreements.append(
             Agreement(
                 latent=name,
                 means=tuple(map(float, means)),
@@ -66,43 +67,38 @@ def agreements_of(run: Run) -> list[Agreement]:
                 agrees=bool(ratio <= limit),
             )
         )
-    return found
+    return agreements
 
 
-def _variance(path: Array, omega: Array) -> float:
-    """Of the mean of a path that has settled."""
-    length = float(omega[1:].sum())  # in units of the memory
+def _variance_of_mean(path: Array, omega: Array) -> float:
+    """Return the variance of the mean of a path, shape (draws,), that has settled."""
+    length = float(omega[1:].sum())  # in autocorrelation times
     share = 2.0 / length * (1.0 + np.expm1(-length) / length)
-    return max(float(stats.sem(batch_means(path)) ** 2), wandering(path, omega) ** 2 * float(share))
+    return max(mean_with_error(path).error ** 2, wandering_sd(path, omega) ** 2 * float(share))
 
 
-def agreement(run: Run) -> Finding:
-    """The same in words."""
+def agreement_finding(run: Run) -> Finding:
+    """Return the agreement of the chains as a finding."""
     check = "learned latents: chains agree"
     if run.chains < 2:
-        return Finding(
-            check,
-            "note",
-            "cannot be told from one chain",
-            "at least 2 chains from different starts",
-            "num_chains=4",
-        )
-    found = agreements_of(run)
-    if not found:
-        return Finding(check, "note", "nothing to compare: no latent moves, or too few draws")
-    apart = [one for one in found if not one.agrees]
+        expected = "at least 2 chains from different starts"
+        return Finding(check, "note", "not tested: there is one chain", expected, "num_chains=4")
+    agreements = compare_chains(run)
+    if not agreements:
+        return Finding(check, "note", "not tested: no latent moves, or there are too few draws")
+    apart = [a for a in agreements if not a.agrees]
     if not apart:
-        names = ", ".join(one.latent for one in found[:4])
-        return Finding(check, "good", f"the paths of {names} end in one place in all chains")
-    worst = max(apart, key=lambda one: one.spread / max(one.expected, 1e-300))
+        names = ", ".join(a.latent for a in agreements[:4])
+        return Finding(check, "good", f"the paths of {names} end at the same place in all chains")
+    worst = max(apart, key=lambda a: a.spread / max(a.expected, 1e-300))
     values = ", ".join(f"{mean:.3g}" for mean in worst.means)
     return Finding(
         check,
         "warning",
-        f"chains have gone to different values of {', '.join(one.latent for one in apart[:4])}: "
+        f"chains have reached different values of {', '.join(a.latent for a in apart[:4])}: "
         f"{worst.latent} is {values}",
         f"chains within about {worst.expected:.2g} of one another",
-        "if they still drift, run longer; else there are several fixed points: start colder "
-        "(an inverse temperature below 1 that rises), with larger omega in warm-up, and read the "
-        "chains one by one, not pooled",
+        "if they still drift, run longer; otherwise there are several fixed points: start at a "
+        "higher temperature (an inverse temperature below 1 that rises), with larger omega in "
+        "warm-up, and read the chains one by one, not pooled",
     )

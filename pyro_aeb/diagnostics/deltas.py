@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Learned prior inclusion probabilities that have run into 0 or 1 and cannot come back."""
+"""Collapse of learned prior inclusion probabilities to 0 or 1, which equation (7) cannot undo."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ from pyro_aeb.diagnostics.recorded_run import Run
 
 def collapse(mcmc: MCMC) -> list[str]:
     """
-    The delta sites that are collapsed at the end of some chain; see
+    Return the names of the delta sites that have collapsed at the end of some chain; see
     :class:`~pyro_aeb.errors.CollapseWarning`.
 
     :param MCMC mcmc: a run of an AEBKernel, finished or interrupted.
-    :raises TypeError: if ``mcmc`` is no run of an AEBKernel.
-    :raises RuntimeError: if it has no draws.
+    :raises TypeError: if ``mcmc`` is not a run of an AEBKernel.
+    :raises RuntimeError: if the run has no draws.
     """
     return Run(mcmc, "collapse()").collapsed
 
 
 def collapse_finding(run: Run) -> Finding:
-    """The same in words."""
-    check = "delta collapse"
-    sites = run.collapsed
+    """Return the collapsed delta sites as a finding."""
+    check, sites = "delta collapse", run.collapsed
     if not sites:
-        return Finding(check, "good", "no learned delta has run into 0 or 1")
-    named = ", ".join(
+        return Finding(check, "good", "no learned delta has collapsed to 0 or 1")
+    names = ", ".join(
         f"{site} ({run.learned[site][:, -1].min():.2g})" if site in run.learned else site
         for site in sites[:4]
     )
     return Finding(
         check,
         "warning",
-        f"collapsed: {named}{f' and {len(sites) - 4} more' if len(sites) > 4 else ''}. All weights "
+        f"collapsed: {names}{f' and {len(sites) - 4} more' if len(sites) > 4 else ''}. All weights "
         "of their sites are in one component, and equation (7) cannot leave 0 or 1",
         "a delta inside (0, 1)",
         "a Beta prior with a > 1 (b > 1 at the other end), a smaller or more slowly growing omega, "

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a diagnostic says: a finding in plain words, and a verdict made of them."""
+"""Findings of single diagnostics, and the verdict on a run that they make up."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from pyro_aeb.testing.reports import find_check
+
 Severity = Literal["good", "note", "warning"]
-"""All is well; it cannot be told, or is worth knowing; something is to be done."""
+"""Nothing is wrong; undecided, or worth knowing; something should be done."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """
-    What one diagnostic found.
+    The result of one diagnostic.
 
-    :param str check: what was looked at, in a few words; the name by which a verdict finds it.
+    :param str check: name of the check, by which a verdict is indexed.
     :param str severity: ``"good"``, ``"note"`` or ``"warning"``.
     :param str found: what was found, with its figures.
-    :param str expected: what should have been.
-    :param str cure: what to do; empty where all is well.
+    :param str expected: what was expected.
+    :param str cure: what to do; empty if nothing is wrong.
     """
 
     check: str
@@ -35,28 +37,22 @@ class Finding:
     def __str__(self) -> str:
         lines = [f"[{self.severity}] {self.check}: {self.found}"]
         if self.severity != "good":
-            lines += [f"expected: {self.expected}"] if self.expected else []
-            lines += [f"cure: {self.cure}"] if self.cure else []
-        wrapped = (
-            textwrap.fill(
-                line,
-                width=100,
-                initial_indent="    " if i else "",
-                subsequent_indent="        " if i else "    ",
-            )
-            for i, line in enumerate(lines)
+            details = {"expected": self.expected, "cure": self.cure}
+            lines += [f"    {name}: {text}" for name, text in details.items() if text]
+        return "\n".join(
+            textwrap.fill(line, 100, subsequent_indent="        " if line[0] == " " else "    ")
+            for line in lines
         )
-        return "\n".join(wrapped)
 
 
 @dataclass(frozen=True, repr=False)
 class Verdict:
     """
-    All findings on a run. Printed, it reads as a report; ``verdict["pruning"]`` is the finding of
-    one check, and iterating goes through all.
+    All findings on a run. Printed, it reads as a report; ``verdict["pruning"]`` is the
+    :class:`Finding` of one check, and a verdict can be iterated over.
 
     :param str subject: the run.
-    :param findings: in the order in which they were made.
+    :param findings: the findings, in the order of the checks.
     """
 
     subject: str
@@ -69,22 +65,14 @@ class Verdict:
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """The findings that ask for something to be done."""
+        """The findings that are warnings."""
         return tuple(f for f in self.findings if f.severity == "warning")
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
 
     def __getitem__(self, check: str) -> Finding:
-        """
-        The finding of one check.
-
-        :raises KeyError: if it was not made.
-        """
-        for finding in self.findings:
-            if finding.check == check:
-                return finding
-        raise KeyError(f"{check!r} was not checked; checked were {[f.check for f in self]}")
+        return find_check(self.findings, check)
 
     def __repr__(self) -> str:
         count = len(self.warnings)

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Whether pruning has made up its mind."""
+"""Stability of the set of pruned weights."""
 
 from __future__ import annotations
 
@@ -9,58 +9,58 @@ import numpy as np
 from pyro.infer import MCMC
 
 from pyro_aeb.diagnostics.findings import Finding
-from pyro_aeb.diagnostics.recorded_run import Array, Run
+from pyro_aeb.diagnostics.recorded_run import Run
+from pyro_aeb.testing.linear import Array
 
-MANY = 0.05
-"""Share of the pruned weights that may change from one draw to the next."""
+MAX_FLIPS = 0.05
+"""Largest share of the pruned weights that may change from one draw to the next."""
 
 
 def pruning_flips(mcmc: MCMC) -> Array | None:
     """
-    How many weights changed from pruned to not, or back, since the draw before; shape (chains,
-    draws). What changes and changes back between two draws is not seen.
+    Return how many weights became zero or nonzero since the previous draw, shape (chains, draws).
+    A weight that changes and changes back between two draws is not counted.
 
     :param MCMC mcmc: a run of an AEBKernel, finished or interrupted.
-    :returns: None where nothing is pruned.
-    :raises TypeError: if ``mcmc`` is no run of an AEBKernel.
-    :raises RuntimeError: if it has no draws.
+    :returns: the counts; None if the run does not prune.
+    :raises TypeError: if ``mcmc`` is not a run of an AEBKernel.
+    :raises RuntimeError: if the run has no draws.
     """
     return Run(mcmc, "pruning_flips()").stats.get("pruning_flips")
 
 
 def pruning_finding(run: Run) -> Finding | None:
-    """What the second half of the draws says of pruning, in words; None without pruning."""
+    """Return the stability of pruning, in the second half of the draws, as a finding."""
     check, flips = "pruning", run.stats.get("pruning_flips")
     if flips is None:
         return None
-    half = run.draws // 2
-    zeros = run.stats["sparsity"][:, half:]
-    share, moved = float(zeros.mean()), float(flips[:, half:].mean())
     pruning = run.kernel.pruning
     if pruning is not None and run.steps % pruning.every != 0:
         return Finding(
             check,
             "warning",
-            f"draws are {run.steps} steps apart and pruning comes every {pruning.every}, so draws "
-            "are taken between two prunings, when weights are not zero",
+            f"draws are {run.steps} steps apart and pruning is done every {pruning.every} steps, "
+            "so draws are taken between two prunings, when weights are not zero",
             "draws at multiples of `every`",
             f"steps_per_draw={pruning.every}, or a multiple of it",
         )
-    rising = float(np.ptp(zeros))
-    said = (
-        f"{100 * share:.1f} % of the weights are zero, and {moved:.3g} of them change from a draw "
-        "to the next"
+    half = run.draws // 2
+    sparsity = run.stats["sparsity"][:, half:]
+    share, changed = float(sparsity.mean()), float(flips[:, half:].mean())
+    found = (
+        f"{100 * share:.1f} % of the weights are zero, and {changed:.3g} of them change from one "
+        "draw to the next"
     )
     pruned = share * run.weights
-    if pruned and moved > MANY * pruned:
-        what = " (the target still moves)" if rising > 0.01 else ""
-        return Finding(
-            check,
-            "warning",
-            f"{said}, {100 * moved / pruned:.0f} % of the pruned{what}",
-            f"at most {100 * MANY:.0f} %: weights that are pruned for good",
-            "the draws are of many networks, not of one: freeze=True keeps what is pruned, and "
-            "ProbabilityPruning goes by averaged probabilities in place of momentary sizes; or "
-            "anneal (a rising inverse_temperature), so that weights shake less",
-        )
-    return Finding(check, "good", said)
+    if not pruned or changed <= MAX_FLIPS * pruned:
+        return Finding(check, "good", found)
+    moving = " (the target sparsity still changes)" if np.ptp(sparsity) > 0.01 else ""
+    return Finding(
+        check,
+        "warning",
+        f"{found}, {100 * changed / pruned:.0f} % of the pruned{moving}",
+        f"at most {100 * MAX_FLIPS:.0f} %: weights that stay pruned",
+        "the draws are of many networks, not of one: freeze=True keeps pruned weights at zero, and "
+        "ProbabilityPruning ranks weights by averaged probabilities, not by their current size; or "
+        "anneal (a rising inverse_temperature), so that weights fluctuate less",
+    )

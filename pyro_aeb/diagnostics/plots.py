@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Pictures of a run, in matplotlib: the paths of the learned latents, the inclusion probabilities
-layer by layer, and sparsity over time. ArviZ draws paths as draws, with densities beside them; a
-point estimate has none, so these are drawn here, and draws are left to ``arviz.plot_trace`` of
-:func:`~pyro_aeb.to_arviz`.
+Plots of a run, in matplotlib: paths of the learned latents, inclusion probabilities by layer, and
+sparsity over time. ArviZ adds densities to the paths that it plots, which a point estimate does not
+have; draws of the sampled sites are for ``arviz.plot_trace`` of :func:`~pyro_aeb.to_arviz`.
 """
 
 from __future__ import annotations
@@ -16,22 +15,23 @@ from typing import Any
 import numpy as np
 from pyro.infer import MCMC
 
-from pyro_aeb.diagnostics.recorded_run import Array, Run
+from pyro_aeb.diagnostics.recorded_run import Run
+from pyro_aeb.testing.linear import Array
 
 COLUMNS = 3
 
 
 def plot_latents(mcmc: MCMC, names: Sequence[str] | None = None) -> Any:
     """
-    The path of every learned delta and sigma squared, and of the mean of every site's inclusion
-    probabilities, a line a chain. The shaded second half is what
-    :func:`~pyro_aeb.diagnostics.settling.sa_residual` judges.
+    Plot the path of every learned delta and sigma squared, and of the mean of every site's
+    inclusion probabilities, one line per chain. The shaded second half is what
+    :func:`~pyro_aeb.diagnostics.settling.sa_residual` tests.
 
     :param MCMC mcmc: a run of an AEBKernel, finished or interrupted.
-    :param names: of the latents to show, by default all.
+    :param names: names of the latents to plot, by default all.
     :returns: ``matplotlib.figure.Figure``.
     :raises ImportError: if matplotlib is missing.
-    :raises ValueError: if there is none of these.
+    :raises ValueError: if there are no latents to plot.
     """
     run = Run(mcmc, "plot_latents()")
     paths = {n: v for n, v in run.learned.items() if names is None or n in names}
@@ -40,7 +40,7 @@ def plot_latents(mcmc: MCMC, names: Sequence[str] | None = None) -> Any:
     figure, panels = _panels(len(paths))
     for axes, (name, path) in zip(panels, paths.items(), strict=True):
         axes.axvspan(run.draws // 2, run.draws - 1, color="0.93", zorder=0)
-        _lines(axes, path)
+        _plot_lines(axes, path)
         axes.set(title=name, xlabel="draw")
     if run.chains > 1:
         panels[0].legend(fontsize="small")
@@ -49,15 +49,15 @@ def plot_latents(mcmc: MCMC, names: Sequence[str] | None = None) -> Any:
 
 def plot_inclusion(mcmc: MCMC, sites: Sequence[str] | None = None) -> Any:
     """
-    The inclusion probabilities of every SSGL site, averaged over chains and the second half of the
-    draws. A matrix is a heat map, of outputs by inputs as in torch; a convolution is a map of
-    filters by input channels, each the mean over its kernel; a vector is a row of stems.
+    Plot the inclusion probabilities of every SSGL site, averaged over chains and the second half of
+    the draws. A matrix is a heat map, outputs by inputs as in torch; a convolution is a map of
+    filters by input channels, averaged over its kernel; a vector is a stem plot.
 
     :param MCMC mcmc: a run of an AEBKernel that keeps inclusion probabilities.
-    :param sites: which, by default all.
+    :param sites: names of the sites to plot, by default all.
     :returns: ``matplotlib.figure.Figure``.
     :raises ImportError: if matplotlib is missing.
-    :raises ValueError: if none of them is kept.
+    :raises ValueError: if no inclusion probabilities of these sites are kept.
     """
     run = Run(mcmc, "plot_inclusion()")
     chosen = [site for site in run.sparse_sites if sites is None or site in sites]
@@ -71,7 +71,7 @@ def plot_inclusion(mcmc: MCMC, sites: Sequence[str] | None = None) -> Any:
     for axes, site in zip(panels, chosen, strict=True):
         rho = run.rho(site)
         assert rho is not None
-        image = _map(axes, rho[:, run.draws // 2 :].mean((0, 1))) or image
+        image = _plot_map(axes, rho[:, run.draws // 2 :].mean((0, 1))) or image
         axes.set_title(f"{site}: P(Gaussian component)")
     if image is not None:
         figure.colorbar(image, ax=panels)
@@ -80,8 +80,8 @@ def plot_inclusion(mcmc: MCMC, sites: Sequence[str] | None = None) -> Any:
 
 def plot_sparsity(mcmc: MCMC) -> Any:
     """
-    The sparsity of every draw, a line a chain; with pruning against its schedule, and below how
-    many weights changed from pruned to not, or back, from draw to draw.
+    Plot the sparsity of every draw, one line per chain. With pruning, its schedule is added, and
+    below it how many weights became zero or nonzero from draw to draw.
 
     :param MCMC mcmc: a run of an AEBKernel, finished or interrupted.
     :returns: ``matplotlib.figure.Figure``.
@@ -93,7 +93,7 @@ def plot_sparsity(mcmc: MCMC) -> Any:
         raise ValueError("the run has no sparsity, expected SSGL sites that adapt, or pruning")
     flips, pruning = run.stats.get("pruning_flips"), run.kernel.pruning
     figure, panels = _panels(2 if flips is not None else 1, columns=1)
-    _lines(panels[0], run.stats["sparsity"])
+    _plot_lines(panels[0], run.stats["sparsity"])
     if pruning is not None:
         target = [float(pruning.sparsity(int(k))) for k in run.steps_of_draws]
         panels[0].plot(target, color="black", linestyle="--", label="schedule")
@@ -102,15 +102,13 @@ def plot_sparsity(mcmc: MCMC) -> Any:
         panels[0].set(title="share of sparse weights in the narrower component")
     panels[0].legend(fontsize="small")
     if flips is not None:
-        _lines(panels[1], flips)
-        panels[1].set(
-            title="weights that changed from pruned to not, or back, since the draw before"
-        )
+        _plot_lines(panels[1], flips)
+        panels[1].set(title="weights that became zero or nonzero since the previous draw")
     panels[-1].set(xlabel="draw")
     return figure
 
 
-def _figure() -> Any:
+def _figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -121,10 +119,10 @@ def _figure() -> Any:
 
 
 def _panels(count: int, columns: int = COLUMNS) -> tuple[Any, list[Any]]:
-    """A figure with so many panels."""
+    """Return a new figure and its panels."""
     width = min(count, columns)
     height = -(-count // width)
-    figure = _figure()(figsize=(4.2 * width if columns > 1 else 7.0, 3.0 * height))
+    figure = _figure_class()(figsize=(4.2 * width if columns > 1 else 7.0, 3.0 * height))
     figure.set_layout_engine("constrained")
     panels = list(np.ravel(figure.subplots(height, width)))
     for axes in panels[count:]:
@@ -132,13 +130,13 @@ def _panels(count: int, columns: int = COLUMNS) -> tuple[Any, list[Any]]:
     return figure, panels[:count]
 
 
-def _lines(axes: Any, path: Array) -> None:
-    for chain, own in enumerate(path):
-        axes.plot(own, linewidth=0.9, label=f"chain {chain}")
+def _plot_lines(axes: Any, paths: Array) -> None:
+    for chain, path in enumerate(paths):
+        axes.plot(path, linewidth=0.9, label=f"chain {chain}")
 
 
-def _map(axes: Any, rho: Array) -> Any:
-    """One site's probabilities; what a colour bar explains, if anything."""
+def _plot_map(axes: Any, rho: Array) -> Any:
+    """Plot one site's probabilities, and return the image for a colour bar, None for stems."""
     if rho.ndim < 2:
         axes.vlines(np.arange(rho.size), 0.0, np.atleast_1d(rho))
         axes.set(xlabel="weight", ylim=(0.0, 1.05))

@@ -2,67 +2,64 @@
 # SPDX-License-Identifier: Apache-2.0
 
 r"""
-Whether the learned latents have settled.
+Tests of whether the learned latents have settled.
 
-A latent moves by :math:`\omega_k (\tilde\theta - \theta)` a step. Added up from one draw to the
-next and divided by what omega adds up to, this is the mean residual between the two; no step is
-left out. Where the latent has settled it has mean 0. :func:`sa_residual` tests that in the second
-half of the draws, chain by chain, by the t statistic of ten batch means, and calls a latent
-drifting if
+A latent moves by :math:`\omega_k (\tilde\theta - \theta)` per step. Its move from one draw to the
+next, divided by the sum of omega in between, is the mean residual over all steps between the two.
+If the latent has settled, the residual has mean 0. :func:`sa_residual` tests that in the second
+half of the draws, chain by chain, by the t statistic of ten batch means. A latent drifts if
 
 - the mean differs from 0, at a false-alarm rate of 1 % for all latents and chains together, and
-- it exceeds the standard deviation with which a latent that has settled wanders about its fixed
-  point at this omega, estimated from the path itself: that of a first-order autoregression.
+- it exceeds the standard deviation with which a settled latent wanders about its fixed point at
+  this omega, estimated from the path as that of a first-order autoregression.
 
-Where omega is large, a latent is never far from what its equation asks for and yet follows weights
-that are themselves on their way. So where omega adds up to 20 or more, two memories of the latent a
-batch, it also drifts if the means of the batches have a trend, by Kendall's tau at the same rate,
-and it came further than it wanders.
+With large omega a latent stays close to the solution of its equation even while the weights that it
+follows still drift. Where the sum of omega is 20 or more, two autocorrelation times of the latent
+per batch, it therefore also drifts if the batch means have a trend, by Kendall's tau at the same
+rate, and it has moved further than it wanders.
 
-The tests believe that batches are independent. Weights that take longer than a twentieth of the
-run to forget make the latents wander with them, and such a run can be called drifting: it is too
-short for its weights then.
+The tests take batches as independent. Weights whose autocorrelation time is more than a twentieth
+of the run make the latents wander with them, and such a run may be reported as drifting: it is too
+short for its weights.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from pyro.infer import MCMC
 from scipy import stats
 
-from pyro_aeb.diagnostics.batch_means import BATCHES, FALSE_ALARM, batch_means, critical
+from pyro_aeb.diagnostics.batch_means import BATCHES, FALSE_ALARM, critical_value
 from pyro_aeb.diagnostics.findings import Finding
-from pyro_aeb.diagnostics.recorded_run import Array, Run
+from pyro_aeb.diagnostics.recorded_run import Run
+from pyro_aeb.testing.linear import Array
+from pyro_aeb.testing.monte_carlo import batch_means, means_of_batches
 
-SETTLED = "learned latents: settled"
-"""The check's name."""
-
-NOTHING = 1e-12
-"""The least that counts as wandering: what is left of a collapsed delta moves by less."""
+MIN_WANDER = 1e-12
+"""Smallest standard deviation of wandering: a collapsed delta moves by less."""
 
 LONG = 2.0 * BATCHES
-"""What omega has to add up to for the batches of a settled path to be nearly independent."""
+"""Sum of omega above which the batches of a settled path are nearly independent."""
 
-LEAST = 4 * BATCHES
-"""The fewest draws of a chain that are judged."""
+MIN_DRAWS = 4 * BATCHES
+"""Fewest draws of a chain that are tested."""
 
 
 class Residual(NamedTuple):
     """
-    One learned latent of one chain, in the second half of its draws.
+    Residual of one learned latent in one chain, over the second half of its draws.
 
-    :param str latent: its name.
+    :param str latent: name of the latent.
     :param int chain: number of the chain.
-    :param float value: the mean of its path.
-    :param float gap: the mean of its residual: how far its equation asks it to move.
-    :param float error: the standard error of the gap.
-    :param float wander: the standard deviation that omega lets a settled latent have.
-    :param float shift: how far its last batch is above its first.
-    :param float weight: what omega adds up to; a gap closes by about 1 - exp(-weight).
-    :param bool drifts: whether it is still on its way; see
-        :mod:`pyro_aeb.diagnostics.settling`.
+    :param float value: mean of the latent's path.
+    :param float gap: mean residual, the distance from the solution of the latent's equation.
+    :param float error: standard error of the gap.
+    :param float wander: standard deviation of a settled latent at this omega.
+    :param float shift: mean of the last batch minus that of the first.
+    :param float weight: sum of omega; a gap closes by about 1 - exp(-weight).
+    :param bool drifts: whether the latent drifts; see :mod:`pyro_aeb.diagnostics.settling`.
     """
 
     latent: str
@@ -78,50 +75,48 @@ class Residual(NamedTuple):
 
 def sa_residual(mcmc: MCMC) -> list[Residual]:
     r"""
-    The mean residual :math:`\tilde\theta - \theta` of every learned latent in the second half of
-    the draws, and whether it has settled: delta and sigma squared, and the mean of every site's
-    inclusion probabilities.
+    Test whether the learned latents have settled, by the mean residual
+    :math:`\tilde\theta - \theta` in the second half of the draws. The latents are every delta and
+    sigma squared, and the mean of every site's inclusion probabilities.
 
     :param MCMC mcmc: a run of an AEBKernel, finished or interrupted.
-    :returns: for every latent and chain, in this order. Empty if nothing is learned, if omega is 0,
-        or if there are fewer than 40 draws.
-    :raises TypeError: if ``mcmc`` is no run of an AEBKernel.
-    :raises RuntimeError: if it has no draws.
+    :returns: the residual of every latent and chain, in this order. Empty if nothing is learned, if
+        omega is 0, or if there are fewer than 40 draws.
+    :raises TypeError: if ``mcmc`` is not a run of an AEBKernel.
+    :raises RuntimeError: if the run has no draws.
     """
-    return residuals_of(Run(mcmc, "sa_residual()"))
+    return compute_residuals(Run(mcmc, "sa_residual()"))
 
 
-def residuals_of(run: Run) -> list[Residual]:
-    """:func:`sa_residual` of a run that has been read."""
-    if run.draws < LEAST:
+def compute_residuals(run: Run) -> list[Residual]:
+    """Return the residuals of :func:`sa_residual`."""
+    if run.draws < MIN_DRAWS:
         return []
-    paths = [(name, path) for name, path in run.learned.items() if np.ptp(path) > 0.0]
     half = run.draws // 2
-    found = []
-    for name, path in paths:
-        for chain, own in enumerate(path):
-            omega = run.steps * run.omega[chain, half:].astype(np.float64)
-            if omega[1:].min() > 0.0:
-                tests = len(paths) * run.chains
-                found.append(_residual(name, chain, own[half:], omega, tests))
-    return found
+    chains = [
+        (name, chain, path[half:], run.omega_sums[chain, half:])
+        for name, paths in run.learned.items()
+        if np.ptp(paths) > 0.0
+        for chain, path in enumerate(paths)
+    ]
+    return [_residual(*c, tests=len(chains)) for c in chains if c[-1][1:].min() > 0.0]
 
 
 def _residual(name: str, chain: int, path: Array, omega: Array, tests: int) -> Residual:
     """
-    :param path: of one latent of one chain, shape (draws,).
-    :param omega: what it adds up to in the steps of every draw.
-    :param int tests: how many such tests are made.
+    Compute and test the residual of one latent of one chain.
+
+    :param path: path of the latent, shape (draws,).
+    :param omega: sum of omega over the steps of every draw, shape (draws,).
+    :param int tests: total number of such tests.
     """
-    moves = np.diff(path) / omega[1:]
-    means = batch_means(moves)
-    gap, error = float(means.mean()), float(stats.sem(means))
-    wander = max(wandering(path, omega), NOTHING)
+    gap, error = map(float, batch_means(np.diff(path) / omega[1:], BATCHES))
+    wander = max(wandering_sd(path, omega), MIN_WANDER)
     # Half of the false alarms for each of two tests.
-    asks = abs(gap) > max(critical(len(means) - 1, 2 * tests) * error, wander)
-    levels, weight = batch_means(path), float(omega[1:].sum())
+    off = abs(gap) > max(critical_value(BATCHES - 1, 2 * tests) * error, wander)
+    levels, weight = means_of_batches(path, BATCHES), float(omega[1:].sum())
     shift = float(levels[-1] - levels[0])
-    trend = stats.kendalltau(np.arange(len(levels)), levels).pvalue < FALSE_ALARM / (2 * tests)
+    trend = stats.kendalltau(np.arange(BATCHES), levels).pvalue < FALSE_ALARM / (2 * tests)
     follows = weight >= LONG and trend and abs(shift) > wander
     return Residual(
         latent=name,
@@ -132,17 +127,17 @@ def _residual(name: str, chain: int, path: Array, omega: Array, tests: int) -> R
         wander=wander,
         shift=shift,
         weight=weight,
-        drifts=bool(asks or follows),
+        drifts=bool(off or follows),
     )
 
 
-def wandering(path: Array, omega: Array) -> float:
+def wandering_sd(path: Array, omega: Array) -> float:
     """
-    The standard deviation of the stationary first-order autoregression that forgets at the rate
-    omega and moves as far as the path does, its trend taken off.
+    Return the standard deviation of the stationary first-order autoregression with decay rate omega
+    whose moves have the variance of the path's moves, without their trend.
 
-    :param path: shape (draws,).
-    :param omega: what it adds up to in the steps of every draw, shape (draws,).
+    :param path: path of a latent, shape (draws,).
+    :param omega: sum of omega over the steps of every draw, shape (draws,).
     """
     rate = float(omega[1:].mean())
     lag = int(np.clip(round(1.0 / rate), 1, max(len(path) // BATCHES, 1)))
@@ -150,83 +145,73 @@ def wandering(path: Array, omega: Array) -> float:
     return float(moves.std() / np.sqrt(2.0 * -np.expm1(-lag * rate)))
 
 
-def settled(run: Run) -> Finding:
-    """What :func:`sa_residual` says of a run, in words."""
-    check = SETTLED
+def settling_finding(run: Run) -> Finding:
+    """Return the residuals of the latents as a finding."""
+    check = "learned latents: settled"
     if not run.learned:
         return Finding(check, "note", "no learned latent is kept", "", "name some in save=")
     if not (run.omega > 0.0).any():
         return Finding(check, "good", "frozen: omega is 0 at all draws")
-    if run.draws < LEAST:
-        return Finding(
-            check,
-            "note",
-            f"cannot be told from {run.draws} draws",
-            f"at least {LEAST} draws of every chain",
-            "run longer",
-        )
-    found = residuals_of(run)
-    drifting = [one for one in found if one.drifts]
+    if run.draws < MIN_DRAWS:
+        found, expected = f"not tested: {run.draws} draws are too few", f"{MIN_DRAWS} draws a chain"
+        return Finding(check, "note", found, expected, "run longer")
+    residuals = compute_residuals(run)
+    drifting = [r for r in residuals if r.drifts]
     if not drifting:
         return Finding(
             check,
             "good",
-            f"the mean residual of {_names(found)} is 0 within its error, or within the "
+            f"the mean residual of {_names(residuals)} is 0 within its error, or within the "
             "wandering that omega allows, in the second half of the draws (t test on ten batch "
-            f"means); {_scale(run)}",
+            f"means); {_residual_norms(run)}",
         )
-    worst = max(drifting, key=lambda one: abs(one.gap) / max(one.error, 1e-300))
+    worst = max(drifting, key=lambda r: abs(r.gap) / max(r.error, 1e-300))
+    verb = "drifts" if len({r.latent for r in drifting}) == 1 else "drift"
     return Finding(
         check,
         "warning",
-        f"{_names(drifting)} still drift{'s' if len(_set(drifting)) == 1 else ''}: in the second "
-        f"half of the draws of chain {worst.chain}, {worst.latent} moved by {worst.shift:+.2g}; it "
-        f"stands at {worst.value:.3g} on average and its equation asks for "
-        f"{worst.value + worst.gap:.3g} (a residual of {worst.gap:+.2g} +- {worst.error:.1g}); "
-        f"{_scale(run)}",
-        f"a residual of 0 within its error, or within +-{worst.wander:.1g}, by which omega lets a "
-        "latent wander that has settled",
+        f"{_names(drifting)} still {verb}: in the second half of the draws of chain {worst.chain}, "
+        f"{worst.latent} moved by {worst.shift:+.2g}; its mean is {worst.value:.3g} and its "
+        f"equation asks for {worst.value + worst.gap:.3g} (a residual of {worst.gap:+.2g} +- "
+        f"{worst.error:.1g}); {_residual_norms(run)}",
+        f"a residual of 0 within its error, or within +-{worst.wander:.1g}, by which a settled "
+        "latent wanders at this omega",
         _cure(run, worst),
     )
 
 
 def _cure(run: Run, worst: Residual) -> str:
     last = float(run.omega[worst.chain, -1])
-    advice = (
-        f"omega is {last:.2g} at the last step and adds up to {worst.weight:.2g} in the second "
-        "half of the draws; "
+    omega = (
+        f"omega is {last:.2g} at the last step and its sum over the second half of the draws is "
+        f"{worst.weight:.2g}; "
     )
     if worst.weight < 3.0:
         more = int(np.ceil(run.draws / 2 * 3.0 / worst.weight))
-        return advice + (
-            f"a gap closes by a factor of 20 in a weight of 3, so run longer (about {more:,} "
-            f"more draws of {run.steps} step(s), if omega fell no further), give more warm-up, or "
-            "use a larger or more slowly falling omega"
+        return omega + (
+            f"a gap closes by a factor of 20 for a sum of 3, so run longer (about {more:,} more "
+            f"draws of {run.steps} step(s), if omega fell no further), use more warm-up steps, or "
+            "a larger or more slowly falling omega"
         )
-    return advice + (
-        "that is enough to close a gap, so what the latents follow is itself on the move: the "
-        "weights have not settled either. Run longer, give more warm-up, and take draws further "
-        "apart"
+    return omega + (
+        "that is enough to close a gap, so the weights that the latents follow still drift: the "
+        "weights have not settled either. Run longer, use more warm-up steps, and take draws "
+        "further apart"
     )
 
 
-def _scale(run: Run) -> str:
-    """The norms of the residuals at the draws, in words."""
+def _residual_norms(run: Run) -> str:
+    """Describe the norms of the residuals at the draws."""
     half = run.draws // 2
-    norms: dict[str, Any] = {
-        name.removeprefix("sa_residual_"): float(np.nanmedian(values[:, half:]))
+    norms = ", ".join(
+        f"{name.removeprefix('sa_residual_')} {np.nanmedian(values[:, half:]):.2g}"
         for name, values in run.stats.items()
         if name.startswith("sa_residual_") and np.isfinite(values[:, half:]).any()
-    }
-    listed = ", ".join(f"{name} {norm:.2g}" for name, norm in norms.items())
-    return f"median residual of a single step: {listed}" if listed else "no residual was recorded"
+    )
+    return f"median residual of a single step: {norms}" if norms else "no residual was recorded"
 
 
-def _set(found: list[Residual]) -> list[str]:
-    return list(dict.fromkeys(one.latent for one in found))
-
-
-def _names(found: list[Residual]) -> str:
-    names = _set(found)
+def _names(residuals: list[Residual]) -> str:
+    names = list(dict.fromkeys(r.latent for r in residuals))
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + more

@@ -2,18 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 
 r"""
-Kernel Stein discrepancy: whether draws have the law exp(tau Q), from the draws and the gradient of
-tau Q at each, without knowing its normalising constant [1, 2].
+Kernel Stein discrepancy between draws and exp(tau Q), computed from the draws and the gradient of
+tau Q at each; the normalising constant is not needed [1, 2].
 
 The kernel is the inverse multiquadric :math:`k(x, y) = (1 + \|x - y\|^2 / d)^{-1/2}` of the
 coordinates, each divided by the standard deviation of its draws, with d their number. The p-value
-is that of a wild bootstrap [3], whose signs stay the same for about as long as the draws remember.
+is that of a wild bootstrap [3], whose signs have the autocorrelation time of the draws.
 
-It says most in up to some ten coordinates. In more, all pairs of draws are about equally far apart,
-the kernel sees only the variances' sum, and errors in single directions go unnoticed: above 50 a
-small p-value still means what it says, a large one next to nothing. Choose sites then; kernels of a
-part of the coordinates give a test that is as valid, of that part given all others. It is also
-blind to modes that no draw has reached.
+The test is most sensitive in up to about ten coordinates. In more, all pairs of draws are about
+equally far apart, the kernel sees only the sum of the variances, and errors in single directions go
+unnoticed: above 50 a small p-value is still evidence, a large one hardly any. Choose sites then;
+kernels of a part of the coordinates give a valid test of that part given all others. The test does
+not see modes that no draw has reached.
 
 **References**
 
@@ -38,18 +38,21 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from pyro_aeb.data.arguments import Batch, leading_lengths
-from pyro_aeb.diagnostics.frozen_chain import Frozen
-from pyro_aeb.diagnostics.recorded_run import Array, Run
+from pyro_aeb.diagnostics.frozen_chain import FrozenChain, freeze
+from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.posterior.posterior import Posterior
+from pyro_aeb.testing.linear import Array
 from pyro_aeb.testing.objective import whole_plates
 
 
 class KSD(NamedTuple):
     """
-    :param float squared: the squared discrepancy, a V-statistic.
-    :param float p_value: of the hypothesis that the draws are of exp(tau Q).
-    :param int draws: how many were used.
-    :param int dimension: coordinates that the kernel sees.
+    Kernel Stein discrepancy of some draws.
+
+    :param float squared: squared discrepancy, a V-statistic.
+    :param float p_value: p-value of the hypothesis that the draws are from exp(tau Q).
+    :param int draws: number of draws used.
+    :param int dimension: number of coordinates used.
     """
 
     squared: float
@@ -67,37 +70,43 @@ def ksd(
     seed: int = 0,
 ) -> KSD:
     """
-    The kernel Stein discrepancy between draws and exp(tau Q) with the latents held at their last
-    values, with scores on all data; see :mod:`pyro_aeb.diagnostics.stein`.
+    Compute the kernel Stein discrepancy between draws and exp(tau Q), with the latents frozen at
+    their last values and gradients on all data; see :mod:`pyro_aeb.diagnostics.stein`. Computes one
+    gradient on all data per draw.
 
-    Where the latents moved while the draws were made, or the temperature did, the draws are of
-    other targets, and this is what it finds. What never moves, as a weight that pruning holds at
-    zero, is taken as given. Costs as many gradients on all data as draws.
+    If the latents or the temperature changed during the draws, these are from other targets, and
+    the test detects that. Coordinates that never move, such as weights that pruning holds at zero,
+    are conditioned on.
 
     :param MCMC mcmc: a run of an AEBKernel that keeps all its sampled sites, whose chain is in this
-        process; see ``Frozen``.
-    :param sites: whose coordinates the kernel sees; by default all.
-    :param int draws: how many of the chain's, evenly spaced, are used at most.
-    :param int chain: which.
-    :param int bootstraps: how many.
-    :param int seed: of the bootstrap.
-    :raises ValueError: if a sampled site is not kept, or ``sites`` names one that is none.
+        process.
+    :param sites: names of the sites whose coordinates the kernel uses, by default all.
+    :param int draws: largest number of draws to use, evenly spaced.
+    :param int chain: number of the chain.
+    :param int bootstraps: number of bootstrap samples.
+    :param int seed: seed of the bootstrap.
+    :returns: the discrepancy and its p-value.
+    :raises TypeError: if ``mcmc`` is not a run of an AEBKernel.
+    :raises RuntimeError: if the run has no draws, the chain is not in this process, or the number
+        of data in a DataLoader is not known.
+    :raises ValueError: if a sampled site is not kept, ``sites`` names an unknown site, or no
+        coordinate moves.
     """
     run = Run(mcmc, "ksd()")
-    with Frozen(mcmc, chain, "ksd()") as frozen:
-        blocks = {name: place for name, place in frozen.sites.items() if name != "all"}
-        if missing := sorted(blocks.keys() - run.sampled.keys()):
+    with freeze(mcmc, chain, "ksd()") as frozen:
+        places = frozen.sites
+        if missing := sorted(places.keys() - run.sampled.keys()):
             raise ValueError(f"the draws do not hold {missing}, expected all sampled sites: save=")
-        if unknown := sorted(set(sites or ()) - blocks.keys()):
-            raise ValueError(f"sites names {unknown}, expected some of {sorted(blocks)}")
+        if unknown := sorted(set(sites or ()) - places.keys()):
+            raise ValueError(f"sites names {unknown}, expected some of {sorted(places)}")
         chosen = np.unique(np.linspace(0, run.draws - 1, draws).round().astype(int))
         row = chain if run.chains > 1 else 0
-        kept = {name: torch.as_tensor(run.sampled[name][row][chosen]) for name in blocks}
-        points = positions(frozen, kept).to(frozen.structure.device)
-        gradients = scores(frozen, points)
-    places = [place for name, place in blocks.items() if sites is None or name in sites]
+        kept = {name: torch.as_tensor(run.sampled[name][row][chosen]) for name in places}
+        points = flatten_draws(frozen, kept).to(frozen.structure.device)
+        gradients = compute_scores(frozen, points)
+    used = [place for name, place in places.items() if sites is None or name in sites]
     x, score = (
-        np.concatenate([value[:, place].double().cpu().numpy() for place in places], axis=1)
+        np.concatenate([value[:, place].double().cpu().numpy() for place in used], axis=1)
         for value in (points, gradients)
     )
     moving = x.std(0) > 0.0
@@ -112,17 +121,17 @@ def stein_test(
     x: Array, score: Array, bootstraps: int, generator: np.random.Generator
 ) -> tuple[float, float]:
     """
-    The squared discrepancy and its p-value.
+    Return the squared discrepancy and its p-value.
 
     :param x: draws in their order, shape (n, d), every coordinate of which moves.
-    :param score: the gradient of the log density at each, shape (n, d).
-    :param int bootstraps: how many.
-    :param generator: of the bootstrap's signs.
+    :param score: gradient of the log density at each draw, shape (n, d).
+    :param int bootstraps: number of bootstrap samples.
+    :param generator: random generator of the bootstrap's signs.
     """
     scale = x.std(0)
     matrix = stein_matrix(x / scale, score * scale)
     count = len(x)
-    flip = 0.5 / max(_memory(x / scale), 1.0)
+    flip = 0.5 / max(_autocorrelation_time(x / scale), 1.0)
     signs = _signs(bootstraps, count, flip, generator)
     null = np.einsum("bi,ij,bj->b", signs, matrix, signs, optimize=True) / count**2
     squared = float(matrix.mean())
@@ -131,15 +140,15 @@ def stein_test(
 
 def stein_matrix(x: Array, score: Array) -> Array:
     r"""
-    :math:`s_x \cdot s_y k + s_x \cdot \nabla_y k + s_y \cdot \nabla_x k + \nabla_x \cdot \nabla_y
-    k` for all pairs of draws, with k the inverse multiquadric; shape (n, n).
+    Return :math:`s_x \cdot s_y k + s_x \cdot \nabla_y k + s_y \cdot \nabla_x k + \nabla_x \cdot
+    \nabla_y k` of all pairs of draws, with k the inverse multiquadric; shape (n, n).
 
     :param x: draws, shape (n, d).
-    :param score: shape (n, d).
+    :param score: gradient of the log density at each draw, shape (n, d).
     """
     d = x.shape[1]
     x = x - x.mean(0)
-    inner, across = x @ x.T, x @ score.T  # pairs of draws at once, never (n, n, d) numbers
+    inner, across = x @ x.T, x @ score.T  # never (n, n, d) numbers at once
     size, along = np.diag(inner), np.diag(across)
     squared = np.maximum(size[:, None] + size - 2.0 * inner, 0.0)
     base = 1.0 + squared / d
@@ -150,40 +159,40 @@ def stein_matrix(x: Array, score: Array) -> Array:
     return (score @ score.T) * base**-0.5 + slope * mixed + trace
 
 
-def _memory(x: Array) -> float:
-    """The largest integrated autocorrelation time of a coordinate, in draws, by ArviZ."""
+def _autocorrelation_time(x: Array) -> float:
+    """Return the largest integrated autocorrelation time of a coordinate, in draws, by ArviZ."""
     import arviz  # imported on use: it takes as long as Pyro
     import xarray
 
     some = x[:, np.unique(np.linspace(0, x.shape[1] - 1, 50).astype(int))]
-    found: Any = arviz.ess(xarray.Dataset({"x": (("chain", "draw", "d"), some[None])}))
-    return float(len(x) / np.nanmin(np.asarray(found["x"])))
+    sizes: Any = arviz.ess(xarray.Dataset({"x": (("chain", "draw", "d"), some[None])}))
+    return float(len(x) / np.nanmin(np.asarray(sizes["x"])))
 
 
 def _signs(count: int, length: int, flip: float, generator: np.random.Generator) -> Array:
-    """Chains of signs that change with some probability from one to the next."""
+    """Draw Markov chains of signs that change with probability ``flip``, shape (count, length)."""
     changes = np.where(generator.random((count, length)) < flip, -1.0, 1.0)
     changes[:, 0] = np.where(generator.random(count) < 0.5, -1.0, 1.0)
     return np.cumprod(changes, axis=1)
 
 
-def positions(frozen: Frozen, draws: Mapping[str, Tensor]) -> Tensor:
+def flatten_draws(frozen: FrozenChain, draws: Mapping[str, Tensor]) -> Tensor:
     """
-    Draws as flat positions, shape (n, D).
+    Return draws as flat positions, shape (n, D).
 
-    :param Frozen frozen: of the model.
+    :param FrozenChain frozen: a chain of the run.
     :param draws: constrained values of all sampled sites, each with a leading axis of length n.
     """
     count = len(next(iter(draws.values())))
-    rows = [{name: value[i] for name, value in draws.items()} for i in range(count)]
-    return torch.stack([frozen.structure.flatten(row) for row in rows])
+    values = ({name: value[i] for name, value in draws.items()} for i in range(count))
+    return torch.stack([frozen.structure.flatten(draw) for draw in values])
 
 
-def scores(frozen: Frozen, points: Tensor) -> Tensor:
+def compute_scores(frozen: FrozenChain, points: Tensor) -> Tensor:
     """
-    The gradient of tau Q on all data, shape (n, D).
+    Compute the gradient of tau Q on all data, shape (n, D).
 
-    :param Frozen frozen: says what the latents, tau and the data are.
+    :param FrozenChain frozen: the chain with the latents, tau and data.
     :param Tensor points: positions, shape (n, D).
     """
     tau, latents = frozen.numbers.inverse_temperature, frozen.latents
@@ -191,15 +200,17 @@ def scores(frozen: Frozen, points: Tensor) -> Tensor:
     posterior = Posterior(frozen.kernel.model, replace(frozen.structure, plates=plates))
     total, weight = torch.zeros_like(points), 0
     with whole_plates():
-        for batch, data in _all_data(frozen, plates):
-            rows = [posterior.evaluate(point, latents, batch).gradient for point in points]
-            total += data * torch.stack(rows)
-            weight += data
+        for batch, count in _all_batches(frozen, plates):
+            gradients = [posterior.evaluate(point, latents, batch).gradient for point in points]
+            total += count * torch.stack(gradients)
+            weight += count
     return total * (tau / weight)
 
 
-def _all_data(frozen: Frozen, plates: Mapping[str, tuple[int, int]]) -> Iterator[tuple[Batch, int]]:
-    """Batches that hold all data once, and how many data each holds."""
+def _all_batches(
+    frozen: FrozenChain, plates: Mapping[str, tuple[int, int]]
+) -> Iterator[tuple[Batch, int]]:
+    """Yield batches that together hold all data, each with its number of data."""
     source, device = frozen.chain.data.arguments, frozen.structure.device
     indices = {name: torch.arange(size, device=device) for name, (size, _) in plates.items()}
     if source.sizes is None:
@@ -207,12 +218,12 @@ def _all_data(frozen: Frozen, plates: Mapping[str, tuple[int, int]]) -> Iterator
         return
     if not source.sizes:
         raise RuntimeError(
-            "how many data the DataLoader holds is not known, expected a dataset with a length"
+            "the number of data in the DataLoader is not known, expected a dataset with a length"
         )
     source.close()  # so that the next batch is the first of an epoch
     seen, size = 0, min(source.sizes)
     while seen < size:
         batch = frozen.next_batch()._replace(indices=indices)
-        data = max(leading_lengths(batch.arguments))
-        seen += data
-        yield batch, data
+        count = max(leading_lengths(batch.arguments))
+        seen += count
+        yield batch, count

@@ -1,19 +1,41 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a check says: a report where all is well, an AssertionError where it is not."""
+"""Reports of checks that passed, and the AssertionError of a check that failed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+
+class _Result(Protocol):
+    @property
+    def check(self) -> str: ...
+
+
+ResultT = TypeVar("ResultT", bound=_Result)
+
+
+def find_check(results: Sequence[ResultT], check: str) -> ResultT:
+    """
+    Return the result of one check.
+
+    :raises KeyError: if the check was not made.
+    """
+    for result in results:
+        if result.check == check:
+            return result
+    raise KeyError(f"{check!r} was not checked; checked were {[r.check for r in results]}")
 
 
 @dataclass(frozen=True)
 class Outcome:
     """
-    What one check found.
+    The outcome of one check that passed.
 
-    :param str check: what was checked, in a few words.
+    :param str check: name of the check.
     :param str result: what was found, with its figures.
     """
 
@@ -24,27 +46,18 @@ class Outcome:
 @dataclass(frozen=True, repr=False)
 class Report:
     """
-    The outcomes of checks, all of which passed.
+    The outcomes of checks, all of which passed. Printed, it is a table; ``report["state"]`` is the
+    :class:`Outcome` of one check.
 
     :param str subject: what was checked.
-    :param outcomes: in the order in which they were made.
+    :param outcomes: the outcomes, in the order of the checks.
     """
 
     subject: str
     outcomes: tuple[Outcome, ...]
 
     def __getitem__(self, check: str) -> Outcome:
-        """
-        The outcome of one check.
-
-        :raises KeyError: if it was not made.
-        """
-        for outcome in self.outcomes:
-            if outcome.check == check:
-                return outcome
-        raise KeyError(
-            f"{check!r} was not checked; checked were {[f.check for f in self.outcomes]}"
-        )
+        return find_check(self.outcomes, check)
 
     def __repr__(self) -> str:
         width = max((len(outcome.check) for outcome in self.outcomes), default=0)
@@ -54,14 +67,14 @@ class Report:
 
 def require(condition: bool, check: str, found: object, expected: object, meaning: str) -> None:
     """
-    Fails a check that does not hold.
+    Fail a check unless its condition holds.
 
-    :param bool condition: whether it holds.
+    :param bool condition: the condition.
     :param str check: what is checked.
     :param found: what was found.
-    :param expected: what should have been.
-    :param str meaning: what that means, and what to look at.
-    :raises AssertionError: if it does not hold, with all of that.
+    :param expected: what was expected.
+    :param str meaning: what a failure means, and where to look for its cause.
+    :raises AssertionError: if the condition does not hold, with all of this in its message.
     """
     if not condition:
         raise AssertionError(f"{check}: found {found}, expected {expected}; {meaning}")

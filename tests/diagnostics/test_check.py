@@ -44,7 +44,7 @@ def test_a_good_run(good, capsys):
         verdict["pruning"]
 
 
-# What is wrong
+# Runs with a fault
 
 
 def test_too_few_steps():
@@ -54,13 +54,13 @@ def test_too_few_steps():
     assert not verdict.ok and finding in verdict.warnings
     assert "delta" in finding.found and "still drift" in finding.found
     assert "run longer" in finding.cure and "omega is 0.0001" in finding.cure
-    # R-hat of draws from a posterior that moves is not computed, and it is said why.
+    # R-hat of draws from a changing posterior is not computed, and the note says why.
     assert verdict[R_HAT].severity == "note" and "still drift" in verdict[R_HAT].found
     assert "1 warning" in repr(verdict) or "2 warnings" in repr(verdict)
 
 
 def two_ends_model(X=None, y=None):
-    """Weights under Beta(1, 1), of which all belong to one component where they start there."""
+    """Weights with delta ~ Beta(1, 1), which stay in one component if they start there."""
     delta = pyro.sample("delta", dist.Beta(1.0, 1.0))
     pyro.sample("w", aeb.SSGL(0.1, 10.0, delta).expand([20]).to_event(1))
 
@@ -78,17 +78,17 @@ def test_collapse_and_chains_that_learn_different_latents():
 
 
 def test_a_delta_that_has_come_back_is_not_called_collapsed():
-    own = make_kernel(two_ends_model, aeb.SGLD(1e-12))
-    own.initial_params = {"w": torch.zeros(20)}
-    own.setup(0)
+    kernel = make_kernel(two_ends_model, aeb.SGLD(1e-12))
+    kernel.initial_params = {"w": torch.zeros(20)}
+    kernel.setup(0)
     with pytest.warns(aeb.CollapseWarning):
         for _ in range(30):
-            own.sample(own.initial_params)
-    assert own.facts()["collapsed"] == ["delta"]
-    chain = own.chain
+            kernel.sample(kernel.initial_params)
+    assert kernel.facts()["collapsed"] == ["delta"]
+    chain = kernel.chain
     half = chain.ssgl._replace(delta=torch.full_like(chain.ssgl.delta, 0.5))
     chain.latents = chain.latents._replace(ssgl=half)
-    assert own.facts()["collapsed"] == [] and chain.collapsed == {"delta"}
+    assert kernel.facts()["collapsed"] == [] and chain.collapsed == {"delta"}
 
 
 def test_chains_that_have_not_mixed():
@@ -122,7 +122,7 @@ def test_minibatch_noise_is_heat():
 
 @pytest.mark.parametrize("estimate", [0.0, 0.08])
 def test_a_temperature_that_is_wrong(estimate):
-    # What is taken off the injected noise has to be in the gradient, and here nothing is.
+    # The injected noise is reduced by an estimate, and the gradient has no noise.
     transition = aeb.SGHMC(0.001, friction=0.1, gradient_noise=estimate)
     kernel = make_kernel(lambda: gaussian(300), transition, adaptation=None)
     finding = run_and_check(kernel, args=(), draws=40)[TEMPERATURE]
@@ -141,7 +141,7 @@ def test_a_transition_without_figures_is_said_to_have_none():
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_pruning_that_has_not_made_up_its_mind(freeze):
-    # Weights of one law: without a mask, others are the smallest at every draw.
+    # All weights have one law: without a mask, different ones are smallest at every draw.
     pruning = aeb.MagnitudePruning(0.5, freeze=freeze, sites="w")
     kernel = make_kernel(lambda: gaussian(20), aeb.SGLD(0.01), adaptation=None, pruning=pruning)
     finding = run_and_check(kernel, draws=60, args=())["pruning"]
@@ -156,17 +156,17 @@ def test_draws_between_prunings():
     assert finding.severity == "warning" and "steps_per_draw=10" in finding.cure
 
 
-# What is said of what
+# What is checked of which sites
 
 
 def test_only_sampled_sites_get_r_hat(good, monkeypatch):
     seen = {}
 
-    def noted(function, sites, by_arviz=mixing._by_arviz):
+    def record_call(function, sites, compute=mixing._compute_by_arviz):
         seen[function] = set(sites)
-        return by_arviz(function, sites)
+        return compute(function, sites)
 
-    monkeypatch.setattr(mixing, "_by_arviz", noted)
+    monkeypatch.setattr(mixing, "_compute_by_arviz", record_call)
     verdict = aeb.check(good, quiet=True)
     assert seen == {"rhat": {"beta"}, "ess": {"beta"}}
     for finding in verdict:
@@ -187,7 +187,7 @@ def test_few_draws_are_not_judged():
     assert {f.severity for f in verdict if f.check != "delta collapse"} == {"note"}
 
 
-# Which runs
+# Kinds of runs
 
 
 @pytest.mark.parametrize("method", ["sequential", "vectorized", "parallel"])

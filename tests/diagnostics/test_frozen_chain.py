@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What is tried on a chain whose latents are held still, against closed forms on Gaussians."""
+"""Experiments on a chain with frozen latents, against closed forms on Gaussians."""
 
 import math
 
@@ -14,8 +14,8 @@ from small_runs import PRECISION, P, X, Y, gaussian, loader_regression, make_ker
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import pyro_aeb as aeb
-from pyro_aeb.diagnostics.frozen_chain import Frozen
-from pyro_aeb.diagnostics.stein import scores
+from pyro_aeb.diagnostics.frozen_chain import freeze
+from pyro_aeb.diagnostics.stein import compute_scores
 from pyro_aeb.testing import sghmc_covariance, sgld_variance
 
 ONE_CHAIN = {"chains": 1, "chain_method": "sequential", "draws": 20}
@@ -28,7 +28,7 @@ def run_diagnostics(mcmc, chain=0) -> None:
     aeb.diagnostics.ksd(mcmc, draws=5, chain=chain)
 
 
-# The run is left alone
+# The run is restored
 
 
 def make_loader() -> DataLoader:
@@ -45,7 +45,7 @@ def make_loader() -> DataLoader:
     ],
 )
 def test_a_run_goes_on_bit_for_bit(method, data, seed):
-    def begun():
+    def start():
         torch.manual_seed(9)
         model = {"model": loader_regression} if data == "loader" else {}
         kernel = make_kernel(**model, seed=seed, pruning=aeb.MagnitudePruning(0.25))
@@ -53,9 +53,9 @@ def test_a_run_goes_on_bit_for_bit(method, data, seed):
         mcmc = run_mcmc(kernel, draws=12, warmup=2, chain_method=method, args=args, kwargs=more)
         return mcmc, args, more
 
-    plain, args, more = begun()
+    plain, args, more = start()
     plain.run(*args, **more)
-    mcmc, args, more = begun()
+    mcmc, args, more = start()
     for chain in (1, 0):
         run_diagnostics(mcmc, chain)
     mcmc.run(*args, **more)
@@ -87,11 +87,11 @@ def test_the_temperature_of_every_site():
 
     kernel = make_kernel(two_sites, aeb.SGHMC(0.2, friction=0.4), adaptation=None)
     mcmc = run_mcmc(kernel, args=(), **ONE_CHAIN)
-    everywhere, own = aeb.diagnostics.temperature(mcmc, steps=50)
-    assert (everywhere.site, own.site) == ("all", "w")
+    total, site = aeb.diagnostics.temperature(mcmc, steps=50)
+    assert (total.site, site.site) == ("all", "w")
     expected = sghmc_covariance(0.2, 1.0, PRECISION, 0.4)[0, 0] / (0.2 / (1 - 0.4 / 2))
-    assert abs(own.ratio - expected) < 5 * own.error
-    assert everywhere[1:] == own[1:]
+    assert abs(site.ratio - expected) < 5 * site.error
+    assert total[1:] == site[1:]
 
 
 def test_few_steps_and_silent_transitions_are_refused():
@@ -111,7 +111,7 @@ def test_every_chain_has_its_own_part_of_a_nested_batch():
     data = [{"x": x, "y": [y]} for x, y in zip(X, Y, strict=True)]
     loader = DataLoader(data, batch_size=10, collate_fn=lambda items: (default_collate(items),))
     mcmc = run_mcmc(make_kernel(model), draws=2, warmup=1, args=(loader,))
-    with Frozen(mcmc, 1, "test") as frozen:
+    with freeze(mcmc, 1, "test") as frozen:
         (batch,), _ = frozen.next_batch().arguments
     assert batch["x"].shape == (10, P) and batch["y"][0].shape == (10,)
 
@@ -140,7 +140,7 @@ def test_the_noise_ratio_is_that_of_all_minibatches(transition):
 
 def test_without_minibatches_there_is_no_noise():
     found = aeb.diagnostics.noise_ratio(run_mcmc(**ONE_CHAIN))
-    assert [one.ratio for one in found] == [math.inf, math.inf]
+    assert [noise.ratio for noise in found] == [math.inf, math.inf]
 
 
 # Steps of half the size
@@ -163,8 +163,8 @@ def test_halving_the_step_finds_the_bias_of_the_variance(step_size, differs):
 
 def test_steps_that_run_away_are_an_error():
     mcmc = run_mcmc(make_kernel(gaussian, aeb.SGLD(0.4), adaptation=None), args=(), **ONE_CHAIN)
-    with Frozen(mcmc, 0, "test") as frozen:
-        with pytest.raises(aeb.NonFiniteError, match="further steps of size 1e.10 ran away"):
+    with freeze(mcmc, 0, "test") as frozen:
+        with pytest.raises(aeb.NonFiniteError, match="further steps of size 1e.10 diverged"):
             list(frozen.steps(100, step_size=1e10))
 
 
@@ -176,8 +176,8 @@ def test_scores_are_of_all_data(batch):
     kernel = make_kernel(dense_regression, aeb.SGLD(1e-3), adaptation=None, inverse_temperature=2.0)
     mcmc = run_mcmc(kernel, kwargs={"batch_size": batch}, **ONE_CHAIN)
     points = torch.randn(3, P)
-    with Frozen(mcmc, 0, "test") as frozen:
-        found = scores(frozen, points)
+    with freeze(mcmc, 0, "test") as frozen:
+        found = compute_scores(frozen, points)
     expected = 2.0 * (4.0 * (Y - points @ X.T) @ X - points / 4.0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
@@ -193,10 +193,10 @@ def test_scores_by_a_loader_are_those_on_all_data(method, batch):
     )
     whole = run_mcmc(make_kernel(), draws=5, warmup=1, chain_method=method)
     points = torch.randn(3, P)
-    with Frozen(mcmc, 1, "test") as frozen:
-        latents, found = frozen.latents, scores(frozen, points)
-    with Frozen(whole, 1, "test") as frozen:
-        row = frozen._row
+    with freeze(mcmc, 1, "test") as frozen:
+        latents, found = frozen.latents, compute_scores(frozen, points)
+    with freeze(whole, 1, "test") as frozen:
+        row = frozen._place
         own = frozen.chain.latents
         if row is None:
             frozen.chain.latents = latents
@@ -204,4 +204,4 @@ def test_scores_by_a_loader_are_those_on_all_data(method, batch):
             values = latents.ssgl
             parts = [torch.stack([a, a]) if torch.is_tensor(a) and a.dim() else a for a in values]
             frozen.chain.latents = own._replace(ssgl=type(own.ssgl)(*parts))
-        torch.testing.assert_close(found, scores(frozen, points), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found, compute_scores(frozen, points), rtol=1e-4, atol=1e-3)

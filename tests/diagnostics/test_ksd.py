@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The kernel Stein discrepancy, against its definition and on laws that are known."""
+"""The kernel Stein discrepancy, against its definition and on known laws."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_its_mean_is_zero_under_the_target():
 
 
 def count_rejections(scale: float, memory: float = 0.0, d: int = 2, replicates: int = 100) -> int:
-    """How often draws of N(0, scale^2), correlated or not, are rejected as N(0, 1), at 5 %."""
+    """Count how often draws of N(0, scale^2), correlated or not, are rejected as N(0, 1) at 5 %."""
     generator = np.random.default_rng(4)
     count = 0
     for _ in range(replicates):

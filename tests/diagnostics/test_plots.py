@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pictures of runs show the numbers of the runs."""
+"""Plots of runs show the numbers of the runs."""
 
 import sys
 
@@ -17,7 +17,7 @@ from pyro_aeb.diagnostics import plot_inclusion, plot_latents, plot_sparsity
 
 
 def layers(X, y):
-    """A vector, a matrix and a convolution's weights with SSGL priors, and two deltas."""
+    """A vector, a matrix and the weights of a convolution with SSGL priors, and two deltas."""
     for name, shape in {"bias": (3,), "linear": (2, 5), "conv": (4, 3, 2, 2)}.items():
         delta = pyro.sample(f"{name}.delta", dist.Beta(2.0, 2.0)) if name != "bias" else 0.5
         prior = aeb.SSGL(0.1, 10.0, delta)

@@ -1,19 +1,18 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What every draw says of the sampler, against formulas and against what a run did."""
+"""Statistics of the draws, against formulas and against the run itself."""
 
 import math
 
 import pytest
 import torch
 from models import double_regression, linear_data
-from pruning_structures import make_structure
 from small_runs import P, gaussian, make_kernel, regression, run_mcmc
 
 import pyro_aeb as aeb
 from pyro_aeb.adaptation.equations import beta_counts, beta_mode
-from pyro_aeb.pruning import Pruner
+from pyro_aeb.pruning.pruner import Flips
 from pyro_aeb.testing import linear_scheme, sghmc_covariance, sgld_variance
 from pyro_aeb.transitions import SGHMCState, SGLDState, StepNumbers
 
@@ -141,14 +140,14 @@ def test_weights_that_are_held_at_zero_do_not_count():
 
 
 class Counting(aeb.SGLD):
-    """A transition with a figure of another name."""
+    """A transition with a statistic of another name."""
 
     def statistics(self, before, state, numbers):
         return {"farthest": state.position.abs().amax(-1)}
 
 
 class Silent:
-    """A transition without figures."""
+    """A transition without statistics."""
 
     step_size = aeb.Constant(1e-4)
 
@@ -173,10 +172,9 @@ def test_a_new_transition_brings_its_own_figures():
 
 
 def test_flips():
-    pruner = Pruner(aeb.MagnitudePruning(0.5), make_structure({"w": (3,)}))
-    assert pruner.flips(torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 1.0]])).tolist() == [0, 0]
-    assert pruner.flips(torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 5.0]])).tolist() == [2, 0]
-    assert pruner.flips(torch.tensor([[1.0, 0.0, 0.0], [3.0, 0.0, 5.0]])).tolist() == [1, 1]
+    flips = Flips(torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 1.0]]))
+    assert flips.count(torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 5.0]])).tolist() == [2, 0]
+    assert flips.count(torch.tensor([[1.0, 0.0, 0.0], [3.0, 0.0, 5.0]])).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("freeze", [False, True])
