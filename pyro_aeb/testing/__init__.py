@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Checks that samplers, latents' updates and models sample what they claim to.
+Checks that samplers, updates of latents and models have the law that they claim.
 
-Each raises an AssertionError that says what was found, what was expected and what that means, and
-returns what it found where all is well. Three cover all that applies to one thing::
+Each returns its outcome, or raises an AssertionError that says what was found, what was expected
+and what that means. Three run all checks of one kind of object::
 
     import pyro_aeb as aeb
 
@@ -13,7 +13,7 @@ returns what it found where all is well. Three cover all that applies to one thi
     aeb.testing.check_model(model, X[:6], y[:6], batch_size=2)
     aeb.testing.check_adaptation(model, X, y)
 
-The others are their parts, and tests for what a chain has drawn.
+The others are their parts, and statistical tests of draws.
 """
 
 from pyro_aeb.testing.adaptation import check_adaptation

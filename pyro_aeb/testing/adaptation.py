@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""All checks that apply to the adaptation of a model's latents."""
+"""All checks of the adaptation of a model's latents."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents, SpikeAndSlabRule
-from pyro_aeb.adaptation.sweep import Latents
-from pyro_aeb.data.arguments import Arguments, Batch
-from pyro_aeb.model.inspection import inspect_model
-from pyro_aeb.model.structure import Residuals, Structure
+from pyro_aeb.model.structure import Residuals
 from pyro_aeb.model.tracing import trace_sites, unwrap
-from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.testing.m_steps import check_m_step
-from pyro_aeb.testing.objective import Model, by_site, component_log_joints, objective_at
-from pyro_aeb.testing.points import gradient_at, points
+from pyro_aeb.testing.objective import Model, component_log_joints
+from pyro_aeb.testing.problem import Problem, name_of
 from pyro_aeb.testing.reports import Outcome, Report, require
+from pyro_aeb.testing.steps import are_equal
 
 WEIGHTS = (1.0, 0.25)
 """Weights omega of the sweeps."""
@@ -30,87 +27,51 @@ WEIGHTS = (1.0, 0.25)
 
 def check_adaptation(model: Model, *args: Any, **kwargs: Any) -> Report:
     """
-    Whether the latents of a model's SSGL sites are updated to the maximum of the model's own Q::
+    Check that the latents of a model's SSGL sites are updated to the maximum of the model's Q::
 
         print(pyro_aeb.testing.check_adaptation(model, X, y))
 
     At random weights and latents, on one minibatch: rho is Bayes' rule by Pyro's densities (4);
-    sigma and delta are where autograd finds the derivative of Q to be zero, (6) and (7), given the
-    averaged rho of (5); each is averaged by (8). A sweep of weight 0 changes nothing, no sweep
-    changes its inputs, and every chain of a leading axis gets what it gets alone.
+    sigma and delta are zeros of the derivative of Q by autograd, (6) and (7), given the averaged
+    rho of (5); each is averaged by (8). A sweep of weight 0 changes nothing, no sweep changes its
+    inputs, and every chain of a leading axis gets what it gets alone.
 
     :param model: a Pyro model with SSGL sites.
-    :param args: its arguments, best in float64 with that as torch's default.
-    :param kwargs: its keyword arguments.
-    :returns: what was found.
+    :param args: arguments of the model, preferably in float64 with that as torch's default dtype.
+    :param kwargs: keyword arguments of the model.
+    :returns: the outcomes of the checks.
     :raises AssertionError: if a check fails.
     :raises ValueError: if the model has no SSGL site.
     :raises ModelError: if the model cannot be sampled.
     """
-    structure = inspect_model(model, args, kwargs, adapt=True)
-    posterior = Posterior(model, structure)
-    if posterior.adaptation.spike_and_slab is None:
+    problem = Problem(model, args, kwargs, adapt=True)
+    structure, rule = problem.structure, problem.posterior.adaptation.spike_and_slab
+    if rule is None:
         raise ValueError(
             f"the model's latent sites are {[b.name for b in structure.blocks]}, none of which is "
             "an SSGL site; check_m_step checks any other update"
         )
     indices = {n: torch.arange(size)[-batch:] for n, (size, batch) in structure.plates.items()}
-    case = _Case(model, args, kwargs, posterior, posterior.adaptation.spike_and_slab, indices)
-    sweeps = [case.sweep(position, before) for position, before in points(posterior, seed=0)]
-    outcomes = [_check_inclusion(case, sweeps)]
-    if structure.latent_sites:
-        outcomes.append(_check_m_steps(case, sweeps))
-    outcomes += [_check_purity(sweeps), _check_chains(case.rule, sweeps)]
-    return Report(getattr(model, "__name__", type(model).__name__), tuple(outcomes))
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A model, and one minibatch."""
-
-    model: Model
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    posterior: Posterior
-    rule: SpikeAndSlabRule
-    indices: dict[str, Tensor]
-
-    @property
-    def structure(self) -> Structure:
-        return self.posterior.structure
-
-    def sweep(self, position: Tensor, latents: Latents | None) -> _Sweep:
+    sweeps = []
+    for position, latents in problem.random_points(seed=0):
         assert latents is not None and latents.ssgl is not None
-        before = latents.ssgl
-        batch = Batch(Arguments(self.args, self.kwargs), self.indices)
-        residuals = gradient_at(self.posterior, position, latents, batch).statistics.residuals
-        return _Sweep(
-            self.rule, position, self.structure.select_sparse(position), before, residuals
-        )
-
-    def values(self, latents: SpikeAndSlabLatents) -> dict[str, Tensor]:
-        """The learned sites' values, sigma in place of sigma squared: (8) averages sigma."""
-        sigmas = {sigma.site for sigma in self.structure.sigmas}
-        found = self.rule.site_values(latents)
-        return {name: v.sqrt() if name in sigmas else v for name, v in found.items()}
-
-    def q(self, position: Tensor, values: Mapping[str, Tensor], rho: Tensor) -> Tensor:
-        """Q on the minibatch, of :meth:`values` and of rho of every sparse weight."""
-        sigmas = {sigma.site for sigma in self.structure.sigmas}
-        given = {name: v.square() if name in sigmas else v for name, v in values.items()}
-        plates = self.structure.plates
-        given |= {n: i for n, i in self.indices.items() if len(i) < plates[n][0]}
-        slab = by_site(self.structure, rho)
-        return objective_at(
-            self.model, self.args, self.kwargs, self.posterior, position, given, slab
-        )
+        residuals = problem.step_gradient(position, latents, indices).statistics.residuals
+        beta = structure.select_sparse(position)
+        sweeps.append(_Sweep(problem, rule, indices, position, beta, latents.ssgl, residuals))
+    outcomes = [_check_inclusion(sweeps)]
+    if structure.latent_sites:
+        outcomes.append(_check_m_steps(sweeps))
+    outcomes += [_check_purity(sweeps), _check_chains(rule, sweeps)]
+    return Report(name_of(model), tuple(outcomes))
 
 
 @dataclass(frozen=True)
 class _Sweep:
-    """What a sweep of the updates starts from."""
+    """The inputs of one sweep of the updates on a minibatch."""
 
+    problem: Problem
     rule: SpikeAndSlabRule
+    indices: Mapping[str, Tensor]
     position: Tensor
     beta: Tensor
     before: SpikeAndSlabLatents
@@ -119,16 +80,31 @@ class _Sweep:
     def update(self, weight: float) -> SpikeAndSlabLatents:
         return self.rule.update(self.before, self.beta, self.residuals, weight)
 
+    def values(self, latents: SpikeAndSlabLatents) -> dict[str, Tensor]:
+        """Return the learned sites' values, sigma in place of sigma squared: (8) averages sigma."""
+        sigmas = {sigma.site for sigma in self.problem.structure.sigmas}
+        sites = self.rule.site_values(latents).items()
+        return {name: v.sqrt() if name in sigmas else v for name, v in sites}
 
-def _check_inclusion(case: _Case, sweeps: list[_Sweep]) -> Outcome:
-    """Equations (4) and (8) for rho, at the sigma and delta before the sweep."""
+    def q(self, values: Mapping[str, Tensor], rho: Tensor) -> Tensor:
+        """Return Q on the minibatch at some :meth:`values` and rho of all sparse weights."""
+        structure = self.problem.structure
+        sigmas = {sigma.site for sigma in structure.sigmas}
+        sites = {name: v.square() if name in sigmas else v for name, v in values.items()}
+        sites |= {n: i for n, i in self.indices.items() if len(i) < structure.plates[n][0]}
+        return self.problem.objective(self.position, sites, rho)
+
+
+def _check_inclusion(sweeps: list[_Sweep]) -> Outcome:
+    """Check (4) and (8) for rho, at the sigma and delta before the sweep."""
     worst = 0.0
     for sweep in sweeps:
-        values = case.structure.unflatten(sweep.position)
-        given = {**values, **case.rule.site_values(sweep.before)}
-        sites = trace_sites(case.model, case.args, case.kwargs, given)
+        problem, structure = sweep.problem, sweep.problem.structure
+        values = structure.unflatten(sweep.position)
+        fixed = {**values, **sweep.rule.site_values(sweep.before)}
+        sites = trace_sites(problem.model, *problem.arguments, fixed)
         logits = []
-        for name in (block.name for block in case.structure.sparse):
+        for name in (block.name for block in structure.sparse):
             spike, slab = component_log_joints(unwrap(sites[name]["fn"]), values[name])
             logits.append((slab - spike).reshape(-1))
         bayes = torch.cat(logits).sigmoid()
@@ -137,68 +113,70 @@ def _check_inclusion(case: _Case, sweeps: list[_Sweep]) -> Outcome:
             error = float((sweep.update(weight).rho - expected).abs().max())
             worst = max(worst, error)
             require(
-                error <= 1000 * torch.finfo(case.structure.dtype).eps,
+                error <= 1000 * torch.finfo(structure.dtype).eps,
                 f"E-step of rho, weight {weight:g}",
                 f"a difference of {error:.2g}",
                 "Bayes' rule for gamma by the model's densities, averaged by (8)",
                 "look at equation (4): the prior odds, both densities, and the sigma in them",
             )
-    return Outcome("E-step", f"rho of {case.rule.size} weights is Bayes' rule to {worst:.1g}")
+    count = sweeps[0].rule.size
+    return Outcome("E-step", f"rho of {count} weights is Bayes' rule to {worst:.1g}")
 
 
-def _check_m_steps(case: _Case, sweeps: list[_Sweep]) -> Outcome:
-    """Equations (5)-(8) for sigma and delta: the former sees the averaged rho of (5)."""
-    sigmas = [s.site for s in case.structure.sigmas if s.site is not None]
-    deltas = [d.site for d in case.structure.deltas if d.site is not None]
-    limits = torch.finfo(case.structure.dtype)
+def _check_m_steps(sweeps: list[_Sweep]) -> Outcome:
+    """Check (5)-(8) for sigma and delta; sigma depends on the averaged rho of (5)."""
+    structure = sweeps[0].problem.structure
+    sigmas = [s.site for s in structure.sigmas if s.site is not None]
+    deltas = [d.site for d in structure.deltas if d.site is not None]
+    limits = torch.finfo(structure.dtype)
     bounds = dict.fromkeys(deltas, (limits.tiny, 1.0 - limits.eps))
     for sweep in sweeps:
-        old = case.values(sweep.before)
+        old = sweep.values(sweep.before)
         for weight in WEIGHTS:
             after = sweep.update(weight)
-            new = case.values(after)
-            # What (8) has averaged in: theta~ = (theta' - (1 - omega) theta) / omega.
+            new = sweep.values(after)
+            # The value that (8) has averaged: theta~ = (theta' - (1 - omega) theta) / omega.
             implied = {n: (v - (1.0 - weight) * old[n]) / weight for n, v in new.items()}
             for names, rho in ((sigmas, after.slab), (deltas, after.rho)):
-                q = _Of(case, sweep.position, implied, rho)
+                q = _PartialQ(sweep, implied, rho)
                 check_m_step(q, {name: implied[name] for name in names}, bounds)
     return Outcome("M-steps", f"{', '.join(sigmas + deltas)} at the maximum of Q, by autograd")
 
 
 @dataclass(frozen=True)
-class _Of:
-    """Q as a function of some of the latents, the others held."""
+class _PartialQ:
+    """Q as a function of some of the latents, the others fixed."""
 
-    case: _Case
-    position: Tensor
-    held: Mapping[str, Tensor]
+    sweep: _Sweep
+    fixed: Mapping[str, Tensor]
     rho: Tensor
 
     def __call__(self, values: dict[str, Tensor]) -> Tensor:
-        return self.case.q(self.position, {**self.held, **values}, self.rho)
+        return self.sweep.q({**self.fixed, **values}, self.rho)
 
 
 def _check_purity(sweeps: list[_Sweep]) -> Outcome:
+    """Check that sweeps are pure functions, and that those of weight 0 change nothing."""
     for sweep in sweeps:
         inputs = [*_tensors(sweep.before), sweep.beta]
         copies = [tensor.clone() for tensor in inputs]
-        first, again, still = sweep.update(0.5), sweep.update(0.5), sweep.update(0.0)
+        first, again, still = (_tensors(sweep.update(weight)) for weight in (0.5, 0.5, 0.0))
         require(
-            _equal(inputs, copies),
+            are_equal(inputs, copies),
             "inputs of a sweep",
             "latents or weights that have changed",
-            "all as they were",
-            "use operations that are not in place on what comes in",
+            "all unchanged",
+            "do not use in-place operations on the inputs",
         )
         require(
-            _equal(_tensors(first), _tensors(again)),
+            are_equal(first, again),
             "the same sweep twice",
             "two different results",
             "the same to the last digit",
-            "whatever an update remembers belongs into the latents",
+            "an update must keep its state in the latents",
         )
         require(
-            _equal(_tensors(still), _tensors(sweep.before)),
+            are_equal(still, _tensors(sweep.before)),
             "a sweep of weight 0",
             "other latents",
             "those before it",
@@ -211,12 +189,8 @@ def _tensors(latents: SpikeAndSlabLatents) -> list[Tensor]:
     return [torch.as_tensor(value) for value in latents]
 
 
-def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
 def _check_chains(rule: SpikeAndSlabRule, sweeps: list[_Sweep]) -> Outcome:
-    """A leading axis of chains, one a sweep."""
+    """Check a leading axis of chains, one for each sweep."""
     stacked = SpikeAndSlabLatents(
         *map(torch.stack, zip(*(_tensors(s.before) for s in sweeps), strict=True))
     )
@@ -232,13 +206,14 @@ def _check_chains(rule: SpikeAndSlabRule, sweeps: list[_Sweep]) -> Outcome:
     for c, sweep in enumerate(sweeps):
         alone = sweep.update(0.5)
         for name in ("rho", "slab", "sigma", "delta"):
-            own = getattr(alone, name)
-            error = float((getattr(together, name)[c] - own).abs().max() / own.abs().max())
+            expected = getattr(alone, name)
+            difference = (getattr(together, name)[c] - expected).abs().max()
+            error = float(difference / expected.abs().max())
             require(
-                error <= 1000 * torch.finfo(own.dtype).eps,
+                error <= 1000 * torch.finfo(expected.dtype).eps,
                 f"leading axis of chains, {name}",
                 f"a relative difference of {error:.2g} between chain {c} and that chain alone",
                 "no more than rounding",
-                "sum over the last axis only, so that chains know nothing of each other",
+                "sum over the last axis only, so that chains stay independent",
             )
     return Outcome("chains", "a leading axis gives every chain what it gets alone")

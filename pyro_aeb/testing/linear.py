@@ -2,17 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
 r"""
-A transition on a Gaussian target as the linear map that it is.
+Transitions that are linear on Gaussian targets.
 
-With Q of curvature H and mean m the gradient is :math:`-H (\beta - m)`. On such a target a step of
-SGLD, SGHMC and most splitting schemes is affine in the state x, which holds the position and
-whatever else the transition keeps, in the noise z and in an error e of the gradient:
+If Q has curvature H and mean m, its gradient is :math:`-H (\beta - m)`. On such a target a step of
+SGLD, SGHMC and most splitting schemes is affine in the state x, which holds the position and all
+else that the transition keeps, in the noise z and in an error e of the gradient:
 
 .. math:: x' = A x + c + B z + C e.
 
-The matrices are read off the transition's step itself, from steps in float64 along every axis, so
-no formula of the transition is needed. Random steps of several lengths tell whether it is affine at
-all: a thermostat or a preconditioner is not.
+The matrices are measured by steps in float64 along every axis, so no formula of the transition is
+needed. Random steps of several lengths test whether the step is affine at all: that of a thermostat
+or a preconditioner is not.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from pyro_aeb.transitions import AnyTransition, StepNumbers
 Array = np.ndarray[Any, np.dtype[Any]]
 
 STEPS = 24
-"""Steps of a run that must be the same affine map."""
+"""Number of random steps that must agree with the affine map."""
 
 
 @dataclass(frozen=True, eq=False)
 class LinearScheme:
     """
-    A step on a Gaussian target as an affine map of S numbers, of which the position is the first D.
+    A step on a Gaussian target as an affine map of a state of S numbers, the first D of which are
+    the position.
 
-    :param matrix: A, shape (S, S).
-    :param offset: c, shape (S,).
-    :param noise: B, the response to the noise, shape (S, K), where a step takes K numbers.
-    :param gradient: C, the response to an error of the gradient, shape (S, D).
+    :param matrix: matrix A, shape (S, S).
+    :param offset: offset c, shape (S,).
+    :param noise: response B to the noise, shape (S, K), if a step takes K random numbers.
+    :param gradient: response C to an error of the gradient, shape (S, D).
     """
 
     matrix: Array
@@ -58,19 +59,19 @@ class LinearScheme:
 
     @property
     def spectral_radius(self) -> float:
-        """The largest absolute eigenvalue of A. The chain is stable where it is below 1."""
+        """The largest absolute eigenvalue of A. The chain is stable if it is below 1."""
         return float(np.abs(np.linalg.eigvals(self.matrix)).max())
 
     def mean(self) -> Array:
-        """The stationary mean of the state, (I - A)^-1 c, shape (S,)."""
+        """Return the stationary mean of the state, (I - A)^-1 c, shape (S,)."""
         return np.asarray(np.linalg.solve(np.eye(len(self.matrix)) - self.matrix, self.offset))
 
     def covariance(self, gradient_variance: float = 0.0) -> Array:
         """
-        The stationary covariance V of the state, shape (S, S), from the discrete Lyapunov equation
-        V = A V A^T + B B^T + g C C^T.
+        Return the stationary covariance V of the state, shape (S, S), the solution of the discrete
+        Lyapunov equation V = A V A^T + B B^T + g C C^T.
 
-        :param float gradient_variance: g, that of the error of every coordinate of the gradient.
+        :param float gradient_variance: variance g of the error of every coordinate of the gradient.
         :raises ValueError: if the chain is not stable.
         """
         if self.spectral_radius >= 1.0:
@@ -82,7 +83,7 @@ class LinearScheme:
         return solve_discrete_lyapunov(self.matrix, drive)
 
     def position_covariance(self, gradient_variance: float = 0.0) -> Array:
-        """The part of :meth:`covariance` that is the position's, shape (D, D)."""
+        """Return the position's block of :meth:`covariance`, shape (D, D)."""
         return self.covariance(gradient_variance)[: self.size, : self.size]
 
 
@@ -90,29 +91,29 @@ def linear_scheme(
     transition: AnyTransition, curvature: Array, mean: Array, numbers: StepNumbers
 ) -> LinearScheme | None:
     """
-    The affine map of a step on the Gaussian target of some curvature and mean.
+    Return a step on a Gaussian target as an affine map.
 
     :param transition: any transition.
-    :param curvature: H, symmetric and positive definite, shape (D, D).
-    :param mean: m, shape (D,).
+    :param curvature: curvature H of the target, symmetric and positive definite, shape (D, D).
+    :param mean: mean m of the target, shape (D,).
     :param StepNumbers numbers: step size and inverse temperature.
-    :returns: None where a step is not affine in the state, the noise and the gradient.
+    :returns: the map; None if a step is not affine in the state, the noise and the gradient.
     """
     flat = _flat_step(transition, torch.from_numpy(curvature), torch.from_numpy(mean), numbers)
     if flat is None:
         return None
     origin, step = flat
-    numbers_a_step = noise_size(transition, len(mean))
-    z, e = np.zeros(numbers_a_step), np.zeros(len(mean))
+    k = noise_size(transition, len(mean))
+    z, e = np.zeros(k), np.zeros(len(mean))
     at_origin = step(origin, z, e)
     matrix = np.stack([step(origin + axis, z, e) for axis in np.eye(len(origin))], 1)
-    noise = np.stack([step(origin, axis, e) for axis in np.eye(numbers_a_step)], 1)
+    noise = np.stack([step(origin, axis, e) for axis in np.eye(k)], 1)
     gradient = np.stack([step(origin, z, axis) for axis in np.eye(len(mean))], 1)
     matrix, noise, gradient = (m - at_origin[:, None] for m in (matrix, noise, gradient))
     if not all(np.isfinite(m).all() for m in (matrix, noise, gradient)):
         return None
     scheme = LinearScheme(matrix, at_origin - matrix @ origin, noise, gradient)
-    return scheme if _explains(scheme, step, origin) else None
+    return scheme if _is_exact(scheme, step, origin) else None
 
 
 _FlatStep = Callable[..., Array]
@@ -121,7 +122,7 @@ _FlatStep = Callable[..., Array]
 def _flat_step(
     transition: AnyTransition, curvature: Tensor, mean: Tensor, numbers: StepNumbers
 ) -> tuple[Array, _FlatStep] | None:
-    """The first state and the step as a function of flat arrays: state, noise, gradient's error."""
+    """Return the first state and the step as a function of flat state, noise and gradient error."""
     first = transition.init(mean.clone())
     if not all(tensor.is_floating_point() for tensor in first):
         return None
@@ -132,7 +133,7 @@ def _flat_step(
     def step(flat: Array, noise: Array, error: Array, k: int = 1) -> Array:
         parts = torch.from_numpy(flat).split(sizes)
         state = type(first)(*(p.reshape(s).clone() for p, s in zip(parts, shapes, strict=True)))
-        gradient = gaussian.evaluated(state.position).gradient + torch.from_numpy(error)
+        gradient = gaussian.evaluate(state.position).gradient + torch.from_numpy(error)
         z = torch.from_numpy(noise).clone()
         after = advance(transition, state, gradient, z, numbers, k, gaussian)
         return torch.cat([tensor.reshape(-1) for tensor in after]).numpy()
@@ -140,20 +141,17 @@ def _flat_step(
     return torch.cat([tensor.reshape(-1) for tensor in first]).numpy(), step
 
 
-def _explains(scheme: LinearScheme, step: _FlatStep, origin: Array) -> bool:
-    """
-    Whether the affine map gives what random steps give, the first ones of a run, up to rounding in
-    float64.
-    """
+def _is_exact(scheme: LinearScheme, step: _FlatStep, origin: Array) -> bool:
+    """Return whether the affine map agrees with the first steps of a run, from random states."""
     rng = np.random.default_rng(0)
     for k in range(1, STEPS + 1):
         length = (0.1, 1.0, 10.0)[k % 3]
         x = origin + length * rng.standard_normal(len(origin))
         z = length * rng.standard_normal(scheme.noise.shape[1])
         e = length * rng.standard_normal(scheme.size)
-        found = step(x, z, e, k)
+        state = step(x, z, e, k)
         terms = [scheme.matrix @ x, scheme.offset, scheme.noise @ z, scheme.gradient @ e]
         scale = 1.0 + sum(np.abs(term).max() for term in terms)
-        if not np.abs(found - sum(terms)).max() < 1e-10 * scale:  # NaN is no agreement either
+        if not np.abs(state - sum(terms)).max() < 1e-10 * scale:  # true for NaN as well
             return False
     return True

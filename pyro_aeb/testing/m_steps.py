@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""M-steps against autograd: where an update says the maximum is, the derivative of Q is zero."""
+"""M-steps against autograd: at the result of an update the derivative of Q must be zero."""
 
 from __future__ import annotations
 
@@ -22,56 +22,57 @@ def check_m_step(
     tolerance: float | None = None,
 ) -> Outcome:
     r"""
-    Every latent is at a maximum of Q in that latent, the others held.
+    Check that every latent is at a maximum of Q in that latent, the others held fixed.
 
-    By autograd, the Newton step :math:`-Q'' ^{-1} Q'` from the value found says how far off the
-    maximum is: it must be zero relative to the value, and the curvature negative. At a bound the
-    derivative must point out of the domain instead.
+    The Newton step :math:`-Q'' ^{-1} Q'` by autograd is the distance to the maximum: it must be
+    zero relative to the value, and the curvature negative. At a bound the derivative must point out
+    of the domain instead.
 
-    :param q: Q as a function of the latents' values, a differentiable scalar.
-    :param found: what the M-step gives, by name, in float64. Small tensors: the second derivatives
-        of each are taken in full.
-    :param bounds: of a latent with a domain, (lowest, highest).
-    :param float tolerance: of the Newton step relative to the value; by default 1e5 times the
+    :param q: Q as a function of a dictionary of the latents' values, a differentiable scalar.
+    :param found: results of the M-step by name, in float64. Small tensors: the full Hessian of each
+        is computed.
+    :param bounds: (lowest, highest) value of every latent with a bounded domain.
+    :param float tolerance: largest Newton step relative to the value; by default 1e5 times the
         rounding error of the value's dtype, 2e-11 in float64.
-    :raises AssertionError: if one is not at the maximum.
+    :returns: the outcome.
+    :raises AssertionError: if a latent is not at the maximum.
     """
     worst = 0.0
     for name, value in found.items():
         low, high = (bounds or {}).get(name, (-torch.inf, torch.inf))
-        off = _distance(q, dict(found), name, low, high)
+        distance = _relative_distance(q, dict(found), name, low, high)
         allowed = tolerance or 1e5 * torch.finfo(value.dtype).eps
-        worst = max(worst, off)
+        worst = max(worst, distance)
         require(
-            off <= allowed,
+            distance <= allowed,
             f"M-step of {name!r}",
-            f"{_short(value)}, from where the maximum of Q is a relative {off:.3g} away",
+            f"{_format(value)}, with the maximum of Q a relative {distance:.3g} away",
             f"at most {allowed:.2g}",
-            "the update does not zero the derivative of Q: compare it with the priors and the "
-            "likelihood that the model states",
+            "the derivative of Q is not zero at the update: compare it with the priors and the "
+            "likelihood of the model",
         )
     return Outcome("M-steps", f"{', '.join(found)} at the maximum of Q, off by {worst:.1g}")
 
 
-def _short(value: Tensor) -> str:
+def _format(value: Tensor) -> str:
     return f"{float(value):.6g}" if value.numel() == 1 else f"a tensor of {tuple(value.shape)}"
 
 
-def _distance(
+def _relative_distance(
     q: Callable[[dict[str, Tensor]], Tensor],
     values: dict[str, Tensor],
     name: str,
     low: float,
     high: float,
 ) -> float:
-    """The largest relative Newton step of one latent, infinite where there is no maximum."""
+    """Return the largest relative Newton step of one latent; infinity if there is no maximum."""
     value = values[name].detach()
 
-    def of_one(flat: Tensor) -> Tensor:
+    def q_of_latent(flat: Tensor) -> Tensor:
         return q({**values, name: flat.reshape(value.shape)})
 
     flat = value.reshape(-1).clone().requires_grad_()
-    total = of_one(flat)
+    total = q_of_latent(flat)
     (slope,) = torch.autograd.grad(total, flat) if total.requires_grad else (flat.detach() * 0,)
     at_low, at_high = flat.detach() <= low, flat.detach() >= high
     if bool((at_low & (slope > 0)).any()) or bool((at_high & (slope < 0)).any()):
@@ -79,7 +80,7 @@ def _distance(
     free = ~(at_low | at_high)
     if not bool(free.any()):
         return 0.0
-    hessian = torch.autograd.functional.hessian(of_one, flat.detach())[free][:, free]
+    hessian = torch.autograd.functional.hessian(q_of_latent, flat.detach())[free][:, free]
     if not bool(torch.linalg.eigvalsh(hessian).max() < 0.0):
         return float("inf")
     step = torch.linalg.solve(hessian, slope[free])

@@ -2,23 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A model whose adaptive chain has a limit that quadrature can find, to more digits than any chain.
+A model for which quadrature computes the limit of the adaptive chain.
 
 The data are y = X beta + noise with X^T X = N I, N rows and p columns, so that
 
     sum_i (y_i - x_i beta)^2 = rss + N sum_j (beta_j - b_j)^2,    b = X^T y / N,
 
-and Q is a sum over coordinates once the latents theta = (rho, q, sigma, delta) are given, where q
-is the average of rho that stands for the penalties, kappa0 = (1 - q)/v0 and kappa1 = q/v1. Every
-coordinate of SGLD is then a chain of its own on the line. Its stationary law given theta is found
-on a grid of Gauss-Legendre nodes: of the chain in the limit of small steps, where it is exp(tau Q),
-or of the chain with its step of finite size, as the fixed point of its transition density.
+and given the latents theta = (rho, q, sigma, delta) Q is a sum over coordinates, where q is the
+average of rho that determines the penalties, kappa0 = (1 - q)/v0 and kappa1 = q/v1. Every
+coordinate of SGLD is then an independent chain on the line. Its stationary law given theta is
+computed on a grid of Gauss-Legendre nodes: in the limit of small steps, where it is exp(tau Q), or
+for steps of finite size, as the fixed point of the transition density.
 
-Stochastic approximation drives theta to the root theta* of its mean field
+Stochastic approximation converges to the root theta* of its mean field
 
     h(theta) = (E rho~ - rho, rho - q, E sigma~ - sigma, delta~(rho) - delta),
 
-the expectation being over that law. Nothing here calls the package.
+with the expectation over that law. None of the package's arithmetic is used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pyro_aeb.testing.linear import Array
 
 @dataclass(frozen=True)
 class Law:
-    """The law of two consecutive states of one coordinate on its nodes."""
+    """The joint law of two consecutive states of one coordinate, on quadrature nodes."""
 
     nodes: Array
     one: Array
@@ -49,17 +49,19 @@ class Law:
 @dataclass(frozen=True)
 class OrthogonalDesign:
     """
+    Sparse linear regression with an orthogonal design, X^T X = N I.
+
     :param b: least squares estimates, shape (p,).
-    :param rss: residual sum of squares of least squares.
-    :param size: N.
-    :param v0: Laplace scale over sigma.
-    :param v1: variance of the Gaussian component over sigma squared.
-    :param beta: parameters of delta ~ Beta(a, b).
-    :param nu: sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2).
-    :param nu_lambda: nu times lambda.
-    :param tau: inverse temperature.
-    :param noise: the noise's standard deviation, or None where it is sigma itself (regression).
-    :param nodes: of the quadrature, on either side of 0.
+    :param float rss: residual sum of squares of least squares.
+    :param int size: number N of data.
+    :param float v0: Laplace scale over sigma.
+    :param float v1: variance of the Gaussian component over sigma squared.
+    :param beta: parameters (a, b) of delta ~ Beta(a, b).
+    :param float nu: degrees of freedom of sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2).
+    :param float nu_lambda: nu times lambda.
+    :param float tau: inverse temperature.
+    :param float noise: standard deviation of the noise; None if it is sigma (regression).
+    :param int nodes: number of quadrature nodes on either side of 0.
     """
 
     b: Array
@@ -76,15 +78,16 @@ class OrthogonalDesign:
 
     @property
     def p(self) -> int:
+        """The number of coefficients."""
         return len(self.b)
 
     def split(self, theta: Array) -> tuple[Array, Array, Array, Array]:
-        """theta, shape (2 p + 2,), as rho, q, sigma, delta."""
+        """Split theta, shape (2 p + 2,), into rho, q, sigma and delta."""
         p = self.p
         return theta[:p], theta[p : 2 * p], theta[2 * p], theta[2 * p + 1]
 
     def data(self, seed: int) -> tuple[Array, Array]:
-        """X and y with this b and rss."""
+        """Generate X and y with this b and rss."""
         generator = np.random.default_rng(seed)
         basis, _ = np.linalg.qr(generator.standard_normal((self.size, self.p + 1)))
         x = basis[:, : self.p] * np.sqrt(self.size)
@@ -93,7 +96,7 @@ class OrthogonalDesign:
     # -- the stationary law
 
     def law(self, j: int, theta: Array, step_size: float) -> Law:
-        """The law of coordinate j at frozen latents; step size 0 is the limit of small steps."""
+        """Compute the law of coordinate j given theta; step size 0 is the limit of small steps."""
         _, q, sigma, _ = self.split(theta)
         kappa0, kappa1 = (1 - q[j]) / self.v0, q[j] / self.v1
         precision = self.size / (self.noise or sigma) ** 2
@@ -121,7 +124,7 @@ class OrthogonalDesign:
     # -- the mean field
 
     def mean_field(self, theta: Array, step_size: float) -> Array:
-        """h(theta), shape (2 p + 2,)."""
+        """Compute the mean field h(theta), shape (2 p + 2,)."""
         rho, q, sigma, delta = self.split(theta)
         laws = [self.law(j, theta, step_size) for j in range(self.p)]
         inclusion = [law.one @ self.inclusion(law.nodes, sigma, delta) for law in laws]
@@ -131,12 +134,12 @@ class OrthogonalDesign:
         return np.concatenate([inclusion - rho, rho - q, [scale - sigma, sparsity - delta]])
 
     def inclusion(self, x: Array, sigma: Any, delta: Any) -> Array:
-        """Equation (4)."""
+        """Compute rho~ at weights x, equation (4)."""
         odds = norm.logpdf(x, 0, sigma * self.v1**0.5) - laplace.logpdf(x, 0, sigma * self.v0)
         return expit(logit(delta) + odds)
 
     def mean_scale(self, laws: list[Law], q: Array) -> float:
-        """E sigma~ of equation (6), over the product of the laws."""
+        """Compute E sigma~ of equation (6), over the product of the laws."""
         absolute: Any
         square: Any
         weight: Any
@@ -154,8 +157,8 @@ class OrthogonalDesign:
 
     def _atoms(self, j: int, law: Law, q: float) -> tuple[Any, Any, Any, Array]:
         """
-        What coordinate j adds to B, J and I, and with which probability. B and J are those of the
-        state after a step, I that of the state before it: it comes with the gradient.
+        Return the terms of coordinate j in B, J and I, and their probability. B and J are those of
+        the state after a step; I, which comes with the gradient, is that of the state before it.
         """
         x = law.nodes
         b_j, j_j = (1 - q) / self.v0 * np.abs(x), q / self.v1 * x**2
@@ -170,7 +173,7 @@ class OrthogonalDesign:
     # -- its root
 
     def limit(self, step_size: float = 0.0) -> Array:
-        """theta*, the latents at which h vanishes, shape (2 p + 2,)."""
+        """Compute theta*, the root of h, shape (2 p + 2,)."""
         p = self.p
 
         def full(reduced: Array) -> Array:  # at the root q = rho
@@ -180,16 +183,16 @@ class OrthogonalDesign:
         for _ in range(20):  # towards the root, without leaving the domain
             field = self.mean_field(full(start), step_size)
             start = start + 0.5 * np.concatenate([field[:p], field[2 * p :]])
-        found = root(
+        solution = root(
             lambda t: np.delete(self.mean_field(full(t), step_size), range(p, 2 * p)),
             start,
             tol=1e-10,
         )
-        assert found.success, found.message
-        return full(found.x)
+        assert solution.success, solution.message
+        return full(solution.x)
 
     def jacobian(self, theta: Array, step_size: float = 0.0, difference: float = 1e-5) -> Array:
-        """dh / dtheta by central differences, shape (2 p + 2, 2 p + 2)."""
+        """Compute dh / dtheta by central differences, shape (2 p + 2, 2 p + 2)."""
         steps = difference * np.eye(len(theta))
         ahead = [self.mean_field(theta + d, step_size) for d in steps]
         back = [self.mean_field(theta - d, step_size) for d in steps]
@@ -197,6 +200,6 @@ class OrthogonalDesign:
 
 
 def _panel(low: float, high: float, nodes: int) -> Array:
-    """Nodes and weights of Gauss-Legendre quadrature, shape (2, nodes)."""
+    """Return nodes and weights of Gauss-Legendre quadrature, shape (2, nodes)."""
     x, w = leggauss(nodes)
     return np.stack([(high - low) / 2 * x + (high + low) / 2, (high - low) / 2 * w])

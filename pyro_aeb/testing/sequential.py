@@ -4,9 +4,9 @@
 r"""
 Statistical tests that almost never fail by chance.
 
-A test of level 5 % in a suite of hundreds fails every day. One of level 1e-6 needs huge samples to
-notice anything. A sequential test [1] has both: it fails at once on overwhelming evidence, passes
-at once on none, and draws a fresh, larger sample in between.
+In a suite of hundreds of tests one of level 5 % fails every day, and one of level 1e-6 needs huge
+samples to detect anything. A sequential test [1] avoids both: it fails at once on overwhelming
+evidence, passes at once on none, and draws a fresh, larger sample in between.
 
 With a bound :math:`\alpha` on false alarms and at most k rounds, let :math:`\beta_1 = \alpha / k`,
 :math:`\gamma = \beta_1^{1/k}` and :math:`\beta_{i+1} = \beta_i / \gamma`. Round i has a p-value p:
@@ -25,8 +25,8 @@ for every round, :math:`\alpha` in all. For uniform p these are equalities.
 *Cost.* With :math:`\alpha = 10^{-6}` and k = 4, :math:`\gamma` = 0.022: of 45 correct runs 44 need
 the first sample alone.
 
-*Seeds.* A test's random numbers come from its seed, so it always gives the same answer. The rate
-above is what is promised over seeds: no seed has been chosen because it passes.
+*Seeds.* A test's random numbers come from its seed, so its result is always the same. The rate
+above is that over seeds: no seed has been chosen because it passes.
 
 **References**
 
@@ -44,20 +44,21 @@ import numpy as np
 from scipy import stats
 
 PValue = Callable[[int, np.random.Generator], float]
-"""From a sample size and random numbers to the p-value of a fresh sample."""
+"""Returns the p-value of a fresh sample, given its size and a random generator."""
 
 Draw = Callable[[int, np.random.Generator], Any]
-"""From a sample size and random numbers to so many independent draws, shape (size,)."""
+"""Returns independent draws, shape (size,), given their number and a random generator."""
 
 
 @dataclass(frozen=True)
 class SequentialPlan:
     r"""
-    How a sequential test goes on.
+    Parameters of a sequential test.
 
-    :param float false_alarm: :math:`\alpha`, the bound on the probability to fail by chance.
-    :param int rounds: k, the largest number of rounds.
-    :param int growth: :math:`\Delta`, how much larger every sample is than the one before.
+    :param float false_alarm: bound :math:`\alpha` on the probability of failing by chance.
+    :param int rounds: largest number k of rounds.
+    :param int growth: factor :math:`\Delta` by which every sample is larger than the previous one.
+    :raises ValueError: if a parameter is out of range.
     """
 
     false_alarm: float = 1e-6
@@ -72,12 +73,12 @@ class SequentialPlan:
 
     @property
     def again(self) -> float:
-        r""":math:`\gamma`, the probability that a correct sampler needs one more round."""
+        r"""The probability :math:`\gamma` that a correct sampler needs one more round."""
         return float((self.false_alarm / self.rounds) ** (1.0 / self.rounds))
 
     @property
     def levels(self) -> tuple[float, ...]:
-        r""":math:`\beta_1, \ldots, \beta_k`, at or below which a p-value fails."""
+        r"""The levels :math:`\beta_1, \ldots, \beta_k`, at or below which a p-value fails."""
         return tuple(self.false_alarm / self.rounds / self.again**i for i in range(self.rounds))
 
 
@@ -88,12 +89,12 @@ STANDARD = SequentialPlan()
 @dataclass(frozen=True)
 class SequentialResult:
     """
-    How a sequential test ended.
+    The result of a sequential test.
 
-    :param bool passed: whether it passed.
-    :param p_values: of its rounds, in order.
-    :param sizes: of their samples.
-    :param SequentialPlan plan: by which it was made.
+    :param bool passed: whether the test passed.
+    :param p_values: p-value of every round.
+    :param sizes: sample size of every round.
+    :param SequentialPlan plan: parameters of the test.
     """
 
     passed: bool
@@ -112,12 +113,13 @@ def sequential_test(
     p_value: PValue, size: int, seed: int = 0, plan: SequentialPlan = STANDARD
 ) -> SequentialResult:
     """
-    Runs a sequential test.
+    Run a sequential test.
 
-    :param p_value: draws a fresh sample of a size and gives its p-value.
-    :param int size: of the first sample.
-    :param int seed: from which the random numbers of every round come.
-    :param SequentialPlan plan: its false-alarm rate and rounds.
+    :param p_value: function that draws a fresh sample and returns its p-value.
+    :param int size: size of the first sample.
+    :param int seed: seed of the random numbers.
+    :param SequentialPlan plan: false-alarm rate and rounds.
+    :returns: the result.
     :raises ValueError: if a p-value is not in [0, 1].
     """
     generators = np.random.SeedSequence(seed).spawn(plan.rounds)
@@ -147,40 +149,44 @@ def check_law(
     plan: SequentialPlan = STANDARD,
 ) -> SequentialResult:
     """
-    Draws come from a law of known distribution function, by the Kolmogorov-Smirnov test.
+    Check that draws have a known distribution function, by the Kolmogorov-Smirnov test.
 
-    :param draw: independent draws; of Markov chains one a chain, not one a step.
-    :param cdf: the distribution function.
-    :param int size: of the first sample.
-    :param int seed: of the random numbers.
+    :param draw: function that makes independent draws; of Markov chains one per chain, not per
+        step.
+    :param cdf: distribution function.
+    :param int size: size of the first sample.
+    :param int seed: seed of the random numbers.
     :param SequentialPlan plan: false-alarm rate and rounds.
-    :raises AssertionError: if they do not.
+    :returns: the result.
+    :raises AssertionError: if the test fails.
     """
-    verdict = sequential_test(
+    result = sequential_test(
         lambda n, rng: stats.kstest(np.asarray(draw(n, rng)), cdf).pvalue, size, seed, plan
     )
-    return _required(verdict, "law of the draws", "draws from the given distribution function")
+    return _require(result, "law of the draws", "draws from the given distribution function")
 
 
 def check_same_law(
     draw: Draw, reference: Draw, size: int = 2000, seed: int = 0, plan: SequentialPlan = STANDARD
 ) -> SequentialResult:
     """
-    Two ways to draw have the same law, by the two-sample Kolmogorov-Smirnov test.
+    Check that draws from two sources have the same law, by the two-sample Kolmogorov-Smirnov test.
 
-    :param draw: independent draws; of Markov chains one a chain, not one a step.
-    :param reference: independent draws from what should be the same law.
-    :param int size: of the first sample of each.
-    :param int seed: of the random numbers.
+    :param draw: function that makes independent draws; of Markov chains one per chain, not per
+        step.
+    :param reference: function that makes independent draws of the expected law.
+    :param int size: size of the first sample of each.
+    :param int seed: seed of the random numbers.
     :param SequentialPlan plan: false-alarm rate and rounds.
-    :raises AssertionError: if they have not.
+    :returns: the result.
+    :raises AssertionError: if the test fails.
     """
 
     def p_value(n: int, rng: np.random.Generator) -> float:
         a, b = np.asarray(draw(n, rng)), np.asarray(reference(n, rng))
         return float(stats.ks_2samp(a, b).pvalue)
 
-    return _required(sequential_test(p_value, size, seed, plan), "two samples", "the same law")
+    return _require(sequential_test(p_value, size, seed, plan), "two samples", "the same law")
 
 
 def check_mean(
@@ -192,18 +198,20 @@ def check_mean(
     plan: SequentialPlan = STANDARD,
 ) -> SequentialResult:
     """
-    Independent draws have means within a tolerance of what is expected, by t-tests.
+    Check that the means of independent draws are within a tolerance of their expectation, by
+    t-tests.
 
-    Their p-values are exact for normal draws; for others they hold as far as the mean of so many is
-    normal, which in the far tails takes a thousand draws and more.
+    The p-values are exact for normal draws; for others they hold as far as the mean is normal,
+    which in the far tails takes a thousand draws or more.
 
-    :param draw: independent draws, shape (size,) or (size, d) of d figures.
-    :param expected: their means, a number or shape (d,).
-    :param tolerance: how far off a mean may be, a number or shape (d,).
-    :param int size: of the first sample.
-    :param int seed: of the random numbers.
+    :param draw: function that makes independent draws, shape (size,), or (size, d) of d quantities.
+    :param expected: expected means, a number or shape (d,).
+    :param tolerance: largest accepted error of a mean, a number or shape (d,).
+    :param int size: size of the first sample.
+    :param int seed: seed of the random numbers.
     :param SequentialPlan plan: false-alarm rate and rounds.
-    :raises AssertionError: if a mean is further off.
+    :returns: the result.
+    :raises AssertionError: if the test fails.
     """
     last: dict[str, Any] = {"mean": None}
 
@@ -213,19 +221,19 @@ def check_mean(
         if not np.isfinite(values).all():
             return float("nan")
         last["mean"], error = values.mean(0), values.std(0, ddof=1) / np.sqrt(n)
-        # At a mean just at the tolerance one of the two tails decides: with a tolerance this is
-        # one-sided, without it the two sides share the level.
+        # For a mean exactly at the tolerance only one tail can fail: with a tolerance the test is
+        # one-sided, without one the two sides share the level.
         off = np.abs(last["mean"] - expected) - tolerance
         t = np.divide(off, error, out=np.where(off > 0.0, np.inf, -np.inf), where=error > 0.0)
         sides = np.where(np.asarray(tolerance) > 0.0, 1.0, 2.0)
         return min(1.0, float((sides * stats.t.sf(t, n - 1)).min() * values.shape[1]))
 
-    verdict = sequential_test(p_value, size, seed, plan)
+    result = sequential_test(p_value, size, seed, plan)
     expectation = f"{np.asarray(expected)} within {np.asarray(tolerance)}"
-    return _required(verdict, f"mean {last['mean']}", expectation)
+    return _require(result, f"mean {last['mean']}", expectation)
 
 
-def _required(verdict: SequentialResult, check: str, expected: str) -> SequentialResult:
-    if not verdict.passed:
-        raise AssertionError(f"{check}: found {verdict}, expected {expected}")
-    return verdict
+def _require(result: SequentialResult, check: str, expected: str) -> SequentialResult:
+    if not result.passed:
+        raise AssertionError(f"{check}: found {result}, expected {expected}")
+    return result

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 r"""
-The stationary law of the discretised chain on Gaussian targets, in closed form.
+Stationary laws of discretised chains on Gaussian targets, in closed form.
 
-A chain with steps of finite size has a law of its own, near exp(tau Q). For linear schemes
-:class:`~pyro_aeb.testing.linear.LinearScheme` gives it to rounding. :func:`check_stationary_law`
-asks of it what every sampler owes its target: the mean is the target's, and the covariance tends to
-the target's as steps shrink, at every temperature.
+The stationary law of a chain with steps of finite size is near exp(tau Q). For linear schemes
+:class:`~pyro_aeb.testing.linear.LinearScheme` computes it to rounding. :func:`check_stationary_law`
+requires that its mean is the target's, and that its covariance tends to the target's as steps
+shrink, at every temperature.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pyro_aeb.testing.reports import Outcome, Report, require
 from pyro_aeb.transitions import AnyTransition, StepNumbers
 
 GradientVariance = Callable[[StepNumbers], float]
-"""The variance of the gradient's error in every coordinate, which a transition is told of."""
+"""The variance of the error of every coordinate of the gradient, at some step numbers."""
 
 CURVATURE: Array = np.array([[2.0, 0.6], [0.6, 0.5]])
 MEAN: Array = np.array([-1.0, 3.0])
@@ -33,14 +33,14 @@ def sgld_variance(
     step_size: float, tau: float, curvature: float, gradient_variance: float = 0.0
 ) -> float:
     r"""
-    The stationary variance of SGLD, :math:`s^2 / (1 - (1 - \epsilon h)^2)` with
+    Return the stationary variance of SGLD, :math:`s^2 / (1 - (1 - \epsilon h)^2)` with
     :math:`s^2 = 2 \epsilon / \tau + \epsilon^2 g`; for g = 0 it is
     :math:`1 / (\tau h (1 - \epsilon h / 2))`.
 
-    :param float step_size: epsilon.
+    :param float step_size: step size epsilon.
     :param float tau: inverse temperature.
-    :param float curvature: h; Q is :math:`-h (\beta - m)^2 / 2`.
-    :param float gradient_variance: g, that of the gradient's own noise.
+    :param float curvature: curvature h; Q is :math:`-h (\beta - m)^2 / 2`.
+    :param float gradient_variance: variance g of the noise of the gradient.
     """
     s2 = 2.0 * step_size / tau + step_size**2 * gradient_variance
     return s2 / (1.0 - (1.0 - step_size * curvature) ** 2)
@@ -55,19 +55,19 @@ def sghmc_covariance(
     gradient_variance: float = 0.0,
 ) -> Array:
     r"""
-    The stationary covariance V of SGHMC's momentum and position, in this order, shape (2, 2): the
-    solution of :math:`V = M V M^T + s^2 (1, 1)^T (1, 1)` with
+    Return the stationary covariance V of SGHMC's momentum and position, in this order, shape (2,
+    2): the solution of :math:`V = M V M^T + s^2 (1, 1)^T (1, 1)` with
 
     .. math::
         M = \begin{pmatrix} 1 - \alpha & -\eta h \\ 1 - \alpha & 1 - \eta h \end{pmatrix}, \quad
         s^2 = 2 \eta (\alpha - \hat\beta) / \tau + \eta^2 g.
 
-    :param float step_size: eta.
+    :param float step_size: step size eta.
     :param float tau: inverse temperature.
-    :param float curvature: h; Q is :math:`-h (\beta - m)^2 / 2`.
-    :param float friction: alpha.
-    :param float gradient_noise: beta hat, the estimate that is taken off the injected noise.
-    :param float gradient_variance: g, that of the gradient's own noise.
+    :param float curvature: curvature h; Q is :math:`-h (\beta - m)^2 / 2`.
+    :param float friction: friction alpha.
+    :param float gradient_noise: estimate beta hat that is subtracted from the injected noise.
+    :param float gradient_variance: variance g of the noise of the gradient.
     """
     keep, pull = 1.0 - friction, step_size * curvature
     m = np.array([[keep, -pull], [keep, 1.0 - pull]])
@@ -77,16 +77,19 @@ def sghmc_covariance(
 
 
 def target_variance(tau: float, curvature: float) -> float:
-    r"""The variance of exp(tau Q) itself, :math:`1 / (\tau h)`."""
+    r"""Return the variance of exp(tau Q), :math:`1 / (\tau h)`."""
     return 1.0 / (tau * curvature)
 
 
 def stability_limit(transition: AnyTransition, tau: float = 1.0) -> float:
     """
-    The largest step size at which the chain is stable on a Gaussian of curvature 1, to six digits.
+    Return the largest step size at which the chain is stable on a Gaussian of curvature 1, to six
+    digits.
 
-    :param transition: one that is linear on Gaussians.
-    :raises AssertionError: if the chain is stable at no step size down to 2^-20.
+    :param transition: a transition that is linear on Gaussians.
+    :param float tau: inverse temperature.
+    :raises AssertionError: if the chain is not stable at any step size down to 2^-20.
+    :raises ValueError: if the transition is not linear on Gaussians.
     """
     low = _stable_step_size(transition, np.eye(1), np.zeros(1), tau, first=2.0**-3)
     high = low
@@ -103,38 +106,37 @@ def check_stationary_law(
     transition: AnyTransition, gradient_variance: GradientVariance | None = None
 ) -> Report:
     r"""
-    The stationary law of a transition that is linear on Gaussians.
+    Check the stationary law of a transition that is linear on Gaussians.
 
     On a correlated Gaussian of two coordinates, at three temperatures, the covariance V of the
-    discretised chain is computed at step sizes that halve, and extrapolated to 0 by
-    :math:`2 V(\epsilon / 2) - V(\epsilon)`, until that settles to 1e-4. It must be the target's,
+    discretised chain is computed at step sizes that are halved, and extrapolated to 0 by
+    :math:`2 V(\epsilon / 2) - V(\epsilon)`, until it converges to 1e-4. It must be the target's,
     :math:`(\tau H)^{-1}`, to 1e-3; the mean must be the target's to rounding. Nothing is random.
 
     :param transition: the transition.
-    :param gradient_variance: for a transition that makes up for noise in the gradient, that noise's
-        variance at some step numbers: 2 beta hat / (eta tau) for SGHMC's ``gradient_noise``.
-    :returns: what was found.
-    :raises AssertionError: if the law is another.
+    :param gradient_variance: variance of the noise of the gradient that the transition corrects
+        for, as a function of step numbers: 2 beta hat / (eta tau) for SGHMC's ``gradient_noise``.
+    :returns: the outcomes of the checks.
+    :raises AssertionError: if the law is not that of the target.
     :raises ValueError: if the transition is not linear.
     """
     ratios, order = {}, ""
     for tau in TEMPERATURES:
-        limit, order = _limit(transition, tau, gradient_variance)
+        limit, order = _extrapolate_covariance(transition, tau, gradient_variance)
         ratios[tau] = tau * limit @ CURVATURE  # the identity, for a correct sampler
-    size = {tau: float(np.trace(ratio) / len(ratio)) for tau, ratio in ratios.items()}
+    scales = {tau: float(np.trace(ratio) / len(ratio)) for tau, ratio in ratios.items()}
     for tau, ratio in ratios.items():
         require(
             bool(np.abs(ratio - np.eye(2)).max() < 1e-3),
             f"stationary covariance, tau = {tau:g}",
-            f"{size[tau]:.4g} times the target's as steps shrink",
+            f"{scales[tau]:.4g} times the target's as steps shrink",
             "1 time, (tau H)^-1",
-            _diagnosis(size),
+            _diagnose(scales),
         )
-    bias = _bias(transition, gradient_variance)
     outcomes = (
         Outcome("stationary mean", "the target's, to rounding"),
         Outcome("stationary covariance", f"tends to (tau H)^-1 at tau = {TEMPERATURES}; {order}"),
-        Outcome("bias of the variance", bias),
+        Outcome("bias of the variance", _describe_bias(transition, gradient_variance)),
         Outcome("stability", f"step size x curvature below {stability_limit(transition):.4g}"),
     )
     return Report(repr(transition), outcomes)
@@ -149,13 +151,13 @@ def _scheme(
 ) -> LinearScheme:
     curvature = np.eye(1) if curvature is None else curvature
     mean = np.zeros(len(curvature)) if mean is None else mean
-    found = linear_scheme(transition, curvature, mean, StepNumbers(step_size, tau))
-    if found is None:
+    scheme = linear_scheme(transition, curvature, mean, StepNumbers(step_size, tau))
+    if scheme is None:
         raise ValueError(
             f"{transition!r} is not linear on Gaussians at step size {step_size:g}; "
             "check_simulated_law checks it by simulation"
         )
-    return found
+    return scheme
 
 
 def _stable_step_size(
@@ -169,15 +171,15 @@ def _stable_step_size(
     radius = _scheme(transition, step_size, tau, curvature, mean).spectral_radius
     raise AssertionError(
         f"stability: found a spectral radius of {radius:.9g} at step size {step_size:g}, expected "
-        "less than 1 at some step size; the chain runs away from a Gaussian: look at the sign of "
-        "the gradient, and whether the step uses it"
+        "less than 1 at some step size; the chain diverges on a Gaussian: look at the sign of the "
+        "gradient, and whether the step uses it"
     )
 
 
-def _limit(
+def _extrapolate_covariance(
     transition: AnyTransition, tau: float, gradient_variance: GradientVariance | None
 ) -> tuple[Array, str]:
-    """The covariance extrapolated to steps of size 0, and how fast it is reached, in words."""
+    """Return the covariance extrapolated to steps of size 0, and a text on its convergence."""
     step_size = _stable_step_size(transition, CURVATURE, MEAN, tau, first=2.0**-3)
     covariances: list[Array] = []
     limits: list[Array] = []
@@ -210,37 +212,37 @@ def _check_mean(scheme: LinearScheme, numbers: StepNumbers) -> None:
         f"stationary mean, step size {numbers.step_size:g}, tau = {numbers.inverse_temperature:g}",
         mean,
         MEAN,
-        "where the gradient vanishes the chain must rest: look for a force that is not the "
+        "at a zero of the gradient the chain must stay: look for a force that is not the "
         "gradient's",
     )
 
 
-def _bias(transition: AnyTransition, gradient_variance: GradientVariance | None) -> str:
-    """The relative error of the variance to first order in step size x curvature."""
+def _describe_bias(transition: AnyTransition, gradient_variance: GradientVariance | None) -> str:
+    """Describe the relative error of the variance to first order in step size x curvature."""
 
     def per_step_size(step_size: float) -> float:
         numbers = StepNumbers(step_size, 1.0)
         variance = gradient_variance(numbers) if gradient_variance else 0.0
-        found = _scheme(transition, *numbers).position_covariance(variance)[0, 0]
-        return float(found - 1.0) / step_size
+        covariance = _scheme(transition, *numbers).position_covariance(variance)
+        return float(covariance[0, 0] - 1.0) / step_size
 
     small = min(2.0**-7, stability_limit(transition) / 8.0)
     first_order = 2.0 * per_step_size(small / 2.0) - per_step_size(small)
     return f"{round(first_order, 4):+.3g} x step size x curvature, to first order"
 
 
-def _diagnosis(ratios: dict[float, float]) -> str:
-    """What ratios of the variance to the target's, by tau, tell of the noise."""
-    taus, found = np.array(list(ratios)), np.array(list(ratios.values()))
-    if found.min() <= 0.0:
+def _diagnose(ratios: dict[float, float]) -> str:
+    """Explain ratios of the variance to the target's, by tau."""
+    taus, values = np.array(list(ratios)), np.array(list(ratios.values()))
+    if values.min() <= 0.0:
         return "look at the noise: does the step use it?"
-    power, log_ratio = np.polyfit(np.log(taus), np.log(found), 1)
+    power, log_ratio = np.polyfit(np.log(taus), np.log(values), 1)
     if abs(power) < 0.01:
         factor = np.exp(log_ratio)
         return (
             f"the injected noise has {factor:.4g} times the variance it should have at every "
-            "temperature: look at its scale (2 step_size / tau for SGLD). If the transition takes "
-            "an estimate of the gradient's noise off, say so with gradient_variance"
+            "temperature: look at its scale (2 step_size / tau for SGLD). If the transition "
+            "subtracts an estimate of the gradient's noise, set gradient_variance"
         )
     return (
         f"the error grows like tau^{power:.2g}: look at how the step uses the inverse temperature "

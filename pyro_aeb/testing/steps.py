@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A few steps of a transition on a Gaussian target, and their comparison."""
+"""Steps of any transition on a Gaussian target."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ NUMBERS = StepNumbers(step_size=0.05, inverse_temperature=2.0)
 
 
 def random_numbers(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Draw standard normal numbers; those of single precision are rounded doubles."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
 
@@ -25,23 +26,21 @@ def random_numbers(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class Gaussian:
     """
-    Q of curvature H and mean m, of d coordinates, or of any number of independent copies of them.
+    A Gaussian Q of d coordinates, or of any number of independent copies of them.
 
-    :param Tensor curvature: H, shape (d, d), in float64.
-    :param Tensor mean: m, shape (d,), in float64.
+    :param Tensor curvature: curvature H, shape (d, d), in float64.
+    :param Tensor mean: mean m, shape (d,), in float64.
     """
 
     curvature: Tensor
     mean: Tensor
 
-    def evaluated(self, position: Tensor, share: float = 1.0) -> Evaluated:
-        """
-        A share of Q, at a position of shape (..., copies times d).
-        """
+    def evaluate(self, position: Tensor, share: float = 1.0) -> Evaluated:
+        """Evaluate ``share`` times Q at a position of shape (..., copies times d)."""
         curvature, mean = self.curvature.to(position), self.mean.to(position)
-        away = position.unflatten(-1, (-1, len(mean))) - mean
-        gradient = (-share * away @ curvature).flatten(-2)
-        return Evaluated(0.5 * (away.flatten(-2) * gradient).sum(-1), gradient)
+        offset = position.unflatten(-1, (-1, len(mean))) - mean
+        gradient = (-share * offset @ curvature).flatten(-2)
+        return Evaluated(0.5 * (offset.flatten(-2) * gradient).sum(-1), gradient)
 
 
 STANDARD_NORMAL = Gaussian(torch.eye(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
@@ -50,12 +49,12 @@ STANDARD_NORMAL = Gaussian(torch.eye(1, dtype=torch.float64), torch.zeros(1, dty
 @dataclass(frozen=True, eq=False)
 class GaussianTarget:
     """
-    A :class:`~pyro_aeb.transitions.base.Target` of which a quarter is prior, and whose batch has an
-    error that is linear in the position: one and the same in the gradient everywhere.
+    A Gaussian :class:`~pyro_aeb.transitions.base.Target`. A quarter of it is the prior, and the
+    gradient of its batch has the same error at all positions.
 
     :param Gaussian gaussian: Q of all data.
-    :param int step: the number of the step.
-    :param Tensor error: of the batch's gradient, shape (..., D).
+    :param int step: number of the step.
+    :param Tensor error: error of the batch's gradient, shape (..., D).
     """
 
     gaussian: Gaussian
@@ -63,24 +62,23 @@ class GaussianTarget:
     error: Tensor
 
     def whole(self, position: Tensor, prior: bool = True) -> Evaluated:
-        return self.gaussian.evaluated(position, 1.0 if prior else 0.75)
+        return self.gaussian.evaluate(position, 1.0 if prior else 0.75)
 
     def batch(self, position: Tensor, prior: bool = True) -> Evaluated:
         log_density, gradient = self.whole(position, prior)
-        off = (position * self.error).sum(-1)
-        return Evaluated(log_density + off, gradient + self.error)
+        error = (position * self.error).sum(-1)
+        return Evaluated(log_density + error, gradient + self.error)
 
 
 def target_at(
     position: Tensor, gradient: Tensor, k: int = 1, gaussian: Gaussian = STANDARD_NORMAL
 ) -> GaussianTarget:
-    """The target of step k whose batch has some gradient at some position."""
-    error = gradient - gaussian.evaluated(position).gradient
-    return GaussianTarget(gaussian, k, error)
+    """Return the target of step k whose batch has the given gradient at the given position."""
+    return GaussianTarget(gaussian, k, gradient - gaussian.evaluate(position).gradient)
 
 
 def noise_size(transition: AnyTransition, size: int) -> int:
-    """How many random numbers a step with so many weights takes."""
+    """Return how many random numbers a step of ``size`` weights takes."""
     return transition.noise_size(size) if isinstance(transition, TargetTransition) else size
 
 
@@ -94,23 +92,25 @@ def advance(
     gaussian: Gaussian = STANDARD_NORMAL,
 ) -> Any:
     """
-    One step of any transition.
+    Take one step of any transition.
 
-    :param Tensor gradient: of the batch, at the state's position.
-    :param int k: the number of the step.
+    :param Tensor gradient: gradient of the batch at the state's position.
+    :param int k: number of the step.
     :param Gaussian gaussian: Q of all data.
     """
     if not isinstance(transition, TargetTransition):
         return transition.step(state, gradient, noise, numbers)
     target = target_at(state.position, gradient, k, gaussian)
-    here = target.batch(state.position)._replace(gradient=gradient)
-    return transition.move(state, here, noise, numbers, target)
+    evaluated = target.batch(state.position)._replace(gradient=gradient)
+    return transition.move(state, evaluated, noise, numbers, target)
 
 
-def run(transition: AnyTransition, position: Tensor, noise: Tensor) -> list[Any]:
+def run_steps(transition: AnyTransition, position: Tensor, noise: Tensor) -> list[Any]:
     """
-    The states of some steps on the standard normal target; noise of shape (steps, ..., K), where a
-    step takes K numbers.
+    Return the first state and that after every step on the standard normal target.
+
+    :param Tensor position: initial position, shape (..., D).
+    :param Tensor noise: noise of the steps, shape (steps, ..., K), if a step takes K numbers.
     """
     states = [transition.init(position)]
     for k, z in enumerate(noise, 1):
@@ -119,16 +119,16 @@ def run(transition: AnyTransition, position: Tensor, noise: Tensor) -> list[Any]
     return states
 
 
-def copied(state: Any) -> Any:
+def copy_state(state: Any) -> Any:
     return type(state)(*(tensor.clone() for tensor in state))
 
 
-def equal(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:
+def are_equal(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def relative_error(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:
-    """The largest difference, relative to the largest number."""
+    """Return the largest difference, relative to the largest absolute number or 1."""
     pairs = list(zip(a, b, strict=True))
     scale = max([1.0, *(float(y.double().abs().max()) for _, y in pairs)])
     differences = [float((x.double() - y.double()).abs().max()) for x, y in pairs]

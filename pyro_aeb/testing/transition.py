@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""All checks that apply to a transition."""
+"""All checks of a transition."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def check_transition(
     seed: int = 0,
 ) -> Report:
     """
-    Whether a transition keeps its contract and samples its target::
+    Check that a transition keeps its contract and samples its target::
 
         print(pyro_aeb.testing.check_transition(MySampler(1e-3)))
 
-    The contract is checked by :func:`~pyro_aeb.testing.contract.check_contract`. A transition that
-    is linear on Gaussians then has its stationary law computed and compared, by
-    :func:`~pyro_aeb.testing.stationary.check_stationary_law`; any other is simulated, by
-    :func:`~pyro_aeb.testing.simulation.check_simulated_law`. Step sizes are the checks' own. One
-    that asks for Q itself gets that of the Gaussian, with an exact gradient.
+    The contract is checked by :func:`~pyro_aeb.testing.contract.check_contract`. If a transition is
+    linear on Gaussians, its stationary law is computed and compared by
+    :func:`~pyro_aeb.testing.stationary.check_stationary_law`; otherwise it is simulated by
+    :func:`~pyro_aeb.testing.simulation.check_simulated_law`. The checks choose step sizes. A
+    transition that evaluates Q gets that of the Gaussian, with an exact gradient.
 
     :param transition: the transition, with ``step`` or ``move``.
-    :param gradient_variance: for a transition that makes up for noise in the gradient, that noise's
-        variance at some step numbers; see ``check_stationary_law``.
-    :param float step_size: of a simulation.
-    :param float tolerance: of a simulation's moments, relative.
-    :param int seed: of a simulation.
-    :returns: what was found.
+    :param gradient_variance: variance of the noise of the gradient that the transition corrects
+        for, as a function of step numbers; see ``check_stationary_law``.
+    :param float step_size: step size of a simulation.
+    :param float tolerance: relative tolerance of a simulation's moments.
+    :param int seed: seed of a simulation.
+    :returns: the outcomes of the checks.
     :raises AssertionError: if a check fails: what was found, what was expected, what it means.
     """
     contract = check_contract(transition)
     if linear_scheme(transition, CURVATURE, MEAN, NUMBERS) is not None:
-        kind = Outcome("kind", "linear on Gaussians: its stationary law is known to rounding")
+        kind = Outcome("kind", "linear on Gaussians: its stationary law is computed to rounding")
         law = check_stationary_law(transition, gradient_variance)
     else:
         kind = Outcome("kind", "not linear on Gaussians: checked by simulation")

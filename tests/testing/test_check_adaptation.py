@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""``check_adaptation`` and ``check_m_step`` pass what is right and catch every wrong update."""
+"""``check_adaptation`` and ``check_m_step`` pass right updates and catch wrong ones."""
 
 import math
 
@@ -55,11 +55,11 @@ def test_a_model_without_ssgl_sites_is_refused():
         check_adaptation(dense_regression, X, Y)
 
 
-# -- wrong updates: equations replaced by others, some of them in print somewhere
+# -- wrong updates: equations replaced by others, some of which have been published
 
 
 def without_the_two(absolute, square, count, nu, nu_lambda):
-    """(6) with A = N + p + nu, as the slides have it for regression."""
+    """Compute (6) with A = N + p + nu, as on the slides for regression."""
     a, c = count + nu, square + nu_lambda
     return (absolute + (absolute**2 + 4 * a * c).sqrt()) / (2 * a)
 
@@ -69,7 +69,7 @@ def variance_for_scale(absolute, square, count, nu, nu_lambda):
 
 
 def mean_for_mode(total, ones, of):
-    """The mean of the Beta posterior in place of its mode."""
+    """Return the mean of the Beta posterior in place of its mode."""
     return (total + ones + 1.0) / (of + 2.0)
 
 
@@ -116,14 +116,14 @@ def test_residuals_of_the_batch_alone_are_caught(monkeypatch):
         check_adaptation(sparse_regression, X, Y, 2)
 
 
-# -- an update of one's own
+# -- a user's own update
 
 
 Z = torch.tensor([0.3, -1.2, 0.8, 2.0], dtype=torch.float64)
 
 
 def gamma_normal(values):
-    """Weights of precision alpha ~ Gamma(2, 3): Q in alpha."""
+    """Return Q of weights with precision alpha ~ Gamma(2, 3)."""
     alpha = values["alpha"]
     prior = dist.Gamma(2.0, 3.0).log_prob(alpha)
     return prior + dist.Normal(0.0, alpha.rsqrt()).log_prob(Z).sum()

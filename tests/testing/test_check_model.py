@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""``check_model`` passes models whose gradient is unbiased and catches all others."""
+"""``check_model`` passes models with an unbiased gradient and catches others."""
 
 import pyro
 import pyro.distributions as dist
@@ -68,7 +68,7 @@ def test_keyword_arguments_and_single_precision():
 
 
 def factor_without_scale(x, y, batch=None):
-    """A term for the data after the plate, which no N/n scales."""
+    """A term for the data after the plate, which is not scaled by N/n."""
     w = pyro.sample("w", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
     with pyro.plate("data", len(x), subsample_size=batch) as i:
         pyro.sample("y", dist.Normal(x[i] @ w, 0.5), obs=y[i])
@@ -106,7 +106,7 @@ def test_a_wrong_closed_form_of_the_prior_is_caught(monkeypatch):
     original = pyro_aeb.posterior.posterior.Posterior.add_prior
 
     def without_sigma(self, gradient, position, latents):
-        """Penalties that are not divided by sigma."""
+        """Add penalties that are not divided by sigma."""
         if latents is not None:
             ssgl = latents.ssgl._replace(sigma=torch.ones_like(latents.ssgl.sigma))
             latents = latents._replace(ssgl=ssgl)

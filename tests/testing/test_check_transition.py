@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""``check_transition`` passes the samplers that are right and catches every one that is wrong."""
+"""``check_transition`` passes right samplers and catches wrong ones."""
 
 import re
 
@@ -42,7 +42,7 @@ def test_noise_in_the_gradient_that_is_made_up_for():
     transition = SGHMC(0.05, friction=0.4, gradient_noise=0.3)
 
     def variance(numbers):
-        """Of which beta hat is an estimate: beta hat = eta tau g / 2."""
+        """Return the variance g that beta hat estimates, beta hat = eta tau g / 2."""
         return 2 * 0.3 / (numbers.step_size * numbers.inverse_temperature)
 
     check_transition(transition, variance)
@@ -54,7 +54,7 @@ def test_noise_in_the_gradient_that_is_made_up_for():
 WRONG = {
     broken.NoiseTooSmall: "0.5 times the variance it should have at every temperature",
     broken.NoiseOfAnotherOrder: "stationary covariance",
-    broken.WrongSign: "runs away from a Gaussian: look at the sign",
+    broken.WrongSign: "diverges on a Gaussian: look at the sign",
     broken.NoTemperature: r"error grows like tau\^1: look at how the step uses the inverse",
     broken.TemperatureTwice: r"error grows like tau\^-1: look at how the step uses the inverse",
     broken.NoNoise: "look at the noise: does the step use it",
@@ -65,11 +65,11 @@ WRONG = {
     broken.InPlace: r"\['position'\] changed",
     broken.NoiseInPlace: r"\['noise'\] changed",
     broken.MixesChains: "between chain 0 of 3 and alone",
-    broken.SinglePrecision: "a step that does not notice a change of the gradient by 2e-11",
+    broken.SinglePrecision: "does not react to a relative change of 2e-11 of the gradient",
     broken.Remembers: "the same step twice",
-    broken.MeanOverChains: "one number a chain",
+    broken.MeanOverChains: "one number per chain",
     broken.PositionLast: "whose first field is 'position'",
-    broken.KeepsTheGradient: "changes with the gradient's or the noise's memory",
+    broken.KeepsTheGradient: "shares memory with the gradient or the noise",
 }
 
 
@@ -98,7 +98,7 @@ def test_a_class_in_a_function_does_not_pickle():
     class Local(broken.Langevin):
         pass
 
-    with pytest.raises(AssertionError, match="define classes at the top of a module"):
+    with pytest.raises(AssertionError, match="define classes at the top level of a module"):
         check_contract(Local())
 
 

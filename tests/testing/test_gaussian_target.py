@@ -1,12 +1,12 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The Gaussian that transitions with ``move`` are checked on is what it says."""
+"""The Gaussian target on which transitions with ``move`` are checked."""
 
 import pytest
 import torch
 
-from pyro_aeb.testing.steps import Gaussian, advance, noise_size, run, target_at
+from pyro_aeb.testing.steps import Gaussian, advance, noise_size, run_steps, target_at
 from pyro_aeb.transitions import HMC, SGLD, StepNumbers
 
 CURVATURE = torch.tensor([[2.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
@@ -56,4 +56,4 @@ def test_steps_of_both_kinds():
     found = advance(SGLD(0.1), SGLD(0.1).init(position), -position, z, numbers)
     expected = SGLD(0.1).step(SGLD(0.1).init(position), -position, z, numbers)
     assert torch.equal(found.position, expected.position)
-    assert len(run(HMC(0.1), position, random_tensor(4, 3))) == 5
+    assert len(run_steps(HMC(0.1), position, random_tensor(4, 3))) == 5

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The linear map of a step, read off the step, against equations (3a) and (3b)."""
+"""The measured linear map of a step, against equations (3a) and (3b)."""
 
 import broken_samplers as broken
 import numpy as np

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The false-alarm rate of sequential tests is what it says, by calculation and by simulation, and they
-notice what they should.
+The false-alarm rate of sequential tests, by calculation and by simulation, and their power.
 """
 
 import math
@@ -21,7 +20,7 @@ def normal_draws(mean=0.0, sd=1.0):
 
 
 def uniform_p_value(size, rng):
-    """The p-value of a test of level exactly as stated, where the null hypothesis holds."""
+    """Return the p-value of an exact test under the null hypothesis."""
     return rng.uniform()
 
 
@@ -100,7 +99,7 @@ def count_alarms(check, number):
 
 
 def most_alarms(number, rate):
-    """Alarms that so many tests of some rate exceed with probability 1e-6."""
+    """Return the number of alarms that is exceeded with probability 1e-6."""
     return stats.binom.isf(1e-6, number, rate)
 
 
@@ -137,7 +136,7 @@ def test_the_false_alarm_rate_of_every_check(name):
         assert found >= stats.binom.isf(1 - 1e-6, number, 0.05)
 
 
-# Alternatives that the standard plan, with its one false alarm in a million, must notice. The
+# Alternatives that the standard plan, with its one false alarm in a million, must detect. The
 # Kolmogorov distance of N(0, 1.2^2) from N(0, 1) is 0.044, and samples grow to 128,000.
 FALSE = {
     "law": lambda seed: check_law(normal_draws(sd=1.2), stats.norm.cdf, seed=seed),
@@ -154,7 +153,7 @@ FALSE = {
 
 @pytest.mark.parametrize("name", FALSE)
 def test_the_power_of_every_check(name):
-    # With power 0.99 at least 85 of 100 notice, but for a probability of 1e-6 (binomial: 91).
+    # With power 0.99 at least 85 of 100 detect it, except with probability 1e-6 (binomial: 91).
     assert count_alarms(FALSE[name], 100) >= stats.binom.isf(1 - 1e-6, 100, 0.99)
 
 

@@ -81,7 +81,7 @@ def test_energies_are_subtracted_in_double_precision():
         step = 1
 
         def whole(self, position, prior=True):
-            found = STANDARD_NORMAL.evaluated(position)
+            found = STANDARD_NORMAL.evaluate(position)
             return Evaluated(found.log_density - 1e6, found.gradient)
 
         batch = whole

@@ -175,7 +175,7 @@ def test_junk_is_refused():
 
 
 def test_the_target_of_these_tests_is_the_standard_normal():
-    assert torch.equal(STANDARD_NORMAL.evaluated(position).gradient, -position)
+    assert torch.equal(STANDARD_NORMAL.evaluate(position).gradient, -position)
 
 
 if __name__ == "__main__":  # the table of docs/samplers.md
