@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Options of schedules, transitions, adaptation, pruning, kernel and runs, given junk: an error when
-they are made, which names the option and what it was, or something that works. See :mod:`fuzzing`
-for how many examples are tried.
+Junk for the options of schedules, transitions, adaptation, pruning, kernel and runs: it either
+works or raises an error that names the option and its value. See :mod:`fuzzing` for the number of
+examples.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ schedules = st.sampled_from(list(SCHEDULES)).flatmap(
 steps = st.one_of(st.integers(1, 1000), st.sampled_from([10**6, 10**9, 2**62]))
 
 
-# What an error says of what was expected, or of what to do.
+# Parts of messages that say what was expected, or what to do.
 ADVICE = (
     *("expected", "lower the sparsity", "there are", "links:", "name some of", "are there"),
     *("SSGL sites are", "unconstrained sites are", "may be a number"),
@@ -54,7 +54,7 @@ ADVICE = (
 
 
 def assert_plain_refusal(error: Exception, *names: str) -> None:
-    """The error is one of the package's own, for someone who has never seen the code."""
+    """Require an error that names an option and says what to do."""
     text = str(error)
     assert any(part in text for part in ADVICE), text
     assert any(name in text for name in names), f"{text!r} names none of {names}"
@@ -105,7 +105,7 @@ def test_schedules_of_numbers_that_make_sense_are_positive_and_fall_or_rise(a, b
 # -- the parts of a kernel
 
 STEP, INNER = {"step_size": 1e-3}, {"inner": aeb.SGLD(1e-3)}
-# What each is made of where all is well, and its options.
+# Valid arguments of each transition, and its options.
 TRANSITIONS = {
     transitions.SGNHT: (STEP, ["step_size", "friction", "coupling"]),
     transitions.BAOAB: (STEP, ["step_size", "friction"]),
@@ -248,7 +248,7 @@ NAMES = [*KERNEL, "step_size", "StochasticApproximation", "MagnitudePruning"]
 @fewer_examples(1)
 @given(st.sampled_from(list(KERNEL)), st.data())
 def test_a_kernel_with_an_option_of_junk(name, data):
-    """All other options make sense, so that the junk is reached, wherever it is looked at."""
+    """All other options are valid, so that the junk is reached wherever it is checked."""
     value = data.draw(KERNEL[name])
     usual = {"adaptation": aeb.StochasticApproximation(0.5), "transition": aeb.SGLD(1e-4)}
     assume(not (callable(value) and name in ("inverse_temperature", "init_strategy")))
@@ -272,7 +272,7 @@ def test_a_kernel_of_junk(options):
 
 
 class Numbers:
-    """A schedule that gives anything."""
+    """A schedule that returns anything."""
 
     def __init__(self, value) -> None:
         self.value = value
@@ -297,7 +297,7 @@ def test_a_schedule_that_gives_junk(name, value):
     run = aeb.MCMC(kernel, 1, 0, disable_progbar=True)
     try:
         run.run(X, Y)
-    except aeb.NonFiniteError as error:  # a number that is merely enormous
+    except aeb.NonFiniteError as error:  # a valid number that is enormous
         count_refusal(error)
     except ValueError as error:
         assert_plain_refusal(error, name, "stochastic-approximation weight", "sparsity")

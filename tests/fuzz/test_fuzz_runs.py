@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Runs in which something goes wrong at any step, and runs of unusual sizes and dtypes: the error says
-where, the draws before are kept, and the kernel goes on to the draws of one that has never failed.
+Runs that fail at any step, and runs of unusual sizes and dtypes. The error says where, the draws
+before it are kept, and the kernel continues with the draws of one that has never failed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ADAPTATIONS = (None, aeb.StochasticApproximation(0.3))
 
 
 class Broken(Exception):
-    """An error of the user's own."""
+    """A user's own error."""
 
 
 class _BadGradient(torch.autograd.Function):
@@ -47,7 +47,7 @@ class _BadGradient(torch.autograd.Function):
 
 
 class Fails:
-    """Sparse regression that fails in a way of its own, once it is armed."""
+    """Sparse regression that fails in one of several ways, once it is armed."""
 
     def __init__(self, how: str) -> None:
         self.how = how
@@ -72,7 +72,7 @@ class Fails:
             return pyro.sample("y", dist.Normal(mean, sigma2.sqrt()), obs=y)
 
     def hook(self, at: int):
-        """Arms it behind draw number ``at``, counted from 0."""
+        """Return a hook that arms the model after draw number ``at``, counted from 0."""
 
         def arm(kernel, draw, stage, i):
             self.armed = self.armed or i == at
@@ -144,7 +144,7 @@ def test_a_datum_that_is_not_finite_anywhere_in_a_loader(at, bad, in_x):
     kernel = make_kernel(model)
     try:
         run_mcmc(kernel, 20, DataLoader(TensorDataset(x, y), batch_size=4))
-    except ModelError as error:  # in the first batch, which is looked at before any step
+    except ModelError as error:  # in the first batch, which is checked before any step
         assert at < 4 and "non-finite" in str(error)
         count_refusal(error)
     except NonFiniteError as error:
@@ -184,7 +184,7 @@ def test_a_seed_gives_the_same_draws_twice(seed, method, batches, transition):
         return run.get_samples(group_by_chain=True)
 
     first = draws()
-    torch.rand(3)  # the global generator stands elsewhere
+    torch.rand(3)  # advances the global generator
     assert_same_draws(first, draws())
     assert not torch.equal(first["beta"][0], first["beta"][1])
 
@@ -206,7 +206,7 @@ def test_spawned_chains_are_those_of_one_process(batch_size):
 
 
 def scalar_weight(X, y):
-    """One weight, that is a number and no vector."""
+    """Regression with one scalar weight."""
     delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
     beta = pyro.sample("beta", aeb.SSGL(0.1, 10.0, delta))
     with pyro.plate("data", len(X)):
@@ -267,7 +267,7 @@ PRIORS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("prior", PRIORS)
 def test_the_time_to_start_is_linear_in_the_number_of_sites(prior):
-    """Four times the sites take four times as long, where pairs of them would take 16 times."""
+    """Four times the sites take four times as long; work on all pairs would take 16 times."""
 
     def seconds(sites: int) -> float:
         kernel = make_kernel(model_with_sites(sites, PRIORS[prior]), aeb.SGLD(1e-6))
@@ -313,7 +313,7 @@ class Autocast:
 @pytest.mark.parametrize("back", [True, False], ids=["float mean", "half mean"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_inside_the_model(dtype, back, method):
-    """Draws stay in single precision, and differ from full precision by rounding of the mean."""
+    """Draws are in single precision, and differ from full precision by rounding of the mean."""
     options = {"num_chains": 2, "chain_method": method}
     draws = run_mcmc(make_kernel(Autocast(dtype, back)), 30, X, Y, **options).get_samples()["w"]
     full = run_mcmc(make_kernel(Autocast(torch.float32, back)), 30, X, Y, **options).get_samples()[
@@ -339,7 +339,7 @@ def test_weights_in_half_precision_are_refused(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool], ids=str)
 def test_whole_or_complex_numbers_for_data(dtype):
-    """Whole numbers are fine where a model makes something of them; no other is let through."""
+    """Integers are accepted if the model converts them; other dtypes are refused."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         x = X.to(dtype)

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A density with two modes that are far apart, of which everything is known: two normal densities of
-standard deviation 1/2 at -3 and 3, with the shares 0.7 and 0.3. Between them Q falls by
-(3 / 0.5)^2 / 2 = 18, which Langevin dynamics at tau = 1 climbs once in about e^18 steps.
+A density with two distant modes, and simulations of it: a mixture of two normal densities of
+standard deviation 1/2 at -3 and 3, with weights 0.7 and 0.3. Between them Q falls by
+(3 / 0.5)^2 / 2 = 18, a barrier that Langevin dynamics at tau = 1 crosses once in about e^18 steps.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ MEANS, SD, SHARES = (-3.0, 3.0), 0.5, (0.7, 0.3)
 
 @dataclass
 class TwoModes:
-    """The target of a step, of one coordinate a chain, with noise of the gradient if asked for."""
+    """The target of a step, with one coordinate per chain and an error of the gradient."""
 
     step: int
     error: Tensor | float = 0.0
 
     def whole(self, position: Tensor, prior: bool = True) -> Evaluated:
-        away = [(position - mean) / SD for mean in MEANS]
-        logs = [-0.5 * z * z + math.log(share) for z, share in zip(away, SHARES, strict=True)]
+        offsets = [(position - mean) / SD for mean in MEANS]
+        logs = [-0.5 * z * z + math.log(share) for z, share in zip(offsets, SHARES, strict=True)]
         total = torch.logaddexp(*logs)
-        pulls = [(log - total).exp() * -z / SD for log, z in zip(logs, away, strict=True)]
+        pulls = [(log - total).exp() * -z / SD for log, z in zip(logs, offsets, strict=True)]
         return Evaluated(total[..., 0], pulls[0] + pulls[1])
 
     def batch(self, position: Tensor, prior: bool = True) -> Evaluated:
@@ -46,10 +46,10 @@ def simulate(
     transition: Any, steps: int, chains: int, noise: float = 0.0, start: float = MEANS[0]
 ) -> Iterator[tuple[Any, Any, StepNumbers, TwoModes]]:
     """
-    State before, state after, numbers and target of every step of many chains, all of which begin
-    in the mode at -3.
+    Simulate chains, and yield the states before and after every step, its numbers and its target.
 
-    :param float noise: the standard deviation of the gradient's noise.
+    :param float noise: standard deviation of the noise of the gradient.
+    :param float start: initial position of all chains.
     """
     generator = torch.Generator().manual_seed(0)
     position = torch.full((chains, 1), start, dtype=torch.float64)
@@ -60,10 +60,11 @@ def simulate(
         if noise:
             error = noise * torch.randn(chains, 1, generator=generator, dtype=torch.float64)
         target = TwoModes(k, error)
-        here, numbers = target.batch(before.position), StepNumbers(transition.step_size(k), 1.0)
+        evaluated = target.batch(before.position)
+        numbers = StepNumbers(transition.step_size(k), 1.0)
         z.normal_(generator=generator)
         if isinstance(transition, TargetTransition):
-            state = transition.move(before, here, z, numbers, target)
+            state = transition.move(before, evaluated, z, numbers, target)
         else:
-            state = transition.step(before, here.gradient, z, numbers)
+            state = transition.step(before, evaluated.gradient, z, numbers)
         yield before, state, numbers, target

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Samplers that are wrong, each in one way, and some that are right and not linear. At the top of a
-module, so that they pickle.
+Samplers with one mistake each, and some that are right and not linear. They are at the top level of
+a module, so that they can be pickled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pyro_aeb.transitions import SGHMC, SGLD, SGLDState
 
 @dataclass(frozen=True)
 class Langevin:
-    """SGLD, with places for mistakes."""
+    """SGLD, with its step in a method to override."""
 
     step_size: Constant = Constant(0.05)
 
@@ -37,7 +37,7 @@ class Langevin:
 
 
 class NoiseTooSmall(Langevin):
-    """The step size of Welling and Teh's paper, which is twice this one, in half of the formula."""
+    """Uses Welling and Teh's step size, twice this one, in the noise alone."""
 
     def move(self, state, gradient, noise, epsilon, tau):
         return epsilon * gradient + math.sqrt(epsilon / tau) * noise
@@ -69,14 +69,14 @@ class NoNoise(Langevin):
 
 
 class WeightDecay(Langevin):
-    """A force of its own."""
+    """Adds a force."""
 
     def move(self, state, gradient, noise, epsilon, tau):
         return epsilon * (gradient - 0.1 * state.position) + math.sqrt(2 * epsilon / tau) * noise
 
 
 class OwnStepSize(Langevin):
-    """Reads its schedule, at a step of its own choice."""
+    """Evaluates its own schedule, at step 1."""
 
     def move(self, state, gradient, noise, epsilon, tau):
         return super().move(state, gradient, noise, self.step_size(1) * epsilon, tau)

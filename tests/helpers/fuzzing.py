@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What tests on arbitrary input share: how many examples they try, and what junk is.
+Settings and strategies of tests on arbitrary input.
 
-In the suite examples are few and the same in every run: they follow from the test's own code. A
-deep run tries many, and other ones each time; hypothesis prints what fails, smallest first::
+In the suite examples are few and the same in every run: they follow from the code of the test. A
+deep run tries many, different ones each time; hypothesis prints the smallest that fails::
 
     HYPOTHESIS_PROFILE=deep python -m pytest tests/fuzz tests/priors/test_fuzz_ssgl.py
 """
@@ -29,7 +29,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 def fewer_examples(part: int) -> settings:
-    """A part of the examples, for tests that take long over each."""
+    """Return settings with a part of the examples, for tests that are slow on each."""
     return settings(max_examples=max(settings.default.max_examples // part, 5))
 
 

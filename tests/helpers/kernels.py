@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A kernel that has started, and its draws, without MCMC around it."""
+"""A kernel after setup, and its draws, without MCMC."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ N = len(X)
 def set_up_kernel(
     model=sparse_regression, *args, warmup=0, kwargs=None, transition=None, **options
 ):
-    """A kernel after its setup."""
+    """Return a kernel after its setup."""
     options = {"adaptation": StochasticApproximation(0.3), "seed": 5, **options}
     kernel = AEBKernel(model, transition or SGLD(1e-3), **options)
     kernel.setup(warmup, *(args or (X, Y)), **(kwargs or {}))
@@ -25,13 +25,13 @@ def set_up_kernel(
 
 
 def take_draws(kernel, number: int) -> list[dict]:
-    """So many draws, one after another as MCMC makes them."""
-    params, found = kernel.initial_params, []
+    """Take draws as MCMC does."""
+    params, draws = kernel.initial_params, []
     for _ in range(number):
         params = kernel.sample(params)
-        found.append(params)
-    return found
+        draws.append(params)
+    return draws
 
 
-def stack_site(found: list[dict], name: str) -> torch.Tensor:
-    return torch.stack([draw[name] for draw in found])
+def stack_site(draws: list[dict], name: str) -> torch.Tensor:
+    return torch.stack([draw[name] for draw in draws])

@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Kills a running job at random moments, goes on with it each time, and compares.
+Kill a running job at random times, resume it each time, and compare it with an undisturbed run.
 
-``python tests/helpers/kill_runs.py --kills 100`` shares out so many kills (SIGKILL, which no
-process can catch) among jobs of several kinds: chains one after the other and chains that step
-together, draws in memory and in a Zarr trace, plates and a shuffling DataLoader, with a seed and
-without. A killed job goes on in a new process from its checkpoint, until it has ended. Its draws,
-statistics and latents must then be those of a run that was left alone, bit for bit. It exits with 1
-if any differ.
+``python tests/helpers/kill_runs.py --kills 100`` distributes this number of kills (SIGKILL, which
+no process can catch) over jobs of several kinds: sequential and vectorized chains, draws in memory
+and in a Zarr trace, plates and a shuffling DataLoader, with and without a seed. A killed job is
+resumed in a new process from its checkpoint, until it has finished. Its draws, statistics and
+latents must then equal those of an undisturbed run, bit for bit. The exit code is 1 if any differ.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ JOBS = (
 
 
 def make_run(job: Job, folder: Path, kept: bool = True) -> aeb.MCMC:
-    """The run, not yet started; with a checkpoint, or to be left alone."""
+    """Return the run before its start; with a checkpoint unless it will be undisturbed."""
     places: dict[str, Any] = {"checkpoint": folder / "run", "every": EVERY}
     if job.trace:
         places["trace"] = folder / "draws.zarr"
@@ -80,17 +79,17 @@ def run_job(run: aeb.MCMC, job: Job, pause: float) -> None:
 
 
 def run_or_resume(job: Job, folder: Path, pause: float) -> None:
-    """In a process of its own: begins the run, or goes on with it."""
+    """Start or resume the run, in a process of its own."""
     torch.set_num_threads(1)
     torch.manual_seed(3)
-    begun = (folder / "run" / "run.pt").exists()
-    run = resume_mcmc(folder / "run", job.model) if begun else make_run(job, folder)
-    if not begun or min(run._counts()) < DRAWS:
+    exists = (folder / "run" / "run.pt").exists()
+    run = resume_mcmc(folder / "run", job.model) if exists else make_run(job, folder)
+    if not exists or min(run._counts()) < DRAWS:
         run_job(run, job, pause)
 
 
 def run_undisturbed(job: Job, folder: Path) -> dict[str, torch.Tensor]:
-    """What the run keeps that is left alone."""
+    """Return the records of an undisturbed run."""
     torch.manual_seed(3)
     run = make_run(job, folder, kept=False)
     run_job(run, job, 0.0)
@@ -100,7 +99,7 @@ def run_undisturbed(job: Job, folder: Path) -> dict[str, torch.Tensor]:
 def run_with_kills(
     job: Job, folder: Path, kills: int, moments: random.Random, context: Any
 ) -> tuple[int, dict[str, torch.Tensor]]:
-    """How often the run was killed, and what it has kept at its end."""
+    """Return how often the run was killed, and its final records."""
     pause = 0.005
     longest = pause * (DRAWS + WARMUP) * (1 if job.method == "vectorized" else 2)
     done = 0
@@ -108,7 +107,7 @@ def run_with_kills(
         process = context.Process(target=run_or_resume, args=(job, folder, pause))
         process.start()
         if done < kills:
-            # Short enough for the run to last until it has been killed as often as it shall be.
+            # Short enough for the run not to finish before its last kill.
             process.join(moments.uniform(0.0, 1.5 * longest / (kills + 1)))
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
@@ -134,7 +133,7 @@ def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 def trial(job: Job, kills: int, moments: random.Random, context: Any) -> tuple[int, list[str]]:
-    """How often a job was killed, and what differs at its end."""
+    """Return how often a job was killed, and the names of the final records that differ."""
     folder = Path(tempfile.mkdtemp())
     try:
         done, found = run_with_kills(job, folder, kills, moments, context)
@@ -145,12 +144,14 @@ def trial(job: Job, kills: int, moments: random.Random, context: Any) -> tuple[i
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--kills", type=int, default=100, help="in all (default 100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    parser.add_argument(
+        "--kills", type=int, default=100, help="total number of kills (default 100)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times (default 0)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     moments = random.Random(options.seed)
-    context = mp.get_context("fork")  # a new process within milliseconds, which has no run yet
+    context = mp.get_context("fork")  # starts a process within milliseconds
     total, runs, wrong = 0, 0, 0
     while total < options.kills:
         job = JOBS[runs % len(JOBS)]
@@ -159,7 +160,7 @@ def main() -> int:
         print(
             f"{job}: {done} kills, {'the same' if not differ else f'differ: {differ}'}", flush=True
         )
-    print(f"{total} kills in {runs} runs; {runs - wrong} runs ended bit for bit as if left alone")
+    print(f"{total} kills in {runs} runs; {runs - wrong} runs equal undisturbed runs")
     return 1 if wrong else 0
 
 

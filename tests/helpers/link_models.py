@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Parts of models with links between their sites, and what becomes of such models."""
+"""Parts of models with links between their sites, and the inspection of such models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def inspect(model, *args, links=None, adapt=True):
 
 
 def refusal_message(model, *args, **options) -> str:
-    """The message of the error that a model gets."""
+    """Return the message of the error that a model raises."""
     with pytest.raises(ModelError) as info:
         inspect(model, *args, **options)
     count_refusal(info.value)
@@ -31,7 +31,7 @@ def refusal_message(model, *args, **options) -> str:
 
 
 def sample_latents():
-    """An InverseGamma(1.5, 2) and a Beta(2, 3) site."""
+    """Sample an InverseGamma(1.5, 2) and a Beta(2, 3) site."""
     return (
         pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0)),
         pyro.sample("delta", dist.Beta(2.0, 3.0)),

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Data, loaders of them, and the batches they give, that the tests of DataLoaders share."""
+"""Data, DataLoaders and their batches."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pyro_aeb.data.loaders import LoaderArguments
 X, Y = linear_data()
 DATA = TensorDataset(X, Y)
 BATCHES = [(X[i : i + 5], Y[i : i + 5]) for i in range(0, N, 5)]
-"""All data, five by five."""
+"""All data, in batches of five."""
 
 
 def first_batches(loader: DataLoader, count: int, **options) -> list:
-    """The first so many, as arguments of a model."""
+    """Return the first batches, as arguments of a model."""
     source = LoaderArguments(loader, {}, **{"seed": None, **options})
     return [source.next() for _ in range(count)]
 
@@ -28,12 +28,12 @@ def shuffling_loader(batch_size: int = 6, **options) -> DataLoader:
 
 
 def collate_unchanged(batch):
-    """The collation that leaves a batch alone."""
+    """Collate a batch to itself."""
     return batch
 
 
 def collate_batches(items):
-    """The collation of items that are batches."""
+    """Collate items that are batches, by concatenation."""
     return tuple(torch.cat(parts) for parts in zip(*items, strict=True))
 
 

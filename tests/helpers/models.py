@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Small models and data that several tests share. Functions of a module, so that spawned processes can
+Small models and data for several tests, at the top level of a module, so that spawned processes can
 import them.
 """
 
@@ -20,7 +20,7 @@ N, P = 20, 3
 
 
 def linear_data(n: int = N, p: int = P, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    """X of shape (n, p) and y = 2 x_0 + noise of standard deviation 1/2."""
+    """Generate X of shape (n, p) and y = 2 x_0 + noise of standard deviation 1/2."""
     generator = torch.Generator().manual_seed(20)
     x = torch.randn(n, p, generator=generator, dtype=torch.float64)
     noise = torch.randn(n, generator=generator, dtype=torch.float64)
@@ -28,7 +28,7 @@ def linear_data(n: int = N, p: int = P, dtype: torch.dtype = torch.float32) -> t
 
 
 def sparse_prior(p: int = P) -> tuple[Tensor, Tensor, Tensor]:
-    """sigma2, delta and p weights with an SSGL prior that depends on both."""
+    """Sample sigma2, delta and p weights with an SSGL prior that depends on both."""
     sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0))
     delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
     with pyro.plate("features", p):
@@ -51,7 +51,7 @@ def loader_regression(x, y=None, size=N):
 
 
 def double_regression(X, y=None):
-    """Sparse regression that is of X's dtype throughout, whatever the default."""
+    """Sparse regression in X's dtype, whatever torch's default."""
     one = torch.ones((), dtype=X.dtype)
     sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5 * one, 2.0 * one))
     delta = pyro.sample("delta", dist.Beta(2.0 * one, 3.0 * one))
@@ -69,7 +69,7 @@ def sparse_classification(X, y=None, batch_size=None):
 
 
 def sparse_layers(X, y=None, widths=(4, 1)):
-    """SSGL layers, each with a delta of its own, and one sigma for all and for the noise."""
+    """SSGL layers with a delta each, and one sigma for all and for the noise."""
     sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0))
     h = X
     for layer, width in enumerate(widths):
@@ -112,7 +112,7 @@ def scale_and_simplex(y):
 
 
 class DenseNetwork(PyroModule):
-    """A small network of Pyro's tutorials, with a batch norm in it."""
+    """A small network as in Pyro's tutorials, with batch normalisation."""
 
     def __init__(self, inputs: int = P, width: int = 4) -> None:
         super().__init__()

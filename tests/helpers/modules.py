@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Small networks of six kinds, and models with them. Classes of a module, so that spawned processes
-can import them.
+Small networks of six kinds, and models with them, at the top level of a module, so that spawned
+processes can import them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def torchvision_network() -> nn.Module:
 
 
 class Tied(nn.Module):
-    """Two blocks that are one, and a last weight that is another name of the first."""
+    """One block used twice, and a last weight that is tied to the first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Tied(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """Batch norm and dropout."""
+    """A convolution with batch normalisation and dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Convolutions(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedding, position code of its own, multi-head attention and layer norm."""
+    """Embedding, learned positional encoding, multi-head attention and layer normalisation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Recurrent(nn.Module):
         return self.last(self.gru(h)[0][:, -1])
 
 
-# A network that ends in three logits, and n of its inputs.
+# A network with three logits, and a generator of n inputs.
 KINDS = {
     "perceptron": (perceptron, lambda n: torch.randn(n, 4)),
     "torchvision": (torchvision_network, lambda n: torch.randn(n, 3, 32, 32)),
@@ -106,7 +106,7 @@ def make_bayesian(module: nn.Module, sparse=None, **options) -> aeb.nn.BayesianM
 
 
 class Classifier:
-    """A model: labels given inputs, by a network of any make."""
+    """A model of labels given inputs, by any network."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net

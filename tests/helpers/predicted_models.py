@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Models, draws of their weights, and data to predict, that the tests of predictions share."""
+"""Models, draws of their weights, and data to predict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHTS = torch.tensor(
         [[1.0, 1.0, -2.0], [-3.0, 0.0, 2.0]],
     ]
 )
-"""Three draws, two features, three classes."""
+"""Weights of three draws, two features and three classes."""
 
 SLOPES = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
 VARIANCES = torch.tensor([0.5, 2.0])

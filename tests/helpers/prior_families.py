@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The spike-and-slab priors that several tests go through, and the same by Pyro's densities."""
+"""Spike-and-slab priors for several tests, with their components by Pyro's distributions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_aeb import priors
 
 
 class GaussianLaplace(priors.TwoScales):
-    """A prior of one's own, as the page of priors has it."""
+    """A user's own prior, as on the page of priors."""
 
     advice = {"v0": "v0 is the spike's variance", "v1": "v1 is the slab's scale"}
 
@@ -28,10 +28,12 @@ class GaussianLaplace(priors.TwoScales):
 @dataclass(frozen=True)
 class Family:
     """
-    :param make: the prior's class.
-    :param numbers: the parameters of its components.
-    :param spike: sigma to the component of gamma = 0.
-    :param slab: sigma to the component of gamma = 1.
+    A family of spike-and-slab priors.
+
+    :param make: class of the prior.
+    :param numbers: parameters of its components.
+    :param spike: function of sigma that returns the component of gamma = 0.
+    :param slab: function of sigma that returns the component of gamma = 1.
     """
 
     make: Callable[..., Any]

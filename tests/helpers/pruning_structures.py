@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Layouts of weights to prune, and a run of a pruner without a model."""
+"""Structures of weights to prune, and runs of a pruner without a model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RESNET20_DENSE = {
     "fc.bias": (10,),
 }
 
-# Sizes that share no factor, and no share of which is a whole number.
+# Sizes without common factors, so that a share of them is hardly ever a whole number.
 ODD = {"a.weight": (7, 11), "b.weight": (13, 3), "c.weight": (5,), "d.weight": (29, 17)}
 ODD_DENSE = {"a.bias": (7,), "b.bias": (13,)}
 
@@ -45,7 +45,7 @@ def make_structure(
     positive: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Structure:
-    """SSGL sites, sites with a normal prior, and positive numbers."""
+    """Return a structure of SSGL sites, sites with a normal prior, and positive scalars."""
     return Structure(
         sparse=tuple(SparseBlock(n, torch.Size(s)) for n, s in sparse.items()),
         normal=tuple(NormalBlock(n, torch.Size(s)) for n, s in (dense or {}).items()),
@@ -66,14 +66,14 @@ def refuse_probabilities() -> Tensor:
 
 
 def prune_once(pruner: Pruner, position: Tensor, k: int = 1, wide=refuse_probabilities) -> Tensor:
-    """A copy of a position after step k."""
+    """Return a copy of a position, pruned at step k."""
     return pruner.prune(SGLDState(position.clone()), k, wide).position
 
 
 def pruned_walk(
     pruner: Pruner, layout: Structure, steps: int, seed: int = 0
 ) -> Iterator[tuple[int, SGHMCState]]:
-    """The steps of a random walk with momentum that is pruned after every step."""
+    """Yield the steps of a random walk with momentum that is pruned after every step."""
     generator = torch.Generator().manual_seed(seed)
     state = SGHMCState(*torch.zeros(2, layout.size, dtype=layout.dtype))
     for k in range(1, steps + 1):
@@ -86,12 +86,12 @@ def pruned_walk(
 
 class CoarseWalk:
     """
-    A random walk with momentum, to be pruned after every step. Its numbers are few, so that many
-    weights tie, and many are zero.
+    A random walk with momentum, pruned after every step. It takes few distinct values, so that many
+    weights are equal, and many are zero.
 
-    :param Structure layout: of D weights, P of them sparse.
-    :param int steps: its length.
-    :param shape: of the chains, () for a single one.
+    :param Structure layout: structure of the weights.
+    :param int steps: length of the walk.
+    :param shape: shape of the chains, () for a single one.
     """
 
     def __init__(self, layout: Structure, steps: int, shape: Shape = ()) -> None:
@@ -101,16 +101,16 @@ class CoarseWalk:
         self.noise, self.wide = noise.round(), (2.0 * wide).round().clamp(0.0, 1.0)
 
     def chain(self, i: int) -> CoarseWalk:
-        """One of several chains, alone."""
-        own = copy(self)
-        own.noise, own.wide = self.noise[:, i], self.wide[:, i]
-        return own
+        """Return the walk of one chain."""
+        walk = copy(self)
+        walk.noise, walk.wide = self.noise[:, i], self.wide[:, i]
+        return walk
 
     def start(self) -> SGHMCState:
         return SGHMCState(torch.zeros_like(self.noise[0]), torch.zeros_like(self.noise[0]))
 
-    def go(self, pruner: Pruner, state: SGHMCState, steps: range) -> SGHMCState:
-        """The state after these steps, counted from 1."""
+    def advance(self, pruner: Pruner, state: SGHMCState, steps: range) -> SGHMCState:
+        """Return the state after these steps, counted from 1."""
         for k in steps:
             momentum = (0.9 * state.momentum).round() + self.noise[k - 1]
             state = SGHMCState(state.position + momentum, momentum)
@@ -119,6 +119,6 @@ class CoarseWalk:
 
 
 def count_zeros(position: Tensor, layout: Structure) -> dict[str, int]:
-    """How many weights of each SSGL site are zero."""
+    """Count the zero weights of each SSGL site."""
     values = layout.unflatten(position)
     return {block.name: int((values[block.name] == 0).sum()) for block in layout.sparse}

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Short runs of Pyro's MCMC that several tests share."""
+"""Short runs of Pyro's MCMC."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_pyro_mcmc(kernel=None, draws=6, warmup=3, **options) -> MCMC:
 
 
 def make_sequential_mcmc(kernel=None, **options) -> MCMC:
-    """Two chains, one after the other, as Pyro makes them where there are few processors."""
+    """Return a run of two sequential chains, as Pyro makes with few processors."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="num_chains=2 is more than available_cpu")
         with pytest.MonkeyPatch.context() as patch:
@@ -42,7 +42,7 @@ def make_sequential_mcmc(kernel=None, **options) -> MCMC:
 
 
 def make_parallel_mcmc(kernel=None, context="forkserver", **options) -> MCMC:
-    """Two chains in processes of their own."""
+    """Return a run of two chains in processes of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 8)
         return make_pyro_mcmc(kernel, num_chains=2, mp_context=context, **options)

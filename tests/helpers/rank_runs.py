@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Processes of one process group (gloo, on this machine) that each run a function of a test."""
+"""Runs of a function on every rank of a process group (gloo, on this machine)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 SECONDS = 120.0
-"""After which processes that still run are killed, and the test fails."""
+"""Time limit after which the processes are killed and the test fails."""
 
 
 def run_on_ranks(
     program: Callable[..., Any], folder: Path, *args: Any, world: int = 2
 ) -> list[Any]:
     """
-    What ``program(rank, *args)`` returned on every rank; where it raised, the error. A rank that
-    was killed has None.
+    Run ``program(rank, *args)`` on every rank and return the results: an error if it raised one,
+    None if the rank was killed.
 
-    :param folder: an empty one.
+    :param Path folder: an empty folder.
     """
-    context = mp.get_context("forkserver")  # which imports once for all
+    context = mp.get_context("forkserver")  # imports once for all processes
     folder.mkdir(exist_ok=True)
     processes = [
         context.Process(target=_run, args=(program, rank, world, str(folder), args), daemon=True)

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Runs of Pyro's MCMC whose draws are chosen by hand, so that predictions are known as well."""
+"""Runs of Pyro's MCMC with given draws, whose predictions are known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Replay(MCMCKernel):
-    """A kernel whose draws are given: site name to tensor of shape (all draws, ...)."""
+    """A kernel with given draws: site name to tensor of shape (all draws, ...)."""
 
     model = None
     transforms: dict = {}
@@ -40,11 +40,11 @@ class Replay(MCMCKernel):
 
 
 def replay_draws(chains: int = 1, **draws: Tensor) -> MCMC:
-    """A finished run with these draws, of shape (chains * draws, ...), chain after chain."""
+    """Return a finished run with draws of shape (chains * draws, ...), chain after chain."""
     count = len(next(iter(draws.values())))
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.filterwarnings("ignore", message="num_chains")
-        patch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 2)  # chains one after the other
+        patch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 2)  # sequential chains
         mcmc = MCMC(Replay(draws), count // chains, 0, num_chains=chains, disable_progbar=True)
     mcmc.run()
     return mcmc

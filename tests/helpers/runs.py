@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Short runs of ``aeb.MCMC`` that several tests share, and what cuts them short."""
+"""Short runs of ``aeb.MCMC``, and hooks that stop them."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def resume_mcmc(path, model=sparse_regression, **options) -> aeb.MCMC:
 
 
 def copy_records(run: aeb.MCMC) -> dict[str, torch.Tensor]:
-    """All that a run keeps, of all its chains: copies, since a run goes on writing to its rows."""
-    found = {f"posterior: {n}": v for n, v in run.get_samples(group_by_chain=True).items()}
+    """Return copies of all records of a run, which continues to write to the originals."""
+    records = {f"posterior: {n}": v for n, v in run.get_samples(group_by_chain=True).items()}
     for chain, facts in enumerate(run._diagnostics):
         for group in ("sample_stats", "adaptation"):
-            found |= {f"{group}: {n} of {chain}": v for n, v in facts[group].items()}
-        for moment, own in facts["moments"].items():
-            found |= {f"{moment}: {n} of {chain}": v for n, v in own.items()}
-    return {name: value.clone() for name, value in found.items()}
+            records |= {f"{group}: {n} of {chain}": v for n, v in facts[group].items()}
+        for moment, values in facts["moments"].items():
+            records |= {f"{moment}: {n} of {chain}": v for n, v in values.items()}
+    return {name: value.clone() for name, value in records.items()}
 
 
 def assert_same_records(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Bit for bit; NaN, which a residual is where nothing is learned, equals NaN."""
+    """Require equality bit for bit. NaN, the residual of fixed latents, equals NaN."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name].dtype == value.dtype, name
@@ -59,11 +59,11 @@ def assert_same_records(found: dict[str, torch.Tensor], expected: dict[str, torc
 
 
 class Stop(Exception):
-    """What a hook raises to stop a run."""
+    """Raised by a hook to stop a run."""
 
 
 class StopAt:
-    """A hook that stops a run once, after a draw of one stage."""
+    """A hook that stops a run after one draw of one stage."""
 
     def __init__(self, stage: str, number: int) -> None:
         self.where = (stage, number)
@@ -74,7 +74,7 @@ class StopAt:
 
 
 class CtrlCAt(StopAt):
-    """A hook that presses Ctrl-C in this process after a draw of one stage."""
+    """A hook that interrupts this process as Ctrl-C does, after one draw of one stage."""
 
     def __call__(self, kernel, draw, stage, number) -> None:
         if (stage, number) == self.where:
@@ -82,7 +82,7 @@ class CtrlCAt(StopAt):
 
 
 class Network(PyroModule):
-    """A network with all that changes when it is run in train mode: buffers and random numbers."""
+    """A network with side effects in train mode: on buffers and random numbers."""
 
     def __init__(self, inputs: int = P, width: int = 4) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""All transitions of the package, and what each is known to do on a Gaussian."""
+"""All transitions of the package, with the order of their bias on a Gaussian."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pyro_aeb.transitions import (
 
 CYCLES = Cyclical(1.0, period=20)
 
-# Linear on Gaussians, and how fast the covariance tends to the target's as steps shrink. Euler
-# steps of Langevin dynamics: to first order. BAOAB: exact (Leimkuhler, Matthews 2013, section 3).
+# Linear on Gaussians, with the order in which the covariance tends to the target's as steps shrink:
+# first for Euler steps of Langevin dynamics; BAOAB is exact (Leimkuhler, Matthews 2013, section 3).
 LINEAR = {
     SGLD(0.05): "order 1.0",
     SGLD(Polynomial(1e-3, power=1 / 3)): "order 1.0",
@@ -35,16 +35,16 @@ LINEAR = {
     BAOAB(0.05): "exact at any step size",
     BAOAB(0.05, friction=2.0): "exact at any step size",
     BAOAB(0.05, friction=float("inf")): "exact at any step size",
-    # Below the threshold of the step size they are what is inside.
+    # Below the threshold of the step size these are their inner transitions.
     CyclicalSGMCMC(SGLD(CYCLES)): "order 1.0",
     CyclicalSGMCMC(SGHMC(CYCLES), exploration=0.7): "order 1.0",
     CyclicalSGMCMC(BAOAB(CYCLES), exploration=0.0): "exact at any step size",
-    # An anchor a step is the gradient of all data.
+    # An anchor at every step is the gradient of all data.
     SVRG(SGLD(0.05), every=1): "order 1.0",
     SVRG(BAOAB(0.05), every=1): "exact at any step size",
 }
 
-# Not linear, or not the same at every step: by simulation.
+# Not linear, or not the same at every step: checked by simulation.
 SIMULATED = [
     SGNHT(0.05),
     PSGLD(0.05, adapt_until=100),
@@ -60,7 +60,7 @@ ALL_TRANSITIONS = [*LINEAR, *SIMULATED]
 
 
 def transition_classes() -> set[type]:
-    """The transitions that the package exports."""
+    """Return the transitions that the package exports."""
     exported = [getattr(pyro_aeb.transitions, name) for name in pyro_aeb.transitions.__all__]
-    found = {c for c in exported if inspect.isclass(c) and callable(getattr(c, "init", None))}
-    return found - {pyro_aeb.transitions.Transition, pyro_aeb.transitions.TargetTransition}
+    transitions = {c for c in exported if inspect.isclass(c) and callable(getattr(c, "init", None))}
+    return transitions - {pyro_aeb.transitions.Transition, pyro_aeb.transitions.TargetTransition}

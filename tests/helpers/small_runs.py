@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Short runs, on small models, that the tests of diagnostics share."""
+"""Short runs of small models, for the tests of diagnostics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PRECISION = 4.0
 
 
 def make_data(n: int = 40, p: int = P) -> tuple[torch.Tensor, torch.Tensor]:
-    """X of shape (n, p), and y = 2 x_0 + noise of standard deviation 1/2."""
+    """Generate X of shape (n, p) and y = 2 x_0 + noise of standard deviation 1/2."""
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(n, p, generator=generator)
     return x, 2.0 * x[:, 0] + 0.5 * torch.randn(n, generator=generator)
@@ -35,12 +35,12 @@ def regression(X, y=None, batch_size=None, a=2.0):
 
 
 def gaussian(size=1):
-    """Weights whose posterior is their prior, a normal of precision 4, and no data."""
+    """Weights with a normal prior of precision 4, and no data."""
     pyro.sample("w", dist.Normal(1.0, PRECISION**-0.5).expand([size]).to_event(1))
 
 
 def loader_regression(x, y=None):
-    """Sparse regression on a loader's batches."""
+    """Sparse regression on the batches of a DataLoader."""
     delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
     with pyro.plate("features", P):
         beta = pyro.sample("beta", aeb.SSGL(v0=0.1, v1=10.0, delta=delta, sigma=0.5))

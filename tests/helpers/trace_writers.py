@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Draws whose every number is known, and processes that write them into a trace until killed."""
+"""Draws with known values, and processes that write them to a trace until killed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHAPES = {"net/weight": (40, 50), "bias": (3,), "sigma2": ()}
 
 
 def make_record(chain: int, draw: int, shapes=None) -> dict[str, dict[str, torch.Tensor]]:
-    """A draw of sites of these shapes; its numbers tell chain, draw and place."""
+    """Return a draw of sites of these shapes; its values encode chain, draw and index."""
     posterior = {
         name: torch.arange(torch.Size(shape).numel()).reshape(shape) / 8 + draw + 0.5 * chain
         for name, shape in (shapes or SHAPES).items()
@@ -37,7 +37,7 @@ def make_record(chain: int, draw: int, shapes=None) -> dict[str, dict[str, torch
 
 
 def make_records(chain: int, start: int, stop: int) -> dict[str, dict[str, torch.Tensor]]:
-    """These draws of a chain, stacked."""
+    """Return the draws of a chain from ``start`` to ``stop``, stacked."""
     records = [make_record(chain, draw) for draw in range(start, stop)]
     return {
         group: {name: torch.stack([r[group][name] for r in records]) for name in variables}
@@ -46,7 +46,7 @@ def make_records(chain: int, start: int, stop: int) -> dict[str, dict[str, torch
 
 
 def write_until_killed(path: Path, connection: Connection, chain: int, start: int) -> None:
-    """Writes draws of a chain from this one on, and sends how many are safe, until killed."""
+    """Write draws of a chain from ``start`` on, and send how many are flushed, until killed."""
     trace = TraceFile(path, CHAINS, DRAWS, resume=True)
     for draw in range(start, DRAWS):
         trace.write(chain, draw, make_record(chain, draw))
@@ -70,13 +70,13 @@ class Writer:
         self.safe = 0
 
     def wait(self) -> int:
-        """Waits until more draws are safe, and says how many."""
-        assert self._receiver.poll(60), "the process writes nothing"
+        """Wait until more draws are flushed, and return their number."""
+        assert self._receiver.poll(60), "the process has written nothing"
         self.safe = self._receiver.recv()
         return self.safe
 
     def kill(self) -> int:
-        """Kills the process by signal 9, and says how many draws it had reported."""
+        """Kill the process by signal 9, and return how many draws it has reported as flushed."""
         self._process.kill()
         self._process.join()
         assert self._process.exitcode == (-9 if sys.platform != "win32" else 1)

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the tests of the tutorials share: their modules, runs of their scripts, and rows."""
+"""Modules of the tutorials, runs of their scripts, and rows of their results."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TUTORIALS = ROOT / "tutorials"
 
 def require_packages(*packages: str) -> None:
     """
-    Makes the modules of the reproduction scripts importable, or skips the test module that calls
-    this where a package is missing.
+    Make the modules of the reproduction scripts importable; skip the calling test module if a
+    package is missing.
     """
     for package in packages:
         if importlib.util.find_spec(package) is None:
@@ -30,7 +30,7 @@ def require_packages(*packages: str) -> None:
 
 
 def run_script(script: str, *arguments: str, cwd: Path) -> str:
-    """Runs a tutorial as a reader would, on one thread, and returns what it prints."""
+    """Run a tutorial as a reader would, on one thread, and return its output."""
     finished = subprocess.run(
         [sys.executable, str(TUTORIALS / script), *arguments],
         cwd=cwd,
@@ -44,6 +44,6 @@ def run_script(script: str, *arguments: str, cwd: Path) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file, by column."""
+    """Return the lines of a CSV file, by column."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Proof 6. Ranks of true weights among the kernel's draws are uniform: simulation-based calibration
-of ``tutorials/reproduce/sbc.py`` at a size for every day, by a test that fails by chance once in a
-million, and two samplers that are wrong, which it finds.
+Proof 6. The ranks of true weights among the kernel's draws are uniform: a small simulation-based
+calibration as in ``tutorials/reproduce/sbc.py``, by a test that fails by chance once in a million.
+It detects two wrong samplers.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def test_ranks_are_uniform(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "shorten"), [("large step", 10), ("cold", 1)])
 def test_ranks_of_a_wrong_sampler_are_not(name, shorten):
-    # Four times the data sets: by then the same test's level, one in a million, is far off. Large
-    # steps forget within 10.
+    # Four times the data sets, so that the test rejects far beyond its level of one in a million.
+    # With large steps the autocorrelation time is below 10.
     protocol = replace(PROTOCOL, sets=4 * PROTOCOL.sets, shorten=shorten)
     found = ranks.calibrate(ranks.SETTINGS[name], 0, protocol)
     assert found.p_value < 1e-6, found
@@ -53,4 +53,4 @@ def test_the_steps_own_bias_is_too_small_to_be_found(name):
     level = ranks.LEVEL / ranks.P
     assert ranks.power(1.0, ranks.Protocol()) == pytest.approx(level)
     assert ranks.power(worst, ranks.Protocol()) < 1.5 * level
-    assert ranks.power(1.4, ranks.Protocol()) > 0.99  # an error that matters is found
+    assert ranks.power(1.4, ranks.Protocol()) > 0.99  # a relevant error is detected

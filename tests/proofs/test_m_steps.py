@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Proof 5. Every closed form (4)-(7) zeroes the gradient of Q, which is written out below from the
+Proof 5. The gradient of Q is zero at every closed form (4)-(7). Q is written out below from the
 model's densities alone and differentiated by autograd in float64.
 
 With rho = P(gamma = 1) the expectation over gamma of the log joint density is
@@ -36,7 +36,7 @@ N, BATCH = 11, 4
 
 @dataclass(frozen=True)
 class Layer:
-    """An SSGL site. A name is that of a latent site, a number is fixed."""
+    """An SSGL site. A string names a latent site, a number is a fixed value."""
 
     size: int
     v0: float
@@ -83,7 +83,7 @@ class Case:
         return [(f"y{number}", fn, y[i]) for number, fn in enumerate(fns)]
 
     def q(self, data, i, betas, rhos, values):
-        """Q as in the module's docstring; ``values`` are sigma and delta by name."""
+        """Return Q of the module's docstring; ``values`` are sigma and delta by name."""
         total = 0.0
         for layer, beta, rho in zip(self.layers, betas, rhos, strict=True):
             sigma, delta = (torch.as_tensor(values.get(v, v)) for v in (layer.sigma, layer.delta))
@@ -162,7 +162,7 @@ CASES = {
 
 @pytest.fixture(params=CASES.values(), ids=CASES)
 def sweep(request):
-    """One sweep with weight 1 at random weights and latents, and what it started from."""
+    """One sweep with weight 1 at random weights and latents, and its inputs."""
     torch.set_default_dtype(torch.float64)
     case = request.param
     data = case.data()
@@ -190,7 +190,7 @@ def sweep(request):
 
 
 def gradient_of_q(q, rhos, values):
-    """The derivatives of Q in rho (a list, by layer) and in the latents by name."""
+    """Return the derivatives of Q in rho (a list, by layer) and in the latents by name."""
     case, *where = q
     rhos = [rho.clone().requires_grad_() for rho in rhos]
     values = {name: value.clone().requires_grad_() for name, value in values.items()}
@@ -199,7 +199,7 @@ def gradient_of_q(q, rhos, values):
 
 
 def test_rho_is_bayes_rule(sweep):
-    # d(Q + H)/d rho = 0 where dQ/d rho = logit(rho), at the sigma and delta that it is drawn with.
+    # d(Q + H)/d rho = 0 if dQ/d rho = logit(rho), at the sigma and delta before the sweep.
     q, rhos, old, *_ = sweep
     by_rho, _ = gradient_of_q(q, rhos, old)
     for rho, derivative in zip(rhos, by_rho, strict=True):

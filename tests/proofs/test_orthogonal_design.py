@@ -2,22 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Proof 3. With an orthogonal design quadrature finds the limit theta* of the latents, as
-``pyro_aeb.testing.orthogonal_design`` explains; the adaptive chain reaches it, and at the rate of
-the theorem,
+Proof 3. With an orthogonal design quadrature computes the limit theta* of the latents, see
+``pyro_aeb.testing.orthogonal_design``; the adaptive chain converges to it, at the rate of the
+theorem,
 
     E ||theta_k - theta*||^2 <= lambda omega_k:
 
-the slope of log E ||theta_k - theta*||^2 against log omega_k is 1. As controls, a constant omega
-comes to a halt at a distance of that order, and omega = 1, which is EM, does not converge.
+the slope of log E ||theta_k - theta*||^2 against log omega_k is 1. As controls, with constant omega
+the error stays of that order, and omega = 1, which is EM, does not converge.
 
-The step of SGLD is large and fixed, as a chain that moves fast is worth many that do not. Its limit
-is then theta*_eps, that of the chain with steps of this size; it tends to the theta* of the theorem
-as they shrink, and the chain is far from the latter, so the tests tell one from the other.
+The step of SGLD is large and fixed, since a fast chain needs far fewer steps. Its limit is then
+theta*_eps, that of the chain with steps of this size, which tends to the theta* of the theorem as
+steps shrink. The two are far enough apart for the tests to distinguish them.
 
-The weight omega_k = C / (A + k)^alpha of alpha = 1 needs a gain: C L > 1/2, where -L is the largest
-real part among the eigenvalues of dh/dtheta at theta*; the error decays like k^(-C L) otherwise.
-With alpha < 1 any C will do.
+With alpha = 1 the weight omega_k = C / (A + k)^alpha needs a gain C L > 1/2, where -L is the
+largest real part among the eigenvalues of dh/dtheta at theta*; otherwise the error decays like
+k^(-C L). With alpha < 1 any C will do.
 """
 
 import functools
@@ -78,7 +78,7 @@ def design_tensors(design):
 
 @functools.cache
 def step_size(name):
-    """epsilon h = 1/2 at the limit, h the curvature of the likelihood."""
+    """Return the step size with epsilon h = 1/2 at the limit, h the curvature of the likelihood."""
     design = DESIGNS[name]
     sigma = design.limit()[-2]
     return 0.5 * (design.noise or sigma) ** 2 / design.size
@@ -86,7 +86,7 @@ def step_size(name):
 
 @functools.cache
 def true_limit(name):
-    """theta*_eps, shape (2 p + 2,)."""
+    """Return theta*_eps, shape (2 p + 2,)."""
     return DESIGNS[name].limit(step_size(name))
 
 
@@ -124,18 +124,18 @@ def adaptive_chains(name, omega, checkpoints=CHECKPOINTS, count=REPLICATES):
 
 
 def squared_error(name, thetas):
-    """||theta_k - theta*_eps||^2 of every chain, shape (checkpoints, count)."""
+    """Return ||theta_k - theta*_eps||^2 of every chain, shape (checkpoints, count)."""
     return ((thetas - true_limit(name)) ** 2).sum(-1)
 
 
 def slopes(weights, errors):
-    """Slopes of log mean squared error against log omega, of every group of replicates."""
+    """Return the slope of log mean squared error against log omega, of every replicate group."""
     groups = errors.reshape(len(errors), GROUPS, -1).mean(-1)
     return np.polyfit(np.log(weights), np.log(groups), 1)[0]
 
 
 def assert_slope_one(found):
-    """The slope is within 0.25 of 1 by the test: its interval of Z standard errors is."""
+    """Require that the slope, within Z standard errors, is within 0.25 of 1."""
     slope, error = replicates(found)
     assert abs(slope - 1.0) + Z * error < 0.25, (slope, error)
 
@@ -193,7 +193,7 @@ def test_the_adaptive_chain_reaches_the_limit(name, gain):
     thetas, _ = adaptive_chains(name, DECREASING[gain])
     mean, error = replicates(thetas[-1])
     assert_agrees(mean, true_limit(name), error)
-    # It is not the limit for small steps, which a test with less power would take it for.
+    # It is not the limit for small steps, with which a test of less power would agree, too.
     assert np.abs((mean - DESIGNS[name].limit()) / error).max() > 10 * Z
 
 

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Proof 4. The kernel is Algorithm 1 step by step. ``by_hand`` below is a plain loop, written from the
-equations and one layer at a time; with omega = 1 it is EM, in which every latent takes the value
-that closes its equation at the last draw of the weights. With omega = 0 the kernel is SGLD or SGHMC
-with fixed penalties, bit by bit.
+Proof 4. The kernel is Algorithm 1, step by step. ``by_hand`` below is a plain loop, written from
+the equations, one layer at a time; with omega = 1 it is EM, in which every latent is the solution
+of its equation at the last draw of the weights. With omega = 0 the kernel is SGLD or SGHMC with
+fixed penalties, bit by bit.
 """
 
 import math
@@ -32,7 +32,7 @@ STEPS = 30
 
 
 def batches_and_noise(seed, size, batch, weights):
-    """What the kernel draws from torch's generator: permutations, an epoch each, and the noise."""
+    """Yield the kernel's draws from torch's generator: a permutation per epoch, and the noise."""
     torch.manual_seed(seed)
     while True:
         permutation = torch.randperm(size)
@@ -41,12 +41,12 @@ def batches_and_noise(seed, size, batch, weights):
 
 
 def start_kernel(kernel, data):
-    """Starts the kernel; its first values."""
+    """Start the kernel and return its first values."""
     kernel.setup(0, *data)
     return kernel.initial_params
 
 
-# -- omega = 1 is EM, and any other omega the average that equation (8) says -----------------------
+# -- omega = 1 is EM, and any other omega the average of equation (8) ------------------------------
 
 N, BATCH = 14, 4
 NU, LAMBDA = 3.0, 0.8  # sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2)
@@ -55,7 +55,7 @@ A, B = 2.0, 3.0  # delta ~ Beta(a, b)
 
 @dataclass
 class Layer:
-    """An SSGL site by hand: where its weights are and what holds for them."""
+    """An SSGL site: the place of its weights, and its parameters."""
 
     where: slice
     v0: float
@@ -92,19 +92,19 @@ class Regression:
     scale_of_the_noise = 2.0
 
     def gradient(self, w, i, sigma, x, y):
-        """N/n sum of the gradients of log pi(d_i | beta), and the normal prior of the intercept."""
+        """Return the gradient: N/n times the sum over the data, plus the intercept's prior."""
         error = y[i] - x[i] @ w[:5] - w[5]
         by_weight = torch.cat([error @ x[i], error.sum().reshape(1)]) / (2.0 * sigma) ** 2
         prior = torch.cat([torch.zeros(5), (0.5 - w[5:]) / 1.5**2])
         return N / BATCH * by_weight + prior
 
     def squares(self, w, i, x, y):
-        """I of equation (6)."""
+        """Return I of equation (6)."""
         return N / BATCH * ((y[i] - x[i] @ w[:5] - w[5]) / 2.0).square().sum()
 
 
 class Classification:
-    """Two layers with a delta each, of which (6) sees the prior alone: logits x beta + z gamma."""
+    """Two layers with a delta each; in (6) only the prior matters: logits x beta + z gamma."""
 
     def data(self):
         return torch.randn(N, 3), torch.randn(N, 2), torch.randint(2, (N,)).double()
@@ -128,7 +128,7 @@ class Classification:
 
 
 def by_hand(case, data, w, start, transition, omega, tau, seed):
-    """Algorithm 1, as the page of the method writes it; yields the state after every step."""
+    """Run Algorithm 1 as on the page of the method, and yield the state after every step."""
     layers, sigma = case.layers, start["sigma2"].sqrt()
     p = sum(layer.where.stop - layer.where.start for layer in layers.values())
     v = torch.zeros_like(w)
@@ -221,7 +221,7 @@ def test_the_kernel_is_algorithm_1_step_by_step(case, transition, omega, penalty
 
 
 def assert_equal_to_rounding(found, expected):
-    """Equal up to rounding in float64, which 30 steps may amplify."""
+    """Require equality up to rounding in float64, which 30 steps may amplify."""
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -251,7 +251,7 @@ def dense_regression(x, y):
 
 
 def plain_chain(x, y, beta, prior_gradient, transition, tau, seed):
-    """SGLD and SGHMC and nothing else."""
+    """Run plain SGLD or SGHMC."""
     draws = batches_and_noise(seed, ROWS, MINIBATCH, WEIGHTS)
     step_size, momentum = transition.step_size(1), torch.zeros_like(beta)
     for _ in range(STEPS):

@@ -68,7 +68,7 @@ M = torch.tensor([-1.0, 0.0, 3.0], dtype=torch.float64)
 
 
 def last_states(transition, step_size, tau, steps):
-    """The states of independent chains, each tensor of shape (CHAINS, 3), after some steps."""
+    """Return the states of independent chains after some steps, tensors of shape (CHAINS, 3)."""
     generator = torch.Generator().manual_seed(3)
     numbers = StepNumbers(step_size, tau)
     state = transition.init((M + 3.0).expand(CHAINS, 3).clone())
@@ -119,7 +119,7 @@ def test_sghmc_has_the_covariance_of_the_discretised_chain(friction, b, tau):
             [0.0, M[j]],
             covariance,
         )
-        # Neither exp(tau Q) nor, with b > 0, its variance reduced by the noise left out will do.
+        # Neither the variance of exp(tau Q) nor, with b > 0, that without the omitted noise fits.
         assert_tells_apart(found, limit_variance(tau, h) * (1.0 - b / friction), error)
         if b > 0.0:
             without = sghmc_covariance(step_size, tau, h, friction)[1, 1]
@@ -131,17 +131,21 @@ def test_sghmc_has_the_covariance_of_the_discretised_chain(friction, b, tau):
 N, D = 20, 40
 
 
-@pytest.fixture
-def data():
-    """Data of N rows with D columns: mean 0.1 j and, exactly, standard deviation 1 within N."""
+def make_data():
+    """Generate N rows and D columns with means 0.1 j and standard deviations of exactly 1."""
     torch.set_default_dtype(torch.float64)
     y = torch.randn(N, D)
     y = (y - y.mean(0)) / y.std(0, correction=0)
     return y + 0.1 * torch.arange(D)
 
 
+@pytest.fixture
+def data():
+    return make_data()
+
+
 def normal_means(y, batch=None):
-    """y ~ N(mu, 0.9^2) and mu ~ N(5, 1.5^2): a Gaussian posterior, all coordinates alike."""
+    """y ~ N(mu, 0.9^2) and mu ~ N(5, 1.5^2): a Gaussian posterior with equal coordinates."""
     with pyro.plate("columns", D):
         mu = pyro.sample("mu", dist.Normal(5.0, 1.5))
     with pyro.plate("data", N, subsample_size=batch) as i:
@@ -221,7 +225,7 @@ def test_sgld_under_mcmc_with_minibatches(data, batch):
     draws = run_mcmc(normal_means, SGLD(step_size), data, batch, tau)
     variance = sgld_variance(step_size, tau, CURVATURE, gradient_variance(batch))
     estimate, error = assert_kernel_moments(draws, posterior_mean(data, 5.0).numpy(), variance)
-    # The batches' own noise is part of it.
+    # The variance includes the noise of the batches.
     assert_tells_apart(estimate, sgld_variance(step_size, tau, CURVATURE), error)
 
 

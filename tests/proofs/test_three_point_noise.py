@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Three-point noise on Gaussian targets. There SGLD and SGHMC are linear in the noise, so that first
-and second moments of their stationary laws depend on those of the noise alone: with steps of any
-size they are those of ``test_stationary_law.py``, in closed form. As the noise's third to fifth
-moments are those of a normal number too, so are the third to fifth moments of the laws, and with
-them the standard errors of sample covariances.
+Three-point noise on Gaussian targets. SGLD and SGHMC are linear in the noise there, so that the
+first and second moments of their stationary laws depend only on those of the noise: with steps of
+any size they are those of ``test_stationary_law.py``, in closed form. The third to fifth moments of
+the noise are those of a normal number, and so are the third to fifth moments of the laws and the
+standard errors of sample covariances.
 """
 
 import math
@@ -18,13 +18,12 @@ from pyro.infer import MCMC
 from test_stationary_law import (
     CHAINS,
     CURVATURE,
-    D,
     H,
     M,
-    N,
     assert_kernel_moments,
     assert_moments,
     gradient_variance,
+    make_data,
     normal_means,
     posterior_mean,
     sgld_covariance,
@@ -46,7 +45,7 @@ THREE_POINT, NORMAL = "three-point", "normal"
 
 
 def last_states(transition, tau, steps, kind, seed):
-    """The states of independent chains with ``kind`` noise, each tensor of shape (CHAINS, 3)."""
+    """Return the states of independent chains with ``kind`` noise, tensors of shape (CHAINS, 3)."""
     position = (M + 3.0).expand(CHAINS, 3).reshape(-1)
     h, m = H.repeat(CHAINS), M.repeat(CHAINS)
     noise = Noise(kind, position, [torch.Generator().manual_seed(seed)])
@@ -58,7 +57,7 @@ def last_states(transition, tau, steps, kind, seed):
 
 
 def assert_law(states, j, covariance):
-    """Compares the moments of coordinate j of the states with the closed form."""
+    """Compare the moments of coordinate j of the states with the closed form."""
     samples = torch.stack([values[:, j] for values in reversed(states)], dim=1).numpy()
     mean = np.zeros(len(states))
     mean[-1] = M[j]
@@ -93,7 +92,7 @@ def test_sghmc_has_the_covariance_that_normal_noise_gives(friction, b, tau):
 
 
 def test_fourth_moments_are_those_of_a_normal_law_too():
-    # A step of epsilon h = 1 forgets the start: the law is the noise's own times sqrt(2 / tau).
+    # A step with epsilon h = 1 forgets its start: the law is the noise's, times sqrt(2 / tau).
     generator = torch.Generator().manual_seed(7)
     start = torch.full((CHAINS,), 3.0, dtype=torch.float64)
     noise = Noise(THREE_POINT, start, [generator])
@@ -109,11 +108,7 @@ def test_fourth_moments_are_those_of_a_normal_law_too():
 
 @pytest.fixture
 def data():
-    """Data of N rows with D columns: mean 0.1 j and, exactly, standard deviation 1 within N."""
-    torch.set_default_dtype(torch.float64)
-    y = torch.randn(N, D)
-    y = (y - y.mean(0)) / y.std(0, correction=0)
-    return y + 0.1 * torch.arange(D)
+    return make_data()
 
 
 @pytest.mark.parametrize("batch", [None, 5])

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Proof 1. Every minibatch enumerated: over all batches, each as likely as any other, the mean of the
-stochastic gradient is the gradient of Q for the whole data set, and the mean of the residual
-statistic I of equation (6) is that of the whole data set. There is no Monte Carlo error here: the
-only tolerance is rounding in float64.
+Proof 1. All minibatches are enumerated: over all of them, equally likely, the mean of the
+stochastic gradient is the gradient of Q on all data, and the mean of the residual statistic I of
+equation (6) is that of all data. There is no Monte Carlo error: the only tolerance is rounding in
+float64.
 
 Q is written out below for each model from the equations alone and differentiated by autograd.
 """
@@ -34,13 +34,13 @@ KAPPA0, KAPPA1 = (1 - RHO) / V0, RHO / V1  # equation (5)
 
 
 def prior(beta):
-    """The part of Q that equation (2) gives to an SSGL site."""
+    """Return the part of Q of an SSGL site, equation (2)."""
     sigma = math.sqrt(SIGMA2)
     return -KAPPA0 * beta.abs().sum() / sigma - KAPPA1 * beta.square().sum() / (2 * SIGMA2)
 
 
 class NormalRegression:
-    """A learned sigma that is also the noise's scale, times 1.5; a dense intercept; a mask."""
+    """Regression with noise of scale 1.5 times a learned sigma, a dense intercept and a mask."""
 
     def data(self):
         return torch.randn(N, P), torch.randn(N), torch.tensor([1, 1, 0, 1, 1, 1]).bool()
@@ -67,7 +67,7 @@ class NormalRegression:
 
 
 class BernoulliClassification:
-    """A positive latent with a prior of its own, which enters Q once, not N/n times."""
+    """Classification with a positive latent, whose prior enters Q once, not N/n times."""
 
     def data(self):
         return torch.randn(N, P), torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0])
@@ -88,7 +88,7 @@ class BernoulliClassification:
 
 
 class CategoricalClassification:
-    """A matrix of sparse weights."""
+    """Classification with a matrix of sparse weights."""
 
     def data(self):
         return torch.randn(N, P), torch.tensor([0, 3, 1, 1, 2, 0])
@@ -121,7 +121,7 @@ def _double():
 
 
 def evaluate(case, batches):
-    """The position, the data, and what a step sees on every batch."""
+    """Return the position, the data, and the evaluation on every batch."""
     data = case.data()
     size = len(batches[0]) if len(batches) > 1 else None
     structure = inspect_model(case.model, (*data, size), {}, adapt=True)
@@ -151,7 +151,7 @@ def test_mean_stochastic_gradient_is_the_gradient_of_q(case, batches):
     position.requires_grad_()
     (expected,) = torch.autograd.grad(case.q(position, *data), position)
     torch.testing.assert_close(mean, expected, rtol=1e-12, atol=1e-12)
-    if len(batches) > 1:  # and it is the mean alone: the batches' own gradients scatter
+    if len(batches) > 1:  # only the mean agrees: the gradients of batches scatter
         assert all((one.gradient - expected).abs().max() > 1e-3 for one in seen)
 
 

@@ -25,11 +25,11 @@ RISING = PruningSchedule(target=0.7, damping=0.5, period=5)
 def test_together_as_alone(kind, scope, freeze, every):
     pruning = kind(RISING, scope, freeze, every)
     walk, together = CoarseWalk(LAYOUT, STEPS, (CHAINS,)), Pruner(pruning, LAYOUT)
-    state = walk.go(together, walk.start(), range(1, STEPS + 1))
+    state = walk.advance(together, walk.start(), range(1, STEPS + 1))
     assert together.zeros().shape == (CHAINS,)
     for i in range(CHAINS):
         alone, own = Pruner(pruning, LAYOUT), walk.chain(i)
-        expected = own.go(alone, own.start(), range(1, STEPS + 1))
+        expected = own.advance(alone, own.start(), range(1, STEPS + 1))
         assert torch.equal(state.position[i], expected.position)
         assert torch.equal(state.momentum[i], expected.momentum)
         assert torch.equal(together.zeros()[i], alone.zeros())
@@ -43,7 +43,7 @@ def test_together_as_alone(kind, scope, freeze, every):
 @pytest.mark.parametrize("kind", [MagnitudePruning, ProbabilityPruning, UnitPruning])
 def test_a_mask_is_each_chains_own(kind):
     walk, pruner = CoarseWalk(LAYOUT, STEPS, (CHAINS,)), Pruner(kind(RISING, freeze=True), LAYOUT)
-    walk.go(pruner, walk.start(), range(1, STEPS + 1))
+    walk.advance(pruner, walk.start(), range(1, STEPS + 1))
     assert pruner.mask.shape == (CHAINS, LAYOUT.size)
     assert len({tuple(row.tolist()) for row in pruner.mask}) == CHAINS
     if kind is not UnitPruning:  # whose counts are shared too, but whose zeros are by unit

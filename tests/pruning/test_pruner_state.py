@@ -37,12 +37,12 @@ def save_and_load(pruner: Pruner) -> dict:
 def test_a_fresh_pruner_goes_on_where_another_was_saved(kind, scope, freeze, chains, schedule):
     pruning = kind(schedule, scope, freeze, every=2)
     walk, whole = CoarseWalk(LAYOUT, STEPS, chains), Pruner(pruning, LAYOUT)
-    expected = walk.go(whole, walk.start(), range(1, STEPS + 1))
+    expected = walk.advance(whole, walk.start(), range(1, STEPS + 1))
     for stop in (0, 1, 2, 7, 9):  # before the first pruning, at one, between two, past the fall
         first, second = Pruner(pruning, LAYOUT), Pruner(pruning, LAYOUT)
-        state = walk.go(first, walk.start(), range(1, stop + 1))
+        state = walk.advance(first, walk.start(), range(1, stop + 1))
         second.load(save_and_load(first))
-        state = walk.go(second, state, range(stop + 1, STEPS + 1))
+        state = walk.advance(second, state, range(stop + 1, STEPS + 1))
         assert torch.equal(state.position, expected.position)
         assert torch.equal(state.momentum, expected.momentum)
         assert torch.equal(second.zeros(), whole.zeros())
@@ -65,13 +65,13 @@ def test_the_counts_of_the_sites_are_gone_on_from():
 def test_what_was_saved_stays_as_it_was_and_is_shared_by_none():
     pruning = MagnitudePruning(SCHEDULES[0], freeze=True)
     walk, pruner, copy = CoarseWalk(LAYOUT, STEPS), Pruner(pruning, LAYOUT), Pruner(pruning, LAYOUT)
-    state = walk.go(pruner, walk.start(), range(1, 6))
+    state = walk.advance(pruner, walk.start(), range(1, 6))
     snapshot = pruner.state()
     before = snapshot["keep"].clone()
     copy.load(snapshot)
     assert torch.equal(copy.mask, pruner.mask)
     for one in (pruner, copy):
-        walk.go(one, state, range(6, STEPS + 1))
+        walk.advance(one, state, range(6, STEPS + 1))
         assert torch.equal(snapshot["keep"], before)
         assert not torch.equal(one.state()["keep"], before)
 
