@@ -32,9 +32,6 @@ class Segments:
     The consecutive segments of a vector of P numbers, by the parameter that they share.
 
     :param tuple sizes: the length of each segment; their sum is P.
-    :param tuple index: the parameter of each segment.
-    :param int count: the number of parameters.
-    :param torch.device device: where the vectors are.
     """
 
     sizes: tuple[int, ...]
@@ -97,7 +94,6 @@ class _Tiles:
 
     :param Tensor first: the parameter of the first number of every tile.
     :param Tensor loose: the indices of the numbers in short tiles and tiles of several parameters.
-    :param Tensor loose_group: their parameters.
     :param Tensor members: for every parameter, which of (the full tiles, the loose numbers, a zero)
         add up to its sum: a rectangle with a row for each, flat, padded with the zero.
     """

@@ -39,11 +39,7 @@ class SiteUpdates:
         self._sites = tuple(sites)
 
     def init(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """
-        Return the state before the first step.
-
-        :param values: first values, by site.
-        """
+        """Return the state before the first step."""
         return {
             site.name: check_value(site.name, site.update.init(values[site.name]), site.shape)
             for site in self._sites
@@ -60,7 +56,6 @@ class SiteUpdates:
         Return the state after one sweep.
 
         :param state: before it, each value of shape (...) + its own.
-        :param seen: by site, at these values.
         :param omega: weight of (8).
         """
         after: dict[str, Tensor] = {}

@@ -57,7 +57,6 @@ class SpikeAndSlabRule:
     """
     The spike-and-slab prior of one model's sparse weights: its gradient and its latents' updates.
 
-    :param Structure structure: the model's structure.
     :raises ModelError: if (7) has no solution under the prior, or the sites have priors of several
         kinds.
     """
@@ -123,7 +122,6 @@ class SpikeAndSlabRule:
         Return the latents before the first step.
 
         :param initial: first values of the learned sites (sigma squared and delta), by name.
-        :param StochasticApproximation options: the first rho and kappa.
         """
         sigma = [self._first(s, initial) for s in self.sigmas]
         sigma = [v.sqrt() if s.site else v for v, s in zip(sigma, self.sigmas, strict=True)]
@@ -164,7 +162,6 @@ class SpikeAndSlabRule:
         """
         Return the latents after one sweep over rho, kappa, sigma and delta, in the paper's order.
 
-        :param SpikeAndSlabLatents latents: before it.
         :param Tensor beta: the sparse slab after the step, shape (..., P).
         :param residuals: of the likelihoods with a learned sigma, before the step, by site.
         :param omega: weight of (8).

@@ -44,11 +44,7 @@ class Latents(NamedTuple):
 
 
 class Adaptation:
-    """
-    The latents' updates for one model.
-
-    :param Structure structure: the model's structure.
-    """
+    """The latents' updates for one model."""
 
     def __init__(self, structure: Structure) -> None:
         self.spike_and_slab = SpikeAndSlabRule(structure) if structure.sparse else None
@@ -62,7 +58,6 @@ class Adaptation:
         Return the latents before the first step, None where nothing is learned.
 
         :param values: first values of the latent sites, in constrained space, by name.
-        :param StochasticApproximation options: the first rho and kappa.
         """
         if self.spike_and_slab is None and self.sites is None:
             return None
@@ -79,9 +74,7 @@ class Adaptation:
         """
         Return the latents after one sweep of (4) to (8).
 
-        :param Latents latents: before it.
         :param Tensor position: the weights after the step, shape (..., D).
-        :param SufficientStatistics statistics: of the likelihood before the step.
         :param omega: weight of the sweep; 0 leaves the latents as they are.
         """
         if latents is None or (not isinstance(omega, Tensor) and omega == 0.0):
@@ -114,11 +107,6 @@ def latent_residuals(
     of shape (...): of rho, of sigma and delta where they are learned, and of every site with an
     update of its own. Equation (8) moves a latent by :math:`\omega (\tilde\theta - \theta)`, so
     no further sweep is needed. NaN where omega is 0.
-
-    :param Latents before: the latents before a step.
-    :param Latents after: the latents after it.
-    :param float omega: of the step.
-    :param Structure structure: the model's structure.
     """
     scale = 1.0 / omega if omega > 0.0 else torch.nan
     residuals = {}

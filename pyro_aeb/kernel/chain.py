@@ -43,16 +43,10 @@ class Chain:
     One chain, or C chains that step together: state and records then have a leading axis of length
     C.
 
-    :param Structure structure: of the model.
-    :param Posterior posterior: Q.
-    :param StepData data: the batch of every step.
     :param generators: source of the random numbers of every chain, None for torch's own.
-    :param state: the transition's state.
     :param latents: the learned latents, None where nothing is learned.
     :param int warmup: draws of warm-up, which are not recorded.
-    :param Recording recording: of its draws.
     :param Buffers buffers: those of modules that the model changes.
-    :param Noise noise: the random numbers of its steps.
     :param update: the part of a step that follows the likelihood's gradient.
     :param bool needs_target: whether the transition asks for Q at other positions.
     :param FiniteCheck finite: detects a step whose numbers are not finite.
@@ -141,11 +135,6 @@ class Chain:
         """
         Record the sampler statistics of the current step, before pruning.
 
-        :param transition: of the kernel.
-        :param Evaluation likelihood: before the step.
-        :param state: the transition's state after it.
-        :param Latents latents: the latents after it.
-        :param StepNumbers numbers: step size and inverse temperature.
         :param float omega: weight of (8).
         :param StepTarget target: Q at this step, for a transition that asks for it.
         """

@@ -57,7 +57,6 @@ def load(chain: Chain, state: Mapping[str, Any]) -> None:
     as they are; see :func:`set_global_random_state`.
 
     :param Chain chain: of the same model and data, started with the same options.
-    :param state: from :func:`state_of`.
     :raises ModelError: if the state is not one of such a chain.
     :raises CheckpointError: if it is no state at all.
     """

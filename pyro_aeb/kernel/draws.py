@@ -86,10 +86,8 @@ class Recording:
     """
     Records the draws of a chain, and running moments of the sites that a draw leaves out.
 
-    :param Structure structure: of the model.
     :param saved: names of the sites and summaries that a draw holds.
     :param torch.Size shape: (C,) of C chains that step together, () of one.
-    :param Recorder recorder: receives the records.
     """
 
     def __init__(
@@ -118,8 +116,6 @@ class Recording:
         Record a draw.
 
         :param int number: of the recorded draws, counted from 0.
-        :param draw: from :meth:`select`.
-        :param values: of all sites and inclusion probabilities.
         :param statistics: one number a chain each, or one for all chains.
         """
         left_out = {name: value for name, value in values.items() if name not in self._saved}

@@ -62,13 +62,9 @@ def start_chain(
     """
     Start a chain, or several that step together.
 
-    :param KernelOptions options: of the kernel.
-    :param ArgumentSource source: the model's arguments.
     :param numbers: of the chains, from which their seeds follow.
     :param bool vectorized: whether the chain has a leading axis.
-    :param int warmup: draws of warm-up.
     :param given: first values in unconstrained space, with the leading axis.
-    :param Recorder recorder: receives the draws.
     :raises ModelError: if the model or the data cannot be sampled.
     """
     structure = _inspect(options, source)
@@ -203,7 +199,6 @@ def draw_first_values(
     """
     Draw first values of the latent sites, in constrained space.
 
-    :param strategy: Pyro's ``init_to_*``.
     :param given: values in unconstrained space that go before the strategy's.
     :param generator: source of randomness, None for torch's own.
     :raises ModelError: if ``given`` does not fit the model.
@@ -225,9 +220,7 @@ def find_start(
     """
     Find a starting point with a finite log density.
 
-    :param Posterior posterior: Q.
     :param StochasticApproximation options: the first latents, None to learn none.
-    :param Batch batch: the data to evaluate Q on.
     :param draw: draws first values, in constrained space.
     :returns: position and latents.
     :raises ModelError: if none is found.

@@ -60,7 +60,6 @@ class Noise:
     """
     Random numbers of mean 0 and variance 1 for every step of a chain, or of several.
 
-    :param str kind: ``"normal"`` or ``"three-point"``.
     :param Tensor like: of the shape of the numbers, (D,) or (C, D).
     :param generators: one for every chain; None for torch's global one, shared by all. A large
         model's three-point numbers and bits come from a generator of their own, seeded by the
@@ -132,7 +131,6 @@ class _Row(ABC):
     """
     A row of the buffer, which one generator fills.
 
-    :param Tensor row: of one axis.
     :param generator: None for torch's global one.
     """
 

@@ -41,9 +41,6 @@ def check_batch(k: int, arguments: Arguments, draws: dict[str, Tensor]) -> None:
     """
     Check that the data of a step are finite.
 
-    :param int k: the step.
-    :param Arguments arguments: its data.
-    :param draws: the draws finished before.
     :raises NonFiniteError: if a number in the batch is not finite.
     """
     for name, value in named_tensors(arguments):
@@ -69,12 +66,9 @@ def divergence_error(
     """
     Return the error of a chain that has diverged.
 
-    :param int k: the step.
     :param site: the first site with a non-finite number, None if it is the potential.
     :param str what: what is not finite, in words.
     :param chains: of several chains that step together, those that have diverged.
-    :param float step_size: of the step.
-    :param draws: the draws finished before.
     """
     if chains:
         what += f" of chain {', '.join(map(str, chains))}"

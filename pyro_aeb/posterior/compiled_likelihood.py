@@ -41,9 +41,6 @@ class CompiledLikelihood:
     """
     A likelihood whose gradient is compiled. Where it cannot be compiled, a
     :class:`~pyro_aeb.errors.CompileWarning` says why, and the likelihood runs as written.
-
-    :param Likelihood likelihood: as it is written.
-    :param Buffers buffers: those that the model changes.
     """
 
     def __init__(self, likelihood: Likelihood, buffers: Buffers) -> None:
@@ -144,12 +141,7 @@ class CompiledLikelihood:
 
 
 class _Outputs(NamedTuple):
-    """
-    The outputs of a step's run of the model.
-
-    :param Evaluation likelihood: at the position.
-    :param list buffers: after it.
-    """
+    """The outputs of a step's run of the model."""
 
     likelihood: Evaluation
     buffers: list[Tensor]
@@ -162,7 +154,6 @@ class _Trace(NamedTuple):
     :param GraphModule graph: a function of the inputs and then of the constants.
     :param list constants: tensors that the model takes from elsewhere, such as weights that are
         not sampled. They are read at every step.
-    :param outputs: of the step that was traced.
     """
 
     graph: GraphModule
@@ -171,13 +162,7 @@ class _Trace(NamedTuple):
 
 
 class _Program:
-    """
-    The compiled code for one kind of batches.
-
-    :param _Trace trace: of a step.
-    :param inputs: of that step.
-    :param arguments: its latents and batch.
-    """
+    """The compiled code for one kind of batches."""
 
     def __init__(self, trace: _Trace, inputs: Sequence[Tensor], arguments: Any) -> None:
         self.checked = False

@@ -43,7 +43,6 @@ class Average:
     statistics, and in place the buffers that the model changes (running averages of BatchNorm).
 
     :param Ranks ranks: this process's place in the default process group.
-    :param Buffers buffers: those that the model changes.
     """
 
     def __init__(self, ranks: Ranks, buffers: Buffers) -> None:
@@ -51,11 +50,7 @@ class Average:
         self._buffers = buffers
 
     def __call__(self, own: Evaluation) -> Evaluation:
-        """
-        Return the mean over ranks, the same on all of them, bit for bit.
-
-        :param Evaluation own: on this rank's data.
-        """
+        """Return the mean over ranks, the same on all of them, bit for bit."""
         if self._ranks.world == 1:
             return own
         buffers = self._buffers.values()
@@ -140,8 +135,6 @@ def check_agreement(ranks: Ranks, state: tuple[Any, ...], stop: bool = False) ->
     """
     Check that all ranks are at the same state, bit for bit; return whether one wants to stop.
 
-    :param state: tensors; other values are not compared.
-    :param bool stop: whether this rank wants to.
     :raises RankError: if the ranks are not at the same state.
     """
     tensors = [value for value in state if isinstance(value, Tensor)]

@@ -37,7 +37,6 @@ class Evaluation(NamedTuple):
     :param Tensor log_density: of the whole data set, estimated from the batch, plus the log priors
         that have no closed-form gradient, without terms that the weights do not enter; shape (...).
     :param Tensor gradient: of it with respect to the position, shape (..., D).
-    :param SufficientStatistics statistics: of the batch, for the latents.
     """
 
     log_density: Tensor
@@ -49,8 +48,6 @@ class Likelihood:
     """
     The log density of the data as a function of the flat position.
 
-    :param model: a Pyro model.
-    :param Structure structure: from :func:`~pyro_aeb.model.inspection.inspect_model`.
     :param Buffers buffers: those that the model changes, where several chains step together.
     """
 

@@ -23,8 +23,6 @@ class NormalPrior:
     r"""
     The closed-form prior of the dense weights, equation (1), last line: independent
     :math:`\beta \sim N(\mu_0, \sigma_0^2)`, M numbers.
-
-    :param Structure structure: the model's structure.
     """
 
     def __init__(self, structure: Structure) -> None:
@@ -48,8 +46,6 @@ class Posterior:
     """
     Q and its gradient at a flat position.
 
-    :param model: a Pyro model.
-    :param Structure structure: from :func:`~pyro_aeb.model.inspection.inspect_model`.
     :param Buffers buffers: those that the model changes, where several chains step together.
     :param average: turns a likelihood evaluated on this process's data into that on the data of all
         processes; None where there is one process.
@@ -71,11 +67,7 @@ class Posterior:
         self._normal_range = slice(structure.sparse_size, structure.sparse_size + normal.size)
 
     def compile(self, buffers: Buffers) -> None:
-        """
-        Compile the likelihood's gradient.
-
-        :param Buffers buffers: those that the model changes.
-        """
+        """Compile the likelihood's gradient."""
         if isinstance(self.likelihood, Likelihood):
             self.likelihood = CompiledLikelihood(self.likelihood, buffers)
 
@@ -112,11 +104,7 @@ class Posterior:
         return gradient
 
     def potential(self, log_density: Tensor, position: Tensor, latents: Latents | None) -> Tensor:
-        """
-        Return -Q without the terms that the weights do not enter, shape (...).
-
-        :param Tensor log_density: of the likelihood, from :meth:`evaluate_likelihood`.
-        """
+        """Return -Q without the terms that the weights do not enter, shape (...)."""
         potential = -log_density
         rule = self.adaptation.spike_and_slab
         if rule is not None and latents is not None and latents.ssgl is not None:

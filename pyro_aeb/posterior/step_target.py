@@ -25,12 +25,9 @@ class StepTarget:
     Buffers that the model changes (averages of BatchNorm) are restored after each run of the model
     here, so that only the step's own gradient changes them.
 
-    :param Posterior posterior: Q.
     :param Latents latents: the current latents, None where there are none.
-    :param Batch batch: the step's data.
     :param int step: the number of the step, from 1.
     :param cover: batches of indices that hold all data; None where the data come from a loader.
-    :param Buffers buffers: those that the model changes.
     """
 
     def __init__(
@@ -53,8 +50,6 @@ class StepTarget:
         """
         Return Q where the step's gradient was taken.
 
-        :param Tensor log_density: of the likelihood there.
-        :param Tensor gradient: of Q there.
         :param Tensor position: shape (..., D).
         """
         return Evaluated(-self._posterior.potential(log_density, position, self._latents), gradient)
