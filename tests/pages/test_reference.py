@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
+from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,11 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = {page.stem: page.read_text("utf-8") for page in sorted((DOCS / "api").glob("*.md"))}
 DIRECTIVE = r"^\.\. auto(?:class|function|exception):: pyro_aeb\.(\S+)$"
 DOCUMENTED = [name for text in PAGES.values() for name in re.findall(DIRECTIVE, text, re.M)]
+SHOWN_MODULES = [
+    name
+    for text in PAGES.values()
+    for name in re.findall(r"^\.\. automodule:: pyro_aeb\.(\S+)$", text, re.M)
+]
 MODULES = [
     "pyro_aeb",
     *(f"pyro_aeb.{page}" for page in PAGES if page not in ("pyro_aeb", "schedules", "storage")),
@@ -35,9 +42,8 @@ ADDED = {
 
 
 def resolve(name: str) -> Any:
-    """The object of a dotted name in pyro_aeb."""
-    module, _, last = f"pyro_aeb.{name}".rpartition(".")
-    return getattr(importlib.import_module(module), last)
+    """The object of a dotted name in pyro_aeb, None where there is none."""
+    return reduce(lambda value, part: getattr(value, part, None), name.split("."), pyro_aeb)
 
 
 def public() -> dict[str, Any]:
@@ -62,6 +68,26 @@ def test_every_public_name_is_documented_once() -> None:
 
 def test_nothing_else_is_documented() -> None:
     assert set(DOCUMENTED) - public().keys() == ADDED
+
+
+@pytest.mark.parametrize("name", DOCUMENTED + SHOWN_MODULES)
+def test_docstrings_refer_to_public_names(name: str) -> None:
+    """As Sphinx asks; what is internal is named as text, in double backticks."""
+    objects = {id(resolve(documented)) for documented in DOCUMENTED}
+    is_module = name in SHOWN_MODULES
+    value = importlib.import_module(f"pyro_aeb.{name}") if is_module else resolve(name)
+    docstrings = [inspect.getdoc(value) or ""]
+    if isinstance(value, type):
+        members = [member for key, member in vars(value).items() if not key.startswith("_")]
+        docstrings += [inspect.getdoc(member) or "" for member in members]
+    references = re.findall(r":\w+:`~?pyro_aeb\.([\w.]+)`", "\n".join(docstrings))
+    internal = [
+        target
+        for target in references
+        if target not in (*SHOWN_MODULES, *PAGES)
+        and not {id(resolve(target)), id(resolve(target.rpartition(".")[0]))} & objects
+    ]
+    assert internal == []
 
 
 @pytest.mark.parametrize("page", PAGES)
