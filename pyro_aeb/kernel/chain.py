@@ -30,7 +30,6 @@ from pyro_aeb.posterior.likelihood import Evaluation
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.posterior.step_target import StepTarget
 from pyro_aeb.pruning import Pruner
-from pyro_aeb.pruning.pruner import Flips
 from pyro_aeb.transitions import AnyTransition, StepNumbers, statistics_of
 
 if TYPE_CHECKING:
@@ -74,7 +73,8 @@ class Chain:
         self.shape = self.state.position.shape[:-1]
         self._potential = torch.full(self.shape, torch.nan)
         self._measured: dict[str, Tensor] = {}
-        self.flips = None if self.pruner is None else Flips(self.state.position)
+        if self.pruner is not None:
+            self.pruner.flips(self.state.position)  # counted from here on
         self.collapsed: set[str] = set()
         self._clock = (time.perf_counter(), self.step)
         self.finished = False
@@ -155,9 +155,9 @@ class Chain:
             "potential": self._potential,
             **self._measured,
         }
-        if self.pruner is not None and self.flips is not None:
+        if self.pruner is not None:
             stats["sparsity"] = self.pruner.zeros()
-            stats["pruning_flips"] = self.flips.count(self.state.position)
+            stats["pruning_flips"] = self.pruner.flips(self.state.position)
         elif self.posterior.adaptation.spike_and_slab is not None and self.ssgl is not None:
             stats["sparsity"] = self.posterior.adaptation.spike_and_slab.sparsity(self.ssgl)
         return stats

@@ -30,7 +30,7 @@ def state_of(chain: Chain) -> dict[str, Any]:
 
     :returns: tensors, numbers, strings, and lists and dicts of them.
     """
-    latents, ssgl = chain.latents, chain.ssgl
+    latents, ssgl, pruner = chain.latents, chain.ssgl, chain.pruner
     return {
         "step": chain.step,
         "draws": chain.draws,
@@ -39,12 +39,12 @@ def state_of(chain: Chain) -> dict[str, Any]:
         "transition": chain.state._asdict(),
         "latents": None if ssgl is None else ssgl._asdict(),
         "learned": {} if latents is None else latents.sites,
-        "pruner": None if chain.pruner is None else chain.pruner.state(),
+        "pruner": None if pruner is None else pruner.state(),
         **chain.data.state(),
         "buffers": chain.buffers.values(),
         "moments": chain.recording.moments.state(),
         "collapsed": sorted(chain.collapsed),
-        "zeros": None if chain.flips is None else chain.flips.zero.clone(),
+        "zeros": None if pruner is None or pruner.zero is None else pruner.zero.clone(),
         "noise": chain.noise.state(),
         "generators": [None if g is None else g.get_state() for g in chain.generators],
         "random": global_random_state(),
@@ -77,12 +77,12 @@ def _load(chain: Chain, state: Mapping[str, Any]) -> None:
         chain.latents = Latents(ssgl, move_to_device(state["learned"], device))
     if chain.pruner is not None:
         chain.pruner.load(state["pruner"])
+        if state.get("zeros") is not None:
+            chain.pruner.zero = move_to_device(state["zeros"], device)
     chain.data.load(state)
     chain.buffers.load(state["buffers"])
     chain.recording.moments.load(state["moments"], device)
     chain.collapsed = {str(name) for name in state["collapsed"]}
-    if chain.flips is not None and state.get("zeros") is not None:
-        chain.flips.zero = move_to_device(state["zeros"], device)
     for generator, own in zip(chain.generators, state["generators"], strict=True):
         if generator is not None:
             generator.set_state(own)

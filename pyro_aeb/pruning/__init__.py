@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Pruning: which weights are set to zero, and when.
+Pruning: set weights to zero during a run.
 
-A user gives the kernel a :class:`~pyro_aeb.pruning.base.Pruning`, a frozen dataclass of options
-that scores weights. For a run it becomes a ``Pruner``, which knows
-the model's structure, sets the target of equation (9), shares it out among the layers by (10) and
-changes the position in place; ``pyro_aeb.pruning.selection`` counts and chooses.
+A :class:`~pyro_aeb.pruning.base.Pruning` holds the user's options and scores weights. A
+:class:`~pyro_aeb.pruning.pruner.Pruner` applies it to one model: it follows the schedule of
+equation (9), shares the pruned weights out among the layers by (10), and changes the position in
+place. :mod:`pyro_aeb.pruning.selection` counts and selects.
 """
 
 from pyro_aeb.pruning.base import (

@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What a user says of pruning: how many weights shall be zero, when, and by what score they go.
-
-A new score is one subclass of :class:`Pruning` with its own :meth:`Pruning.keys`.
+Options of pruning: how many weights are zero, when, and by what score they are selected. A new
+score is a subclass of :class:`Pruning` with its own :meth:`Pruning.keys`.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ Scope = Literal["layer", "global"]
 @dataclass(frozen=True)
 class Pruning(ABC):
     """
-    What all prunings share. The layers are sites; what is pruned are numbers of weights, exact to
-    one weight (for :class:`UnitPruning` to one unit a layer), and weights that are zero already
-    count.
+    Base class of all prunings. A layer is a site. The number of zero weights is exact to one weight
+    (for :class:`UnitPruning` to one unit a layer); weights that are zero already count.
 
-    Without ``freeze`` there is no mask. Pruned weights go on moving like all others, so they may
-    grow back: the next pruning step chooses anew. With ``every`` above 1 the steps between leave
-    them free, and draws taken there have no zeros; take draws at multiples of ``every``.
+    Without ``freeze`` there is no mask: pruned weights continue to move and may grow back, and
+    every pruning step selects anew. With ``every`` above 1, draws between pruning steps have no
+    zeros; take draws at multiples of ``every``.
 
-    :param sparsity: the share of *all* the model's sampled weights that shall be zero, a number in
-        [0, 1] or a schedule such as :class:`~pyro_aeb.schedules.PruningSchedule`. Weights that may
-        not be pruned (biases, BatchNorm) count as well, so the prunable ones give more.
+    :param sparsity: share of *all* sampled weights of the model to set to zero, a number in [0, 1]
+        or a schedule such as :class:`~pyro_aeb.schedules.PruningSchedule`. Weights that cannot be
+        pruned (biases, BatchNorm) count as well, so a larger share of the prunable ones is zero.
     :param str scope: ``"layer"``, the same share of every layer, or ``"global"``, the lowest scores
         of all layers together.
     :param bool freeze: whether a pruned weight stays zero. It is then held at zero after every
-        step, its momentum too, and the mask only grows, even where the schedule falls.
+        step, with its momentum, and the mask only grows, even where the schedule falls.
     :param int every: prune at steps that are multiples of this number.
     :param sites: names of the sites that may be pruned, or patterns of :mod:`fnmatch`, by default
         the SSGL sites. They must be unconstrained.
-    :raises ValueError: if an option makes no sense.
+    :raises TypeError: if an option is of the wrong type.
+    :raises ValueError: if an option is out of range.
     """
 
     sparsity: Schedule
@@ -82,42 +81,42 @@ class Pruning(ABC):
     @abstractmethod
     def keys(self, weights: Tensor, probability: Tensor | None) -> tuple[Tensor, ...]:
         """
-        What decides: the lowest first key goes first, the next key breaks ties.
+        Return the scores of the weights: the lowest first key is pruned first, and each further key
+        breaks ties of the one before. Weights that are zero must come first.
 
         :param Tensor weights: shape (..., n); (..., units, weights of a unit) if ``by_unit``.
-        :param probability: of the wide component, shaped as the weights, where the class sets
+        :param probability: of the wide component, shaped as the weights, if the class sets
             ``needs_probability``; else None.
-        :returns: tensors of shape (..., n), or (..., units) if ``by_unit``. Weights that are zero
-            must come first.
+        :returns: tensors of shape (..., n), or (..., units) if ``by_unit``.
         """
 
 
 @dataclass(frozen=True, init=False)
 class MagnitudePruning(Pruning):
     """
-    Sets the smallest weights to zero. For the options see :class:`Pruning`::
+    Set the smallest weights to zero. For the options see :class:`Pruning`::
 
         MagnitudePruning(PruningSchedule(target=0.9, damping=0.99, period=50))
     """
 
     def keys(self, weights: Tensor, probability: Tensor | None) -> tuple[Tensor, ...]:
-        """The magnitude."""
+        """Return the magnitude."""
         return (weights.abs(),)
 
 
 @dataclass(frozen=True, init=False)
 class ProbabilityPruning(Pruning):
     """
-    Sets the weights to zero that least likely belong to the wide component of their SSGL prior.
-    These probabilities run into 0 and 1, so the magnitude breaks ties. Needs latents that are
-    learned: with ``adaptation=StochasticApproximation(0.0)`` all probabilities stay as they start,
-    and the magnitude decides. For the options see :class:`Pruning`.
+    Set the weights to zero that least probably belong to the wide component of their SSGL prior.
+    These probabilities saturate at 0 and 1, so the magnitude breaks ties. The latents must be
+    learned: with ``adaptation=StochasticApproximation(0.0)`` all probabilities keep their first
+    value, and the magnitude decides. For the options see :class:`Pruning`.
     """
 
     needs_probability: ClassVar[bool] = True
 
     def keys(self, weights: Tensor, probability: Tensor | None) -> tuple[Tensor, ...]:
-        """The probability of the wide component, 0 for a weight at zero; then the magnitude."""
+        """Return the probability of the wide component, 0 for a zero weight, and the magnitude."""
         assert probability is not None
         return probability * weights.sign().abs(), weights.abs()
 
@@ -125,16 +124,16 @@ class ProbabilityPruning(Pruning):
 @dataclass(frozen=True, init=False)
 class UnitPruning(Pruning):
     """
-    Sets whole units to zero: rows of a matrix, filters of a convolution, the slices of a site along
-    its first axis. Those with the smallest root mean square go. The share is met to one unit a
-    layer; with ``scope="global"`` the fewest units go whose weights reach it.
+    Set whole units to zero: rows of a matrix, filters of a convolution, in general slices of a site
+    along its first axis. Those of the smallest root mean square are pruned. The share is met to one
+    unit a layer; with ``scope="global"``, by the fewest units that reach it.
 
-    A layer of few units, such as the output, may lose all of them: leave it out by ``sites``. For
-    the options see :class:`Pruning`.
+    A layer of few units, such as the output, may lose all of them: exclude it by ``sites``. For the
+    options see :class:`Pruning`.
     """
 
     by_unit: ClassVar[bool] = True
 
     def keys(self, weights: Tensor, probability: Tensor | None) -> tuple[Tensor, ...]:
-        """The root mean square of every unit."""
+        """Return the root mean square of every unit."""
         return (torch.linalg.vector_norm(weights, dim=-1) / math.sqrt(weights.shape[-1]),)

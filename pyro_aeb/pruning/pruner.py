@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A :class:`~pyro_aeb.pruning.base.Pruning` at work on one model's weights."""
+"""Apply a :class:`~pyro_aeb.pruning.base.Pruning` to the weights of one model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Layer(NamedTuple):
     """
     A prunable site.
 
-    :param int start: where it starts, counted from the start of the first prunable site.
-    :param int stop: where it ends.
-    :param int units: how many units it has; single weights are units of one.
+    :param int start: of its weights, counted from the start of the first prunable site.
+    :param int stop: of its weights.
+    :param int units: number of its units; single weights are units of one.
     :param int unit: weights of a unit.
     """
 
@@ -39,17 +39,17 @@ class Layer(NamedTuple):
 
 class Pruner:
     """
-    Prunes a chain of one model, or several that step together: they share the numbers of weights
-    that go, and each has its own lowest scores and its own mask.
+    Prune a chain of one model, or several that step together: they share the number of pruned
+    weights, and each has a selection and a mask of its own.
 
-    All it does is elementwise or along the last axis, and it reads nothing back from an
-    accelerator. On one core a call takes 1 to 2 ms for the sparse layers of a ResNet20 (267,000
-    weights, of which 90 % go), against 4 to 6 ms that each image costs in the gradient:
+    All operations are elementwise or along the last axis, and none waits for an accelerator. On one
+    core a call takes 1 to 2 ms for the sparse layers of a ResNet20 (267,000 weights, 90 % pruned),
+    where the gradient of each image takes 4 to 6 ms:
     ``python -m pytest tests/benchmarks/test_pruning.py --benchmark-enable -s``.
 
-    :param Pruning pruning: what to prune.
+    :param Pruning pruning: the options.
     :param Structure structure: of the model.
-    :raises ModelError: if there is nothing to prune, or more is asked for than there is.
+    :raises ModelError: if no site can be pruned, or fewer weights than the sparsity asks for.
     """
 
     def __init__(self, pruning: Pruning, structure: Structure) -> None:
@@ -62,25 +62,23 @@ class Pruner:
         self._sizes = [layer.stop - layer.start for layer in self._layers]
         self._units = [layer.unit for layer in self._layers]
         self._prunable = sum(self._sizes)
-        self._unit_sizes = torch.tensor(
-            [layer.unit for layer in self._layers for _ in range(layer.units)]
-            if pruning.by_unit
-            else [],
-            dtype=torch.int64,
-            device=structure.device,
-        )
+        if pruning.by_unit:
+            count = torch.tensor([layer.units for layer in self._layers])
+            unit_sizes = torch.tensor(self._units).repeat_interleave(count)
+            self._unit_sizes = unit_sizes.to(structure.device)
         self._total = 0
         self._counts: tuple[int, ...] = (0,) * len(self._layers)
         self._keep: Tensor | None = None
         self._position: Tensor | None = None
+        self.zero: Tensor | None = None  # the weights at the last call of flips()
         sparsity = pruning.sparsity
-        known: Any = getattr(sparsity, "target", getattr(sparsity, "value", None))
-        if is_number(known) and 0.0 <= float(known) <= 1.0:
-            self._weights_of(float(known), "")
+        largest: Any = getattr(sparsity, "target", getattr(sparsity, "value", None))
+        if is_number(largest) and 0.0 <= float(largest) <= 1.0:
+            self._check_total(float(largest), "")
 
     def target(self, k: int) -> float:
         """
-        The share of all weights that shall be zero after step k, equation (9).
+        Return the share of all weights to set to zero after step k, equation (9).
 
         :raises ValueError: if the schedule leaves [0, 1].
         """
@@ -88,13 +86,13 @@ class Pruner:
 
     def prune(self, state: Any, k: int, wide: Callable[[], Tensor]) -> Any:
         """
-        Prunes after step k.
+        Prune after step k.
 
-        :param state: the transition's ``NamedTuple``; its tensors ``position``, shape (..., D), and
-            ``momentum``, if it has one (or those that its class names as ``held``), are changed in
+        :param state: of the transition, a ``NamedTuple``. Its ``position``, shape (..., D), and its
+            ``momentum``, if it has one (or the fields in ``held`` of its class), are changed in
             place.
-        :param int k: the step, counted from 1.
-        :param wide: gives the probability of the wide component for all sparse weights, shape
+        :param int k: the step, from 1.
+        :param wide: returns the probability of the wide component for all sparse weights, shape
             (..., P); called only if the pruning needs it.
         :returns: the state.
         :raises ModelError: if the schedule asks for more weights than can be pruned.
@@ -105,7 +103,7 @@ class Pruner:
             self._hold(state, self._keep)
         if k % self.pruning.every == 0:
             self._set_counts(k)
-            keep = self._choose(weights, wide)
+            keep = self._select(weights, wide)
             if self.pruning.freeze:
                 self._keep = keep if self._keep is None else self._keep.logical_and_(keep)
                 self._hold(state, self._keep)
@@ -115,8 +113,8 @@ class Pruner:
 
     def zeros(self) -> Tensor:
         """
-        The share of all D weights that are zero, shape (...), as of the last call of
-        :meth:`prune`; NaN before the first.
+        Return the share of all D weights that were zero after the last call of :meth:`prune`, shape
+        (...); NaN before the first.
         """
         if self._position is None:
             return torch.full((), torch.nan)
@@ -124,21 +122,33 @@ class Pruner:
         left = position.count_nonzero(dim=-1).to(position.dtype)
         return (self._size - left) / self._size
 
+    def flips(self, position: Tensor) -> Tensor:
+        """
+        Count the weights that became zero, or ceased to be, since the last call.
+
+        :param Tensor position: shape (..., D).
+        :returns: shape (...); 0 at the first call.
+        """
+        zero = position == 0.0
+        previous = zero if self.zero is None else self.zero
+        self.zero = zero
+        return torch.count_nonzero(zero != previous, dim=-1)
+
     def state(self) -> dict[str, Any]:
         """
-        All that the next call of :meth:`prune` depends on beside its arguments, as plain values and
-        a tensor of its own: ``total``, the weights to go; ``counts``, the units of each site that
-        go; ``keep``, the mask of the prunable weights, or None.
+        Return all that the next :meth:`prune` depends on beside its arguments: ``total``, the
+        number of pruned weights; ``counts``, the pruned units of each site; ``keep``, a copy of the
+        mask of the prunable weights, or None.
         """
         keep = None if self._keep is None else self._keep.clone()
         return {"total": self._total, "counts": list(self._counts), "keep": keep}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """
-        Goes on from where another pruner of the same options and structure stood;
-        :meth:`zeros` is NaN until the next :meth:`prune`.
+        Restore the state of another pruner of the same options and structure; :meth:`zeros` is NaN
+        until the next :meth:`prune`.
 
-        :param state: of :meth:`state`.
+        :param state: from :meth:`state`.
         :raises ValueError: if the state is of other sites.
         """
         counts, keep = tuple(state["counts"]), state["keep"]
@@ -157,7 +167,7 @@ class Pruner:
     @property
     def mask(self) -> Tensor | None:
         """
-        True where a weight is left, False where it is held at zero, shape (..., D); None without
+        False where a weight is held at zero, True elsewhere, shape (..., D); None without
         ``freeze`` and before the first pruning step.
         """
         if self._keep is None:
@@ -173,15 +183,15 @@ class Pruner:
                 _zero(vector[..., self._start : self._stop], keep)
 
     def _set_counts(self, k: int) -> None:
-        """How many weights go in all, and how many units of each layer."""
-        freeze = self.pruning.freeze
-        total = self._weights_of(self.target(k), f"at step {k} ")
+        """Set the number of pruned weights, and that of the pruned units of each layer."""
+        total = self._check_total(self.target(k), f"at step {k} ")
         if total != self._total:
-            kept = self._counts if freeze else (0,) * len(self._layers)
-            self._counts = apportion(total, self._sizes, self._units, kept)
+            least = self._counts if self.pruning.freeze else (0,) * len(self._layers)
+            self._counts = apportion(total, self._sizes, self._units, least)
             self._total = total
 
-    def _weights_of(self, share: float, when: str) -> int:
+    def _check_total(self, share: float, when: str) -> int:
+        """Return the number of weights in a share of all."""
         total = round(share * self._size)
         if total <= self._prunable:
             return total
@@ -193,37 +203,33 @@ class Pruner:
             f"`sites`), or lower the sparsity to at most {most:.4g}"
         )
 
-    def _choose(self, weights: Tensor, wide: Callable[[], Tensor]) -> Tensor:
-        """True for weights that stay and False for those that go, shape (..., n)."""
-        pruning = self.pruning
-        probability: Sequence[Tensor | None]
+    def _select(self, weights: Tensor, wide: Callable[[], Tensor]) -> Tensor:
+        """Return True for weights to keep and False for weights to prune, shape (..., n)."""
+        pruning, layers = self.pruning, self._by_layer(weights)
+        probability: Sequence[Tensor | None] = [None for _ in layers]
         if pruning.needs_probability:
             probability = self._by_layer(wide()[..., self._start : self._stop])
-        else:
-            probability = [None for _ in self._layers]
-        keys = [
-            pruning.keys(own, rho)
-            for own, rho in zip(self._by_layer(weights), probability, strict=True)
-        ]
+        keys = [pruning.keys(*layer) for layer in zip(layers, probability, strict=True)]
         if pruning.scope == "layer":
-            stay = [all_but_lowest(own, n) for own, n in zip(keys, self._counts, strict=True)]
+            kept = [all_but_lowest(layer, n) for layer, n in zip(keys, self._counts, strict=True)]
         else:
-            together = [torch.cat(parts, -1) for parts in zip(*keys, strict=True)]
-            stay = self._choose_globally(together)
+            joined = [torch.cat(layers, -1) for layers in zip(*keys, strict=True)]
+            kept = self._select_globally(joined)
         keep = torch.ones_like(weights, dtype=torch.bool)
-        for part, stays in zip(self._by_layer(keep), stay, strict=True):
-            part.copy_(stays.unsqueeze(-1) if pruning.by_unit else stays)
+        for part, units in zip(self._by_layer(keep), kept, strict=True):
+            part.copy_(units.unsqueeze(-1) if pruning.by_unit else units)
         return keep
 
-    def _choose_globally(self, keys: list[Tensor]) -> list[Tensor]:
+    def _select_globally(self, keys: list[Tensor]) -> list[Tensor]:
+        units = [layer.units for layer in self._layers]
         if self.pruning.by_unit:
-            stays = all_but_enough(keys[0], self._unit_sizes, self._total)
+            kept = all_but_enough(keys[0], self._unit_sizes, self._total)
         else:
-            stays = all_but_lowest(keys, self._total)
-        return list(stays.split([layer.units for layer in self._layers], dim=-1))
+            kept = all_but_lowest(keys, self._total)
+        return list(kept.split(units, dim=-1))
 
     def _by_layer(self, values: Tensor) -> list[Tensor]:
-        """Views of shape (..., n), or (..., units, weights of a unit)."""
+        """Return views of shape (..., n), or (..., units, weights of a unit), one a layer."""
         parts = [values[..., layer.start : layer.stop] for layer in self._layers]
         if not self.pruning.by_unit:
             return parts
@@ -239,38 +245,29 @@ def _layer(start: int, block: Block, by_unit: bool) -> Layer:
 
 
 def _prunable(pruning: Pruning, structure: Structure) -> list[tuple[int, Block]]:
-    """The sites that may be pruned, in the order of the position, with their places in it."""
-    kind, at = type(pruning).__name__, 0
-    places = []
-    for block in structure.blocks:
-        if block.transform is None and block.size:
-            places.append((at, block))
-        at += block.size
+    """Return the prunable sites in the order of the position, each with its start."""
+    kind, start = type(pruning).__name__, 0
     sparse = [block.name for block in structure.sparse]
-    if pruning.sites is None:
-        patterns: tuple[str, ...] = tuple(sparse)
-        if not sparse:
-            largest = sorted(places, key=lambda place: -place[1].size)
-            raise ModelError(
-                f"{kind} has nothing to prune: the model has no SSGL site whose latents are "
-                "learned. Give weights an SSGL prior and the kernel an adaptation"
-                + (
-                    ""
-                    if pruning.needs_probability
-                    else ", or name the sites to prune in `sites`, "
-                    f"such as {[b.name for _, b in largest][:5]}"
-                )
-            )
-    else:
-        patterns = pruning.sites
-    allowed = [(at, b) for at, b in places if not pruning.needs_probability or b.name in sparse]
+    allowed = []
+    for block in structure.blocks:
+        learned = block.name in sparse or not pruning.needs_probability
+        if block.transform is None and block.size and learned:
+            allowed.append((start, block))
+        start += block.size
     names = [block.name for _, block in allowed]
+    patterns = tuple(sparse) if pruning.sites is None else pruning.sites
+    if pruning.sites is None and not sparse:
+        raise ModelError(
+            f"{kind} has nothing to prune: the model has no SSGL site whose latents are learned. "
+            "Give weights an SSGL prior and the kernel an adaptation"
+            + _suggest([block for _, block in allowed])
+        )
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
-            what = "SSGL" if pruning.needs_probability else "unconstrained"
+            required = "SSGL" if pruning.needs_probability else "unconstrained"
             raise ModelError(
                 f"{kind}: {pattern!r} in `sites` matches no site that can be pruned; the model's "
-                f"{what} sites are {names}"
+                f"{required} sites are {names}"
             )
     chosen = [(at, b) for at, b in allowed if any(_matches(b.name, p) for p in patterns)]
     if not chosen:
@@ -278,29 +275,16 @@ def _prunable(pruning: Pruning, structure: Structure) -> list[tuple[int, Block]]
     return chosen
 
 
+def _suggest(blocks: list[Block]) -> str:
+    largest = [block.name for block in sorted(blocks, key=lambda block: -block.size)][:5]
+    return f", or name the sites to prune in `sites`, such as {largest}" if largest else ""
+
+
 def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
 def _zero(vector: Tensor, keep: Tensor) -> None:
-    """Multiplies by the mask in place; adding 0 turns -0 to 0. Infinities become NaN, not 0."""
+    """Multiply by the mask in place; adding 0 turns -0 to 0. Infinities become NaN, not 0."""
     # As bytes: multiplying by booleans takes several times as long (tests/benchmarks/test_pruning).
     vector.mul_(keep.view(torch.uint8)).add_(0.0)
-
-
-class Flips:
-    """
-    Counts the weights that have become zero, or have ceased to be, from one draw to the next.
-
-    :param Tensor position: where the chain starts, shape (..., D).
-    """
-
-    def __init__(self, position: Tensor) -> None:
-        self.zero = position == 0.0
-
-    def count(self, position: Tensor) -> Tensor:
-        """How many since the last call, shape (...)."""
-        now = position == 0.0
-        flipped = torch.count_nonzero(now != self.zero, dim=-1)
-        self.zero.copy_(now)
-        return flipped
