@@ -5,9 +5,9 @@
 Pruning: set weights to zero during a run.
 
 A :class:`~pyro_aeb.pruning.base.Pruning` holds the user's options and scores weights. A
-:class:`~pyro_aeb.pruning.pruner.Pruner` applies it to one model: it follows the schedule of
+``Pruner`` applies it to one model: it follows the schedule of
 equation (9), shares the pruned weights out among the layers by (10), and changes the position in
-place. :mod:`pyro_aeb.pruning.selection` counts and selects.
+place. ``pyro_aeb.pruning.selection`` counts and selects.
 """
 
 from pyro_aeb.pruning.base import (
