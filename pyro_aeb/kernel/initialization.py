@@ -45,6 +45,7 @@ from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.pruning import Pruner
 from pyro_aeb.storage.recorder import Recorder
 from pyro_aeb.transitions import TargetTransition
+from pyro_aeb.transitions.base import noise_size
 
 INITIAL_TRIES = 100
 """How often a starting point is drawn before giving up, as Pyro's own kernels do."""
@@ -88,8 +89,7 @@ def start_chain(
     needs_target = isinstance(transition, TargetTransition)
     compiled = options.compile is not None and not needs_target
     update = Update(posterior, transition)
-    noise_size = transition.noise_size(structure.size) if needs_target else structure.size
-    like = position.new_empty(*position.shape[:-1], noise_size)
+    like = position.new_empty(*position.shape[:-1], noise_size(transition, structure.size))
     return Chain(
         structure=structure,
         posterior=posterior,

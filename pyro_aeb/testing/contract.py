@@ -26,13 +26,13 @@ from pyro_aeb.testing.steps import (
     are_equal,
     copy_state,
     eps,
-    noise_size,
     random_numbers,
     relative_error,
     run_steps,
     target_at,
 )
 from pyro_aeb.transitions import AnyTransition, HasStatistics, statistics_of
+from pyro_aeb.transitions.base import noise_size
 
 DTYPES = (torch.float32, torch.float64)
 CHAINS, SIZE, STEPS = 3, 7, 5

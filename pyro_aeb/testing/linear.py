@@ -26,8 +26,9 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor
 
-from pyro_aeb.testing.steps import Gaussian, advance, noise_size
+from pyro_aeb.testing.steps import Gaussian, advance
 from pyro_aeb.transitions import AnyTransition, StepNumbers
+from pyro_aeb.transitions.base import noise_size
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -21,8 +21,9 @@ import torch
 from pyro_aeb.testing.reports import Outcome, Report
 from pyro_aeb.testing.sequential import STANDARD, SequentialPlan, check_mean
 from pyro_aeb.testing.stationary import CURVATURE, MEAN, TEMPERATURES
-from pyro_aeb.testing.steps import Gaussian, advance, noise_size, target_at
+from pyro_aeb.testing.steps import Gaussian, advance, target_at
 from pyro_aeb.transitions import AnyTransition, StepNumbers, statistics_of
+from pyro_aeb.transitions.base import noise_size
 
 PAIRS = 5
 """Number of independent copies of the two coordinates in a chain."""

@@ -77,11 +77,6 @@ def target_at(
     return GaussianTarget(gaussian, k, gradient - gaussian.evaluate(position).gradient)
 
 
-def noise_size(transition: AnyTransition, size: int) -> int:
-    """Return how many random numbers a step of ``size`` weights takes."""
-    return transition.noise_size(size) if isinstance(transition, TargetTransition) else size
-
-
 def advance(
     transition: AnyTransition,
     state: Any,

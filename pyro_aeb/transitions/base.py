@@ -1,21 +1,47 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""
-The contract of a transition: how one stochastic-gradient step moves the weights.
+r"""
+The contract of a transition: one stochastic-gradient step of the weights.
 
-A transition knows no model. It is a frozen dataclass of hyperparameters with two pure functions,
-``init`` and ``step``; its state is a ``NamedTuple`` of tensors whose first field is ``position``.
-The gradient, the standard normal noise and the numbers of the step come in as arguments, so a step
-can be replayed to the last digit. Every formula is elementwise over the last axis: a leading
-axis of chains needs no change. A new sampler is one file in this folder.
+A transition is a frozen dataclass of options with two pure functions, ``init`` and ``step``, and
+knows no model. Its state is a ``NamedTuple`` of tensors whose first field is ``position``, the flat
+weights. Gradient, noise, and the numbers of the step are arguments, so that a step can be replayed
+exactly. This is a whole one, Langevin dynamics with averaged noise, whose law on a Gaussian is
+exact at any stable step size::
 
-A transition that has to know Q elsewhere than at the position of its state, or its value, has
-``move`` in the place of ``step``; see :class:`TargetTransition`.
+    import math
+    from dataclasses import dataclass
+    from typing import NamedTuple
 
-Two names of a state's fields have a meaning to others. ``position`` holds the flat weights. Where
-pruning holds a weight at zero, it does so in ``momentum`` too, or in the fields that the state's
-class names as ``held``.
+    import torch
+    import pyro_aeb as aeb
+
+    class NoisyState(NamedTuple):
+        position: torch.Tensor
+        noise: torch.Tensor
+
+    @dataclass(frozen=True)
+    class AveragedNoise:
+        step_size: aeb.schedules.Schedule
+
+        def init(self, position):
+            return NoisyState(position, torch.zeros_like(position))
+
+        def step(self, state, gradient, noise, numbers):
+            epsilon, tau = numbers
+            noise = math.sqrt(2 * epsilon / tau) * noise
+            position = state.position + epsilon * gradient + (state.noise + noise) / 2
+            return NoisyState(position, noise)
+
+    kernel = aeb.AEBKernel(model, AveragedNoise(aeb.Constant(0.05)))
+
+Operations are elementwise, or along the last axis, so that a leading axis of chains needs no
+further code; :func:`pyro_aeb.testing.check_transition` checks that and the stationary law.
+
+A transition that needs the value of Q, or its gradient at other positions, has ``move`` instead of
+``step``; see :class:`TargetTransition`. Pruning holds weights at zero in ``position`` and in
+``momentum``, or in the fields that the state's class names as ``held``.
 """
 
 from __future__ import annotations
@@ -53,14 +79,14 @@ class StepNumbers(NamedTuple):
 
 
 class Transition(Protocol[State]):
-    """One stochastic-gradient MCMC step; see the module's docstring."""
+    """A step of stochastic-gradient MCMC; see :mod:`pyro_aeb.transitions.base`."""
 
     @property
     def step_size(self) -> Schedule: ...
 
     def init(self, position: Tensor) -> State:
         """
-        The state before the first step.
+        Return the state before the first step.
 
         :param Tensor position: flat weights, shape (..., D).
         """
@@ -68,24 +94,24 @@ class Transition(Protocol[State]):
 
     def step(self, state: State, gradient: Tensor, noise: Tensor, numbers: StepNumbers) -> State:
         """
-        The state after one step.
+        Return the state after one step.
 
-        :param state: the state before it.
+        :param state: before the step.
         :param Tensor gradient: an unbiased estimate of the gradient of Q, equation (2), for the
             whole data set (a sum, not a mean), at ``state.position``; shape (..., D).
-        :param Tensor noise: standard normal draws, shape (..., D).
-        :param StepNumbers numbers: step size and inverse temperature of this step.
+        :param Tensor noise: standard normal numbers, shape (..., D).
+        :param StepNumbers numbers: step size and inverse temperature.
         """
         ...
 
 
 class Evaluated(NamedTuple):
     """
-    Q at a position, estimated from the data of a step or from all.
+    Q at one position, estimated from the data of a step or computed from all data.
 
-    :param Tensor log_density: Q, for the whole data set (a sum, not a mean) and without terms that
-        the weights do not enter; shape (...).
-    :param Tensor gradient: of it, equation (2); shape (..., D).
+    :param Tensor log_density: Q, for the whole data set (a sum, not a mean), without terms that do
+        not depend on the weights; shape (...).
+    :param Tensor gradient: of Q, equation (2); shape (..., D).
     """
 
     log_density: Tensor
@@ -93,73 +119,63 @@ class Evaluated(NamedTuple):
 
 
 class Target(Protocol):
-    """Q as it is at this step, for a :class:`TargetTransition`."""
+    """Q at the current step, for a :class:`TargetTransition`."""
 
     @property
     def step(self) -> int:
-        """The number of the step under way, from 1."""
+        """The number of the current step, from 1."""
         ...
 
     def batch(self, position: Tensor, prior: bool = True) -> Evaluated:
         """
-        Q at any position, estimated from the data of this step.
+        Estimate Q at a position from the data of the step.
 
         :param Tensor position: shape (..., D).
-        :param bool prior: whether the closed-form priors belong to it.
+        :param bool prior: whether to include the closed-form priors.
         """
         ...
 
     def whole(self, position: Tensor, prior: bool = True) -> Evaluated:
         """
-        Q at any position, of all data: N / n runs of the model, where a plate takes n of N.
+        Compute Q at a position from all data, by N / n runs of the model if a plate takes n of N.
 
         :param Tensor position: shape (..., D).
-        :param bool prior: whether the closed-form priors belong to it.
-        :raises ModelError: if there is no telling what all data are (a DataLoader, two plates that
-            subsample).
+        :param bool prior: whether to include the closed-form priors.
+        :raises ModelError: if the data come from a DataLoader, or two plates subsample.
         """
         ...
 
 
 @runtime_checkable
 class TargetTransition(Protocol[State]):
-    """One step of a transition that asks for Q itself, or for its gradient at other positions."""
+    """A step that needs the value of Q, or its gradient at other positions."""
 
     @property
     def step_size(self) -> Schedule: ...
 
     def init(self, position: Tensor) -> State:
-        """
-        The state before the first step.
-
-        :param Tensor position: flat weights, shape (..., D).
-        """
+        """See :meth:`Transition.init`."""
         ...
 
     def noise_size(self, size: int) -> int:
         """
-        How many standard normal numbers a step takes. With more than there are weights they do not
-        only move weights (a momentum, a decision), and the kernel refuses three-point noise.
+        Return the number of standard normal numbers a step takes. If it exceeds the number of
+        weights, some numbers decide something else, and the kernel refuses three-point noise.
 
-        :param int size: D.
+        :param int size: the number of weights, D.
         """
         ...
 
     def move(
-        self,
-        state: State,
-        here: Evaluated,
-        noise: Tensor,
-        numbers: StepNumbers,
-        target: Target,
+        self, state: State, current: Evaluated, noise: Tensor, numbers: StepNumbers, target: Target
     ) -> State:
         """
-        The state after one step.
+        Return the state after one step.
 
-        :param state: the state before it.
-        :param Evaluated here: Q at ``state.position``, estimated from the data of this step.
-        :param Tensor noise: standard normal draws, shape (..., noise_size(D)).
-        :param StepNumbers numbers: step size and inverse temperature of this step.
+        :param state: before the step.
+        :param Evaluated current: Q at ``state.position``, estimated from the data of the step.
+        :param Tensor noise: standard normal numbers, shape (..., noise_size(D)).
+        :param StepNumbers numbers: step size and inverse temperature.
         :param Target target: Q at other positions, and the number of the step.
         """
         ...
@@ -172,58 +188,68 @@ AnyTransition = Transition[Any] | TargetTransition[Any]
 @runtime_checkable
 class HasStatistics(Protocol):
     """
-    A transition with figures of its own for every draw, beside the contract above; optional.
+    A transition that records statistics of its own with every draw; optional.
 
-    They go to ``sample_stats`` under their names, whatever these are. Two names have a meaning to
-    others: ``kinetic_temperature``, by :func:`kinetic_temperature`, to :func:`pyro_aeb.check`; and
-    ``log_weight``, the logarithm of the weight of the draw where the draws are not the target's but
-    are to be weighted, to :func:`~pyro_aeb.testing.transition.check_transition`.
+    They are stored in ``sample_stats`` under their names. Two names have a meaning elsewhere:
+    ``kinetic_temperature``, see :func:`kinetic_temperature`, is read by :func:`pyro_aeb.check`; and
+    ``log_weight``, the logarithm of the importance weight of the draw, for transitions whose law is
+    not the target, by :func:`~pyro_aeb.testing.transition.check_transition`.
     """
 
     def statistics(
-        self, before: Any, state: Any, numbers: StepNumbers, *target: Target
+        self, before: Any, after: Any, numbers: StepNumbers, *target: Target
     ) -> Mapping[str, Tensor]:
         """
-        Figures of one step. Called at the last step before a draw, and before anything is pruned;
-        it must not wait for a value (no ``.item()``).
+        Return statistics of one step. Called at the last step before a draw, before pruning. It
+        must not wait for a value (no ``.item()``).
 
         :param before: the state before the step.
-        :param state: the state after it.
+        :param after: the state after the step.
         :param StepNumbers numbers: of the step.
-        :param Target target: of the step, given to a :class:`TargetTransition` only.
+        :param Target target: of the step, for a :class:`TargetTransition` only.
         :returns: name to one number a chain, shape (...); the same names at every step.
         """
         ...
 
 
 def statistics_of(
-    transition: AnyTransition, before: Any, state: Any, numbers: StepNumbers, target: Target | None
+    transition: AnyTransition,
+    before: Any,
+    after: Any,
+    numbers: StepNumbers,
+    target: Target | None = None,
 ) -> Mapping[str, Tensor]:
     """
-    A transition's figures of one step, none where it has none.
+    Return a transition's statistics of one step, an empty dict if it has none.
 
     :param transition: any transition.
     :param before: its state before the step.
-    :param state: its state after it.
+    :param after: its state after the step.
     :param StepNumbers numbers: of the step.
     :param Target target: of the step, for a :class:`TargetTransition`.
     """
-    if not isinstance(transition, HasStatistics):
+    statistics: Any = getattr(transition, "statistics", None)
+    if statistics is None:
         return {}
-    if target is not None and isinstance(transition, TargetTransition):
-        return transition.statistics(before, state, numbers, target)
-    return transition.statistics(before, state, numbers)
+    arguments = (target,) if hasattr(transition, "move") else ()
+    measured: Mapping[str, Tensor] = statistics(before, after, numbers, *arguments)
+    return measured
+
+
+def noise_size(transition: AnyTransition, size: int) -> int:
+    """Return the number of standard normal numbers that a step of ``size`` weights takes."""
+    return transition.noise_size(size) if isinstance(transition, TargetTransition) else size
 
 
 def kinetic_temperature(displacement: Tensor, position: Tensor, expected: float) -> Tensor:
     r"""
-    The mean square of what weights move by in a step, over what it is when the chain is at its
-    target temperature and its steps are small: 1 where all is well. Weights that are zero before
-    the step, which pruning may hold there, do not count; NaN where all are.
+    Return the mean square of the displacement over its expected value at the target temperature and
+    small steps: 1 is as it should be. Weights that are zero before the step, which pruning may
+    hold there, do not count; NaN if all are.
 
-    :param Tensor displacement: momentum, or displacement of a step, shape (..., D).
+    :param Tensor displacement: of the weights in one step, or their momentum; shape (..., D).
     :param Tensor position: before the step, shape (..., D).
-    :param float expected: the mean square to expect.
+    :param float expected: expected mean square.
     :returns: shape (...).
     """
     moving = (position != 0.0).to(displacement.dtype)

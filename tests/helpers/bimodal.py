@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.testing.steps import noise_size
 from pyro_aeb.transitions import Evaluated, StepNumbers, TargetTransition
+from pyro_aeb.transitions.base import noise_size
 
 MEANS, SD, SHARES = (-3.0, 3.0), 0.5, (0.7, 0.3)
 

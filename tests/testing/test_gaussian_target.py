@@ -6,8 +6,9 @@
 import pytest
 import torch
 
-from pyro_aeb.testing.steps import Gaussian, advance, noise_size, run_steps, target_at
+from pyro_aeb.testing.steps import Gaussian, advance, run_steps, target_at
 from pyro_aeb.transitions import HMC, SGLD, StepNumbers
+from pyro_aeb.transitions.base import noise_size
 
 CURVATURE = torch.tensor([[2.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
 MEAN = torch.tensor([-1.0, 3.0], dtype=torch.float64)

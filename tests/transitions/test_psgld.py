@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from pyro_aeb.testing import assert_agrees, assert_tells_apart, replicates, sgld_variance
-from pyro_aeb.testing.steps import STANDARD_NORMAL, noise_size, target_at
+from pyro_aeb.testing.steps import STANDARD_NORMAL, target_at
 from pyro_aeb.transitions import PSGLD, SGLD, PSGLDState, SGLDState, StepNumbers
+from pyro_aeb.transitions.base import noise_size
 
 position = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 gradient = torch.tensor([0.3, 0.0, -4.0], dtype=torch.float64)
