@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stochastic-gradient MCMC transitions, one file each."""
+"""Transitions of stochastic-gradient MCMC, one file each."""
 
 from pyro_aeb.transitions.baoab import BAOAB, BAOABState
 from pyro_aeb.transitions.base import (

@@ -21,8 +21,8 @@ from pyro_aeb.validation import number, set_fields
 class BAOABState(NamedTuple):
     """
     :param Tensor position: flat weights, shape (..., D).
-    :param Tensor momentum: as a displacement of a step, before the second half of the last kick;
-        shape (..., D).
+    :param Tensor momentum: displacement of a step, before the second half of the last kick; shape
+        (..., D).
     """
 
     position: Tensor
@@ -41,25 +41,23 @@ class BAOAB:
         v &\leftarrow e^{-\alpha} v + N(0, (1 - e^{-2 \alpha})\, \eta_k / \tau) && \text{(O)} \\
         \beta &\leftarrow \beta + v / 2 && \text{(A)}
 
-    As published a step begins and ends with half a kick. Half a kick at the end of a step and half
-    a kick at the beginning of the next one are at the same position, by the same gradient: they are
-    one kick, and only the first of all is whole here where it would be half. So the positions are
-    those of BAOAB, with one gradient a step; the momentum in the state is the one before the last
-    half kick.
+    In [1] a step begins and ends with half a kick. The half kicks at the end of a step and at the
+    beginning of the next are at the same position, and are joined into one; only the very first
+    kick is whole where it would be half. The positions are thus those of BAOAB, with one gradient a
+    step, and the state holds the momentum before the last half kick.
 
-    With an exact gradient the positions of a Gaussian have its law at any stable step size,
-    :math:`\eta h < 4` for curvature h; elsewhere their law is off by the order of :math:`\eta`, and
-    by :math:`\eta^2` as the friction grows. Noise of a minibatch's gradient is not made up for: at
-    variance g the law is too wide by a share :math:`\eta \tau g / (4 \tanh(\alpha / 2))`, about
-    :math:`\eta \tau g / 2 \alpha`, of the variance.
+    *Stationary law.* With an exact gradient it is exact on a Gaussian at any stable step size,
+    :math:`\eta h < 4` for curvature h; elsewhere its error is of order :math:`\eta`, and
+    :math:`\eta^2` for large friction. The noise of a minibatch's gradient is not corrected: with
+    variance g it widens the variance by a share :math:`\eta \tau g / (4 \tanh(\alpha / 2))`, about
+    :math:`\eta \tau g / 2 \alpha`.
 
     At the same law, a step of size :math:`\eta` moves as far as a step of
     :class:`~pyro_aeb.transitions.sgld.SGLD` of size :math:`\eta / (2 \tanh(\alpha / 2))`, about
     :math:`\eta / \alpha`.
 
-    :param step_size: :math:`\eta_k`, the square of the time that a step takes; a number or a
-        schedule. It multiplies the gradient of the log posterior of the whole data set (a sum over
-        the N data).
+    :param step_size: :math:`\eta_k`, the squared time of a step; a number or a schedule. It
+        multiplies the gradient of the log posterior of the whole data set (a sum over the N data).
     :param float friction: :math:`\alpha > 0`, friction times the time of a step: a step keeps the
         share :math:`e^{-\alpha}` of the momentum. ``math.inf`` keeps none, which is the method of
         [2] with steps of :math:`\eta / 2`.
@@ -89,13 +87,13 @@ class BAOAB:
         )
 
     def init(self, position: Tensor) -> BAOABState:
-        """The state at rest at ``position``, shape (..., D)."""
+        """Return the state at rest at ``position``, shape (..., D)."""
         return BAOABState(position, torch.zeros_like(position))
 
     def step(
         self, state: BAOABState, gradient: Tensor, noise: Tensor, numbers: StepNumbers
     ) -> BAOABState:
-        """B, A, O, A; see :meth:`pyro_aeb.transitions.base.Transition.step`."""
+        """Step by B, A, O, A; see :meth:`pyro_aeb.transitions.base.Transition.step`."""
         eta, tau = numbers
         kept = math.exp(-self.friction)
         momentum = torch.add(state.momentum, gradient, alpha=eta)
@@ -104,18 +102,14 @@ class BAOAB:
         return BAOABState(position.add_(momentum, alpha=0.5), momentum)
 
     def statistics(
-        self, before: BAOABState, state: BAOABState, numbers: StepNumbers
+        self, before: BAOABState, after: BAOABState, numbers: StepNumbers
     ) -> Mapping[str, Tensor]:
         r"""
-        ``kinetic_temperature``: the mean square of the momentum over :math:`\eta / \tau`, which is
-        its stationary value on a Gaussian at any stable step size. Above 1 there is noise in the
-        gradient.
-
-        :param before: the state before a step.
-        :param state: the state after it.
-        :param StepNumbers numbers: of the step.
+        Return ``kinetic_temperature``: the mean square of the momentum over :math:`\eta / \tau`,
+        its stationary value on a Gaussian at any stable step size. Gradient noise raises it above
+        1.
         """
         eta, tau = numbers
         return {
-            "kinetic_temperature": kinetic_temperature(state.momentum, before.position, eta / tau)
+            "kinetic_temperature": kinetic_temperature(after.momentum, before.position, eta / tau)
         }

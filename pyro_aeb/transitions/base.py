@@ -167,13 +167,18 @@ class TargetTransition(Protocol[State]):
         ...
 
     def move(
-        self, state: State, current: Evaluated, noise: Tensor, numbers: StepNumbers, target: Target
+        self,
+        state: State,
+        evaluated: Evaluated,
+        noise: Tensor,
+        numbers: StepNumbers,
+        target: Target,
     ) -> State:
         """
         Return the state after one step.
 
         :param state: before the step.
-        :param Evaluated current: Q at ``state.position``, estimated from the data of the step.
+        :param Evaluated evaluated: Q at ``state.position``, estimated from the data of the step.
         :param Tensor noise: standard normal numbers, shape (..., noise_size(D)).
         :param StepNumbers numbers: step size and inverse temperature.
         :param Target target: Q at other positions, and the number of the step.

@@ -21,8 +21,8 @@ from pyro_aeb.validation import count, set_fields
 class HMCState(NamedTuple):
     """
     :param Tensor position: flat weights, shape (..., D).
-    :param Tensor acceptance: the probability with which the last trajectory was accepted, one
-        number a chain, shape (..., 1); 1 before the first.
+    :param Tensor acceptance: probability of acceptance of the last trajectory, one number a chain,
+        shape (..., 1); 1 before the first.
     """
 
     position: Tensor
@@ -32,34 +32,33 @@ class HMCState(NamedTuple):
 @dataclass(frozen=True)
 class HMC:
     r"""
-    Hamiltonian Monte Carlo [1] with the gradient of all data: the reference that has no bias. A
-    step is a trajectory of L leapfrogs from a fresh momentum of law :math:`N(0, \eta / \tau)`,
+    Hamiltonian Monte Carlo [1] with the gradient of all data, a reference without bias. A step is a
+    trajectory of L leapfrogs from a new momentum of law :math:`N(0, \eta / \tau)`,
 
     .. math::
         v \leftarrow v + \tfrac{\eta}{2} \nabla Q, \quad \beta \leftarrow \beta + v, \quad
         v \leftarrow v + \tfrac{\eta}{2} \nabla Q,
 
     which is accepted with probability :math:`\min(1, \exp(\tau \Delta Q - \tau \Delta |v|^2 / 2
-    \eta))`. At fixed latents :math:`\exp(\tau Q)` is its law exactly, at any step size; a step that
-    is too large shows in ``acceptance_rate``, about 0.65 to 0.9 being good. The latents move as
-    with any transition, by the statistics of the step's own batch; run it with all data in the
-    batch (no ``subsample_size``) and all of a run is exact but for their moving.
+    \eta))`. A step takes L + 1 gradients of all data, and the one of the batch that every step
+    takes.
 
-    With pruning it is not exact: the decision is about a trajectory in which the weights that
-    pruning then sets to zero have moved with the others.
+    *Stationary law.* At fixed latents it is :math:`\exp(\tau Q)`, exactly, at any step size; too
+    large a step lowers ``acceptance_rate``, of which 0.65 to 0.9 is good. The latents move as with
+    any transition, by the statistics of the step's batch; with all data in the batch (no
+    ``subsample_size``), their movement is the only error. With pruning the law is not exact: a
+    trajectory is accepted or not before its weights are set to zero.
 
-    A step takes L + 1 gradients of all data, and the one of the batch that every step takes.
+    *Rounding.* In single precision the log density of N data has an error of about
+    :math:`10^{-7} |Q|`, the same at every visit of a position. Differences are taken in double
+    precision. The law is therefore :math:`\exp(\tau Q)` of the rounded Q, its density off by a
+    factor of :math:`1 \pm 10^{-7} \tau |Q|`, and nothing accumulates. Beyond
+    :math:`\tau |Q| = 10^6` use float64.
 
-    *Rounding.* Log densities of N data in single precision are off by about :math:`10^{-7} |Q|`.
-    The decision takes their difference in double precision, so nothing is added to that; and as
-    they are the same at every visit of a position, what is sampled is :math:`\exp(\tau Q)` with Q
-    as it is rounded, its density off by a factor of :math:`1 \pm 10^{-7} \tau |Q|`, and nothing
-    accumulates. Beyond :math:`\tau |Q| = 10^6` use float64.
-
-    :param step_size: :math:`\eta_k`, the square of the leapfrog's step; a number or a schedule. It
+    :param step_size: :math:`\eta_k`, the squared step of the leapfrog; a number or a schedule. It
         multiplies the gradient of the log posterior of the whole data set (a sum over the N data).
         On a Gaussian of curvature h a trajectory is stable for :math:`\eta h < 4`.
-    :param int leapfrogs: L, so a trajectory takes the time :math:`L \sqrt{\eta}`; a quarter of the
+    :param int leapfrogs: L; a trajectory takes the time :math:`L \sqrt{\eta}`. A quarter of the
         slowest direction's period, :math:`\pi / 2 \sqrt{h}`, is a good length.
 
     **References**
@@ -80,56 +79,49 @@ class HMC:
         )
 
     def init(self, position: Tensor) -> HMCState:
-        """The state at ``position``, shape (..., D)."""
+        """Return the state at ``position``, shape (..., D)."""
         return HMCState(position, torch.ones_like(position[..., :1]))
 
     def noise_size(self, size: int) -> int:
-        """A momentum for every weight, and one number that decides."""
+        """Return ``size + 1``: a momentum for every weight, and one number for the decision."""
         return size + 1
 
     def move(
         self,
         state: HMCState,
-        here: Evaluated,
+        evaluated: Evaluated,
         noise: Tensor,
         numbers: StepNumbers,
         target: Target,
     ) -> HMCState:
         """
-        One trajectory; see :meth:`pyro_aeb.transitions.base.TargetTransition.move`. What is not
-        finite at its end is not accepted.
+        Step by one trajectory; see :meth:`pyro_aeb.transitions.base.TargetTransition.move`. A
+        trajectory whose end is not finite is rejected.
         """
         eta, tau = numbers
         size = state.position.shape[-1]
         momentum = math.sqrt(eta / tau) * noise[..., :size]
-        start = at = target.whole(state.position)
+        start = end = target.whole(state.position)
         energy = _kinetic(momentum, eta)
         position = state.position
         for _ in range(self.leapfrogs):
-            momentum = momentum + (0.5 * eta) * at.gradient
+            momentum = momentum + (0.5 * eta) * end.gradient
             position = position + momentum
-            at = target.whole(position)
-            momentum = momentum + (0.5 * eta) * at.gradient
-        gain = at.log_density.double() - start.log_density.double()
+            end = target.whole(position)
+            momentum = momentum + (0.5 * eta) * end.gradient
+        gain = end.log_density.double() - start.log_density.double()
         log_ratio = (tau * (gain - (_kinetic(momentum, eta) - energy))).unsqueeze(-1)
         log_ratio = torch.where(log_ratio.isnan(), -torch.inf, log_ratio).clamp_max(0.0)
-        # The number that decides is normal, so its distribution function's value is uniform.
+        # The last number is normal, and its distribution function makes it uniform.
         accepted = torch.special.log_ndtr(noise[..., size:].double()) < log_ratio
         acceptance = log_ratio.exp().to(position.dtype)
         return HMCState(torch.where(accepted, position, state.position), acceptance)
 
     def statistics(
-        self, before: HMCState, state: HMCState, numbers: StepNumbers, target: Target
+        self, before: HMCState, after: HMCState, numbers: StepNumbers, target: Target
     ) -> Mapping[str, Tensor]:
-        """
-        ``acceptance_rate``, the probability with which the last trajectory was accepted.
-
-        :param before: the state before a step.
-        :param state: the state after it.
-        :param StepNumbers numbers: of the step.
-        :param Target target: of the step.
-        """
-        return {"acceptance_rate": state.acceptance[..., 0]}
+        """Return ``acceptance_rate``, the probability of acceptance of the last trajectory."""
+        return {"acceptance_rate": after.acceptance[..., 0]}
 
 
 def _kinetic(momentum: Tensor, eta: float) -> Tensor:

@@ -2,11 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The states of transitions that move with another one, their ``inner``.
-
-Such a state has the fields of the inner transition's, under their names and ``position`` first, and
-then its own. So whatever reads states by their fields (pruning, checkpoints, statistics) reads
-these.
+States of transitions that step with an ``inner`` transition: the fields of its state, ``position``
+first, and then further ones. Pruning, checkpoints and statistics, which read states by their
+fields, thus need not know which transition is inside.
 """
 
 from __future__ import annotations
@@ -18,43 +16,43 @@ from typing import Any
 from torch import Tensor
 
 
-def joined(name: str, inner: Any, held: tuple[str, ...] = (), **own: Tensor) -> Any:
+def join_state(name: str, inner: Any, held: tuple[str, ...] = (), **fields: Tensor) -> Any:
     """
-    A state made of an inner transition's and further fields: a ``NamedTuple``.
+    Return an inner transition's state with further fields, a ``NamedTuple``.
 
     :param str name: of its class.
     :param inner: the inner transition's state.
-    :param held: the fields of its own where pruning holds weights at zero.
-    :param own: the fields of its own.
+    :param held: those of the further fields in which pruning holds weights at zero.
+    :param fields: the further fields.
     """
     kind: Any = type(inner)
-    return _class(name, kind, tuple(own), held)(*inner, *own.values())
+    return _state_class(name, kind, tuple(fields), held)(*inner, *fields.values())
 
 
 def inner_state(state: Any) -> Any:
-    """The inner transition's state in one that :func:`joined` has made."""
+    """Return the inner transition's state in one of :func:`join_state`."""
     kind = type(state).inner
     return kind(*state[: len(kind._fields)])
 
 
+def held_fields(state: Any) -> tuple[str, ...]:
+    """Return the fields, beside ``position``, in which pruning holds weights at zero."""
+    held: tuple[str, ...] = getattr(state, "held", ("momentum",))
+    return tuple(name for name in held if name in state._fields)
+
+
 @cache
-def _class(name: str, inner: Any, own: tuple[str, ...], held: tuple[str, ...]) -> Any:
-    fields: Any = namedtuple(name, (*inner._fields, *own))  # type: ignore[misc]
+def _state_class(name: str, inner: Any, fields: tuple[str, ...], held: tuple[str, ...]) -> Any:
+    base: Any = namedtuple(name, (*inner._fields, *fields))  # type: ignore[misc]
 
     def reduce(state: Any) -> Any:  # pickle finds no such class in a module
-        return _made, (name, inner, own, held, tuple(state))
+        return _unpickle, (name, inner, fields, held, tuple(state))
 
-    members = {"inner": inner, "held": held_of(inner) + held, "__reduce__": reduce}
-    return type(name, (fields,), {**members, "__slots__": ()})
-
-
-def held_of(inner: Any) -> tuple[str, ...]:
-    """The fields of a state, beside its position, where pruning holds weights at zero."""
-    held: tuple[str, ...] = getattr(inner, "held", ("momentum",))
-    return tuple(name for name in held if name in inner._fields)
+    members = {"inner": inner, "held": held_fields(inner) + held, "__reduce__": reduce}
+    return type(name, (base,), {**members, "__slots__": ()})
 
 
-def _made(
-    name: str, inner: Any, own: tuple[str, ...], held: tuple[str, ...], values: tuple[Any, ...]
+def _unpickle(
+    name: str, inner: Any, fields: tuple[str, ...], held: tuple[str, ...], values: tuple[Any, ...]
 ) -> Any:
-    return _class(name, inner, own, held)(*values)
+    return _state_class(name, inner, fields, held)(*values)

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Stochastic-gradient Langevin dynamics with a preconditioner learned from the gradients."""
+"""Preconditioned stochastic-gradient Langevin dynamics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro_aeb.validation import count, flag, number, positive, set_fields
 class PSGLDState(NamedTuple):
     """
     :param Tensor position: flat weights, shape (..., D).
-    :param Tensor square: the running sum V of weighted squares of gradients, shape (..., D).
+    :param Tensor square: V, the moving average of squared gradients, shape (..., D).
     """
 
     position: Tensor
@@ -29,8 +29,8 @@ class PSGLDState(NamedTuple):
 class CorrectedPSGLDState(NamedTuple):
     """
     :param Tensor position: flat weights, shape (..., D).
-    :param Tensor square: the running sum V of weighted squares of gradients, shape (..., D).
-    :param Tensor slope: the same of the derivatives of those squares, S, shape (..., D).
+    :param Tensor square: V, the moving average of squared gradients, shape (..., D).
+    :param Tensor slope: S, that of the derivatives of the squares, shape (..., D).
     """
 
     position: Tensor
@@ -49,41 +49,38 @@ class PSGLD:
         \beta &\leftarrow \beta + \epsilon_k (G \circ \nabla Q + \Gamma / \tau)
             + N(0, 2 \epsilon_k G / \tau).
 
-    Weights of steep directions make small steps and those of flat ones large ones. The sum V
-    starts at 0, which the division by :math:`1 - \lambda^k` makes up for at step k.
+    Weights of steep directions take small steps and those of flat directions large ones. Dividing
+    by :math:`1 - \lambda^k` at step k corrects for V = 0 at the start.
 
-    A preconditioner that changes with the position needs the term
-    :math:`\Gamma_i = \partial G_i / \partial \beta_i`. Without it the chain has another law, at any
-    step size. There are three ways to deal with that.
+    *Stationary law.* A preconditioner that depends on the position needs the term
+    :math:`\Gamma_i = \partial G_i / \partial \beta_i`; without it the law is another one, at any
+    step size. There are three ways to handle it.
 
-    - *Leave it out*, as is the default and usual. Where V follows the chain, which it does when
-      :math:`1 - \lambda` is large against the step size times curvature, the law is
-      :math:`\exp(\tau Q) / G`: too wide, the variance of a Gaussian up to twice what it
-      should be, and emptied near the mode. Where V averages over all that the chain visits, or is
-      noise of the gradient for the most part, G is nearly constant and little is wrong.
-    - ``adapt_until=k`` stops V after step k: from then on this is
+    - *Leave it out*, the default, and usual. If V follows the chain, which it does when
+      :math:`1 - \lambda` is large compared with step size times curvature, the law is
+      :math:`\exp(\tau Q) / G`: too wide, up to twice the variance of a Gaussian, with too little
+      mass near the mode. If V averages over all that the chain visits, or is mostly noise of the
+      gradient, G is nearly constant and the error is small.
+    - ``adapt_until=k`` stops V after step k. From then on this is
       :class:`~pyro_aeb.transitions.sgld.SGLD` with a step size for every weight, which needs no
-      correction and has SGLD's own bias. Let warm-up last longer than k. What is lost is that G
-      cannot follow the chain to where the curvature is another. *This is the safe way.*
-    - ``correction=True`` estimates :math:`\Gamma_i = - G_i^2 S_i / (2 \sqrt{V_i})` as long as V
-      moves, where S is to the derivatives :math:`2 \nabla_i Q\, H_{ii}` what V is to the squares.
-      The diagonal of the Hessian H comes from two more gradients, at
-      :math:`\beta \pm r`, where r has random signs and the size of the step's noise:
-      :math:`(\nabla_i Q(\beta + r) - \nabla_i Q(\beta - r)) / 2 r_i`, of mean :math:`H_{ii}` where
-      Q is quadratic. (In [1] the derivative is that of the last gradient in V alone, a share
-      :math:`1 - \lambda` of what the others, from almost the same place, add up to.) What is
-      left is the error of treating V as if it were a function of the position: it goes to zero
-      where V follows the chain closely and where it does not move at all, not in between. With
-      minibatches a gradient's noise is in V and in H at once, which adds to it.
+      correction and has the bias of SGLD. Let warm-up last longer than k. G then no longer adapts
+      where the curvature changes. *This is the safe way.*
+    - ``correction=True`` estimates :math:`\Gamma_i = - G_i^2 S_i / (2 \sqrt{V_i})` while V moves; S
+      averages the derivatives :math:`2 \nabla_i Q\, H_{ii}` as V averages the squares. The diagonal
+      of the Hessian H takes two more gradients, at :math:`\beta \pm r`, where r has random signs
+      and the size of the step's noise: :math:`(\nabla_i Q(\beta + r) - \nabla_i Q(\beta - r)) / 2
+      r_i` has mean :math:`H_{ii}` if Q is quadratic. ([1] takes the derivative of the last gradient
+      in V alone, a share :math:`1 - \lambda` of the sum.) The remaining error, of treating V as a
+      function of the position, vanishes if V follows the chain closely or does not move at all, but
+      not in between. With minibatches, noise that V and H share adds to it.
 
-    :param step_size: :math:`\epsilon_k`, a number or a schedule. With V near the square of the
-        gradient a step moves a weight by about that much: its unit is that of the weights.
-    :param float decay: :math:`\lambda` in [0, 1); V remembers about :math:`1 / (1 - \lambda)`
+    :param step_size: :math:`\epsilon_k`, a number or a schedule, in units of the weights: with V
+        near the square of the gradient, a step moves a weight by about that much.
+    :param float decay: :math:`\lambda` in [0, 1); V averages over about :math:`1 / (1 - \lambda)`
         steps.
-    :param float damping: :math:`d > 0`, in units of the gradient of Q (a sum over the N data);
-        weights whose gradients are smaller than that move as in SGLD with a step of
-        :math:`\epsilon / d`.
-    :param bool correction: whether Gamma is estimated.
+    :param float damping: :math:`d > 0`, in units of the gradient of Q (a sum over the N data).
+        Weights of smaller gradients move as in SGLD with a step of :math:`\epsilon / d`.
+    :param bool correction: whether to estimate Gamma.
     :param int adapt_until: the last step that changes V; None for all.
 
     **References**
@@ -118,30 +115,30 @@ class PSGLD:
         )
 
     def init(self, position: Tensor) -> PSGLDState | CorrectedPSGLDState:
-        """The state at ``position``, shape (..., D), before any gradient."""
+        """Return the state at ``position``, shape (..., D), before any gradient."""
         zero = torch.zeros_like(position)
         if self.correction:
             return CorrectedPSGLDState(position, zero, zero.clone())
         return PSGLDState(position, zero)
 
     def noise_size(self, size: int) -> int:
-        """As many as weights; twice that with ``correction``, for the signs of r."""
+        """Return ``size``, one number a weight; twice that with ``correction``, for r's signs."""
         return 2 * size if self.correction else size
 
     def move(
         self,
         state: PSGLDState | CorrectedPSGLDState,
-        here: Evaluated,
+        evaluated: Evaluated,
         noise: Tensor,
         numbers: StepNumbers,
         target: Target,
     ) -> PSGLDState | CorrectedPSGLDState:
-        """One step; see :meth:`pyro_aeb.transitions.base.TargetTransition.move`."""
-        (epsilon, tau), gradient, size = numbers, here.gradient, state.position.shape[-1]
+        """Step as above; see :meth:`pyro_aeb.transitions.base.TargetTransition.move`."""
+        (epsilon, tau), gradient, size = numbers, evaluated.gradient, state.position.shape[-1]
         adapts = self.adapt_until is None or target.step <= self.adapt_until
         square = state.square
         if adapts:
-            square = self._averaged(square, gradient * gradient)
+            square = self._average(square, gradient * gradient)
         steps = target.step if adapts or self.adapt_until is None else self.adapt_until
         filled = 1.0 - self.decay**steps
         root = (square / filled).sqrt()
@@ -154,16 +151,16 @@ class PSGLD:
             return CorrectedPSGLDState(position, square, state.slope)
         r = torch.where(noise[..., size:] < 0.0, -spread, spread)
         hessian = self._hessian(state.position, r, target)
-        slope = self._averaged(state.slope, 2.0 * gradient * hessian)
+        slope = self._average(state.slope, 2.0 * gradient * hessian)
         bend = slope / filled / (2.0 * root.clamp_min(torch.finfo(root.dtype).tiny))
         position = position - (epsilon / tau) * preconditioner.square() * bend
         return CorrectedPSGLDState(position, square, slope)
 
-    def _averaged(self, old: Tensor, new: Tensor) -> Tensor:
+    def _average(self, old: Tensor, new: Tensor) -> Tensor:
         return self.decay * old + (1.0 - self.decay) * new
 
     @staticmethod
     def _hessian(position: Tensor, r: Tensor, target: Target) -> Tensor:
-        """An estimate of the Hessian's diagonal."""
+        """Estimate the diagonal of the Hessian."""
         ahead, behind = target.batch(position + r), target.batch(position - r)
         return (ahead.gradient - behind.gradient) / (2.0 * r)

@@ -14,22 +14,21 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Schedule
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target, Transition
-from pyro_aeb.transitions.joined_state import held_of, inner_state, joined
+from pyro_aeb.transitions.joined_state import held_fields, inner_state, join_state
 from pyro_aeb.validation import choice, count, gradient_transition, number, positive, set_fields
 
 Energies = Literal["whole", "batch"]
-"""Of which data the energies are that decide on a swap."""
+"""The data from which the energies of a swap are computed."""
 
 SMOOTHING = 0.1
-"""The weight of the newest in the running estimate of the energies' variance."""
+"""Smallest weight of a new value in the moving estimate of the energies' variance."""
 
 
 @dataclass(frozen=True)
 class ReplicaExchange:
     r"""
-    Two replicas of any transition, one at the target's temperature and one at a higher one, that
-    change places [1]. The hot one crosses between modes and hands over what it finds; the draws are
-    the cold one's.
+    Two replicas of any transition, a cold one at the target's temperature and a hot one, that swap
+    positions [1]. The hot replica crosses between modes; the draws are those of the cold one.
 
     Every m steps the positions are swapped with probability
 
@@ -37,28 +36,27 @@ class ReplicaExchange:
         \min(1, \exp(\delta\, (\hat Q(\beta_\mathrm{hot}) - \hat Q(\beta_\mathrm{cold}))
             - \delta^2 s^2 / 2)), \qquad \delta = \tau - \tau / r,
 
-    which leaves :math:`\exp(\tau Q(\beta_\mathrm{cold}) + (\tau / r)\, Q(\beta_\mathrm{hot}))` as
-    it is. With ``energies="whole"``, Q is of all data and :math:`s^2 = 0`: exact, at the cost of
-    two gradients of all data a swap. With ``energies="batch"``, both are estimated from the data of
-    the step, at no cost; :math:`s^2` is the variance of the error of their difference, and with it
-    the swap is exact as well if that error is normal [2]. Without it, swaps would be too many, and
-    the cold chain too hot. It is estimated along the way as in [1], from the difference between the
-    batch and all data at every ``variance_every``-th swap. Where :math:`\delta^2 s^2` is far above
-    1 there are no swaps to speak of: then use a smaller r or a larger batch.
+    *Stationary law.* A swap preserves :math:`\exp(\tau Q(\beta_\mathrm{cold}) + (\tau / r)\,
+    Q(\beta_\mathrm{hot}))`. With ``energies="whole"``, Q is that of all data and :math:`s^2 = 0`:
+    exact, for two gradients of all data a swap. With ``energies="batch"``, both are estimated from
+    the data of the step, without further cost; :math:`s^2` is the variance of the error of their
+    difference, which makes the swap exact if that error is normal [2]. (Without it there would be
+    too many swaps, and the cold chain would be too hot.) It is estimated as in [1], from the
+    difference between the batch and all data at every ``variance_every``-th swap. If
+    :math:`\delta^2 s^2` is far above 1, swaps are rare: use a smaller r or a larger batch.
 
-    Momenta stay where they are: their law depends on the temperature alone. Latents are learned
-    from the cold replica, and pruning chooses by it; where it holds weights at zero, it does so in
-    both. A step takes two gradients.
+    Momenta are not swapped: their law depends on the temperature alone. Latents are learned from
+    the cold replica, and pruning selects by it; weights that it holds at zero are zero in both. A
+    step takes two gradients.
 
-    :param inner: the transition of both.
-    :param float temperature_ratio: r > 1, how many times hotter the second replica is. A rate of
-        swaps (``swap_rate`` in ``sample_stats``) of a few percent is enough; where it is next to
-        nothing, lower r.
-    :param float step_size_ratio: the hot step size over the cold one's.
-    :param int swap_every: m, steps from one swap to the next.
+    :param inner: the transition of both replicas.
+    :param float temperature_ratio: r > 1, the hot temperature over the cold one. A ``swap_rate`` in
+        ``sample_stats`` of a few percent is enough; if it is near zero, lower r.
+    :param float step_size_ratio: the hot step size over the cold one.
+    :param int swap_every: m, the steps between swaps.
     :param str energies: ``"whole"`` or ``"batch"``.
-    :param int variance_every: with ``"batch"``, swaps from one estimate of the variance to the
-        next; each costs two gradients of all data.
+    :param int variance_every: with ``"batch"``, the swaps between estimates of the variance; each
+        takes two gradients of all data.
 
     **References**
 
@@ -102,112 +100,107 @@ class ReplicaExchange:
 
     @property
     def step_size(self) -> Schedule:
-        """That of the cold replica."""
+        """The step size of the cold replica."""
         return self.inner.step_size
 
     def init(self, position: Tensor) -> Any:
         """
-        The inner transition's state twice, both at ``position``: the fields of the hot one begin
-        with ``hot_``. Beside them, of shape (..., 1), ``swap_rate``, the mean probability of all
-        swaps so far, and ``variance``, :math:`s^2`.
+        Return the inner transition's state twice, both at ``position``; the fields of the hot one
+        begin with ``hot_``. Further fields, of shape (..., 1), are ``swap_rate``, the mean
+        probability of all swaps so far, and ``variance``, :math:`s^2`.
 
         :param Tensor position: flat weights, shape (..., D).
         """
         cold, hot = self.inner.init(position), self.inner.init(position.clone())
         zero = torch.zeros_like(position[..., :1])
-        return _state(cold, hot, zero, zero.clone())
+        return _join(cold, hot, zero, zero.clone())
 
     def noise_size(self, size: int) -> int:
-        """Those of both replicas, and one number that decides."""
+        """Return ``2 * size + 1``: those of both replicas, and one number for the decision."""
         return 2 * size + 1
 
     def move(
-        self, state: Any, here: Evaluated, noise: Tensor, numbers: StepNumbers, target: Target
+        self, state: Any, evaluated: Evaluated, noise: Tensor, numbers: StepNumbers, target: Target
     ) -> Any:
         """
-        A swap, if it is time, and a step of both replicas; see
+        Swap the positions if it is time, and step both replicas; see
         :meth:`pyro_aeb.transitions.base.TargetTransition.move`.
         """
         size = state.position.shape[-1]
-        cold, hot = inner_state(state), _hot(state)
-        there = target.batch(hot.position)
-        positions, gradients = (cold.position, hot.position), (here.gradient, there.gradient)
+        cold, hot = inner_state(state), _hot_state(state)
+        evaluated_hot = target.batch(hot.position)
+        positions = (cold.position, hot.position)
+        gradients = (evaluated.gradient, evaluated_hot.gradient)
         rate, variance = state.swap_rate, state.variance
         if target.step % self.swap_every == 0:
             number = target.step // self.swap_every
-            gain, variance = self._gain(positions, here, there, variance, number, target)
+            gain, variance = self._gain(
+                positions, evaluated, evaluated_hot, variance, number, target
+            )
             inverse = numbers.inverse_temperature
             log_ratio = log_swap(gain, inverse - inverse / self.temperature_ratio, variance)
-            swapped = torch.special.log_ndtr(noise[..., 2 * size :]) < log_ratio
-            positions, gradients = _exchanged(swapped, *positions), _exchanged(swapped, *gradients)
+            accepted = torch.special.log_ndtr(noise[..., 2 * size :]) < log_ratio
+            positions, gradients = _swap(accepted, *positions), _swap(accepted, *gradients)
             rate = rate + (log_ratio.exp() - rate) / number
         hotter = StepNumbers(
             numbers.step_size * self.step_size_ratio,
             numbers.inverse_temperature / self.temperature_ratio,
         )
-        cold, hot = (
-            own._replace(position=p) for own, p in zip((cold, hot), positions, strict=True)
-        )
+        cold = cold._replace(position=positions[0])
+        hot = hot._replace(position=positions[1])
         cold = self.inner.step(cold, gradients[0], noise[..., :size], numbers)
         hot = self.inner.step(hot, gradients[1], noise[..., size : 2 * size], hotter)
-        return _state(cold, hot, rate, variance)
+        return _join(cold, hot, rate, variance)
 
     def _gain(
         self,
         positions: tuple[Tensor, Tensor],
-        here: Evaluated,
-        there: Evaluated,
+        cold: Evaluated,
+        hot: Evaluated,
         variance: Tensor,
         number: int,
         target: Target,
     ) -> tuple[Tensor, Tensor]:
-        """Q of the hot position less that of the cold one, and the variance of its error."""
-        batch = (there.log_density - here.log_density).unsqueeze(-1)
+        """Return Q of the hot position minus Q of the cold one, and the variance of its error."""
+        batch = (hot.log_density - cold.log_density).unsqueeze(-1)
         if self.energies == "batch" and (number - 1) % self.variance_every:
             return batch, variance
-        cold, hot = (target.whole(position).log_density for position in positions)
-        whole = (hot - cold).unsqueeze(-1)
+        cold_whole, hot_whole = (target.whole(position).log_density for position in positions)
+        whole = (hot_whole - cold_whole).unsqueeze(-1)
         if self.energies == "whole":
             return whole, variance
         weight = max(SMOOTHING, 1.0 / (1 + (number - 1) // self.variance_every))
         return batch, variance + weight * ((batch - whole).square() - variance)
 
     def statistics(
-        self, before: Any, state: Any, numbers: StepNumbers, target: Target
+        self, before: Any, after: Any, numbers: StepNumbers, target: Target
     ) -> Mapping[str, Tensor]:
-        """
-        ``swap_rate``, the mean probability of the swaps so far.
-
-        :param before: the state before a step.
-        :param state: the state after it.
-        :param StepNumbers numbers: of the step.
-        :param Target target: of the step.
-        """
-        return {"swap_rate": state.swap_rate[..., 0]}
+        """Return ``swap_rate``, the mean probability of the swaps so far."""
+        return {"swap_rate": after.swap_rate[..., 0]}
 
 
 def log_swap(gain: Tensor, delta: float, variance: Tensor) -> Tensor:
     r"""
-    The logarithm of the probability of a swap.
+    Return the logarithm of the probability of a swap.
 
-    :param Tensor gain: Q of the hot position less that of the cold one, or an estimate.
-    :param float delta: the difference of inverse temperatures, cold less hot.
+    :param Tensor gain: Q of the hot position minus Q of the cold one, or an estimate.
+    :param float delta: difference of the inverse temperatures, cold minus hot.
     :param Tensor variance: :math:`s^2`, that of the estimate's error.
     """
     return (delta * gain - 0.5 * delta**2 * variance).clamp_max(0.0)
 
 
-def _exchanged(swapped: Tensor, cold: Tensor, hot: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.where(swapped, hot, cold), torch.where(swapped, cold, hot)
+def _swap(accepted: Tensor, cold: Tensor, hot: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.where(accepted, hot, cold), torch.where(accepted, cold, hot)
 
 
-def _state(cold: Any, hot: Any, rate: Tensor, variance: Tensor) -> Any:
-    held = tuple(f"hot_{name}" for name in ("position", *held_of(type(hot))))
-    own = {f"hot_{name}": value for name, value in hot._asdict().items()}
-    own |= {"swap_rate": rate, "variance": variance}
-    return joined("ReplicaExchangeState", cold, held, **own)
+def _join(cold: Any, hot: Any, rate: Tensor, variance: Tensor) -> Any:
+    held = tuple(f"hot_{name}" for name in ("position", *held_fields(hot)))
+    fields = {f"hot_{name}": value for name, value in hot._asdict().items()}
+    fields |= {"swap_rate": rate, "variance": variance}
+    return join_state("ReplicaExchangeState", cold, held, **fields)
 
 
-def _hot(state: Any) -> Any:
+def _hot_state(state: Any) -> Any:
     kind = type(state).inner
     return kind(*(getattr(state, f"hot_{name}") for name in kind._fields))

@@ -38,14 +38,15 @@ class SGHMC:
             + N(0, 2 \eta_k (\alpha - \hat\beta) / \tau) \\
         \beta &\leftarrow \beta + v.
 
-    At the same stationary law, a step of size :math:`\eta` moves as far as a step of
+    *Stationary law.* It tends to :math:`\exp(\tau Q)` as the step size goes to zero. At the same
+    law, a step of size :math:`\eta` moves as far as a step of
     :class:`~pyro_aeb.transitions.sgld.SGLD` of size :math:`\eta / \alpha`.
 
     :param step_size: :math:`\eta_k`, a number or a schedule. It multiplies the gradient of the log
         posterior of the whole data set (a sum over the N data).
     :param float friction: :math:`\alpha` in (0, 1]; one minus the momentum coefficient.
-    :param float gradient_noise: :math:`\hat\beta` in [0, friction], the estimate of the
-        gradient's own noise, which is taken off the injected noise.
+    :param float gradient_noise: :math:`\hat\beta` in [0, friction], an estimate of the noise of the
+        gradient, which is subtracted from the injected noise.
 
     **References**
 
@@ -72,13 +73,13 @@ class SGHMC:
         set_fields(self, step_size=step_size, friction=friction, gradient_noise=gradient_noise)
 
     def init(self, position: Tensor) -> SGHMCState:
-        """The state at rest at ``position``, shape (..., D)."""
+        """Return the state at rest at ``position``, shape (..., D)."""
         return SGHMCState(position, torch.zeros_like(position))
 
     def step(
         self, state: SGHMCState, gradient: Tensor, noise: Tensor, numbers: StepNumbers
     ) -> SGHMCState:
-        """Equation (3b); see :meth:`pyro_aeb.transitions.base.Transition.step`."""
+        """Step by equation (3b); see :meth:`pyro_aeb.transitions.base.Transition.step`."""
         eta, tau = numbers
         momentum = torch.mul(state.momentum, 1.0 - self.friction)
         momentum.add_(gradient, alpha=eta)
@@ -87,25 +88,20 @@ class SGHMC:
         return SGHMCState(state.position + momentum, momentum)
 
     def statistics(
-        self, before: SGHMCState, state: SGHMCState, numbers: StepNumbers
+        self, before: SGHMCState, after: SGHMCState, numbers: StepNumbers
     ) -> Mapping[str, Tensor]:
         r"""
-        ``kinetic_temperature``: the mean square of the momentum over :math:`\eta / (\tau (1 -
-        \alpha / 2))`, its stationary value for small steps.
+        Return ``kinetic_temperature``: the mean square of the momentum over
+        :math:`\eta / (\tau (1 - \alpha / 2))`, its stationary value for small steps.
 
-        At curvature h, with noise of variance g in the gradient, the discretised scheme's is
+        At curvature h, with noise of variance g in the gradient, that of the discretised scheme is
 
         .. math:: \frac{2 \eta (\alpha - \hat\beta) / \tau + \eta^2 g}
             {\alpha (2 - \alpha - \eta h / 2)},
 
-        so a number above 1 tells of noise in the gradient that :math:`\hat\beta` does not cover, or
-        of a large step.
-
-        :param before: the state before a step.
-        :param state: the state after it.
-        :param StepNumbers numbers: of the step.
+        so a number above 1 shows noise of the gradient beyond :math:`\hat\beta`, or a large step.
         """
         eta, tau = numbers
         expected = eta / (tau * (1.0 - self.friction / 2.0))
-        measured = kinetic_temperature(state.momentum, before.position, expected)
+        measured = kinetic_temperature(after.momentum, before.position, expected)
         return {"kinetic_temperature": measured}

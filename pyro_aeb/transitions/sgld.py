@@ -33,9 +33,9 @@ class SGLD:
 
     .. math:: \beta \leftarrow \beta + \epsilon_k \nabla_\beta Q + N(0, 2 \epsilon_k / \tau).
 
-    For a quadratic Q of curvature h and constant :math:`\epsilon` the chain's stationary variance
-    is :math:`1 / (\tau h (1 - \epsilon h / 2))`: keep :math:`\epsilon h` well below 1 for the
-    largest curvature.
+    *Stationary law.* For a quadratic Q of curvature h and constant :math:`\epsilon` its variance is
+    :math:`1 / (\tau h (1 - \epsilon h / 2))`: keep :math:`\epsilon h` well below 1 for the largest
+    curvature.
 
     :param step_size: :math:`\epsilon_k`, a number or a schedule. It multiplies the gradient of the
         log posterior of the whole data set (a sum over the N data).
@@ -52,35 +52,31 @@ class SGLD:
         set_fields(self, step_size=as_schedule(step_size, "step_size"))
 
     def init(self, position: Tensor) -> SGLDState:
-        """The state at ``position``, shape (..., D)."""
+        """Return the state at ``position``, shape (..., D)."""
         return SGLDState(position)
 
     def step(
         self, state: SGLDState, gradient: Tensor, noise: Tensor, numbers: StepNumbers
     ) -> SGLDState:
-        """Equation (3a); see :meth:`pyro_aeb.transitions.base.Transition.step`."""
+        """Step by equation (3a); see :meth:`pyro_aeb.transitions.base.Transition.step`."""
         epsilon, tau = numbers
         position = torch.add(state.position, gradient, alpha=epsilon)
         position.add_(noise, alpha=math.sqrt(2.0 * epsilon / tau))
         return SGLDState(position)
 
     def statistics(
-        self, before: SGLDState, state: SGLDState, numbers: StepNumbers
+        self, before: SGLDState, after: SGLDState, numbers: StepNumbers
     ) -> Mapping[str, Tensor]:
         r"""
-        ``kinetic_temperature``: the mean square of the step over :math:`2 \epsilon / \tau`, that of
-        its noise alone.
+        Return ``kinetic_temperature``: the mean square of the step over :math:`2 \epsilon / \tau`,
+        that of its noise alone.
 
         At curvature h, with noise of variance g in the gradient, its stationary value for a
         quadratic Q is :math:`(1 + \epsilon \tau g / 2) / (1 - \epsilon h / 2)`, which is also the
-        factor by which the weights' variance is too large: a number above 1 tells of noise in the
-        gradient, or of a large step.
-
-        :param before: the state before a step.
-        :param state: the state after it.
-        :param StepNumbers numbers: of the step.
+        factor by which the weights' variance is too large: a number above 1 shows noise of the
+        gradient, or a large step.
         """
         epsilon, tau = numbers
-        step = state.position - before.position
+        step = after.position - before.position
         measured = kinetic_temperature(step, before.position, 2.0 * epsilon / tau)
         return {"kinetic_temperature": measured}

@@ -20,8 +20,8 @@ from pyro_aeb.validation import positive, set_fields
 class SGNHTState(NamedTuple):
     """
     :param Tensor position: flat weights, shape (..., D).
-    :param Tensor momentum: as a displacement of a step, before the second half of the last kick;
-        shape (..., D).
+    :param Tensor momentum: displacement of a step, before the second half of the last kick; shape
+        (..., D).
     :param Tensor friction: the thermostat, one number a chain, shape (..., 1).
     """
 
@@ -34,13 +34,13 @@ class SGNHTState(NamedTuple):
 class SGNHT:
     r"""
     The stochastic-gradient Nose-Hoover thermostat [1]: momentum with a friction :math:`\xi` that
-    follows the momentum's energy. Noise of the gradient heats the momentum; the friction rises
-    until it takes that heat off again. So the noise need not be known, as
-    :class:`~pyro_aeb.transitions.sghmc.SGHMC`'s ``gradient_noise`` has to be, if it is the same in
-    all weights: there is one thermostat a chain.
+    adapts to the momentum's energy. Noise of the gradient heats the momentum, and the friction
+    rises until it removes that heat. The noise need not be known, unlike the ``gradient_noise`` of
+    :class:`~pyro_aeb.transitions.sghmc.SGHMC`, but must be the same in all weights: there is one
+    thermostat a chain.
 
-    The steps are those of [2], which hold the temperature at any friction where the Euler steps of
-    [1] are off by a share :math:`\alpha / 2` of the variance:
+    The steps are those of [2], which keep the temperature at any friction; the Euler steps of [1]
+    have an error of a share :math:`\alpha / 2` of the variance:
 
     .. math::
         v &\leftarrow v + \eta_k \nabla_\beta Q \\
@@ -50,17 +50,18 @@ class SGNHT:
         \xi &\leftarrow \xi + \tfrac{\gamma}{2} (\tau \overline{v^2} / \eta_k - 1) \\
         \beta &\leftarrow \beta + v / 2
 
-    With :math:`\gamma = 0` this is :class:`~pyro_aeb.transitions.baoab.BAOAB`, where it is said how
-    the first line comes from two half kicks. The law of the friction is
-    :math:`N(\alpha + \eta \tau g / 2, \gamma / n)` for a gradient with noise of variance g, and n
-    weights. In :math:`\overline{v^2}`, the mean of squares over the weights, those that pruning
-    holds at zero do not count.
+    With :math:`\gamma = 0` this is :class:`~pyro_aeb.transitions.baoab.BAOAB`, which explains why
+    the first line is a whole kick. :math:`\overline{v^2}` is the mean square over the weights that
+    pruning does not hold at zero.
+
+    *Stationary law.* That of the friction is :math:`N(\alpha + \eta \tau g / 2, \gamma / n)` for n
+    weights and a gradient with noise of variance g.
 
     :param step_size: :math:`\eta_k`, a number or a schedule. It multiplies the gradient of the log
         posterior of the whole data set (a sum over the N data).
-    :param float friction: :math:`\alpha > 0`, the friction that the injected noise belongs to, and
+    :param float friction: :math:`\alpha > 0`, the friction that balances the injected noise, and
         the first :math:`\xi`.
-    :param float coupling: :math:`\gamma > 0`, how fast the thermostat answers: within about
+    :param float coupling: :math:`\gamma > 0`; the thermostat responds within about
         :math:`1 / \sqrt{2 \gamma}` steps. In [1] it is :math:`\eta_k`.
 
     **References**
@@ -89,48 +90,45 @@ class SGNHT:
         )
 
     def init(self, position: Tensor) -> SGNHTState:
-        """The state at rest at ``position``, shape (..., D)."""
+        """Return the state at rest at ``position``, shape (..., D)."""
         friction = torch.full_like(position[..., :1], self.friction)
         return SGNHTState(position, torch.zeros_like(position), friction)
 
     def step(
         self, state: SGNHTState, gradient: Tensor, noise: Tensor, numbers: StepNumbers
     ) -> SGNHTState:
-        """B, A, D, O, D, A; see :meth:`pyro_aeb.transitions.base.Transition.step`."""
+        """Step by B, A, D, O, D, A; see :meth:`pyro_aeb.transitions.base.Transition.step`."""
         eta, tau = numbers
         moving = ((state.position != 0.0) | (state.momentum != 0.0)).to(gradient.dtype)
         count = moving.sum(-1, keepdim=True).clamp_min(1.0)
 
-        def heated(friction: Tensor, momentum: Tensor) -> Tensor:
+        def update_friction(friction: Tensor, momentum: Tensor) -> Tensor:
             mean_square = (momentum * momentum * moving).sum(-1, keepdim=True) / count
             return friction + 0.5 * self.coupling * (mean_square * (tau / eta) - 1.0)
 
         momentum = torch.add(state.momentum, gradient, alpha=eta)
         position = torch.add(state.position, momentum, alpha=0.5)
-        friction = heated(state.friction, momentum)
+        friction = update_friction(state.friction, momentum)
         variance = 2.0 * self.friction * (eta / tau) * _mean_decay(2.0 * friction)
         momentum.mul_(torch.exp(-friction)).add_(noise * variance.sqrt())
-        friction = heated(friction, momentum)
+        friction = update_friction(friction, momentum)
         return SGNHTState(position.add_(momentum, alpha=0.5), momentum, friction)
 
     def statistics(
-        self, before: SGNHTState, state: SGNHTState, numbers: StepNumbers
+        self, before: SGNHTState, after: SGNHTState, numbers: StepNumbers
     ) -> Mapping[str, Tensor]:
         r"""
-        ``kinetic_temperature``, the mean square of the momentum over :math:`\eta / \tau`, which the
-        thermostat holds at 1; and ``friction``, :math:`\xi`, which tells of the gradient's noise.
-
-        :param before: the state before a step.
-        :param state: the state after it.
-        :param StepNumbers numbers: of the step.
+        Return ``kinetic_temperature``, the mean square of the momentum over :math:`\eta / \tau`,
+        which the thermostat keeps at 1; and ``friction``, :math:`\xi`, which shows the gradient's
+        noise.
         """
         eta, tau = numbers
-        measured = kinetic_temperature(state.momentum, before.position, eta / tau)
-        return {"kinetic_temperature": measured, "friction": state.friction[..., 0]}
+        measured = kinetic_temperature(after.momentum, before.position, eta / tau)
+        return {"kinetic_temperature": measured, "friction": after.friction[..., 0]}
 
 
 def _mean_decay(x: Tensor) -> Tensor:
-    """(1 - exp(-x)) / x, which is 1 at x = 0 and positive everywhere."""
+    """Return (1 - exp(-x)) / x, which is 1 at x = 0 and positive everywhere."""
     zero = x == 0.0
     divisor = torch.where(zero, torch.ones_like(x), x)
     return torch.where(zero, torch.ones_like(x), -torch.expm1(-x) / divisor)

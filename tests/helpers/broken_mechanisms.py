@@ -23,7 +23,7 @@ from pyro_aeb.transitions import (
     CyclicalSGMCMC,
     ReplicaExchange,
 )
-from pyro_aeb.transitions.joined_state import joined
+from pyro_aeb.transitions.joined_state import join_state
 
 
 @dataclass(frozen=True, init=False)
@@ -117,7 +117,7 @@ class AnchorMovesAlone(SVRG):
 
     def move(self, state, evaluated, noise, numbers, target):
         after = super().move(state, evaluated, noise, numbers, target)
-        return joined(
+        return join_state(
             "SVRGState", SGLD(0.1).init(after.position), anchor=after.position, whole=after.whole
         )
 
