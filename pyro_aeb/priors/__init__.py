@@ -4,8 +4,8 @@
 """
 Priors of sparse weights.
 
-A spike-and-slab prior of two components is one class; see :mod:`pyro_aeb.priors.base`. The kernel
-takes whatever it needs, equations (2) and (4) to (6), from the components.
+A spike-and-slab prior is one class; see :mod:`pyro_aeb.priors.base`. The kernel computes equations
+(2) and (4) to (6) from its two components.
 """
 
 from pyro_aeb.priors.base import SpikeAndSlab

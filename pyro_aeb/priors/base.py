@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Spike-and-slab distributions: what all of them share.
+The base class of spike-and-slab distributions.
 
-A new one is a subclass of :class:`SpikeAndSlab` that names its parameters and says which two
-:mod:`components <pyro_aeb.priors.components>` they make. The kernel needs no more of it.
+A custom one is a subclass of :class:`SpikeAndSlab` that names its parameters and makes two
+:mod:`components <pyro_aeb.priors.components>` of them. The kernel needs nothing else.
 
 Equation numbers are those of Deng, Zhang, Liang, Lin, "An Adaptive Empirical Bayesian Method for
 Sparse Deep Learning" (NeurIPS 2019, https://arxiv.org/abs/1910.10791), as this package's page of
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pyro_aeb.priors.components import Component, Number, inclusion_logit, log
 
-# Farther out than this many sigma, (4) answers as it does here: squares stay finite in float32.
+# Equation (4) is computed at no more than this many sigma: squares are finite in float32.
 _FAR = 1e15
 
 SHARED_ADVICE = {
@@ -38,24 +38,22 @@ SHARED_ADVICE = {
 
 
 def parameter(name: str, doc: str) -> Any:
-    """A property that gives a parameter, of shape ``batch_shape``."""
+    """Make a property that returns a parameter, of shape ``batch_shape``."""
     return property(lambda self: self.tensor(name).expand(self.batch_shape), doc=doc)
 
 
 class SpikeAndSlab(TorchDistribution):
     """
-    A mixture of two components that are symmetric about 0 and share a scale, ``gamma`` summed out::
+    A mixture of two components, symmetric about 0, that share a scale, with ``gamma`` summed out::
 
         gamma                 ~ Bernoulli(delta)
         value / sigma | gamma ~ spike   if gamma = 0
                                 slab    if gamma = 1
 
-    The names are those of the usual case: which component is the narrow one depends on the
-    parameters.
-
-    Parameters are kept as they were passed, in :attr:`given`, and broadcast when they are asked
-    for: constructing and expanding an instance costs no tensor operation where validation is off.
-    Each is a number or a floating point tensor, and they broadcast to the ``batch_shape``.
+    Which component is the narrow one depends on the parameters. Each parameter is a number or a
+    floating point tensor, and they broadcast to the ``batch_shape``. They are stored as passed, in
+    :attr:`given`, and broadcast on access: without validation, constructing and expanding an
+    instance costs no tensor operation.
 
     :param shape: the parameters of the two components by name, in the order of
         :attr:`components`.
@@ -66,15 +64,15 @@ class SpikeAndSlab(TorchDistribution):
     arg_constraints = {"delta": constraints.unit_interval, "sigma": constraints.positive}
     support = constraints.real
     advice: ClassVar[Mapping[str, str]] = {}
-    """What to do about a bad parameter of the components, by name."""
+    """The advice in the error about an invalid parameter of the components, by name."""
     components: ClassVar[Callable[..., tuple[Component, Component]]]
     """
-    A static method: the spike and the slab on the scale of sigma, from all parameters but delta and
-    sigma.
+    A static method that returns the spike and the slab, in units of sigma, from all parameters but
+    delta and sigma.
     """
 
     given: dict[str, Number]
-    """The parameters by name, as they were passed: not broadcast, numbers still numbers."""
+    """The parameters by name, as they were passed: numbers or tensors, not broadcast."""
 
     delta = parameter("delta", "Probability of the slab, shape ``batch_shape``.")
     sigma = parameter("sigma", "Scale that both components share, shape ``batch_shape``.")
@@ -92,7 +90,7 @@ class SpikeAndSlab(TorchDistribution):
             if isinstance(value, Tensor) and value.is_floating_point():
                 shapes.add(value.shape)
             elif isinstance(value, int):
-                self.given[name] = _as_float(value)
+                self.given[name] = _to_float(value)
             elif not isinstance(value, float):
                 found = getattr(value, "dtype", type(value).__name__)
                 raise TypeError(
@@ -108,7 +106,7 @@ class SpikeAndSlab(TorchDistribution):
         self._validate_args = validate_args
 
     def _common_shape(self, shapes: set[torch.Size]) -> torch.Size:
-        # torch.broadcast_shapes takes 0.2 ms, and at first some seconds to import.
+        # torch.broadcast_shapes takes 0.2 ms, and seconds for its imports at the first call.
         axes = zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1)
         sizes = [{*axis} - {1} for axis in axes]
         if any(len(size) > 1 for size in sizes):
@@ -121,13 +119,12 @@ class SpikeAndSlab(TorchDistribution):
         return torch.Size(size.pop() if size else 1 for size in reversed(sizes))
 
     def _check_parameters(self) -> None:
-        """Raises for a parameter outside its constraint, or infinite, and says what to do."""
         advice = {**SHARED_ADVICE, **self.advice}
         for name, value in self.given.items():
             values = torch.as_tensor(value)
-            good = self.arg_constraints[name].check(values) & (values < math.inf)
-            if not good.all():
-                bad = values[~good]
+            valid = self.arg_constraints[name].check(values) & (values < math.inf)
+            if not valid.all():
+                bad = values[~valid]
                 expected = "in [0, 1]" if name == "delta" else "positive and finite"
                 among = f" ({bad.numel()} of {values.numel()} values)" if values.dim() else ""
                 raise ValueError(
@@ -150,7 +147,7 @@ class SpikeAndSlab(TorchDistribution):
         return new
 
     def tensor(self, name: str) -> Tensor:
-        """A parameter as a tensor of its own shape; a number takes after the other parameters."""
+        """Return a parameter as a tensor, not broadcast. A number gets the others' dtype."""
         value = self.given[name]
         if isinstance(value, Tensor):
             return value
@@ -167,14 +164,14 @@ class SpikeAndSlab(TorchDistribution):
     @property
     def parameter_provenance(self) -> dict[str, frozenset]:
         """
-        The provenance of every parameter as it was passed. Broadcasting parameters together would
-        merge them. See :mod:`pyro.ops.provenance`.
+        The provenance of every parameter as it was passed; broadcasting merges it. See
+        :mod:`pyro.ops.provenance`.
         """
         return {name: get_provenance(value) for name, value in self.given.items()}
 
     @property
     def parts(self) -> tuple[Component, Component]:
-        """The spike and the slab of these parameters, on the scale of sigma."""
+        """The spike and the slab, in units of sigma."""
         return self.components(*self.shape_parameters.values())
 
     @property
@@ -196,8 +193,8 @@ class SpikeAndSlab(TorchDistribution):
         mixed = mixed + torch.where(delta > 0, delta * slab.variance, torch.zeros_like(delta))
         return self.sigma.square() * mixed
 
-    def checked(self, value: Tensor) -> Tensor:
-        """A value to be scored, validated where asked for and broadcast with ``batch_shape``."""
+    def prepare(self, value: Tensor) -> Tensor:
+        """Return a value broadcast with ``batch_shape``, validated if validation is on."""
         if self._validate_args:
             self._validate_sample(value)
         if value.shape == self._batch_shape:
@@ -205,14 +202,14 @@ class SpikeAndSlab(TorchDistribution):
         return value.expand(torch.broadcast_shapes(value.shape, self._batch_shape))
 
     def log_densities(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The logarithms of the densities of spike and slab, on the scale of sigma."""
-        u = self.checked(value).abs() / self.given["sigma"]
+        """Return the log densities of spike and slab, in units of sigma."""
+        u = self.prepare(value).abs() / self.given["sigma"]
         spike, slab = self.parts
         return spike.log_density(u), slab.log_density(u)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """
-        The logarithm of the density of equation (1), ``gamma`` summed out. The derivative of
+        Return the log density of equation (1), ``gamma`` summed out. The derivative of
         ``abs(value)`` at 0 is taken to be 0.
         """
         densities = self.log_densities(value)
@@ -220,12 +217,13 @@ class SpikeAndSlab(TorchDistribution):
 
     def inclusion_logit(self, value: Tensor) -> Tensor:
         """
-        The logit of equation (4): of the probability of ``gamma = 1``, the slab, given a value. It
-        is NaN only where an argument is: with a delta of 0 or 1 it is infinite for any value.
+        Return the logit of equation (4): of the probability of ``gamma = 1``, the slab, given a
+        value. With a delta of 0 or 1 it is infinite for any value; it is NaN only where an argument
+        is.
 
         :param Tensor value: weights that broadcast with ``batch_shape``.
         """
-        value, delta = self.checked(value), self.given["delta"]
+        value, delta = self.prepare(value), self.given["delta"]
         if not isinstance(delta, Tensor):
             delta = value.new_tensor(delta)
         u = (value.abs() / self.given["sigma"]).clamp(max=_FAR)
@@ -233,14 +231,14 @@ class SpikeAndSlab(TorchDistribution):
 
     def inclusion(self, value: Tensor) -> Tensor:
         """
-        Equation (4): the probability of ``gamma = 1``, the slab, given a value.
+        Return the probability of ``gamma = 1``, the slab, given a value: equation (4).
 
         :param Tensor value: weights that broadcast with ``batch_shape``.
         """
         return torch.sigmoid(self.inclusion_logit(value))
 
     def sample_components(self, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """A sample of the spike and one of the slab, on the scale of sigma."""
+        """Sample the spike and the slab, in units of sigma."""
         like = detach_provenance(self.tensor("sigma")).new_empty(shape)
         spike, slab = self.parts
         return spike.sample(like), slab.sample(like)
@@ -261,8 +259,8 @@ class SpikeAndSlab(TorchDistribution):
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
-def _as_float(number: int) -> float:
-    """Of an integer beyond all floats, infinity, which the check of parameters refuses."""
+def _to_float(number: int) -> float:
+    """Convert an integer to float; overflow becomes infinity, which validation rejects."""
     try:
         return float(number)
     except OverflowError:
@@ -271,8 +269,8 @@ def _as_float(number: int) -> float:
 
 def log_mixture(spike: Tensor, slab: Tensor, delta: Number) -> Tensor:
     """
-    The logarithm of (1 - delta) exp(spike) + delta exp(slab), with the weights outside of the
-    exponential, as log(delta) has no derivative at 0.
+    Return log((1 - delta) exp(spike) + delta exp(slab)). The weights stay outside of the
+    exponentials: log(delta) has no derivative at 0.
     """
     with torch.no_grad():
         peak = torch.maximum(spike + log(1 - delta), slab + log(delta))
@@ -282,5 +280,5 @@ def log_mixture(spike: Tensor, slab: Tensor, delta: Number) -> Tensor:
 
 
 def _exp(x: Tensor) -> Tensor:
-    """The exponential, held finite so that a weight of 0 makes it 0."""
+    """Return the exponential, kept finite so that 0 times it is 0."""
     return x.clamp(max=math.floor(math.log(torch.finfo(x.dtype).max))).exp()

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 r"""
-What spike-and-slab distributions are made of: densities of :math:`x = \beta / \sigma`, symmetric
-about 0.
+Components of spike-and-slab distributions: densities of :math:`x = \beta / \sigma`, symmetric
+about 0; and equations (4) and (5), for any two components.
 
 With :math:`u = |x|`, the energy :math:`E(u) = \log p(0) - \log p(u)` of a component has the slope
-:math:`E'(u) = l + k(u)\, u`. The number l is the strength of its :math:`L_1` penalty and k that of
-its :math:`L_2` penalty:
+:math:`E'(u) = l + k(u)\, u`, where l is the strength of its :math:`L_1` penalty and k that of its
+:math:`L_2` penalty:
 
 =========  =============================================  ===========  ===========================
 component  E(u)                                           l            k(u)
@@ -16,8 +16,6 @@ Laplace    :math:`u / v`                                  :math:`1/v`  0
 Gaussian   :math:`u^2 / 2v`                               0            :math:`1/v`
 Student    :math:`\tfrac{n+1}{2} \log(1 + u^2 / nv)`      0            :math:`(n+1) / (nv + u^2)`
 =========  =============================================  ===========  ===========================
-
-Here are also equations (4) and (5), for any two components.
 """
 
 from __future__ import annotations
@@ -35,24 +33,24 @@ Number = float | Tensor
 
 class Component(ABC):
     """
-    A density on the scale of sigma. Its parameters are numbers, or tensors that broadcast with the
+    A density in units of sigma. Its parameters are numbers, or tensors that broadcast with the
     values.
 
-    :param v: scale (Laplace) or variance (all others) in units of sigma or sigma squared.
+    :param v: scale in units of sigma (Laplace), or variance in units of sigma squared (all others).
     """
 
     bends: ClassVar[bool] = False
-    """Whether k depends on u: the energy is then no polynomial of degree 2."""
+    """Whether k depends on u, so that the energy is no polynomial of degree 2."""
 
     def __init__(self, v: Number) -> None:
         self.v = v
         self.linear: Number = 0.0
-        """l, in the module's docstring."""
+        """The number l of the table."""
 
     @property
     @abstractmethod
     def log_peak(self) -> Number:
-        """The logarithm of the density at 0."""
+        """The log density at 0."""
 
     @property
     @abstractmethod
@@ -61,39 +59,39 @@ class Component(ABC):
 
     @abstractmethod
     def energy(self, u: Tensor) -> Tensor:
-        """E, in the module's docstring."""
+        """Return the energy E(u)."""
 
     def quadratic(self, u: Tensor | None = None) -> Number:
         """
-        k, in the module's docstring.
+        Return k(u).
 
-        :param u: needed where the component bends.
+        :param u: needed if the component bends.
         """
         return 0.0
 
     @property
     def strength(self) -> Number:
-        """The strength of the penalty at u = 0: l where there is one, else k(0)."""
+        """The strength of the penalty at u = 0: l if it is not 0, else k(0)."""
         return 1.0 / self.v
 
     @abstractmethod
     def sample(self, like: Tensor) -> Tensor:
-        """Random numbers, of the shape and kind of a tensor, whose values do not matter."""
+        """Return random numbers of the shape, dtype and device of a tensor."""
 
     @abstractmethod
     def distribution(self, sigma: Tensor) -> Any:
-        """The component of a scale sigma as a distribution of Pyro."""
+        """Return the component, scaled by sigma, as a distribution of Pyro."""
 
     def log_density(self, u: Tensor) -> Tensor:
-        """The logarithm of the density."""
+        """Return the log density."""
         return self.log_peak - self.energy(u)
 
 
 class Quantiles(Component):
-    """A component of some scale whose distribution function has a closed form."""
+    """A component whose distribution function has a closed form."""
 
     power: ClassVar[float] = 1.0
-    """The scale is v to this power."""
+    """The power of v that is the scale."""
 
     @property
     def scale(self) -> Number:
@@ -102,15 +100,15 @@ class Quantiles(Component):
 
     @abstractmethod
     def cdf(self, x: Tensor) -> Tensor:
-        """The distribution function, to full relative precision in the lower tail."""
+        """Return the distribution function, to full relative precision in the lower tail."""
 
     @abstractmethod
     def icdf(self, q: Tensor) -> Tensor:
-        """The quantile of a probability of at most 1/2."""
+        """Return the quantile of a probability of at most 1/2."""
 
     @abstractmethod
     def mills(self, u: Tensor) -> Number:
-        """The upper tail beyond u over the density at u."""
+        """Return Mills' ratio: the upper tail beyond u divided by the density at u."""
 
 
 class Laplace(Quantiles):
@@ -239,15 +237,15 @@ class Student(Component):
 
 def inclusion_logit(u: Tensor, prior: Tensor, spike: Component, slab: Component) -> Tensor:
     r"""
-    The logit of equation (4), the probability that a weight belongs to the slab::
+    Return the logit of equation (4), the probability that a weight belongs to the slab::
 
         logit P(gamma = 1 | u) = logit(delta) + log p1(u) - log p0(u)
 
     with the densities p0 of the spike and p1 of the slab. For SSGL that is ``logit(delta) +
     log(2 v0) - log(2 pi v1) / 2 + u / v0 - u**2 / (2 v1)``.
 
-    :param Tensor u: size of the weights, in units of sigma. All broadcast.
-    :param Tensor prior: logit(delta).
+    :param Tensor u: absolute weights, in units of sigma.
+    :param Tensor prior: logit(delta), broadcasts with ``u``.
     :param Component spike: the component of gamma = 0.
     :param Component slab: the component of gamma = 1.
     """
@@ -259,7 +257,7 @@ def inclusion_logit(u: Tensor, prior: Tensor, spike: Component, slab: Component)
 
 
 def _polynomial(constant: Tensor, u: Tensor, slope: Number, curve: Number) -> Tensor:
-    """constant + slope u + curve u^2, in one or two passes where they are numbers."""
+    """Return constant + slope u + curve u^2, by one or two passes where these are numbers."""
     if isinstance(curve, float) and curve == 0.0:
         if isinstance(slope, float):
             return torch.add(constant, u, alpha=slope)
@@ -279,20 +277,20 @@ def penalties(
     u: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     r"""
-    Equation (5), averaged: the responsibilities :math:`r_1 = \rho` of the slab and
-    :math:`r_0 = 1 - \rho` of the spike to the strengths of the two penalties,
-    :math:`L = r_0 l_0 + r_1 l_1` of :math:`|\beta| / \sigma`, and
-    :math:`K = r_0 k_0(u) + r_1 k_1(u)` of :math:`\beta^2 / 2 \sigma^2`. The slope of the prior's
-    part of -Q in :math:`\beta` is then :math:`L\, \mathrm{sign}(\beta) / \sigma + K \beta /
-    \sigma^2`. For SSGL they are :math:`\kappa_0 = (1 - \rho) / v_0` and
-    :math:`\kappa_1 = \rho / v_1`.
+    Return the expected strengths of the penalties, equation (5).
+
+    They are :math:`L = r_0 l_0 + r_1 l_1` of :math:`|\beta| / \sigma` and
+    :math:`K = r_0 k_0(u) + r_1 k_1(u)` of :math:`\beta^2 / 2 \sigma^2`, with the probabilities
+    :math:`r_1 = \rho` of the slab and :math:`r_0 = 1 - \rho` of the spike. The derivative of the
+    prior's part of -Q is then :math:`L\, \mathrm{sign}(\beta) / \sigma + K \beta / \sigma^2`. For
+    SSGL they are :math:`\kappa_0 = (1 - \rho) / v_0` and :math:`\kappa_1 = \rho / v_1`.
 
     :param Tensor share: running average of rho, shape (..., P).
-    :param excess: what is left of the first values, :math:`r_0 + r_1 - 1`.
+    :param excess: the remainder of the initial values, :math:`r_0 + r_1 - 1`.
     :param Component spike: the component of gamma = 0.
     :param Component slab: the component of gamma = 1.
-    :param u: :math:`|\beta| / \sigma`, shape (..., P); needed where a component bends.
-    :returns: L and K, each of shape (..., P), None where no component has such a penalty.
+    :param u: :math:`|\beta| / \sigma`, shape (..., P); needed if a component bends.
+    :returns: L and K, each of shape (..., P), None if no component has such a penalty.
     """
     return (
         _blend(share, excess, spike.linear, slab.linear),
@@ -301,7 +299,7 @@ def penalties(
 
 
 def _blend(share: Tensor, excess: Number, spike: Number, slab: Number) -> Tensor | None:
-    """(1 + excess - share) spike + share slab."""
+    """Return (1 + excess - share) spike + share slab."""
     no_spike = isinstance(spike, float) and spike == 0.0
     no_slab = isinstance(slab, float) and slab == 0.0
     if no_spike:
@@ -317,7 +315,7 @@ def _blend(share: Tensor, excess: Number, spike: Number, slab: Number) -> Tensor
 
 
 def log(x: Number) -> Number:
-    """The logarithm of a number or a tensor, minus infinity of 0."""
+    """Return the logarithm of a number or a tensor, minus infinity for 0."""
     if isinstance(x, Tensor):
         return x.log()
     return math.log(x) if x > 0 else -math.inf

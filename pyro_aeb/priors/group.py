@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Weights that are in or out together: one gamma for a group of them."""
+"""Groups of weights that share one gamma."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from pyro_aeb.priors.components import log
 
 class Group(TorchDistribution):
     """
-    A spike-and-slab distribution whose weights share one ``gamma`` a group, such as the weights of
-    a filter or of a neuron. Given ``gamma`` they are independent::
+    A spike-and-slab distribution with one ``gamma`` per group of weights, such as those of a filter
+    or a neuron. Given ``gamma``, weights are independent::
 
         gamma                          ~ Bernoulli(delta)                     of every group
         value[..., j] / sigma | gamma  ~ spike if gamma = 0, slab if gamma = 1
 
-    The last ``dims`` dimensions of the distribution given are a group; the groups are its batch::
+    The last ``dims`` dimensions of ``base_dist`` are a group, its other dimensions the batch::
 
         filters = Group(SSGL(0.1, 10.0, delta, sigma).expand([64, 16, 3, 3]), dims=3)    # 64 groups
         weight = pyro.sample("weight", filters.to_event(1))
 
-    Xu, Ghosh (2015), "Bayesian variable selection and estimation for group lasso", Bayesian
-    Analysis 10, is a group spike-and-slab of its own kind; this one is the group extension of any
-    prior here.
+    It extends any prior of this package to groups; for another group spike-and-slab see Xu, Ghosh
+    (2015), "Bayesian variable selection and estimation for group lasso", Bayesian Analysis 10.
 
     :param SpikeAndSlab base_dist: the prior of single weights.
-    :param int dims: how many dimensions a group has, at least 1.
-    :raises ValueError: if there are fewer dimensions, or a delta differs within a group.
+    :param int dims: the number of dimensions of a group, at least 1.
+    :raises TypeError: if ``base_dist`` is no spike-and-slab distribution.
+    :raises ValueError: if it has fewer dimensions, or a delta differs within a group.
     """
 
     arg_constraints: dict[str, Any] = {}
@@ -96,12 +96,12 @@ class Group(TorchDistribution):
         return values.flatten(-self.dims).sum(-1)
 
     def _log_densities(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Of every group in units of sigma: spike and slab."""
+        """Return the log densities of spike and slab of every group, in units of sigma."""
         spike, slab = self.base_dist.log_densities(value)
         return self._sum(spike), self._sum(slab)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The logarithm of the density of every group, ``gamma`` summed out."""
+        """Return the log density of every group, ``gamma`` summed out."""
         spike, slab = self._log_densities(value)
         sigma = log(self.base_dist.sigma)
         assert isinstance(sigma, Tensor)
@@ -109,7 +109,7 @@ class Group(TorchDistribution):
 
     def inclusion(self, value: Tensor) -> Tensor:
         """
-        Equation (4) for a group: the probability of ``gamma = 1``, the slab, given its values.
+        Return the probability of ``gamma = 1``, the slab, given a group's values: equation (4).
 
         :param Tensor value: weights, of shape ``(..., *event_shape)``.
         """
@@ -130,7 +130,7 @@ class Group(TorchDistribution):
 
 
 def group_size(fn: Any) -> int:
-    """How many weights share a gamma in a distribution, ``to_event`` or not: 1 without groups."""
+    """Return the number of weights that share a gamma in a distribution: 1 without groups."""
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return fn.event_shape.numel() if isinstance(fn, Group) else 1

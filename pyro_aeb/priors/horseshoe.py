@@ -2,18 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
 r"""
-The horseshoe by its hierarchy of inverse gammas, whose latents are learned by closed forms.
+The horseshoe prior [1] as a hierarchy of inverse gammas [2].
 
-Its density has no closed form, and so no equation (4) or (5) of its own. Makalic and Schmidt write
-it as a hierarchy, every level of which is conjugate to the one below::
+Its density has no closed form, hence no equation (4) or (5). Every level of the hierarchy is
+conjugate to the one below::
 
     beta_j ~ Normal(0, variance = lambda_j^2 tau^2)
     lambda_j^2 ~ InverseGamma(1/2, 1/nu_j),  nu_j ~ InverseGamma(1/2, 1)
     tau^2 ~ InverseGamma(1/2, 1/xi),         xi ~ InverseGamma(1/2, 1 / scale^2)
 
-The weights are sampled, and :class:`~pyro_aeb.latents.closed_form.ClosedForm` moves each of the
-others to the mode of its law given the rest. There is no code for that here: the functions below
-only name the sites.
+The weights are sampled, and :class:`~pyro_aeb.latents.closed_form.ClosedForm` moves each other site
+to the mode of its distribution given the rest.
 
 **References**
 
@@ -39,8 +38,8 @@ LOCAL, LOCAL_RATE, GLOBAL, GLOBAL_RATE = "lambda2", "nu", "tau2", "xi"
 
 def horseshoe(name: str, shape: Sequence[int], scale: float | Tensor = 1.0) -> Tensor:
     """
-    Samples weights with a horseshoe prior, and the sites above them, ``<name>.lambda2``,
-    ``<name>.nu`` (both of the weights' shape), ``<name>.tau2`` and ``<name>.xi``::
+    Sample weights with a horseshoe prior, and the sites of its hierarchy: ``<name>.lambda2`` and
+    ``<name>.nu``, of the weights' shape, ``<name>.tau2`` and ``<name>.xi``, of the scale's::
 
         def model(x, y):
             beta = priors.horseshoe("beta", [x.shape[1]])
@@ -50,9 +49,10 @@ def horseshoe(name: str, shape: Sequence[int], scale: float | Tensor = 1.0) -> T
             Polynomial(10.0, 1000.0, 0.7), latents=priors.horseshoe_latents("beta")
         )
 
-    :param str name: of the site of the weights.
-    :param shape: of the weights.
-    :param scale: of the half-Cauchy prior of tau; its dtype and device are those of all sites.
+    :param str name: the site of the weights.
+    :param shape: the weights' shape.
+    :param scale: the scale of tau's half-Cauchy prior; its dtype and device are those of all sites.
+    :returns: the weights.
     """
     like = torch.as_tensor(scale)
     half, one = 0.5 * torch.ones_like(like), torch.ones_like(like)
@@ -70,10 +70,10 @@ def horseshoe(name: str, shape: Sequence[int], scale: float | Tensor = 1.0) -> T
 
 def horseshoe_latents(name: str) -> dict[str, ClosedForm]:
     """
-    The updates of the sites above weights that :func:`horseshoe` samples, for ``latents=`` of
+    Return the updates of the sites of a :func:`horseshoe` hierarchy, for ``latents=`` of
     :class:`~pyro_aeb.adaptation.options.StochasticApproximation`.
 
-    :param str name: of the site of the weights.
+    :param str name: the site of the weights.
     """
     above = (GLOBAL_RATE, GLOBAL, LOCAL_RATE, LOCAL)
     return {f"{name}.{latent}": ClosedForm() for latent in above}

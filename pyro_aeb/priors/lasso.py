@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A narrow and a wide Laplace component."""
+"""The spike-and-slab lasso."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_aeb.priors.two_scales import TwoScales
 
 class SpikeAndSlabLasso(TwoScales):
     """
-    Two Laplace components, the spike-and-slab lasso::
+    The spike-and-slab lasso, a mixture of two Laplace distributions::
 
         gamma         ~ Bernoulli(delta)
         value | gamma ~ Laplace(0, scale = sigma * v0)           if gamma = 0
@@ -23,9 +23,8 @@ class SpikeAndSlabLasso(TwoScales):
     :param v0: scale of the spike, in units of ``sigma``; positive.
     :param v1: scale of the slab, in units of ``sigma``; positive.
     :param delta: probability of the slab, in [0, 1].
-    :param sigma: scale that both components share; positive.
-
-    Each is a number or a floating point tensor, and they broadcast to the ``batch_shape``.
+    :param sigma: scale that both components share; positive. All parameters are numbers or floating
+        point tensors, which broadcast to the ``batch_shape``.
     """
 
     advice = {

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A narrow and a wide Gaussian component."""
+"""A mixture of a narrow and a wide Gaussian."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_aeb.priors.two_scales import TwoScales
 
 class SpikeAndSlabNormal(TwoScales):
     """
-    Two Gaussian components, the prior of stochastic search variable selection and of EMVS::
+    A mixture of two Gaussians, the prior of stochastic search variable selection and of EMVS::
 
         gamma         ~ Bernoulli(delta)
         value | gamma ~ Normal(0, variance = sigma**2 * v0)      if gamma = 0
@@ -23,9 +23,8 @@ class SpikeAndSlabNormal(TwoScales):
     :param v0: variance of the spike, in units of ``sigma ** 2``; positive.
     :param v1: variance of the slab, in units of ``sigma ** 2``; positive.
     :param delta: probability of the slab, in [0, 1].
-    :param sigma: scale that both components share; positive.
-
-    Each is a number or a floating point tensor, and they broadcast to the ``batch_shape``.
+    :param sigma: scale that both components share; positive. All parameters are numbers or floating
+        point tensors, which broadcast to the ``batch_shape``.
     """
 
     advice = {

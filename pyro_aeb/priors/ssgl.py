@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The prior of the paper: a Laplace and a Gaussian component."""
+"""The spike-and-slab Gaussian-Laplace prior of the paper."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from pyro_aeb.priors.two_scales import TwoScales
 
 class SSGL(TwoScales):
     """
-    Spike-and-slab Gaussian-Laplace distribution: equation (1) with ``gamma`` summed out::
+    The spike-and-slab Gaussian-Laplace distribution, equation (1), with ``gamma`` summed out::
 
         gamma         ~ Bernoulli(delta)
         value | gamma ~ Laplace(0, scale = sigma * v0)           if gamma = 0
                         Normal(0, variance = sigma**2 * v1)      if gamma = 1
 
-    Which component is the narrow *spike* depends on ``v0`` and ``v1``. What it has in common with
-    other priors is in :class:`~pyro_aeb.priors.base.SpikeAndSlab`. Deng, Zhang, Liang, Lin (2019),
-    "An adaptive empirical Bayesian method for sparse deep learning", NeurIPS, arXiv 1910.10791.
+    Which component is the narrow *spike* depends on ``v0`` and ``v1``. See
+    :class:`~pyro_aeb.priors.base.SpikeAndSlab` for its methods. Deng, Zhang, Liang, Lin (2019), "An
+    adaptive empirical Bayesian method for sparse deep learning", NeurIPS, arXiv 1910.10791.
 
     :param v0: scale of the Laplace component, in units of ``sigma``; positive.
     :param v1: variance of the Gaussian component, in units of ``sigma ** 2``; positive.
     :param delta: probability of the Gaussian component, in [0, 1].
-    :param sigma: scale that both components share; positive.
-
-    Each is a number or a floating point tensor, and they broadcast to the ``batch_shape``.
+    :param sigma: scale that both components share; positive. All parameters are numbers or floating
+        point tensors, which broadcast to the ``batch_shape``.
     """
 
     advice = {

@@ -13,25 +13,24 @@ from pyro_aeb.priors.components import Laplace, Number, Student
 
 class SpikeAndSlabStudent(SpikeAndSlab):
     r"""
-    A Laplace spike and a slab of Student's t, which shrinks large values ever less::
+    A mixture of a Laplace spike and a Student's t slab, which shrinks large weights less::
 
         gamma         ~ Bernoulli(delta)
         value | gamma ~ Laplace(0, scale = sigma * v0)                  if gamma = 0
                         StudentT(df, 0, scale = sigma * sqrt(v1))       if gamma = 1
 
-    ``df = 1`` is a Cauchy slab; with a large ``df`` it is :class:`~pyro_aeb.priors.ssgl.SSGL`. The
-    slab's penalty :math:`(n+1) / (n v_1 + u^2)` falls as the weight grows; sigma's update (6) takes
-    it at the last sigma, the EM step of a scale mixture of Gaussians, whose fixed point is the
-    maximiser. Heavy slabs against a spike: Johnstone, Silverman (2004), "Needles and straw in
-    haystacks", Annals of Statistics 32.
+    ``df = 1`` is a Cauchy slab; a large ``df`` approaches :class:`~pyro_aeb.priors.ssgl.SSGL`. The
+    slab's penalty :math:`(n+1) / (n v_1 + u^2)` falls as the weight grows. Sigma's update (6)
+    evaluates it at the previous sigma, the EM step of a scale mixture of Gaussians, whose fixed
+    point is the maximiser. On slabs with heavy tails see Johnstone, Silverman (2004), "Needles and
+    straw in haystacks", Annals of Statistics 32.
 
     :param v0: scale of the spike, in units of ``sigma``; positive.
     :param v1: squared scale of the slab, in units of ``sigma ** 2``; positive.
     :param df: the slab's degrees of freedom n; positive.
     :param delta: probability of the slab, in [0, 1].
-    :param sigma: scale that both components share; positive.
-
-    Each is a number or a floating point tensor, and they broadcast to the ``batch_shape``.
+    :param sigma: scale that both components share; positive. All parameters are numbers or floating
+        point tensors, which broadcast to the ``batch_shape``.
     """
 
     arg_constraints = {

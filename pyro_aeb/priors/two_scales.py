@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What a spike-and-slab distribution has more where both components have distribution functions in
-closed form: its own, quantiles, entropy and reparameterised samples.
+Spike-and-slab distributions with a cdf, quantiles, entropy and reparameterised samples.
 """
 
 from __future__ import annotations
@@ -27,10 +26,11 @@ Components = Callable[..., tuple[Quantiles, Quantiles]]
 
 class TwoScales(SpikeAndSlab):
     """
-    A spike-and-slab distribution of two components with quantiles, of one parameter each.
+    A spike-and-slab distribution of two components with one parameter each, whose distribution
+    functions have a closed form.
 
-    :param v0: that of the spike, positive.
-    :param v1: that of the slab, positive.
+    :param v0: the parameter of the spike, positive.
+    :param v1: the parameter of the slab, positive.
     :param delta: probability of the slab, in [0, 1].
     :param sigma: scale that both components share; positive.
     """
@@ -60,9 +60,9 @@ class TwoScales(SpikeAndSlab):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """
-        A sample with derivatives in all four parameters by implicit reparameterisation (Figurnov,
-        Mohamed, Mnih 2018, https://arxiv.org/abs/1805.08498), as the component is a discrete
-        choice.
+        Sample with derivatives with respect to all four parameters, by implicit reparameterisation
+        (Figurnov, Mohamed, Mnih 2018, https://arxiv.org/abs/1805.08498): the choice of a component
+        is discrete.
         """
         value = self.sample(sample_shape)
         parameters = (self.v0, self.v1, self.delta, self.sigma)
@@ -72,8 +72,8 @@ class TwoScales(SpikeAndSlab):
         return track_provenance(value, get_provenance(arguments))
 
     def cdf(self, value: Tensor) -> Tensor:
-        """The cumulative distribution function, to full relative precision in the lower tail."""
-        return self._cdf(self.checked(value))
+        """Return the cumulative distribution function, precise in the lower tail."""
+        return self._cdf(self.prepare(value))
 
     def _cdf(self, value: Tensor) -> Tensor:
         delta, sigma = self.given["delta"], self.given["sigma"]
@@ -84,12 +84,12 @@ class TwoScales(SpikeAndSlab):
     @torch.no_grad()
     def icdf(self, value: Tensor) -> Tensor:
         """
-        The quantile function, by bisection until floating point numbers run out: there is no
-        closed form. It has no derivative.
+        Return quantiles, by bisection to the last floating point number: there is no closed form.
+        They have no derivative.
 
         :param Tensor value: probabilities that broadcast with ``batch_shape``.
         """
-        # The lower tail holds the precision, and the distribution is symmetric.
+        # The cdf is precise in the lower tail, and the distribution is symmetric.
         tail = torch.minimum(value, 1 - value)
         spike, slab = self.components(self.v0, self.v1)
         # The mixture's quantile lies between those of the components.
@@ -104,15 +104,15 @@ class TwoScales(SpikeAndSlab):
 
     def entropy(self) -> Tensor:
         """
-        The differential entropy in nats, by quadrature: there is no closed form.
+        Return the differential entropy in nats, by quadrature: there is no closed form.
 
-        The absolute error is below 1e-9 in float64, and rounding error, about 1e-5, in float32,
-        wherever the two scales are within a factor of 10 ** 6 of one another.
+        For scales within a factor of 10 ** 6 of one another, the absolute error is below 1e-9 in
+        float64, and about 1e-5 in float32, by rounding.
         """
         v0, v1, delta, sigma = map(self.tensor, self.given)
         with torch.no_grad():
             # The trapezoidal rule in t, where u = abs(value) / sigma is narrow * exp(t - exp(-t)):
-            # equal steps of log(u) resolve both scales, and exp(-t) ends the sum on the left.
+            # equal steps of log(u) resolve both scales, and exp(-t) cuts the sum off on the left.
             scales = [torch.as_tensor(part.scale) for part in self.components(v0, v1)]
             narrow, wide = torch.minimum(*scales), torch.maximum(*scales)
             start, end = -4.0, (40 * wide / narrow).log()
@@ -129,11 +129,9 @@ class TwoScales(SpikeAndSlab):
 
 class _Implicit(torch.autograd.Function):
     """
-    A sample as a function of the parameters, which it shares its shape with. With ``F`` the cdf
-    and ``p`` the density, ``dx = -dF(x) / p(x)``, and the terms of ``dF`` are those of a change of
-    scale in either component, and the components' difference for ``delta``.
-
-    The derivative is itself made of differentiable operations.
+    A sample as a differentiable function of the parameters, all of one shape. With the cdf ``F``
+    and the density ``p``, ``dx = -dF(x) / p(x)``; the terms of ``dF`` are a change of scale in
+    either component, and the components' difference for ``delta``. Higher derivatives exist.
     """
 
     @staticmethod
@@ -150,13 +148,13 @@ class _Implicit(torch.autograd.Function):
         value, v0, v1, delta, sigma = ctx.saved_tensors
         spike, slab = ctx.components(v0, v1)
         u = value.abs() / sigma
-        # The components' densities over the mixture's, without 0 / 0 in the tails.
+        # The components' densities divided by the mixture's, without 0 / 0 in the tails.
         limit = 0.9 * math.log(torch.finfo(value.dtype).max)
         even = torch.zeros_like(delta)
         ratio = inclusion_logit(u.clamp(max=1e15), even, spike, slab).clamp(-limit, limit)
         first = 1 / (1 - delta + delta * ratio.exp())
         second = 1 / (delta + (1 - delta) * (-ratio).exp())
-        # The upper tails of the components at u, over the density of the mixture.
+        # The components' upper tails at u, divided by the mixture's density.
         tails = sigma * (slab.mills(u) * second - spike.mills(u) * first)
         return (
             None,
