@@ -7,10 +7,8 @@ from typing import Any
 
 import pyro.infer
 
+from pyro_aeb.kernel.aeb_kernel import AEBKernel as AEBKernel
+
 
 def __getattr__(name: str) -> Any:
-    if name == "AEBKernel":
-        from pyro_aeb.kernel.aeb_kernel import AEBKernel
-
-        return AEBKernel
     return getattr(pyro.infer, name)

@@ -70,8 +70,7 @@ def inspect_model(
     tracked = trace_provenance(model, args, kwargs)
     linked = find_links(latent, tracked, sparse, {} if links is None else links)
     likelihoods = check_links(sites, sparse, linked, trace)
-    hyperparameters = _Hyperparameters(latent, linked, likelihoods)
-    sparse_blocks = tuple(hyperparameters.sparse_block(latent[n]) for n in sparse)
+    sparse_blocks, sigmas, deltas = _sparse_blocks(latent, sparse, linked, likelihoods)
     learned = find_learned_sites(latent, latents or {}, {*sparse, *linked.values()})
     check_forms(sites, learned, trace)
     taken = {*sparse, *linked.values(), *(site.name for site in learned)}
@@ -87,8 +86,8 @@ def inspect_model(
         sparse=sparse_blocks,
         normal=tuple(_normal_block(rest[n]) for n in normal),
         general=tuple(_general_block(s) for n, s in rest.items() if n not in normal),
-        sigmas=tuple(hyperparameters.sigmas),
-        deltas=tuple(hyperparameters.deltas),
+        sigmas=sigmas,
+        deltas=deltas,
         observed=tuple(n for n, s in observed.items() if not isinstance(s["fn"], dist.Unit)),
         plates={n: plates[n] for n, s in subsamples.items() if not _has_own_indices(s)},
         dims={n: _dims(s) for n, s in sites.items()},
@@ -192,62 +191,51 @@ def _check_latent(latent: Mapping[str, Site]) -> None:
             )
 
 
-class _Hyperparameters:
-    """The distinct sigmas and deltas of the sparse sites, collected block by block."""
-
-    def __init__(
-        self,
-        latent: Mapping[str, Site],
-        links: Mapping[tuple[str, str], str],
-        likelihoods: Mapping[str, frozenset[str]],
-    ) -> None:
-        self.sigmas: list[Sigma] = []
-        self.deltas: list[Delta] = []
-        self._latent = latent
-        self._links = links
-        self._likelihoods = likelihoods
-
-    def sparse_block(self, site: Site) -> SparseBlock:
-        name = site["name"]
-        sigma, delta = self._sigma(site), self._delta(site)
-        if sigma not in self.sigmas:
-            self.sigmas.append(sigma)
-        if delta not in self.deltas:
-            self.deltas.append(delta)
-        shape = site["value"].shape
-        fn = unwrap(site["fn"])
-        return SparseBlock(
+def _sparse_blocks(
+    latent: Mapping[str, Site],
+    sparse: list[str],
+    links: Mapping[tuple[str, str], str],
+    likelihoods: Mapping[str, frozenset[str]],
+) -> tuple[tuple[SparseBlock, ...], tuple[Sigma, ...], tuple[Delta, ...]]:
+    """Return the blocks of the sparse sites, and their distinct sigmas and deltas."""
+    blocks, sigmas, deltas = [], dict[Sigma, int](), dict[Delta, int]()
+    for name in sparse:
+        site = latent[name]
+        sigma = _sigma(site, links.get((name, "sigma")), latent, likelihoods)
+        delta = _delta(site, links.get((name, "delta")), latent)
+        fn, shape = unwrap(site["fn"]), site["value"].shape
+        block = SparseBlock(
             name,
             shape,
             prior=type(fn),
             parameters={n: _number_or_tensor(v, shape) for n, v in fn.shape_parameters.items()},
-            sigma=self.sigmas.index(sigma),
-            delta=self.deltas.index(delta),
+            sigma=sigmas.setdefault(sigma, len(sigmas)),
+            delta=deltas.setdefault(delta, len(deltas)),
             group=group_size(site["fn"]),
         )
+        blocks.append(block)
+    return tuple(blocks), tuple(sigmas), tuple(deltas)
 
-    def _sigma(self, site: Site) -> Sigma:
-        link = self._links.get((site["name"], "sigma"))
-        if link is None:
-            return Sigma(None, fixed=_fixed(site, "sigma"))
-        prior = unwrap(self._latent[link]["fn"])
-        shape, rate = (float(x) for x in (prior.concentration, prior.rate))
-        # sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2)
-        return Sigma(
-            link,
-            nu=2.0 * shape,
-            nu_lambda=2.0 * rate,
-            likelihoods=self._likelihoods[link],
-            shape=self._latent[link]["value"].shape,
-        )
 
-    def _delta(self, site: Site) -> Delta:
-        link = self._links.get((site["name"], "delta"))
-        if link is None:
-            return Delta(None, fixed=_fixed(site, "delta"))
-        prior = unwrap(self._latent[link]["fn"])
-        a, b = (float(x) for x in (prior.concentration1, prior.concentration0))
-        return Delta(link, a=a, b=b, shape=self._latent[link]["value"].shape)
+def _sigma(
+    site: Site,
+    link: str | None,
+    latent: Mapping[str, Site],
+    likelihoods: Mapping[str, frozenset[str]],
+) -> Sigma:
+    if link is None:
+        return Sigma(None, fixed=_fixed(site, "sigma"))
+    prior, shape = unwrap(latent[link]["fn"]), latent[link]["value"].shape
+    # sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2)
+    nu, nu_lambda = (2.0 * float(x) for x in (prior.concentration, prior.rate))
+    return Sigma(link, None, nu, nu_lambda, likelihoods[link], shape)
+
+
+def _delta(site: Site, link: str | None, latent: Mapping[str, Site]) -> Delta:
+    if link is None:
+        return Delta(None, fixed=_fixed(site, "delta"))
+    prior, shape = unwrap(latent[link]["fn"]), latent[link]["value"].shape
+    return Delta(link, None, float(prior.concentration1), float(prior.concentration0), shape)
 
 
 def _number_or_tensor(value: Any, shape: torch.Size) -> float | Tensor:

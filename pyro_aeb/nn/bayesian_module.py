@@ -243,9 +243,8 @@ class BayesianModule(nn.Module):
                     layers[layer] = self._sample_ssgl(layer, sigma, kind)
                 prior = layers[layer].expand(weight.shape)
                 if self._priors.by_unit:
-                    prior = Group(prior, len(weight.shape) - 1).to_event(1)
-                else:
-                    prior = prior.to_event(len(weight.shape))
+                    prior = Group(prior, len(weight.shape) - 1)
+                prior = prior.to_event(len(prior.batch_shape))
             else:
                 prior = normal(self._priors.dense_scale, weight.shape, *kind)
             infer: Any = {"init_value": start}

@@ -19,7 +19,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_aeb.validation import number, positive
+from pyro_aeb.validation import number
 
 Kind = tuple[torch.dtype, torch.device]
 
@@ -57,49 +57,40 @@ class Priors:
 
 
 def delta_prior(delta: Any) -> float | tuple[float, float]:
-    """
-    Return the fixed delta, or the (a, b) of its Beta prior.
-
-    :raises TypeError: if it is neither.
-    :raises ValueError: if the number is outside [0, 1], or the prior not of one number.
-    """
-    if isinstance(delta, dist.Beta):
-        return _scalars("delta", delta.concentration1, delta.concentration0)
-    if not isinstance(delta, Real):
-        raise TypeError(
-            f"delta is {delta!r}, expected a pyro.distributions.Beta, the prior of every layer's "
-            "delta, or a number in [0, 1], which fixes them"
-        )
+    """Return the fixed delta, or the (a, b) of its Beta prior; see :func:`_read_prior`."""
     advice = "it is the probability of the Gaussian component; of a logit, pass its sigmoid"
-    return number("delta", delta, "[0, 1]", advice)
+    parameters = ("concentration1", "concentration0")
+    return _read_prior("delta", delta, dist.Beta, parameters, "[0, 1]", advice)
 
 
 def sigma2_prior(sigma2: Any) -> float | tuple[float, float]:
+    """Return the fixed sigma squared, or the (concentration, rate) of its InverseGamma prior."""
+    return _read_prior("sigma2", sigma2, dist.InverseGamma, ("concentration", "rate"), "(0, inf)")
+
+
+def _read_prior(
+    name: str, value: Any, family: Any, parameters: tuple[str, str], within: str, advice: str = ""
+) -> float | tuple[float, float]:
     """
-    Return the fixed sigma squared, or the (concentration, rate) of its InverseGamma prior.
+    Return a number, or the parameters of a prior.
 
-    :raises TypeError: if it is neither.
-    :raises ValueError: if the number is not positive, or the prior not of one number.
+    :raises TypeError: if the value is neither.
+    :raises ValueError: if the number is out of range, or the prior not of one number.
     """
-    if isinstance(sigma2, dist.InverseGamma):
-        return _scalars("sigma2", sigma2.concentration, sigma2.rate)
-    if not isinstance(sigma2, Real):
-        raise TypeError(
-            f"sigma2 is {sigma2!r}, expected a pyro.distributions.InverseGamma or a number > 0, "
-            "which fixes sigma squared"
-        )
-    return positive("sigma2", sigma2)
-
-
-def _scalars(name: str, *parameters: Tensor) -> tuple[float, float]:
-    for parameter in parameters:
-        if parameter.numel() != 1:
+    if isinstance(value, family):
+        if value.batch_shape.numel() != 1:
             raise ValueError(
-                f"{name} has a prior of shape {tuple(parameter.shape)}, expected one of a single "
+                f"{name} has a prior of shape {tuple(value.batch_shape)}, expected one of a single "
                 "number; every sparse layer has the same prior"
             )
-    first, second = map(float, parameters)
-    return first, second
+        first, second = (float(getattr(value, parameter)) for parameter in parameters)
+        return first, second
+    if not isinstance(value, Real):
+        raise TypeError(
+            f"{name} is {value!r}, expected a pyro.distributions.{family.__name__}, the prior in "
+            f"every sparse layer, or a number in {within}, which fixes {name}"
+        )
+    return number(name, value, within, advice)
 
 
 @lru_cache(maxsize=1024)
