@@ -178,9 +178,9 @@ def check_value(name: str, value: Any, shape: torch.Size) -> Tensor:
     """
     if isinstance(value, Tensor) and value.shape == shape:
         return value.detach()
-    found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    result = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
     raise ModelError(
-        f"the update of latent {name!r} returned {found}, expected a tensor of shape "
+        f"the update of latent {name!r} returned {result}, expected a tensor of shape "
         f"{tuple(shape)}, that of the site's value"
     )
 

@@ -54,10 +54,10 @@ def check_observed(observed: Mapping[str, Site], plates: Mapping[str, tuple[int,
                 )
         scale = torch.as_tensor(site["scale"])
         if bool(((scale / expected - 1.0).abs() > 1e-6).any()):
-            found = f"{scale.item():g}" if scale.numel() == 1 else "numbers of its own"
+            factor = f"{scale.item():g}" if scale.numel() == 1 else "different numbers"
             raise ModelError(
-                f"observed site {name!r} is scaled by {found}, expected N/n = {expected:g} from "
-                "its plates; take poutine.scale off the model (tempering is AEBKernel's "
+                f"observed site {name!r} is scaled by {factor}, expected N/n = {expected:g} from "
+                "its plates; remove poutine.scale from the model (tempering is AEBKernel's "
                 "inverse_temperature)"
             )
         _check_value(name, site)
@@ -111,7 +111,7 @@ def check_loader_plates(
 
 def _count_of_data(sizes: frozenset[int]) -> str:
     if not sizes:
-        return "more data than one batch (how many, it cannot tell)"
+        return "more data than one batch (their number is unknown)"
     return f"{' or '.join(map(str, sorted(sizes)))} {'datum' if sizes == {1} else 'data'}"
 
 
@@ -149,7 +149,7 @@ def _check_value(name: str, site: Site) -> None:
 def _check_support(name: str, site: Site) -> None:
     """Check that an observed value is in its distribution's support."""
     fn, value = site["fn"], site["value"]
-    if site["mask"] is not None:  # what is masked may be anything
+    if site["mask"] is not None:  # masked values may be outside
         return
     try:
         inside = fn.support.check(value)

@@ -135,8 +135,8 @@ def _explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
         if not str(error).startswith("Shape mismatch inside plate"):
             raise
         raise ModelError(
-            f"{error}: what the model gives is of another size than the plate, expected one datum "
-            "for each of the plate's indices; index the data with them, "
+            f"{error}: the value's size is not the plate's, expected one datum for each of the "
+            "plate's indices; index the data with them, "
             "`with pyro.plate(..., subsample_size=n) as i: ... x[i] ... obs=y[i]`"
         ) from error
     except RuntimeError as error:
@@ -150,9 +150,9 @@ def _explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
         }
         if not unusual:
             raise
-        found = ", ".join(f"{n!r} is {v.dtype} on {v.device}" for n, v in unusual.items())
+        kinds = ", ".join(f"{n!r} is {v.dtype} on {v.device}" for n, v in unusual.items())
         raise ModelError(
-            f"the model fails on its data: {found}, where priors of plain numbers are "
+            f"the model fails on its data: {kinds}, where priors of plain numbers are "
             f"{default.dtype} on {default.device}; convert the data, or use "
             "torch.set_default_dtype and torch.set_default_device, or give priors of the data's "
             f"kind. The failure was: {error}"
@@ -187,7 +187,7 @@ def _check_latent(latent: Mapping[str, Site]) -> None:
         if is_sparse(site) and (site["mask"] is not None or site["scale"] != 1.0):
             raise ModelError(
                 f"{describe(site)} is under poutine.scale or poutine.mask, which its closed-form "
-                "updates do not know; put the handler around the observed sites only"
+                "updates do not support; put the handler around the observed sites only"
             )
 
 
@@ -309,16 +309,16 @@ def _common_kind(
     if not kinds:
         raise ModelError("the model has no continuous latent site to sample; see pyro.sample")
     if len(kinds) > 1:
-        found = ", ".join(f"{n!r}: {v.dtype} on {v.device}" for n, v in values.items())
+        sites = ", ".join(f"{n!r}: {v.dtype} on {v.device}" for n, v in values.items())
         raise ModelError(
-            f"the latent sites have different dtypes or devices ({found}), expected the same for "
+            f"the latent sites have different dtypes or devices ({sites}), expected the same for "
             "all; give the priors' parameters as tensors of one dtype on one device"
         )
     dtype, device = kinds.pop()
     if dtype not in (torch.float32, torch.float64):
         raise ModelError(
             f"the latent sites are {dtype}, expected float32 or float64: steps are smaller than "
-            "what half precision rounds; give the priors float32 parameters, and use "
+            "half precision resolves; give the priors float32 parameters, and use "
             "torch.autocast inside the model where products may be in half precision"
         )
     for name, site in observed.items():

@@ -127,8 +127,8 @@ def _check_prior(
 def _hyperprior_error(sparse: str, parameter: str, site: str, origin: str) -> ModelError:
     return ModelError(
         f"{sparse}: {parameter} comes from site {site!r}, whose own prior depends on {origin}, "
-        "expected fixed numbers: the closed-form update knows one level; use adaptation=None, "
-        "which samples all"
+        "expected fixed numbers: the closed-form update covers one level; use adaptation=None, "
+        "which samples all sites"
     )
 
 

@@ -130,9 +130,9 @@ def check_gradients(
         for name in (n for n in names if n in perturbed):
             if not has_same_density(sites[name], perturbed[name]):
                 raise ModelError(
-                    f"the distribution of site {name!r} follows one of the sites {sorted(hidden)} "
-                    "in a way that no gradient sees, as after float(x), x.item() or x.detach(); "
-                    "pass the tensor itself"
+                    f"the distribution of site {name!r} depends on one of the sites "
+                    f"{sorted(hidden)} without a gradient, as after float(x), x.item() or "
+                    "x.detach(); pass the tensor itself"
                 )
 
 

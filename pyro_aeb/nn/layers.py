@@ -89,10 +89,10 @@ def check_module(module: object) -> None:
         _check_parameter(name, parameter)
     kinds = {(p.dtype, p.device): name for name, p in free.items()}
     if len(kinds) > 1:
-        found = ", ".join(f"{name!r} is {dtype} on {d}" for (dtype, d), name in kinds.items())
+        examples = ", ".join(f"{name!r} is {dtype} on {d}" for (dtype, d), name in kinds.items())
         raise ModelError(
-            f"the parameters are not of one kind ({found}), expected one dtype on one device; call "
-            "module.to(...)"
+            f"the parameters are not of one kind ({examples}), expected one dtype on one device; "
+            "call module.to(...)"
         )
     _check_layer_types(module)
 

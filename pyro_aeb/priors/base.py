@@ -92,10 +92,10 @@ class SpikeAndSlab(TorchDistribution):
             elif isinstance(value, int):
                 self.given[name] = _to_float(value)
             elif not isinstance(value, float):
-                found = getattr(value, "dtype", type(value).__name__)
+                kind = getattr(value, "dtype", type(value).__name__)
                 raise TypeError(
                     f"{type(self).__name__} expects {name} to be a number or a floating point "
-                    f"tensor, but found {found}; convert it with float() or "
+                    f"tensor, but found {kind}; convert it with float() or "
                     "torch.as_tensor(..., dtype=torch.float)"
                 )
         batch_shape = shapes.pop() if len(shapes) == 1 else self._common_shape(shapes)
@@ -110,11 +110,11 @@ class SpikeAndSlab(TorchDistribution):
         axes = zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1)
         sizes = [{*axis} - {1} for axis in axes]
         if any(len(size) > 1 for size in sizes):
-            found = {n: tuple(p.shape) for n, p in self.given.items() if isinstance(p, Tensor)}
+            by_name = {n: tuple(p.shape) for n, p in self.given.items() if isinstance(p, Tensor)}
             *names, last = self.given
             raise ValueError(
                 f"{type(self).__name__} expects {', '.join(names)} and {last} to broadcast, but "
-                f"found shapes {found}; sizes of an axis must be equal, or 1"
+                f"found shapes {by_name}; sizes of an axis must be equal, or 1"
             )
         return torch.Size(size.pop() if size else 1 for size in reversed(sizes))
 

@@ -100,7 +100,7 @@ def test_a_batch_that_no_plate_scales():
 
 def test_a_loader_of_unknown_size_needs_a_plate_all_the_same():
     loader = DataLoader(BATCHES, batch_size=None)
-    many = "has more data than one batch (how many, it cannot tell), so"
+    many = "has more data than one batch (their number is unknown), so"
     with raises_with(
         "'y' is inside no plate", many, "N/n", "N, subsample=x", "and N the number of data"
     ):
