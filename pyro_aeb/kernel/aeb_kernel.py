@@ -290,13 +290,13 @@ class AEBKernel(KernelOptions, MCMCKernel):
     def diagnostics(self) -> dict[str, Any]:
         """
         Return the records beside the draws: ``sample_stats``, the learned latents as
-        ``adaptation``, and :meth:`facts`.
+        ``adaptation``, and :meth:`metadata`.
         """
         recorder = self.chain.recording.recorder
         recorded = {group: recorder.read(group) for group in ("sample_stats", "adaptation")}
-        return {**self.facts(), **recorded}
+        return {**self.metadata(), **recorded}
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return the names, settings, data and moments that :func:`~pyro_aeb.to_arviz` needs."""
         chain = self.chain
         structure, moments = chain.structure, chain.recording.moments

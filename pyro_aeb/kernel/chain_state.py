@@ -21,7 +21,7 @@ from pyro_aeb.data.arguments import move_to_device
 from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.model.side_effects import global_random_state
-from pyro_aeb.storage.checkpoint import reading
+from pyro_aeb.storage.checkpoint import check_contents
 
 
 def state_of(chain: Chain) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def load(chain: Chain, state: Mapping[str, Any]) -> None:
     :raises ModelError: if the state is not one of such a chain.
     :raises CheckpointError: if it is no state at all.
     """
-    with reading("the saved chain"):
+    with check_contents("the saved chain"):
         _check(chain, state)
         _load(chain, state)
 

@@ -34,7 +34,7 @@ from pyro_aeb.mcmc.results import RunResults
 from pyro_aeb.mcmc.run_record import RunRecord, RunRecorder, RunSink
 from pyro_aeb.model.side_effects import preserve_random_state, set_global_random_state
 from pyro_aeb.posterior.data_parallel import ranks_of_data
-from pyro_aeb.storage.checkpoint import Checkpoint, reading
+from pyro_aeb.storage.checkpoint import Checkpoint, check_contents
 from pyro_aeb.validation import choice, count
 
 ChainMethod = Literal["sequential", "vectorized", "parallel", "distributed"]
@@ -227,12 +227,12 @@ class MCMC(RunResults):
         check_run_options(None, hook_fn, mp_context, {})
         checkpoint = Checkpoint(path)
         run = checkpoint.read_description(*_REQUIRED_KEYS)
-        with reading(str(checkpoint.path)):
+        with check_contents(str(checkpoint.path)):
             transformed = [str(name) for name in run.get("transforms", [])]
             begun_on = int(run.get("ranks", 0)) or None
         _check_transforms(transformed, transforms)
         kernel = restore_kernel(run["kernel"], model, options)
-        with reading(str(checkpoint.path)):
+        with check_contents(str(checkpoint.path)):
             mcmc = cls(
                 kernel,
                 run["num_samples"],
@@ -368,8 +368,8 @@ class MCMC(RunResults):
     def _run_in_processes(self, between: Callable[[], None]) -> None:
         """Run every chain in a process of its own."""
         assert self._arguments is not None
-        args, kwargs = self._arguments
         base = int(torch.randint(2**31, ()))
+        groups = [group for group in self._groups if group.draws < self._plan.draws]
         jobs = [
             Job(
                 kernel=self.kernel,
@@ -377,22 +377,19 @@ class MCMC(RunResults):
                 group=replace(group, saved=None, metadata={}),
                 state=group.saved_bytes(),
                 initial_params=self._initial_params_of(group),
-                args=args,
-                kwargs=kwargs,
+                arguments=self._arguments,
                 hook=self._hook,
                 every=self._every if self._record.checkpoint is not None else self._plan.draws,
                 random_seed=(base + group.first) % 2**32,
                 threads=max(torch.get_num_threads() // self.num_chains, 1),
                 disable_validation=self.disable_validation,
             )
-            for group in self._groups
-            if group.draws < self._plan.draws
+            for group in groups
         ]
-        receiver = Receiver(
-            self._record, self._groups, self._description, bool(self._disable_progbar)
-        )
+        options = self._description, bool(self._disable_progbar)
+        receivers = [Receiver(self._record, group, *options, group.first) for group in groups]
         try:
-            run_in_processes(jobs, self._context, receiver, between)
+            run_in_processes(jobs, receivers, self._context, between)
         except NonFiniteError as error:
             error.draws = self.get_samples() if any(self._counts()) else {}
             raise

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +25,7 @@ from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.chain_state import load, state_of
 from pyro_aeb.model.side_effects import global_random_state, set_global_random_state
 from pyro_aeb.posterior.data_parallel import check_agreement, ranks_of_data, values_of
-from pyro_aeb.storage.checkpoint import from_bytes, reading, to_bytes
+from pyro_aeb.storage.checkpoint import check_contents, from_bytes, to_bytes
 from pyro_aeb.storage.recorder import Recorder
 
 Hook = Callable[[AEBKernel, Mapping[str, Tensor], str, int], Any]
@@ -62,22 +63,22 @@ class Plan:
 
 
 class Sink(Protocol):
-    """Receives the draws and states of a running chain group; the draws also go to a recorder."""
+    """Receives what a running chain group makes, besides the draws that its recorder gets."""
 
-    def start(self, kernel: AEBKernel) -> None:
-        """Prepare for draws: the chains have started or resumed."""
+    def start(self, metadata: dict[str, Any]) -> None:
+        """Prepare for draws; the chain has started."""
         ...
 
-    def draw(self, kernel: AEBKernel) -> None:
-        """Note that a draw has been made and recorded."""
+    def draw(self, figures: Callable[[], Mapping[str, str]]) -> None:
+        """Count a draw, which has been recorded; ``figures`` are those of a progress bar."""
         ...
 
-    def save(self, kernel: AEBKernel) -> None:
-        """Save the state of the chains."""
+    def save(self, snapshot: Callable[[], bytes]) -> None:
+        """Save the state of the chain."""
         ...
 
     def close(self) -> None:
-        """End: nothing more will come."""
+        """End the run of the group."""
         ...
 
 
@@ -91,7 +92,7 @@ class ChainGroup:
     :param chain: once it has started in this process.
     :param saved: the state of a chain that has not, from a checkpoint or another process.
     :param buffers: those of the chain while another chain may change them in the modules.
-    :param metadata: of the chain, from :meth:`pyro_aeb.kernel.aeb_kernel.AEBKernel.facts`.
+    :param metadata: of the chain, from :meth:`pyro_aeb.kernel.aeb_kernel.AEBKernel.metadata`.
     :param int draws: made so far, warm-up included.
     :param int saved_draws: kept draws that the checkpoint holds.
     :param bool own_random: whether the global random state is restored with the chain's. It is not
@@ -169,23 +170,23 @@ class ChainGroup:
             the end, unless the chain diverged.
         """
         chain, ranks = kernel.chain, ranks_of_data(kernel.data_parallel)
-        alone, is_valid = ranks.world == 1, True
+        alone, is_valid, snapshot = ranks.world == 1, True, partial(self.snapshot, kernel)
         agree_to_stop(ranks, chain, int)
         with closing(sink):
-            sink.start(kernel)
+            sink.start(kernel.metadata())
             if chain.step == 0:
-                sink.save(kernel)
+                sink.save(snapshot)
             try:
                 while chain.draws < plan.draws:
                     steps = plan.step_of(chain.draws + 1) - chain.step
                     draw = kernel.advance(steps, between if alone else None)
                     self.draws = chain.draws
                     stop = agree_to_stop(ranks, chain, between)
-                    sink.draw(kernel)
+                    sink.draw(kernel.logging)
                     if hook is not None:
                         hook(kernel, draw, *self._stage(plan))
                     if chain.draws % every == 0:
-                        sink.save(kernel)
+                        sink.save(snapshot)
                     if stop:
                         raise KeyboardInterrupt
             except (NonFiniteError, RankError):
@@ -194,11 +195,11 @@ class ChainGroup:
             finally:
                 self._suspend(kernel)
                 if is_valid and not chain.torn:
-                    sink.save(kernel)
+                    sink.save(snapshot)
 
     def snapshot(self, kernel: AEBKernel) -> bytes:
         """Return the state of the kernel's chain, as the bytes of a file."""
-        metadata = {name: x for name, x in kernel.facts().items() if name != "observed_data"}
+        metadata = {name: x for name, x in kernel.metadata().items() if name != "observed_data"}
         return to_bytes({"chain": state_of(kernel.chain), "facts": metadata})
 
     def saved_bytes(self) -> bytes | None:
@@ -215,7 +216,7 @@ class ChainGroup:
         """
         content = from_bytes(state, name, "chain", "facts")
         observed = {n: data for n, data in self.metadata.items() if n == "observed_data"}
-        with reading(name):
+        with check_contents(name):
             saved = {**content["chain"], "step": int(content["chain"]["step"])}
             if "random" not in saved:
                 raise ValueError("no random state")
@@ -225,7 +226,7 @@ class ChainGroup:
     def _suspend(self, kernel: AEBKernel) -> None:
         """Keep the chain for a later run, and leave its buffers in the modules."""
         chain = kernel.chain
-        self.metadata = kernel.facts()
+        self.metadata = kernel.metadata()
         chain.finished = True
         chain.data.suspend()
         chain.buffers.copy_last_to_modules()

@@ -29,6 +29,7 @@ from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.mcmc.chain_group import ChainGroup
 from pyro_aeb.mcmc.run_record import RunRecord
 from pyro_aeb.model.side_effects import global_random_state, set_global_random_state
+from pyro_aeb.storage.recorder import map_draws
 
 TIMEOUT = timedelta(days=30)
 """The longest that a rank waits for others whose chains take longer."""
@@ -220,10 +221,7 @@ def _broadcast_draws(
     report = RankReport(
         draws={chain: group.draws for chain, group in own.items()},
         metadata={chain: _to_send(chain, group.metadata) for chain, group in own.items()},
-        layout={
-            name: {site: (values.shape[2:], values.dtype) for site, values in sites.items()}
-            for name, sites in record.read().items()
-        },
+        layout=map_draws(lambda values: (values.shape[2:], values.dtype), record.read()),
         failure=None if failure is None else f"{type(failure).__name__}: {failure}",
     )
     reports: list[RankReport] = ranks.all_gather(report)

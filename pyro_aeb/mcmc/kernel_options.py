@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_aeb.errors import CheckpointError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
-from pyro_aeb.storage.checkpoint import reading
+from pyro_aeb.storage.checkpoint import check_contents
 
 OPTIONS = tuple(
     name
@@ -57,11 +57,11 @@ def restore_kernel(
             f"{kept[0]} = {options[kept[0]]!r} is given, but a run keeps its {', '.join(FIXED)}; "
             "leave it out, or begin another run"
         )
-    with reading("the checkpoint's kernel"):
+    with check_contents("the checkpoint's kernel"):
         if unknown := sorted(stored.keys() - {*OPTIONS}):
             raise ValueError(f"options {unknown}")
         values = {n: from_plain(n, value) for n, value in stored.items() if n not in options}
-    with reading("the checkpoint's kernel") if not options else nullcontext():
+    with check_contents("the checkpoint's kernel") if not options else nullcontext():
         return AEBKernel(model, **{**values, **options})
 
 

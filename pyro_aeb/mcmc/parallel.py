@@ -33,10 +33,10 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.mcmc.chain_group import ChainGroup, Hook, Plan
-from pyro_aeb.mcmc.progress_bar import Bar
-from pyro_aeb.mcmc.run_record import RunRecord
+from pyro_aeb.mcmc.run_record import RunSink
 from pyro_aeb.storage.recorder import Record
 
 FIGURES_SECONDS = 0.2
@@ -51,18 +51,12 @@ class Job:
     """
     The task of a worker.
 
-    :param AEBKernel kernel: with its options.
-    :param Plan plan: of the run.
     :param ChainGroup group: of the chain, without its state.
     :param state: a snapshot of the chain, None where it has not started.
-    :param initial_params: starting point in unconstrained space.
-    :param args: the model's arguments.
-    :param kwargs: its keyword arguments.
-    :param hook: called after every draw, in the worker.
+    :param Arguments arguments: of the model.
     :param int every: draws between two states that are sent.
     :param int random_seed: of the worker's global random numbers.
-    :param threads: of torch in the worker.
-    :param disable_validation: as of Pyro's MCMC.
+    :param int threads: of torch in the worker.
     """
 
     kernel: AEBKernel
@@ -70,8 +64,7 @@ class Job:
     group: ChainGroup
     state: bytes | None
     initial_params: Mapping[str, Tensor] | None
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    arguments: Arguments
     hook: Hook | None
     every: int
     random_seed: int
@@ -79,100 +72,70 @@ class Job:
     disable_validation: bool | None
 
 
-class Receiver:
-    """
-    Keeps what workers send to the main process.
+class Receiver(RunSink):
+    """The sink of a chain in a worker, whose messages it receives."""
 
-    :param RunRecord record: of the run.
-    :param groups: one for every chain.
-    :param describe: returns the description of the run that a checkpoint holds.
-    :param bool disable_progbar: whether to show no progress bars.
-    """
-
-    def __init__(
-        self,
-        record: RunRecord,
-        groups: Sequence[ChainGroup],
-        describe: Callable[[], Any],
-        disable_progbar: bool,
-    ) -> None:
-        self._record = record
-        self._groups = groups
-        self._describe = describe
-        self._disable_progbar = disable_progbar
-        self._bars: dict[int, Bar] = {}
-
-    def start(self, chain: int, metadata: dict[str, Any], draws: int) -> None:
-        """Prepare for the draws of a chain that has started or resumed at ``draws`` draws."""
-        group = self._groups[chain]
-        group.draws = draws
-        self._record.open(group, _to_tensors(metadata), self._describe)
-        plan, disable = self._record.plan, self._disable_progbar
-        self._bars[chain] = Bar(plan, draws, group.name, disable, chain)
-
-    def draw(self, chain: int, record: Record | None, figures: Mapping[str, str]) -> None:
-        """Keep a draw; it has no record if it is one of warm-up."""
-        group = self._groups[chain]
-        if record is not None:
-            number = self._record.plan.kept_of(group.draws)
-            self._record.write(chain, number, _to_tensors(record))
-        group.draws += 1
-        self._bars[chain].update(lambda: figures)
-
-    def save(self, chain: int, state: bytes) -> None:
-        """Save the state of a chain after its last draw."""
-        group = self._groups[chain]
-        group.restore(state, f"the state of chain {chain}")
-        self._record.save(group, state)
-
-    def close(self) -> None:
-        """Write all draws, and close the progress bars."""
-        for bar in self._bars.values():
-            bar.close()
-        self._record.flush()
+    def receive(self, kind: str, content: Any) -> None:
+        """Keep the content of a message."""
+        if kind == "start":
+            metadata, self.group.draws = content
+            self.start(_to_tensors(metadata))
+        elif kind == "draw":
+            record, figures = content
+            if record is not None:  # None in warm-up
+                number = self.run.plan.kept_of(self.group.draws)
+                self.run.write(self.group.row, number, _to_tensors(record))
+            self.group.draws += 1
+            self.draw(lambda: figures)
+        elif kind == "save":
+            self.group.restore(content, f"the state of chain {self.group.first}")
+            self.run.save(self.group, content)
 
 
 def run_in_processes(
-    jobs: Sequence[Job], context: str | None, receiver: Receiver, between: Callable[[], object]
+    jobs: Sequence[Job],
+    receivers: Sequence[Receiver],
+    context: str | None,
+    between: Callable[[], object],
 ) -> None:
     """
     Run one worker a job until all are done.
 
-    :param jobs: one for every chain.
+    :param jobs: of one chain each.
+    :param receivers: one for every job.
     :param context: of multiprocessing, None for the platform's own.
-    :param Receiver receiver: of their messages.
     :param between: called between messages. When it raises, the workers stop between two steps and
         send their states, and the exception is raised again.
     :raises RuntimeError: if a process died.
     """
     multiprocessing: Any = mp.get_context(context)
     stop = multiprocessing.RawValue("b", 0)  # without a lock, which a dying worker could keep
-    workers: dict[Connection, Any] = {}
+    workers: dict[Connection, tuple[Any, Receiver]] = {}
     try:
-        for job in jobs:
+        for job, receiver in zip(jobs, receivers, strict=True):
             inbox, outbox = multiprocessing.Pipe(duplex=False)
             process = multiprocessing.Process(
                 name=str(job.group.first), target=_work, args=(job, outbox, stop)
             )
             process.daemon = False  # so that a loader in it may have workers
-            workers[inbox] = process
+            workers[inbox] = process, receiver
             process.start()
             outbox.close()  # the worker's alone, so that the pipe ends with it
-        failure = _receive(dict(workers), stop, receiver, between)
-        for process in workers.values():
+        failure = _receive(dict(workers), stop, between)
+        for process, _ in workers.values():
             process.join()
     finally:
-        for inbox, process in workers.items():
+        for inbox, (process, receiver) in workers.items():
             if process.is_alive():
                 process.terminate()
             inbox.close()
-        receiver.close()
+            receiver.close()
     if failure is not None:
         raise failure
 
 
 def _receive(
-    active: dict[Connection, Any], stop: Any, receiver: Receiver, between: Callable[[], object]
+    active: dict[Connection, tuple[Any, Receiver]], stop: Any, between: Callable[[], object]
 ) -> BaseException | None:
     """Receive messages until every worker has ended; return the first failure."""
     failure: BaseException | None = None
@@ -184,36 +147,32 @@ def _receive(
                 failure = interrupt
                 stop.value = 1
         for inbox in cast("list[Connection]", wait([*active], POLL_SECONDS)):
-            chain = int(active[inbox].name)
+            process, receiver = active[inbox]
             try:
                 kind, content = inbox.recv()
             except (EOFError, OSError):  # at the end of the pipe, or in the middle of a message
-                failure = failure or _death(chain, active[inbox])
+                failure = failure or _death(process)
                 kind, content = "end", None
-            if kind == "start":
-                receiver.start(chain, *content)
-            elif kind == "draw":
-                receiver.draw(chain, *content)
-            elif kind == "save":
-                receiver.save(chain, content)
-            elif kind == "failure":
+            if kind == "failure":
                 error, trace = content
-                place = RuntimeError(f"in the process of chain {chain}:\n{trace}")
+                place = RuntimeError(f"in the process of chain {process.name}:\n{trace}")
                 if error is not None:
                     error.__cause__ = place
                 failure = failure or error or place
             elif kind == "end":
                 del active[inbox]
+            else:
+                receiver.receive(kind, content)
             if failure is not None:
                 stop.value = 1
     return failure
 
 
-def _death(chain: int, process: Any) -> RuntimeError:
+def _death(process: Any) -> RuntimeError:
     process.join()
     return RuntimeError(
-        f"the process of chain {chain} ended with exit code {process.exitcode} before its chain "
-        "did (killed, or out of memory); the draws that it had sent are kept. Run again to "
+        f"the process of chain {process.name} ended with exit code {process.exitcode} before its "
+        "chain did (killed, or out of memory); the draws that it had sent are kept. Run again to "
         "continue from its last checkpoint or draw"
     )
 
@@ -243,18 +202,18 @@ class _Sender:
     def forget_draws(self) -> None:
         pass
 
-    def start(self, kernel: AEBKernel) -> None:
-        self.send("start", (_to_arrays(kernel.facts()), kernel.chain.draws))
+    def start(self, metadata: dict[str, Any]) -> None:
+        self.send("start", (_to_arrays(metadata), self._group.draws))
 
-    def draw(self, kernel: AEBKernel) -> None:
-        figures: Mapping[str, str] = {}
+    def draw(self, figures: Callable[[], Mapping[str, str]]) -> None:
+        shown: Mapping[str, str] = {}
         if time.monotonic() - self._shown >= FIGURES_SECONDS:
-            self._shown, figures = time.monotonic(), kernel.logging()
+            self._shown, shown = time.monotonic(), figures()
         record, self._record = self._record, None
-        self.send("draw", (_to_arrays(record), figures))
+        self.send("draw", (_to_arrays(record), shown))
 
-    def save(self, kernel: AEBKernel) -> None:
-        self.send("save", self._group.snapshot(kernel))
+    def save(self, snapshot: Callable[[], bytes]) -> None:
+        self.send("save", snapshot())
 
     def close(self) -> None:
         pass
@@ -282,7 +241,7 @@ def _work(job: Job, outbox: Connection, stop: Any) -> None:
             kernel.initial_params = job.initial_params
             if job.state is not None:
                 group.restore(job.state, "the saved chain")
-            group.start(kernel, plan, job.args, job.kwargs, sender)
+            group.start(kernel, plan, *job.arguments, sender)
             group.run(kernel, plan, sender, between, job.hook, job.every)
     except _Stopped:
         pass

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.errors import CheckpointError
-from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.mcmc.chain_group import ChainGroup, Plan
 from pyro_aeb.mcmc.progress_bar import Bar
-from pyro_aeb.storage.checkpoint import Checkpoint, reading
+from pyro_aeb.storage.checkpoint import Checkpoint, check_contents
 from pyro_aeb.storage.memory import MemoryStore
-from pyro_aeb.storage.recorder import Record, Store, StoredDraws
+from pyro_aeb.storage.recorder import Record, StoredDraws, map_draws
 from pyro_aeb.storage.zarr_trace import TraceFile
 
 
@@ -48,7 +47,7 @@ class RunRecord:
         self._chains = chains
         self._checkpoint = None if checkpoint is None else Checkpoint(checkpoint)
         self._resumed = False
-        self._store: Store | None = None
+        self._store: MemoryStore | TraceFile | None = None
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -67,14 +66,8 @@ class RunRecord:
         """
         if layout and not self.read():
             store = MemoryStore(self._chains, self.plan.kept)
-            empty = {
-                group: {
-                    name: torch.zeros((1, 1, *shape), dtype=dtype)
-                    for name, (shape, dtype) in sites.items()
-                }
-                for group, sites in layout.items()
-            }
-            store.restore(None, 0, empty)
+            draw = map_draws(lambda form: torch.zeros((1, 1, *form[0]), dtype=form[1]), layout)
+            store.restore(None, 0, draw)
             self._store = store
         return self.read()
 
@@ -84,16 +77,13 @@ class RunRecord:
         if self._store is not None:
             self._store.grow(plan.kept)
 
-    def open(
-        self, group: ChainGroup, metadata: dict[str, Any], describe: Callable[[], Any]
-    ) -> None:
+    def open(self, metadata: Mapping[str, Any], describe: Callable[[], Any]) -> None:
         """
-        Prepare for the draws of a group.
+        Prepare for the draws of a chain.
 
-        :param metadata: of its chain, from :meth:`pyro_aeb.kernel.aeb_kernel.AEBKernel.facts`.
+        :param metadata: of the chain, from :meth:`pyro_aeb.kernel.aeb_kernel.AEBKernel.metadata`.
         :param describe: returns the description of the run that a checkpoint holds.
         """
-        group.metadata = metadata
         if self._store is None:
             self._store = self._make_store(metadata)
         if self.checkpoint is not None:
@@ -126,10 +116,7 @@ class RunRecord:
         self._store.flush()
         if self.trace is None and kept > group.saved_draws:
             place = slice(group.first, group.numbers[-1] + 1), slice(group.saved_draws, kept)
-            draws = {
-                name: {site: values[place] for site, values in sites.items()}
-                for name, sites in self._store.read().items()
-            }
+            draws = map_draws(lambda values: values[place], self._store.read())
         self.checkpoint.save(group.first, state, draws, group.saved_draws)
         group.saved_draws = kept
 
@@ -158,11 +145,11 @@ class RunRecord:
 
     def _restore_draws(self, store: MemoryStore, checkpoint: Checkpoint, group: ChainGroup) -> None:
         count = 0
-        for draws in checkpoint.rows(group.first, group.saved_draws):
-            with reading(f"{checkpoint.path}/chain-{group.first}-draws-{count:09d}.pt"):
+        for draws in checkpoint.draws(group.first, group.saved_draws):
+            with check_contents(f"{checkpoint.path}/chain-{group.first}-draws-{count:09d}.pt"):
                 count += store.restore(group.row, count, draws)
 
-    def _make_store(self, metadata: Mapping[str, Any]) -> Store:
+    def _make_store(self, metadata: Mapping[str, Any]) -> MemoryStore | TraceFile:
         if self.trace is None:
             return MemoryStore(self._chains, self.plan.kept)
         return TraceFile(
@@ -209,6 +196,12 @@ class RunSink:
     """
     Saves the states of a group in the record of its run, and shows a progress bar; a
     :class:`~pyro_aeb.mcmc.chain_group.Sink`.
+
+    :param RunRecord run: the record.
+    :param ChainGroup group: the group.
+    :param describe: returns the description of the run that a checkpoint holds.
+    :param bool disable_progbar: whether to show no progress bar.
+    :param int position: line of the bar, where several are shown.
     """
 
     def __init__(
@@ -217,25 +210,30 @@ class RunSink:
         group: ChainGroup,
         describe: Callable[[], Any],
         disable_progbar: bool,
+        position: int | None = None,
     ) -> None:
-        self._run = run
-        self._group = group
+        self.run, self.group = run, group
         self._describe = describe
-        self._bar = Bar(run.plan, group.draws, group.name, disable_progbar)
+        self._bar_options = disable_progbar, position
+        self._bar: Bar | None = None
 
-    def start(self, kernel: AEBKernel) -> None:
-        self._run.open(self._group, kernel.facts(), self._describe)
+    def start(self, metadata: dict[str, Any]) -> None:
+        self.group.metadata = metadata
+        self.run.open(metadata, self._describe)
+        self._bar = Bar(self.run.plan, self.group.draws, self.group.name, *self._bar_options)
 
-    def draw(self, kernel: AEBKernel) -> None:
-        self._bar.update(kernel.logging)
+    def draw(self, figures: Callable[[], Mapping[str, str]]) -> None:
+        assert self._bar is not None
+        self._bar.update(figures)
 
-    def save(self, kernel: AEBKernel) -> None:
-        if self._run.checkpoint is not None:
-            self._run.save(self._group, self._group.snapshot(kernel))
+    def save(self, snapshot: Callable[[], bytes]) -> None:
+        if self.run.checkpoint is not None:
+            self.run.save(self.group, snapshot())
 
     def close(self) -> None:
-        self._bar.close()
-        self._run.flush()
+        if self._bar is not None:
+            self._bar.close()
+        self.run.flush()
 
 
 def _is_taken(path: Path) -> bool:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyro_aeb.storage.checkpoint import reading
+from pyro_aeb.storage.checkpoint import check_contents
 
 Place = tuple[nn.Module, str]
 """A module, and the name of a buffer in it."""
@@ -187,7 +187,7 @@ def set_global_random_state(state: Mapping[str, Any]) -> None:
 
     :raises CheckpointError: if ``state`` is of another form.
     """
-    with reading("the saved random numbers"):
+    with check_contents("the saved random numbers"):
         torch.set_rng_state(state["torch"])
         if state["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda"])

@@ -2,19 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A run on disk, from which it goes on.
+The checkpoint folder of a run::
 
-A checkpoint is a folder::
+    run.pt                     description of the run: kernel options, number of draws, data
+    chain-0.pt                 state of chain 0, or of all chains where they are vectorized
+    chain-0-draws-000000000.pt its draws from number 0 up to the next such file
 
-    run.pt                     what the run is: the kernel's options, the number of draws, the data
-    chain-0.pt                 where chain 0 stands (or all chains, where they step together)
-    chain-0-draws-000000000.pt its draws from number 0 on, up to the next such file
-
-Every file is written beside its place and moved there when it is complete, and a file of draws is
-never written again once a state counts on it: whenever the process dies, the folder holds the last
-complete checkpoint. The files hold tensors and plain values only, and are read without running
-code from them (``weights_only``). What is in them has a checksum, which is compared when they are
-read: a byte that has changed is an error.
+Every file is written under another name and renamed when it is complete, and a file of draws is not
+written again once a state counts its draws: whenever the process dies, the folder holds the last
+complete checkpoint. Files hold tensors and plain values, are read without running code from them
+(``weights_only``), and have checksums that are compared when they are read.
 """
 
 from __future__ import annotations
@@ -32,38 +29,34 @@ from typing import Any
 import torch
 
 from pyro_aeb.errors import CheckpointError, ModelError
-from pyro_aeb.storage.recorder import StoredDraws
+from pyro_aeb.storage.recorder import StoredDraws, map_draws
 
 FORMAT = 1
-"""Raised by one whenever older files can no longer be read."""
-
+"""Incremented whenever older files can no longer be read."""
 
 SEGMENT_BYTES = 2**20
-"""About how large a file of draws gets: while it is written, its draws are in memory twice."""
+"""Approximate size of a file of draws; while it is written, its draws are in memory twice."""
 
 
 class Checkpoint:
     """
-    A folder with a run in it.
+    A folder with a run.
 
-    :param path: the folder, made where it is missing.
+    :param path: of the folder, which is made if it is missing.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
-    def __repr__(self) -> str:
-        return f"Checkpoint({str(self.path)!r})"
-
     def exists(self) -> bool:
-        """Whether there is a run in the folder."""
+        """Return whether there is a run in the folder."""
         return (self.path / "run.pt").exists()
 
     def describe(self, run: Mapping[str, Any]) -> None:
         """Write the description of the run: plain values and tensors."""
         self.path.mkdir(parents=True, exist_ok=True)
-        whose = f"{socket.gethostname()}-{os.getpid()}."  # several ranks may write it at a time
-        _write(self.path / "run.pt", partial(_save, {"format": FORMAT, **run}), whose)
+        owner = f"{socket.gethostname()}-{os.getpid()}."  # several ranks may write it at a time
+        _write(self.path / "run.pt", partial(_save, {"format": FORMAT, **run}), owner)
 
     def read_description(self, *keys: str) -> dict[str, Any]:
         """
@@ -86,64 +79,61 @@ class Checkpoint:
         if missing := sorted({*keys} - run.keys()):
             raise CheckpointError(
                 f"{self.path / 'run.pt'} lacks {missing}, expected what MCMC(..., checkpoint=path) "
-                "writes there. Take a copy that is whole"
+                "writes there. Use an intact copy"
             )
         return run
 
-    def save(self, lane: int, state: bytes, rows: StoredDraws | None, since: int) -> None:
+    def save(self, chain: int, state: bytes, draws: StoredDraws | None, first: int) -> None:
         """
-        Saves where a chain stands, after its new draws.
+        Save the state of a chain, after its new draws.
 
-        :param int lane: number of the chain, of the first where several step together.
-        :param bytes state: its state, by :func:`to_bytes`.
-        :param rows: draws from number ``since`` on, by group and name, of shape (chains, draws,
-            ...); None where there are none, or they are kept elsewhere.
-        :param int since: how many draws the last save counted.
+        :param int chain: its number, that of the first where chains are vectorized.
+        :param bytes state: from :func:`to_bytes`.
+        :param draws: those from number ``first`` on; None if there are none, or a trace has them.
+        :param int first: number of draws that the last state counts.
         """
-        if rows is not None:
-            values = [value for own in rows.values() for value in own.values()]
-            count = _length(rows)
-            piece = max(SEGMENT_BYTES * count // max(sum(v.nbytes for v in values), 1), 1)
-            for first in range(0, count, piece):
-                place = slice(first, first + piece)
-                own = {g: {n: v[:, place].clone() for n, v in v.items()} for g, v in rows.items()}
-                _write(self._segment(lane, since + first), partial(_save, own))
-        _write(self.path / f"chain-{lane}.pt", lambda part: Path(part).write_bytes(state))
+        if draws is not None:
+            count, size = _length(draws), sum(x.nbytes for g in draws.values() for x in g.values())
+            length = max(SEGMENT_BYTES * count // max(size, 1), 1)
+            for start in range(0, count, length):
+                segment = _copy(draws, slice(start, start + length))
+                _write(self._segment(chain, first + start), partial(_save, segment))
+        _write(self.path / f"chain-{chain}.pt", lambda part: Path(part).write_bytes(state))
 
-    def state(self, lane: int) -> bytes | None:
-        """What :meth:`save` was given last, None before."""
-        path = self.path / f"chain-{lane}.pt"
-        return _bytes(path) if path.exists() else None
+    def state(self, chain: int) -> bytes | None:
+        """Return the saved state of a chain, None if there is none."""
+        path = self.path / f"chain-{chain}.pt"
+        return _read_bytes(path) if path.exists() else None
 
-    def rows(self, lane: int, draws: int) -> Iterator[StoredDraws]:
+    def draws(self, chain: int, count: int) -> Iterator[StoredDraws]:
         """
-        The draws of a chain, in pieces that follow one another, read one at a time.
+        Yield the draws of a chain, file by file.
 
-        :param int draws: how many its state counts.
+        :param int count: number of draws that its state counts.
         :raises CheckpointError: if some are missing.
         """
-        found = 0
-        while found < draws:
-            path = self._segment(lane, found)
+        read = 0
+        while read < count:
+            path = self._segment(chain, read)
             if not path.exists():
                 raise CheckpointError(
-                    f"{path} is missing: the folder holds {found} of the {draws} draws that chain "
-                    f"{lane} had made. Copy a checkpoint as a whole folder"
+                    f"{path} is missing: the folder holds {read} of the {count} draws that chain "
+                    f"{chain} had made. Copy a checkpoint as a whole folder"
                 )
-            piece: StoredDraws = _read(path, "posterior", "sample_stats")
-            with reading(str(path)):
-                length = _length(piece)
+            segment: StoredDraws = _read(path, "posterior", "sample_stats")
+            with check_contents(str(path)):
+                length = _length(segment)
                 if not length:
                     raise ValueError("no draws")
-            found += length
-            yield piece
+            read += length
+            yield segment
 
-    def _segment(self, lane: int, first: int) -> Path:
-        return self.path / f"chain-{lane}-draws-{first:09d}.pt"
+    def _segment(self, chain: int, first: int) -> Path:
+        return self.path / f"chain-{chain}-draws-{first:09d}.pt"
 
 
 def to_bytes(value: Any) -> bytes:
-    """Tensors and plain values as the bytes of a file."""
+    """Return tensors and plain values as the bytes of a file."""
     buffer = io.BytesIO()
     _save(value, buffer)
     return buffer.getvalue()
@@ -151,36 +141,60 @@ def to_bytes(value: Any) -> bytes:
 
 def from_bytes(data: bytes, name: str, *keys: str) -> Any:
     """
-    The dictionary that :func:`to_bytes` was given, without running code from the data, and only if
-    all of it is as it was written; tensors are on the CPU.
+    Return the dictionary given to :func:`to_bytes`, with tensors on the CPU, without running code
+    from the data.
 
-    :param str name: where the data are from, for the error.
-    :param keys: what is in it.
-    :raises CheckpointError: if they cannot be read.
+    :param str name: of the data, for the error.
+    :param keys: that it must have.
+    :raises CheckpointError: if the data cannot be read, or a checksum is wrong.
     """
-    why = f"expected a dictionary with {list(keys)}"
+    reason = f"expected a dictionary with {list(keys)}"
     try:
         _check_archive(data)
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if isinstance(found, dict) and found.keys() >= {*keys}:
-            return found
-    except Exception as error:  # bytes of anything can be there
-        why = f"{type(error).__name__}: {error}".partition(".")[0].strip(": ")
+        value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if isinstance(value, dict) and value.keys() >= {*keys}:
+            return value
+    except Exception as error:  # the data may be anything
+        reason = f"{type(error).__name__}: {error}".partition(".")[0].strip(": ")
     raise CheckpointError(
-        f"{name} cannot be read ({why}): it is truncated, changed, or no file of a checkpoint. "
-        "Take a copy that is whole"
+        f"{name} cannot be read ({reason}): it is truncated, changed, or no file of a checkpoint. "
+        "Use an intact copy"
     )
 
 
-def _length(rows: StoredDraws) -> int:
-    return next(iter(rows["sample_stats"].values())).shape[1]
+@contextmanager
+def check_contents(name: str) -> Iterator[None]:
+    """
+    Raise a CheckpointError in place of errors that unexpected values cause inside. Errors of this
+    package, which say more, remain.
+
+    :param str name: of the file that is read, for the error.
+    """
+    try:
+        yield
+    except (ModelError, CheckpointError):
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{name} holds other values than a run writes there ({type(error).__name__}: {error}); "
+            "it was changed, or written by another version of pyro_aeb. Use an intact copy"
+        ) from error
+
+
+def _length(draws: StoredDraws) -> int:
+    return next(iter(draws["sample_stats"].values())).shape[1]
+
+
+def _copy(draws: StoredDraws, place: slice) -> StoredDraws:
+    """Copy some draws: a file of views would hold all that they are views of."""
+    return map_draws(lambda values: values[:, place].clone(), draws)
 
 
 def _read(path: Path, *keys: str) -> Any:
-    return from_bytes(_bytes(path), str(path), *keys)
+    return from_bytes(_read_bytes(path), str(path), *keys)
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:  # a folder, no permission, a disk that fails
@@ -192,41 +206,41 @@ def _bytes(path: Path) -> bytes:
 
 def _check_archive(data: bytes) -> None:
     """
-    That torch.load will find an archive of tensors, with the bytes that were written to it: it
-    compares no checksum itself, and opens files of other kinds in ways that are less safe.
+    Check that the data are an archive of tensors with correct checksums. torch.load compares none,
+    and opens files of other kinds in ways that are less safe.
 
     :raises ValueError: if not.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
         damaged = archive.testzip()
-    if script or not data.startswith(b"PK\x03\x04"):
+    if is_script or not data.startswith(b"PK\x03\x04"):
         raise ValueError("no archive of tensors")
     if damaged is not None:
         raise ValueError(f"the checksum of {damaged!r} in it does not fit")
 
 
-def _save(value: Any, to: Any) -> None:
-    """By torch.save, with the checksums that :func:`_check_archive` compares."""
+def _save(value: Any, file: Any) -> None:
+    """Call torch.save with the checksums that :func:`_check_archive` compares."""
     options: Any = torch.serialization
     if not hasattr(options, "set_crc32_options"):  # an older torch, which always writes them
-        torch.save(value, to)
+        torch.save(value, file)
         return
     before = options.get_crc32_options()
     options.set_crc32_options(True)
     try:
-        torch.save(value, to)
+        torch.save(value, file)
     finally:
         options.set_crc32_options(before)
 
 
-def _write(path: Path, write: Callable[[str], object], whose: str = "") -> None:
+def _write(path: Path, write: Callable[[str], object], owner: str = "") -> None:
     """
-    Writes a file so that at any moment there is the old one or the new one, whole.
+    Write a file so that at any moment the old or the new one is there as a whole.
 
-    :param write: writes what is to be in it to another path.
+    :param write: writes the contents to a path.
     """
-    part = path.with_name(f"{path.name}.{whose}part")
+    part = path.with_name(f"{path.name}.{owner}part")
     write(str(part))
     with open(part, "rb+") as file:
         os.fsync(file.fileno())
@@ -236,23 +250,3 @@ def _write(path: Path, write: Callable[[str], object], whose: str = "") -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-@contextmanager
-def reading(name: str) -> Iterator[None]:
-    """
-    Where what was read is of another kind than what is written, says so.
-
-    :param str name: what is read, for the error.
-    :raises CheckpointError: in place of what goes wrong inside, unless that is a ValueError of this
-        package, which says more.
-    """
-    try:
-        yield
-    except (ModelError, CheckpointError):
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{name} holds other values than a run writes there ({type(error).__name__}: {error}); "
-            "it was changed, or written by another version of pyro_aeb. Take a copy that is whole"
-        ) from error

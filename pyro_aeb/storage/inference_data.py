@@ -2,12 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A finished ``MCMC`` run as an ArviZ object, read from what the run left behind: the draws, and the
-``diagnostics()`` of every chain's kernel. The model is not run again.
-
-The run is checked (:func:`chain_reports`), its tensors are gathered into groups of variables
-(:func:`_gather`), every axis gets a name (:class:`AxisNames`), and the groups go into the
-container of the installed ArviZ: ``InferenceData`` (0.x) or ``xarray.DataTree`` (1.x).
+Conversion of a finished run to ArviZ, from its draws and the ``diagnostics()`` of every chain's
+kernel. The model is not run again.
 """
 
 from __future__ import annotations
@@ -26,6 +22,7 @@ from pyro_aeb.storage.xarray_variables import (
     as_array,
     attributes_of_groups,
     by_name,
+    to_container,
 )
 
 
@@ -35,35 +32,31 @@ def to_arviz(
     dims: Mapping[str, Sequence[str | None]] | None = None,
 ) -> Any:
     """
-    Converts a finished run of :class:`~pyro_aeb.AEBKernel` for ArviZ, without running the model
-    again. The groups are:
+    Convert a finished run of :class:`~pyro_aeb.AEBKernel` for ArviZ. The groups are:
 
     - ``posterior``: all that ``mcmc.get_samples()`` holds;
-    - ``sample_stats``: one number a draw: ``diverging`` (always False: a run that blows up stops),
-      ``potential`` (-Q by the last step's batch, at the weights before that step, without terms
-      that the weights do not enter), ``step_size``, ``inverse_temperature``, ``sa_weight``,
-      ``sparsity``: with pruning the share of all weights that are zero, without it the share of
-      sparse weights that rather belong to the narrower component; ``kinetic_temperature``, and
-      whatever else the transition says of its last step; ``sa_residual_rho`` and, where they are
-      learned, ``sa_residual_sigma`` and ``sa_residual_delta``, how far these were from closing
-      their equations (a Euclidean norm; NaN where omega is 0); and with pruning
-      ``pruning_flips``, how many weights have become zero or have ceased to be since the draw
-      before;
-    - ``adaptation``: what the stochastic approximation kept for every weight, such as ``beta_rho``,
-      the inclusion probabilities of the site ``beta``;
-    - ``moments``: of sites and inclusion probabilities that are not kept draw by draw, the mean and
+    - ``sample_stats``, one number a draw: ``diverging`` (always False: a run that diverges stops),
+      ``potential`` (-Q by the minibatch of the last step, at the weights before that step, up to
+      terms that do not depend on the weights), ``step_size``, ``inverse_temperature``,
+      ``sa_weight``, ``sparsity`` (with pruning the share of all weights that are zero, without it
+      the share of sparse weights that rather belong to the narrower component),
+      ``kinetic_temperature`` and other statistics of the transition; ``sa_residual_rho`` and, where
+      they are learned, ``sa_residual_sigma`` and ``sa_residual_delta``, the residuals of their
+      equations (a Euclidean norm; NaN where omega is 0); with pruning ``pruning_flips``, the number
+      of weights that have become zero or nonzero since the draw before;
+    - ``adaptation``: inclusion probabilities, such as ``beta_rho`` of the site ``beta``;
+    - ``moments``: of sites and inclusion probabilities that draws do not hold, the mean and
       standard deviation over the draws, ``<name>_mean`` and ``<name>_sd``, without the dimension
-      ``draw``; their Euclidean norms, one a draw, are ``<site>_norm`` in ``sample_stats``;
-    - ``observed_data``: the data, where the kernel hands them over.
+      ``draw``; ``<site>_norm`` in ``sample_stats`` is their Euclidean norm in every draw;
+    - ``observed_data``: the data, if the kernel returns them.
 
     All but moments and data have the leading dimensions ``(chain, draw)``. The other dimensions are
-    named after the model's plates, or ``beta_dim_0`` and so on where there is none. An axis under a
-    plate of which another variable has a different length, as in a subsample, gets such a name as
-    well.
+    named after the model's plates, or ``beta_dim_0`` and so on where there is none, or where
+    another variable has another length under the same plate, as in a subsample.
 
-    The attribute ``kind`` of every variable tells draws (``"draw"``) from paths of point estimates
-    (``"stochastic approximation"``); attributes of the group ``posterior`` list both. Draws keep
-    their dtype.
+    The attribute ``kind`` of a variable is ``"draw"``, or ``"stochastic approximation"`` for the
+    path of a point estimate; attributes of the group ``posterior`` list both. Draws keep their
+    dtype.
 
     Example::
 
@@ -73,18 +66,16 @@ def to_arviz(
         az.summary(idata, var_names=["beta"])
         idata.to_netcdf("trace.nc")
 
-    :param mcmc: A :class:`pyro.infer.MCMC` object after its ``run()``, with any number of chains.
-    :param coords: Labels for the dimensions named in it; the others are numbered from 0.
-    :param dims: Dimension names for the sites named in it, one for every axis right of ``(chain,
-        draw)``, in place of those of the plates; None leaves an axis its name.
+    :param mcmc: a :class:`pyro.infer.MCMC` object after its ``run()``, with any number of chains.
+    :param coords: labels for some dimensions; the others are numbered from 0.
+    :param dims: dimension names for some sites, one for every axis after ``(chain, draw)``, in
+        place of those of the plates; None leaves an axis its name.
     :return: ``arviz.InferenceData`` with ArviZ 0.x, :class:`xarray.DataTree` with ArviZ 1.x.
-    :raises TypeError: If ``mcmc`` keeps no draws, or its kernel is not an ``AEBKernel``.
-    :raises RuntimeError: If ``mcmc`` has not been run.
-    :raises ValueError: If ``coords`` or ``dims`` do not fit the draws.
+    :raises TypeError: if ``mcmc`` keeps no draws, or its kernel is not an ``AEBKernel``.
+    :raises RuntimeError: if ``mcmc`` has not been run.
+    :raises ValueError: if ``coords`` or ``dims`` do not fit the draws.
     """
-    # Imported on use: together they take as long as Pyro, and spawned chains need neither.
-    import arviz
-    import xarray
+    import xarray  # on use: it takes as long as Pyro, and spawned chains do not need it
 
     chains = chain_reports(mcmc, "to_arviz()")
     groups = _gather(mcmc, chains)
@@ -98,21 +89,17 @@ def to_arviz(
         for group, variables in groups.items()
     }
     axes.check_coords()
-    datasets = {group: data.assign_coords(axes.labels(data)) for group, data in datasets.items()}
-
-    # ArviZ 1.x answers arviz.InferenceData too, with a warning and another class.
-    inference_data: Any = vars(arviz).get("InferenceData")
-    return inference_data(**datasets) if inference_data else xarray.DataTree.from_dict(datasets)
+    return to_container({g: data.assign_coords(axes.labels(data)) for g, data in datasets.items()})
 
 
 def chain_reports(mcmc: object, reader: str) -> list[dict[str, Any]]:
     """
-    What the kernel of every chain reported at its end.
+    Return the diagnostics that the kernel of every chain returned at its end.
 
-    :param mcmc: A finished run.
-    :param str reader: Who asks, for the errors.
-    :raises TypeError: If it keeps no draws, or its kernel is not an ``AEBKernel``.
-    :raises RuntimeError: If it has not been run.
+    :param mcmc: a finished run.
+    :param str reader: name of the caller, for the errors.
+    :raises TypeError: if it keeps no draws, or its kernel is not an ``AEBKernel``.
+    :raises RuntimeError: if it has not been run.
     """
     if isinstance(mcmc, StreamingMCMC):
         raise TypeError(
@@ -137,7 +124,7 @@ def chain_reports(mcmc: object, reader: str) -> list[dict[str, Any]]:
 
 
 def _gather(mcmc: MCMC, chains: list[dict[str, Any]]) -> Groups:
-    """All that the run left behind, by group and variable name; no group but the first is empty."""
+    """Return all variables by group and name; no group but the first is empty."""
     first = chains[0]
 
     def stack(key: str, name: str) -> np.ndarray:

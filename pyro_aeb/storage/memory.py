@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from pyro_aeb.storage.recorder import Record, StoredDraws
+from pyro_aeb.storage.recorder import Record, StoredDraws, map_draws
 
 
 class MemoryStore:
     """
-    A :class:`~pyro_aeb.storage.recorder.Store` in memory, which is allocated once, for all draws,
-    on the device of the first.
+    The draws of a run in memory, which is allocated once for all draws, on the device of the first.
 
     :param int chains: number of chains.
     :param int draws: of every chain.
@@ -24,6 +23,13 @@ class MemoryStore:
         self._is_restored = False
 
     def write(self, chain: int | None, draw: int, record: Record) -> None:
+        """
+        Write a draw; one that is there already is overwritten.
+
+        :param chain: its number; None for a record of all chains, whose values have a leading axis
+            of chains.
+        :param int draw: its number, from 0.
+        """
         if not self._draws:
             self._allocate(record, 0 if chain is not None else 1)
         if self._is_restored:
@@ -42,7 +48,7 @@ class MemoryStore:
         :param draws: values of shape (chains, draws, ...), of one chain or of all.
         """
         if not self._draws:
-            self._allocate({g: {n: v[:, 0] for n, v in x.items()} for g, x in draws.items()}, 1)
+            self._allocate(map_draws(lambda values: values[:, 0], draws), 1)
         self._is_restored = True
         count = next(iter(draws["sample_stats"].values())).shape[1]
         chains = slice(None) if chain is None else slice(chain, chain + 1)
@@ -52,9 +58,11 @@ class MemoryStore:
         return count
 
     def read(self) -> StoredDraws:
+        """Return all draws; those that have not been written are undefined."""
         return {group: dict(values) for group, values in self._draws.items()}
 
     def grow(self, draws: int) -> None:
+        """Make room for ``draws`` draws of every chain."""
         for values in self._draws.values():
             for name in values:  # one after the other, so that one at a time is in memory twice
                 old = values[name]
@@ -63,7 +71,7 @@ class MemoryStore:
         self._count = draws
 
     def flush(self) -> None:
-        pass
+        """Do nothing: there is no file."""
 
     def _move_to_device(self, record: Record) -> None:
         """Move restored draws, which come from files, to the device of new ones."""
@@ -78,10 +86,5 @@ class MemoryStore:
 
         :param int axis: of its values, from which on they have the shape of one chain's draw.
         """
-        self._draws = {
-            group: {
-                name: value.new_empty((self._chains, self._count, *value.shape[axis:]))
-                for name, value in values.items()
-            }
-            for group, values in record.items()
-        }
+        size = self._chains, self._count
+        self._draws = map_draws(lambda value: value.new_empty((*size, *value.shape[axis:])), record)

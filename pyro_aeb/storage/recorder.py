@@ -1,16 +1,13 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""
-Recorders, which receive the draws of a chain, and the interface of stores, which keep those of a
-run.
-"""
+"""Recorders, which receive the draws of a chain."""
 
 from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +21,12 @@ probabilities, ``adaptation``.
 
 StoredDraws = dict[str, dict[str, Tensor]]
 """Group to name to tensor of shape (chains, draws, ...)."""
+
+
+def map_draws(function: Callable[[Any], Any], draws: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Apply a function to all values by group and name; return the results alike."""
+    return {group: {n: function(x) for n, x in sites.items()} for group, sites in draws.items()}
+
 
 RECOVERY_BYTES = 256 * 2**20
 """Bytes of the latest draws that :class:`History` keeps, for a run that is cut short."""
@@ -128,29 +131,3 @@ class _RingBuffer:
             return {}
         kept = slice(self._first, self._first + self._count)
         return {n: torch.cat([block[n] for block in self._blocks])[kept] for n in self._blocks[0]}
-
-
-class Store(Protocol):
-    """Keeps the draws of a run."""
-
-    def write(self, chain: int | None, draw: int, record: Record) -> None:
-        """
-        Write a draw; one that is there already is overwritten.
-
-        :param chain: its number; None for a record of all chains, whose values have a leading axis
-            of chains.
-        :param int draw: counted from 0.
-        """
-        ...
-
-    def read(self) -> StoredDraws:
-        """Return all draws; those that have not been written are undefined."""
-        ...
-
-    def grow(self, draws: int) -> None:
-        """Make room for ``draws`` draws of every chain."""
-        ...
-
-    def flush(self) -> None:
-        """Write all draws to where they outlive the process, if the store is a file."""
-        ...

@@ -1,10 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""
-Variables of a trace as xarray and ArviZ hold them: arrays with named axes, in groups, with
-attributes.
-"""
+"""Variables of a run for xarray and ArviZ: arrays with named axes, in groups, with attributes."""
 
 from __future__ import annotations
 
@@ -20,6 +17,7 @@ from torch import Tensor
 from pyro_aeb._version import __version__
 
 SAMPLE_DIMS = ("chain", "draw")
+"""Leading dimensions of variables."""
 
 _COMMENTS = {
     "draw": "draws of the sampler",
@@ -33,11 +31,11 @@ _COMMENTS = {
 
 class Variable(NamedTuple):
     """
-    One variable of a group.
+    A variable of a group.
 
-    :ivar source: The site or statistic that it holds.
-    :ivar values: Array of shape ``(chain, draw) + shape``; ``shape`` alone for data.
-    :ivar kind: What the values are; None where there is nothing to tell apart.
+    :ivar source: its site or statistic.
+    :ivar values: array of shape ``(chain, draw) + shape``; ``shape`` alone for data.
+    :ivar kind: of the values; None where they are all of one kind.
     :ivar sample_dims: ``("chain", "draw")``; ``("chain",)`` for moments, none for data.
     """
 
@@ -56,10 +54,11 @@ class Variable(NamedTuple):
 
 
 Groups = dict[str, dict[str, Variable]]
+"""Group to name to variable."""
 
 
 def by_name(variables: Iterable[Variable]) -> dict[str, Variable]:
-    """The variables under names that netCDF and xarray can hold: no slash, no sample dimension."""
+    """Name variables as netCDF and xarray allow: no slash, no sample dimension."""
     named: dict[str, Variable] = {}
     for variable in variables:
         name = variable.source.replace("/", ".")
@@ -70,22 +69,32 @@ def by_name(variables: Iterable[Variable]) -> dict[str, Variable]:
 
 
 def as_array(value: Tensor) -> np.ndarray:
+    """Convert a tensor to an array; ``bfloat16`` becomes ``float32``."""
     value = value.detach().cpu()
-    if value.dtype == torch.bfloat16:  # which numpy lacks
-        value = value.float()
-    return value.numpy()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+
+def to_container(datasets: Mapping[str, Any]) -> Any:
+    """Return datasets by group as ``arviz.InferenceData`` (0.x) or ``xarray.DataTree`` (1.x)."""
+    import arviz  # on use: with xarray it takes as long as Pyro
+    import xarray
+
+    # ArviZ 1.x answers arviz.InferenceData too, with a warning and another class.
+    inference_data: Any = vars(arviz).get("InferenceData")
+    return inference_data(**datasets) if inference_data else xarray.DataTree.from_dict(datasets)
 
 
 class AxisNames:
     """
-    Names for the axes of all variables; one name has one length throughout.
+    Names the axes of all variables, so that a name has one length.
 
-    :param groups: The variables, in the order in which they lay claim to the names of plates.
-    :param sites: Names of the model's sites.
-    :param plates: For each site the plate of every axis of its value, None where there is none;
-        also for those statistics whose axes are not the same as their site's.
-    :param coords: The user's labels of dimensions.
-    :param dims: The user's names of dimensions, for some sites.
+    :param groups: the variables; the first that has a plate gives its name a length.
+    :param sites: names of the model's sites.
+    :param plates: for each site the plate of every axis of its value, None where there is none;
+        also for statistics whose axes are not those of their site.
+    :param coords: the user's labels of dimensions.
+    :param dims: the user's names of dimensions, for some sites.
+    :raises ValueError: if ``dims`` names a site that there is not.
     """
 
     def __init__(
@@ -112,7 +121,7 @@ class AxisNames:
             raise ValueError(f"dims names {sorted(unknown)}, but the run has only {sorted(known)}.")
 
     def names(self, variable: Variable) -> tuple[str, ...]:
-        """The names of all axes of a variable, ``chain`` and ``draw`` included."""
+        """Return the names of all axes of a variable, ``chain`` and ``draw`` included."""
         site = self._site(variable)
         plates = self._plates.get(site, ())
         if len(plates) != len(variable.shape):
@@ -140,7 +149,7 @@ class AxisNames:
         return tuple(names)
 
     def check_coords(self) -> None:
-        """Raises an error if ``coords`` labels what no variable has; call it after all names."""
+        """Check that variables have all dimensions of ``coords``; call it after all names."""
         plates = {plate for site in self._plates.values() for plate in site}
         for name in self._coords.keys() - self._used:
             if name in self._misfits:
@@ -154,14 +163,14 @@ class AxisNames:
                 )
 
     def labels(self, data: Any) -> dict[str, Any]:
-        """The coordinates of a dataset whose axes were named here."""
+        """Return the coordinates of a dataset whose axes were named here."""
         return {
             name: np.asarray(self._coords[name]) if name in self._coords else np.arange(size)
             for name, size in data.sizes.items()
         }
 
     def _site(self, variable: Variable) -> str:
-        """The site whose dimensions a variable has: ``beta`` for ``beta`` and ``beta_rho``."""
+        """Return the site whose dimensions a variable has, ``beta`` for ``beta_rho`` too."""
         name = variable.source
         owners = [
             site
@@ -175,7 +184,7 @@ class AxisNames:
         return name if name in self._sites else max(owners, key=len, default=name)
 
     def _chosen(self, variable: Variable, site: str) -> Sequence[str | None]:
-        """The user's names for the axes of a variable, None where there is none."""
+        """Return the user's names for the axes of a variable, None where there is none."""
         rank = len(variable.shape)
         chosen = list(self._dims.get(variable.source, self._dims.get(site, [None] * rank)))
         if len(chosen) != rank:
@@ -195,7 +204,7 @@ class AxisNames:
 def attributes_of_groups(
     posterior: Mapping[str, Variable], settings: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Attributes of every group, all of types that netCDF can hold."""
+    """Return the attributes of every group, of types that netCDF can hold."""
     common = {
         "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(),
         "creation_library": "pyro_aeb",
@@ -206,14 +215,13 @@ def attributes_of_groups(
         "pyro_version": pyro.__version__,
     }
     sampled = {**common, "sample_dims": list(SAMPLE_DIMS)}
-    names = {
-        "draws": [name for name, v in posterior.items() if v.kind == "draw"],
-        "stochastic_approximation": [name for name, v in posterior.items() if v.kind != "draw"],
-    }
+    draws = ", ".join(name for name, v in posterior.items() if v.kind == "draw")
+    learned = ", ".join(name for name, v in posterior.items() if v.kind != "draw")
+    names = {"draws": draws, "stochastic_approximation": learned}
     return {
         "posterior": {
             **{key: str(value) for key, value in settings.items()},
-            **{key: ", ".join(value) for key, value in names.items() if value},
+            **{key: value for key, value in names.items() if value},
             **sampled,
         },
         "sample_stats": sampled,

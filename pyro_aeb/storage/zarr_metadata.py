@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What a trace says of its arrays, read with suspicion.
+Validate Zarr metadata, which may come from an untrusted source.
 
-A Zarr store names, in files of JSON, the codecs that its numbers go through, and pickle can be one
-of them: whoever reads a store from elsewhere may run code from it. Here only numbers pass, by the
-two compressors that Zarr itself chooses. The metadata that readers go by have a checksum, and those
-of the single arrays must say the same.
+The JSON files of a store name the codecs of its arrays, and pickle can be one of them, which would
+run code from the store when it is read. Here only arrays of numbers are accepted, with one of the
+two compressors that Zarr itself chooses. The consolidated metadata have a checksum, and those of
+the arrays must be the same.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from typing import Any
 from pyro_aeb.errors import listed
 
 FINISHED = "finished_draws"
-"""The attribute of the store and its groups that says how many draws each chain has."""
+"""The attribute of the store and its groups with the number of draws of each chain."""
 
 COMPRESSORS = ("zstd", "blosc")
 
 _NODES = (".zgroup", ".zarray", ".zattrs")
 
 Metadata = dict[str, dict[str, Any]]
-"""By the name of the file that they are in, ``posterior/beta/.zarray``."""
+"""Nodes by the name of their file, such as ``posterior/beta/.zarray``."""
 
 
-def consolidated(nodes: Metadata) -> str:
-    """The text of ``.zmetadata``, from which readers have all nodes at once."""
+def consolidate(nodes: Metadata) -> str:
+    """Return the text of ``.zmetadata``, from which readers get all nodes at once."""
     content = {"zarr_consolidated_format": 1, "metadata": nodes, "checksum": _checksum(nodes)}
     return json.dumps(content)
 
 
-def published(path: Path) -> Metadata:
+def read_metadata(path: Path) -> Metadata:
     """
-    The metadata that readers see.
+    Read the consolidated metadata, which readers use.
 
     :raises FileNotFoundError: if there is no such folder.
-    :raises ValueError: if it holds something else than a trace, or one that is damaged.
+    :raises ValueError: if it holds something else than a trace, or a damaged one.
     """
     if not path.exists():
         raise FileNotFoundError(
@@ -66,9 +66,9 @@ def published(path: Path) -> Metadata:
     return nodes
 
 
-def own_nodes(path: Path, keys: Iterable[str]) -> Metadata:
+def read_nodes(path: Path, keys: Iterable[str]) -> Metadata:
     """
-    The metadata of every array and group by itself, with room for all draws.
+    Read the metadata of single arrays and groups, with room for all draws.
 
     :raises ValueError: if a file is missing or damaged.
     """
@@ -82,23 +82,23 @@ def own_nodes(path: Path, keys: Iterable[str]) -> Metadata:
     return nodes
 
 
-def check_same(path: Path, own: Metadata, seen: Metadata) -> None:
+def check_same(path: Path, nodes: Metadata, published: Metadata) -> None:
     """
-    That arrays and groups by themselves are those that readers see, which may be shorter.
+    Check that single nodes are those of the consolidated metadata, but for the number of draws.
 
     :raises ValueError: if not.
     """
-    for key, node in seen.items():
-        if _lasting(own[key]) != _lasting(node):
+    for key, node in published.items():
+        if _fixed_fields(nodes[key]) != _fixed_fields(node):
             raise _damaged(path, f"its file {key!r} does not say the same as .zmetadata")
 
 
 def check_chunks(path: Path, nodes: Metadata, finished: Sequence[int]) -> None:
     """
-    That the files with finished draws are there: Zarr takes a missing one for missing data.
+    Check that the files with finished draws exist: Zarr takes a missing one for missing data.
 
     :param nodes: of all arrays.
-    :param finished: how many draws each chain has.
+    :param finished: number of draws of each chain.
     :raises ValueError: if one is missing.
     """
     missing = [
@@ -113,39 +113,39 @@ def check_chunks(path: Path, nodes: Metadata, finished: Sequence[int]) -> None:
 
 
 def _chunks(name: str, node: dict[str, Any], finished: Sequence[int]) -> Iterator[str]:
-    """The files in which an array has finished draws, or all its labels of chains or draws."""
+    """Yield the files of an array's finished draws, or of all its labels of chains or draws."""
     shape = node["shape"]
     if len(shape) == 1:  # a chunk of a single label 0 may be left out: 0 is what is missing
         first = 1 if node["chunks"] == [1] else 0
         yield from (f"{name}/{i}" for i in range(first, math.ceil(shape[0] / node["chunks"][0])))
     if len(shape) < 2 or 0 in shape[2:]:
         return
-    span, rows = node["chunks"][:2]
+    span, length = node["chunks"][:2]
     for first in range(0, len(finished), span):
-        for row in range(math.ceil(max(finished[first : first + span]) / rows)):
-            yield f"{name}/{first // span}.{row}" + ".0" * (len(shape) - 2)
+        for chunk in range(math.ceil(max(finished[first : first + span]) / length)):
+            yield f"{name}/{first // span}.{chunk}" + ".0" * (len(shape) - 2)
 
 
 def _check_nodes(path: Path, nodes: Metadata) -> None:
     """
-    That there is nothing but groups and arrays of numbers.
+    Check that there is nothing but groups and arrays of numbers.
 
-    :raises ValueError: if there is.
+    :raises ValueError: if not.
     """
     for key, node in nodes.items():
         place = PurePosixPath(key)
         if place.name not in _NODES or place.is_absolute() or ".." in place.parts:
             raise _damaged(path, f"its metadata name {key!r}")
-        if (path / place.parent / "zarr.json").exists():  # would go before what was looked at here
+        if (path / place.parent / "zarr.json").exists():  # readers would use it instead
             raise _damaged(path, f"there is a file zarr.json of another format beside {key!r}")
         if not isinstance(node, dict):
             raise _damaged(path, f"{key!r} is {node!r}, expected a mapping")
-        if place.name == ".zarray" and (found := _unexpected(node)):
-            raise _damaged(path, f"{key!r} has {found}, and no trace has such arrays")
+        if place.name == ".zarray" and (problem := _problem_of(node)):
+            raise _damaged(path, f"{key!r} has {problem}, and no trace has such arrays")
 
 
-def _unexpected(array: dict[str, Any]) -> str | None:
-    """What there is in the metadata of an array that a trace has not."""
+def _problem_of(array: dict[str, Any]) -> str | None:
+    """Return what is wrong with the metadata of an array, None if nothing is."""
     compressor, filters, dtype = (array.get(k) for k in ("compressor", "filters", "dtype"))
     if filters:
         return f"filters {filters!r}, expected none"
@@ -164,8 +164,8 @@ def _are_sizes(value: Any, least: int) -> bool:
     return isinstance(value, list) and all(isinstance(n, int) and n >= least for n in value)
 
 
-def _lasting(node: dict[str, Any]) -> dict[str, Any]:
-    """What of a node does not change as draws come."""
+def _fixed_fields(node: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a node that are fixed for the life of a trace."""
     return {name: value for name, value in node.items() if name not in ("shape", FINISHED)}
 
 

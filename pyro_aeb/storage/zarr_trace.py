@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Draws in a Zarr store, written as they come and readable by xarray and ArviZ meanwhile.
+Draws in a Zarr store, which is written during a run and can be read by xarray and ArviZ meanwhile.
 
 A store has the groups of the records, such as ``posterior`` and ``sample_stats``. Arrays are
-(chain, draw, ...) with xarray's dimension names. How they reach the disk is in
-``pyro_aeb/growing_zarr.py``.
+(chain, draw, ...) with xarray's dimension names. :mod:`pyro_aeb.storage.zarr_store` has the files.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pyro_aeb.errors import listed
+from pyro_aeb.storage.recorder import Record, StoredDraws, map_draws
 from pyro_aeb.storage.xarray_variables import (
     AxisNames,
     Groups,
@@ -28,19 +27,19 @@ from pyro_aeb.storage.xarray_variables import (
     as_array,
     attributes_of_groups,
     by_name,
+    to_container,
 )
-from pyro_aeb.storage.zarr_metadata import FINISHED, check_chunks, published
+from pyro_aeb.storage.zarr_metadata import FINISHED, check_chunks, read_metadata
 from pyro_aeb.storage.zarr_store import (
     Arrays,
-    GrowingZarr,
-    Rows,
-    block_rows,
-    create,
+    DrawLayout,
+    ZarrStore,
+    block_length,
+    create_store,
     import_zarr,
-    selected,
 )
 
-# What the values of a group are, but for those that have a role.
+# Kinds of the values of groups, but for sites that have a role.
 _KINDS = {"posterior": "draw", "adaptation": "stochastic approximation"}
 
 FLUSH_SECONDS = 5.0
@@ -49,32 +48,31 @@ FLUSH_SECONDS = 5.0
 
 class TraceFile:
     """
-    A store of draws in a folder of Zarr's.
+    A store of draws in a Zarr folder.
 
-    Draws are collected in memory, about 16 MiB, and written when these are full, or at the first
-    draw that comes 5 seconds or more after all were last written. What has been written is safe
-    from a kill of the process at any moment; it is not forced to the disk, so that a power failure
-    may take the latest.
+    Draws are collected in memory, up to about 16 MiB, and written when that is full, or with the
+    first draw 5 seconds or more after the last write. What has been written survives a kill of the
+    process at any moment; it is not forced to the disk, so a power failure may lose the latest.
 
     Readers see whole draws only: the draw axis has the length of the longest chain. Where another
-    chain has not come so far, floating-point numbers are NaN; integers and bools, which have no
-    such value, mean nothing there. The attribute ``finished_draws`` says how far every chain is.
+    chain is shorter, floating-point numbers are NaN, and integers and bools, which have no such
+    value, are undefined. The attribute ``finished_draws`` has the length of every chain.
 
-    :param path: The folder, made with the first draw.
-    :param int chains: Number of chains.
-    :param int draws: Draws a chain that there is room for.
-    :param dims: For each site the plate of every axis of its value, None where there is none. Other
+    :param path: of the folder, made with the first draw.
+    :param int chains: number of chains.
+    :param int draws: of a chain, for which there is room.
+    :param dims: for each site the plate of every axis of its value, None where there is none. Other
         axes, and those that another variable has with a different length, are
         ``<site>_dim_0`` and so on.
-    :param roles: What the values of every site are, ``"draw"`` or ``"stochastic approximation"``.
+    :param roles: kind of the values of every site, ``"draw"`` or ``"stochastic approximation"``.
         It becomes the attribute ``kind`` of the variable, as in :func:`~pyro_aeb.to_arviz`. None
         if all are draws.
-    :param attrs: Attributes of the group ``posterior``, such as settings of the run.
-    :param bool resume: Go on with the trace of this path, if there is one: a draw that it holds is
+    :param attrs: attributes of the group ``posterior``, such as settings of the run.
+    :param bool resume: continue the trace at this path, if there is one: a draw that it holds is
         overwritten, and those after it no longer count.
-    :raises FileExistsError: If there is something at ``path``, and ``resume`` is False.
-    :raises ImportError: If the zarr library is missing.
-    :raises ValueError: If ``resume`` is True and the trace is damaged, or of another number of
+    :raises FileExistsError: if there is something at ``path``, and ``resume`` is False.
+    :raises ImportError: if the zarr library is missing.
+    :raises ValueError: if ``resume`` is True and the trace is damaged, or of another number of
         chains, or if the folder holds something else.
     """
 
@@ -95,7 +93,7 @@ class TraceFile:
         self._settings = dict(attrs or {})
         self._chains = chains
         self._draws = draws
-        self._files: GrowingZarr | None = None
+        self._store: ZarrStore | None = None
         self._blocks: dict[tuple[int, ...], _Block] = {}
         self._flushed_at = time.monotonic()
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
@@ -105,32 +103,30 @@ class TraceFile:
                 f"{str(self.path)!r} exists: choose another path, remove it, or pass resume=True "
                 "to go on with the trace that it holds"
             )
-        self._files = GrowingZarr(self.path)
-        if len(self._files.finished) != chains:
+        self._store = ZarrStore(self.path)
+        if len(self._store.finished) != chains:
             raise ValueError(
-                f"the trace {str(self.path)!r} has {len(self._files.finished)} chains, expected "
+                f"the trace {str(self.path)!r} has {len(self._store.finished)} chains, expected "
                 f"{chains}: pass the number that the run began with, or choose another path"
             )
         self.grow(draws)
 
     @property
     def finished(self) -> tuple[int, ...]:
-        """How many draws of every chain are in the file."""
-        return tuple(self._files.finished) if self._files else (0,) * self._chains
+        """Number of draws of every chain in the file."""
+        return tuple(self._store.finished) if self._store else (0,) * self._chains
 
-    def write(
-        self, chain: int | None, draw: int, record: Mapping[str, Mapping[str, Tensor]]
-    ) -> None:
+    def write(self, chain: int | None, draw: int, record: Record) -> None:
         """
-        Takes one draw. Writing one that is there overwrites it and drops those after it.
+        Write a draw. One that exists is overwritten, and those after it are dropped.
 
-        :param chain: Index of the chain, or None for all at once: every value then has a leading
-            axis of chains.
-        :param int draw: Index of the draw, at most one more than that of the last.
-        :param record: Group to name to value. Values in ``bfloat16``, which NumPy lacks, are kept
+        :param chain: number of the chain, or None for all: every value then has a leading axis of
+            chains.
+        :param int draw: number of the draw, at most one more than that of the last.
+        :param record: group to name to value. Values in ``bfloat16``, which NumPy lacks, are kept
             in ``float32``.
-        :raises IndexError: If there is no room for such a draw.
-        :raises ValueError: If names and shapes are not those of the first draw, if a dtype is of
+        :raises IndexError: if there is no room for such a draw.
+        :raises ValueError: if names and shapes are not those of the first draw, if a dtype is of
             another kind, or if the draws before this one are missing.
         """
         chains = tuple(range(self._chains)) if chain is None else (chain,)
@@ -139,134 +135,116 @@ class TraceFile:
                 f"draw {draw} of chain {chain}: there is room for {self._draws} draws of "
                 f"{self._chains} chains; make more by grow()"
             )
-        values = {
-            group: {
-                name: as_array(value if chain is None else value[None])
-                for name, value in variables.items()
-            }
-            for group, variables in record.items()
-            if variables
-        }
-        rows = {
-            group: {name: (value.dtype, value.shape[1:]) for name, value in variables.items()}
-            for group, variables in values.items()
-        }
-        files = self._files or self._create(rows)
-        _check(rows, files.rows)
-        block = self._block(files, chains, draw)
+        record = {group: variables for group, variables in record.items() if variables}
+        values = map_draws(lambda x: as_array(x if chain is None else x[None]), record)
+        layout = map_draws(lambda x: (x.dtype, x.shape[1:]), values)
+        store = self._store or self._create(layout)
+        _check_layout(layout, store.layout)
+        block = self._block(store, chains, draw)
         block.add(values)
         if time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
             self.flush()
         elif block.is_full:
-            _move(block, files)
+            _write_block(block, store)
 
     def flush(self) -> None:
-        """Writes what is in memory: it is safe from then on, and readers see it."""
-        if self._files is not None:
+        """Write all draws in memory to the file, where readers see them."""
+        if self._store is not None:
             for block in self._blocks.values():
-                _move(block, self._files)
+                _write_block(block, self._store)
         self._flushed_at = time.monotonic()
 
-    def read(self) -> dict[str, dict[str, Tensor]]:
+    def read(self) -> StoredDraws:
         """
-        Finished draws, group to name to tensor of shape (chains, draws, ...), read from the file as
-        a whole. There are as many draws as the longest chain has; where another has not come so
-        far, floating-point numbers are NaN, and others mean nothing.
+        Read all finished draws, group to name to tensor of shape (chains, draws, ...), with as many
+        draws as the longest chain has; see the class for those of shorter ones.
 
-        :raises ValueError: If the file is damaged.
+        :raises ValueError: if the file is damaged.
         """
         self.flush()
-        if self._files is None:
-            return {}
-        return {
-            group: {name: torch.from_numpy(value) for name, value in variables.items()}
-            for group, variables in self._files.read().items()
-        }
+        return {} if self._store is None else map_draws(torch.from_numpy, self._store.read())
 
     def grow(self, draws: int) -> None:
-        """Makes room for so many draws a chain in all; there is never less than before."""
+        """Make room for ``draws`` draws of every chain; it never shrinks."""
         self._draws = max(self._draws, draws)
-        if self._files is not None:
-            self._draws = max(self._draws, self._files.draws)
-            if self._draws > self._files.draws:
-                self._files.grow(self._draws)
+        if self._store is not None:
+            self._draws = max(self._draws, self._store.draws)
+            if self._draws > self._store.draws:
+                self._store.grow(self._draws)
 
     def close(self) -> None:
-        """Writes what is in memory."""
+        """Write all draws in memory to the file."""
         self.flush()
 
-    def _create(self, rows: Rows) -> GrowingZarr:
-        """A new store for draws like this."""
+    def _create(self, layout: DrawLayout) -> ZarrStore:
+        """Make a new store for draws of a layout."""
 
         def variable(group: str, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Variable:
             room = np.broadcast_to(np.zeros((), dtype), (self._chains, self._draws, *shape))
             return Variable(name, room, self._roles.get(name, _KINDS.get(group)))
 
         groups: Groups = {
-            group: by_name(variable(group, name, *row) for name, row in variables.items())
-            for group, variables in rows.items()
+            group: by_name(variable(group, name, *form) for name, form in variables.items())
+            for group, variables in layout.items()
         }
         posterior = groups.get("posterior", {})
         axes = AxisNames(
             {**groups, "posterior": posterior}, self._roles or self._dims, self._dims, {}, {}
         )
         attributes = attributes_of_groups(posterior, self._settings)
-        create(
+        create_store(
             self.path,
             groups,
             axes,
             {group: attributes.get(group, attributes["sample_stats"]) for group in groups},
-            block_rows(rows, self._chains),
+            block_length(layout, self._chains),
         )
-        self._files = GrowingZarr(self.path)
-        return self._files
+        self._store = ZarrStore(self.path)
+        return self._store
 
-    def _block(self, files: GrowingZarr, chains: tuple[int, ...], draw: int) -> _Block:
-        """The block of which this draw is the next."""
+    def _block(self, store: ZarrStore, chains: tuple[int, ...], draw: int) -> _Block:
+        """Return the block that a draw is next in; others of its chains are written."""
         for block in self._blocks.values():
-            goes_on = chains == block.chains and draw == block.next and not block.is_full
-            if not goes_on and not set(chains).isdisjoint(block.chains):
-                _move(block, files)
+            is_next = chains == block.chains and draw == block.next and not block.is_full
+            if not is_next and not set(chains).isdisjoint(block.chains):
+                _write_block(block, store)
         if chains not in self._blocks:
-            self._blocks[chains] = _Block(chains, files.rows, len(files.finished))
+            self._blocks[chains] = _Block(chains, store.layout, len(store.finished))
         block = self._blocks[chains]
         if block.count:
             return block
-        reached = min(files.finished[chain] for chain in chains)
-        if draw > reached:
+        length = min(store.finished[chain] for chain in chains)
+        if draw > length:
             raise ValueError(
-                f"draw {draw} of chain {chains[0]} cannot follow the {reached} draws that the "
-                f"trace holds: write draw {reached} first"
+                f"draw {draw} of chain {chains[0]} cannot follow the {length} draws that the "
+                f"trace holds: write draw {length} first"
             )
-        finished = [min(n, draw) if c in chains else n for c, n in enumerate(files.finished)]
-        if finished != files.finished:
-            files.publish(finished)
+        finished = [min(n, draw) if c in chains else n for c, n in enumerate(store.finished)]
+        if finished != store.finished:
+            store.publish(finished)
         block.start(draw)
         return block
 
 
 class _Block:
     """
-    Consecutive draws of one chain, or of all together, on their way to the file.
+    Consecutive draws in memory, of one chain or of all together.
 
-    :param chains: which.
-    :param all_chains: how many there are, which may all have blocks.
+    :param chains: numbers of its chains.
+    :param DrawLayout layout: of a draw.
+    :param all_chains: number of chains of the trace, which may all have blocks.
     """
 
-    def __init__(self, chains: tuple[int, ...], rows: Rows, all_chains: int) -> None:
+    def __init__(self, chains: tuple[int, ...], layout: DrawLayout, all_chains: int) -> None:
         self.chains = chains
-        self._size = block_rows(rows, all_chains)
-        self._values = {
-            group: {
-                name: np.empty((len(chains), self._size, *shape), dtype)
-                for name, (dtype, shape) in variables.items()
-            }
-            for group, variables in rows.items()
-        }
+        self._size = block_length(layout, all_chains)
+        self._values = map_draws(
+            lambda form: np.empty((len(chains), self._size, *form[1]), form[0]), layout
+        )
         self.start(0)
 
     def start(self, draw: int) -> None:
-        """Empties the block; its first draw will be this one."""
+        """Empty the block; its first draw will have this number."""
         self.first = self.next = draw
 
     @property
@@ -284,96 +262,90 @@ class _Block:
                 self._values[group][name][:, self.next % self._size] = value
         self.next += 1
 
-    def filled(self) -> Arrays:
+    def read(self) -> Arrays:
         start = self.first % self._size
-        rows = slice(start, start + self.count)
-        return {
-            group: {name: value[:, rows] for name, value in variables.items()}
-            for group, variables in self._values.items()
-        }
+        return map_draws(lambda x: x[:, start : start + self.count], self._values)
 
 
-def _move(block: _Block, files: GrowingZarr) -> None:
-    """Writes the draws of a block and shows them to readers. Until then the block keeps them."""
+def _write_block(block: _Block, store: ZarrStore) -> None:
+    """Write the draws of a block and publish them. Until then the block keeps them."""
     if not block.count:
         return
     place = slice(block.chains[0], block.chains[-1] + 1), slice(block.first, block.next)
-    for group, variables in block.filled().items():
+    for group, variables in block.read().items():
         for name, values in variables.items():
-            files.arrays[group][name][place] = values
-    files.publish([block.next if c in block.chains else n for c, n in enumerate(files.finished)])
+            store.arrays[group][name][place] = values
+    store.publish([block.next if c in block.chains else n for c, n in enumerate(store.finished)])
     block.start(block.next)
 
 
 def open_trace(path: str | Path, chains: Sequence[int] | None = None) -> Any:
     """
-    The finished draws of a trace that :class:`TraceFile` writes or has written, for ArviZ: as many
-    of every chain as all of them have. Values stay in the file until they are used.
+    Open a trace of :class:`TraceFile` for ArviZ, also while it is written: as many draws of every
+    chain as all of them have. Values are read from the file when they are used.
 
     Example::
 
         trace = open_trace("run.zarr")
         az.summary(trace, var_names=["beta"])
 
-    :param path: The folder.
-    :param chains: Which chains; None for all that have begun. While chains run one after another,
-        ``range(n)`` with the number of whole ones leaves out the one under way.
+    :param path: of the folder.
+    :param chains: numbers of chains; None for all that have started. While chains run one after
+        another, ``range(n)`` with the number of complete ones leaves out the running one.
     :return: ``arviz.InferenceData`` with ArviZ 0.x, :class:`xarray.DataTree` with ArviZ 1.x.
-    :raises FileNotFoundError: If there is no such folder.
-    :raises ImportError: If the zarr library is missing.
-    :raises ValueError: If the folder holds something else than a trace, or a damaged one; also
+    :raises FileNotFoundError: if there is no such folder.
+    :raises ImportError: if the zarr library is missing.
+    :raises ValueError: if the folder holds something else than a trace, or a damaged one; also
         when values are used whose file is damaged.
     """
-    # Imported on use: together they take as long as Pyro.
-    import arviz
-    import xarray
+    import xarray  # on use: it takes as long as Pyro
 
     import_zarr()
-    metadata = published(Path(path))
+    metadata = read_metadata(Path(path))
     finished = metadata[".zattrs"][FINISHED]
     check_chunks(Path(path), metadata, finished)
-    chosen, draws = selected(finished, chains)
+    if chains is None:
+        chains = [chain for chain, draws in enumerate(finished) if draws]
+    place = {
+        "chain": list(chains),
+        "draw": slice(min((finished[chain] for chain in chains), default=0)),
+    }
     groups = [key.split("/")[0] for key in metadata if key.endswith("/.zgroup")]
+    options: Any = {"engine": "zarr", "consolidated": True}
     try:
-        datasets = {
-            group: xarray.open_dataset(
-                str(path), engine="zarr", group=group, consolidated=True
-            ).isel(chain=chosen, draw=slice(draws))
-            for group in groups
-        }
+        return to_container(
+            {g: xarray.open_dataset(str(path), group=g, **options).isel(place) for g in groups}
+        )
     except (ValueError, RuntimeError, LookupError, OSError) as error:
         raise ValueError(
             f"the trace {str(path)!r} is damaged: {type(error).__name__}: {error}"
         ) from error
-    # ArviZ 1.x answers arviz.InferenceData too, with a warning and another class.
-    inference_data: Any = vars(arviz).get("InferenceData")
-    return inference_data(**datasets) if inference_data else xarray.DataTree.from_dict(datasets)
 
 
-def _check(found: Rows, expected: Rows) -> None:
+def _check_layout(layout: DrawLayout, expected: DrawLayout) -> None:
     """
-    :raises ValueError: if a draw does not fit into the rows of the file.
+    :raises ValueError: if a draw does not fit into the arrays of the file.
     """
-    if found == expected:
+    if layout == expected:
         return
-    one, other = (
+    given, stored = (
         {
-            f"{group}: {name}": row
-            for group, variables in rows.items()
-            for name, row in variables.items()
+            f"{group}: {n}": form
+            for group, variables in forms.items()
+            for n, form in variables.items()
         }
-        for rows in (found, expected)
+        for forms in (layout, expected)
     )
-    if one.keys() != other.keys():
+    if given.keys() != stored.keys():
         raise ValueError(
-            f"the draw has {listed(sorted(one.keys() - other.keys()))} too many and lacks "
-            f"{listed(sorted(other.keys() - one.keys()))}: all draws of a trace have the names of "
-            "the first"
+            f"the draw has {listed(sorted(given.keys() - stored.keys()))} too many and lacks "
+            f"{listed(sorted(stored.keys() - given.keys()))}: all draws of a trace have the names "
+            "of the first"
         )
-    for name, (dtype, shape) in one.items():
-        kept, room = other[name]
-        if shape != room or not np.can_cast(dtype, kept, "same_kind"):
+    for name, (dtype, shape) in given.items():
+        stored_dtype, stored_shape = stored[name]
+        if shape != stored_shape or not np.can_cast(dtype, stored_dtype, "same_kind"):
             raise ValueError(
-                f"{name!r} is {dtype} of shape {shape}, expected {kept} of shape {room}, as in the "
-                "first draw of the trace"
+                f"{name!r} is {dtype} of shape {shape}, expected {stored_dtype} of shape "
+                f"{stored_shape}, as in the first draw of the trace"
             )

@@ -192,8 +192,8 @@ def test_gradient_steps_and_closed_forms_end_at_the_same_value():
 
 def test_they_are_traced_as_learned():
     mcmc = run_mcmc(scales_model, *make_data(), latents={"variance": CLOSED}, draws=3)
-    assert mcmc.kernel.facts()["roles"]["variance"] == "stochastic approximation"
-    assert mcmc.kernel.facts()["roles"]["precision"] == "draw"
+    assert mcmc.kernel.metadata()["roles"]["variance"] == "stochastic approximation"
+    assert mcmc.kernel.metadata()["roles"]["precision"] == "draw"
     assert aeb.to_arviz(mcmc).posterior["variance"].shape == (1, 3)
 
 

@@ -84,11 +84,11 @@ def test_a_delta_that_has_come_back_is_not_called_collapsed():
     with pytest.warns(aeb.CollapseWarning):
         for _ in range(30):
             kernel.sample(kernel.initial_params)
-    assert kernel.facts()["collapsed"] == ["delta"]
+    assert kernel.metadata()["collapsed"] == ["delta"]
     chain = kernel.chain
     half = chain.ssgl._replace(delta=torch.full_like(chain.ssgl.delta, 0.5))
     chain.latents = chain.latents._replace(ssgl=half)
-    assert kernel.facts()["collapsed"] == [] and chain.collapsed == {"delta"}
+    assert kernel.metadata()["collapsed"] == [] and chain.collapsed == {"delta"}
 
 
 def test_chains_that_have_not_mixed():

@@ -345,25 +345,26 @@ def main_process(pids) -> None:
 
 
 def sleep_once(patch: pytest.MonkeyPatch, seconds: float, when) -> None:
-    """Keeps the main process from taking what workers send, at the first draw that it is to be."""
-    draw, due = Receiver.draw, [True]
+    """Let the main process sleep before it receives a draw, the first for which when(chain)."""
+    receive, due = Receiver.receive, [True]
 
-    def slow(self, chain, *content):
-        if due and when(self._groups, chain):
+    def slow(self, kind, content):
+        if kind == "draw" and due and when(self.group.first):
             due.clear()
             time.sleep(seconds)
-        draw(self, chain, *content)
+        receive(self, kind, content)
 
-    patch.setattr(Receiver, "draw", slow)
+    patch.setattr(Receiver, "receive", slow)
 
 
 def busy_main_process(pids) -> None:
     """Its workers wait for it, half-way through a draw that no pipe has room for."""
-    sleep_once(pytest.MonkeyPatch(), 1000.0, lambda groups, _: all(group.draws for group in groups))
     pids_of = lambda *_: pids.put(os.getpid())  # noqa: E731
-    make_mcmc(
+    run = make_mcmc(
         make_kernel(wide_model, adaptation=None), 10_000, 0, method="parallel", hook_fn=pids_of
-    ).run()
+    )
+    sleep_once(pytest.MonkeyPatch(), 1000.0, lambda _: all(group.draws for group in run._groups))
+    run.run()
 
 
 WIDTH = 100_000
@@ -381,14 +382,15 @@ def test_draws_that_the_main_process_has_not_taken_do_not_pile_up(monkeypatch):
     def count(kernel, draw, stage, i):
         made[int(stage == "Sample [1]")] += 1
 
-    draw, ahead = Receiver.draw, []
+    receive, ahead = Receiver.receive, []
 
-    def look(self, chain, *content):
-        ahead.append(made[chain] + 1 - self._groups[chain].draws)
-        draw(self, chain, *content)
+    def count_ahead(self, kind, content):
+        if kind == "draw":
+            ahead.append(made[self.group.first] + 1 - self.group.draws)
+        receive(self, kind, content)
 
-    monkeypatch.setattr(Receiver, "draw", look)
-    sleep_once(monkeypatch, 1.0, lambda _, chain: chain == 1)
+    monkeypatch.setattr(Receiver, "receive", count_ahead)
+    sleep_once(monkeypatch, 1.0, lambda chain: chain == 1)
     run = make_mcmc(
         make_kernel(wide_model, adaptation=None), 100, 0, method="parallel", hook_fn=count
     )
@@ -403,7 +405,7 @@ def test_a_process_that_dies_half_way_through_a_draw_is_told_of(monkeypatch):
         if (stage, i) == ("Sample [1]", 0):
             threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
-    sleep_once(monkeypatch, 1.5, lambda _, chain: chain == 1)
+    sleep_once(monkeypatch, 1.5, lambda chain: chain == 1)
     wide_kernel = make_kernel(wide_model, adaptation=None)
     run = make_mcmc(wide_kernel, 10, 0, method="parallel", hook_fn=die_while_sending)
     with pytest.raises(RuntimeError, match="process of chain 1 ended with exit code -9"):

@@ -46,7 +46,7 @@ def test_what_was_saved_is_read(tmp_path):
     facts = folder.read_description()
     assert facts["draws"] == 7 and facts["names"] == ["a", "b"]
     assert torch.equal(facts["tensor"], torch.arange(3))
-    pieces = list(folder.rows(2, 7))
+    pieces = list(folder.draws(2, 7))
     assert torch.equal(
         torch.cat([p["posterior"]["w"] for p in pieces], 1), make_records(0, 7)["posterior"]["w"]
     )
@@ -60,7 +60,7 @@ def test_draws_that_a_state_does_not_count_are_written_anew(tmp_path):
     folder.save(0, b"", make_records(20, 6), 2)  # as if its state had not been written
     folder.save(0, b"", make_records(2, 3), 2)
     folder.save(0, b"", make_records(5, 1), 5)
-    found = torch.cat([piece["posterior"]["w"] for piece in folder.rows(0, 6)], 1)
+    found = torch.cat([piece["posterior"]["w"] for piece in folder.draws(0, 6)], 1)
     assert found.flatten().tolist() == [0, 1, 2, 3, 4, 5]
 
 
@@ -70,7 +70,7 @@ def test_many_draws_are_written_in_files_of_bounded_size(tmp_path, monkeypatch):
     folder = Checkpoint(tmp_path)
     folder.describe({})
     folder.save(0, b"", make_records(0, 25), 0)
-    lengths = [piece["posterior"]["w"].shape[1] for piece in folder.rows(0, 25)]
+    lengths = [piece["posterior"]["w"].shape[1] for piece in folder.draws(0, 25)]
     assert lengths == [10, 10, 5]
 
 
@@ -144,9 +144,7 @@ def test_a_damaged_file_is_named(run, tmp_path, name, how):
     path = tmp_path / "run" / name
     assert path.exists()
     damage(path, how)
-    with raises_with(
-        str(path), "cannot be read", "Take a copy that is whole", error=CheckpointError
-    ):
+    with raises_with(str(path), "cannot be read", "Use an intact copy", error=CheckpointError):
         resume_mcmc(tmp_path / "run")
 
 

@@ -103,7 +103,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_code_is_refused_and_not_run(tmp_path, kind):
     data = KINDS[kind](tmp_path / "proof")
-    with raises_with("it.pt cannot be read", "Take a copy that is whole", error=CheckpointError):
+    with raises_with("it.pt cannot be read", "Use an intact copy", error=CheckpointError):
         from_bytes(data, "it.pt", "chain")
     assert not (tmp_path / "proof").exists()
 
@@ -365,12 +365,12 @@ def list_files(path: Path) -> list[Path]:
 
 def change_metadata(path: Path, key: str, change) -> None:
     """Changes the metadata of an array in both places, with the right checksum."""
-    from pyro_aeb.storage.zarr_metadata import consolidated
+    from pyro_aeb.storage.zarr_metadata import consolidate
 
     nodes = json.loads((path / ".zmetadata").read_text())["metadata"]
     change(nodes[key])
     (path / key).write_text(json.dumps(nodes[key]))
-    (path / ".zmetadata").write_text(consolidated(nodes))
+    (path / ".zmetadata").write_text(consolidate(nodes))
 
 
 PICKLE = {"id": "pickle", "protocol": 2}
