@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Errors and warnings: what was found, what was expected, what to do."""
+"""Errors and warnings. Messages say what was found, what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import torch
 from torch import Tensor
 
 
-def listed(names: Sequence[str], most: int = 12) -> str:
-    """Names for a message, the first of them where there are many."""
+def shorten(names: Sequence[str], most: int = 12) -> str:
+    """Format names for an error message, at most the first ``most`` of them."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{list(names[:most])}{more}"
 
 
 class ModelError(ValueError):
-    """The model, or the data given to it, cannot be sampled as it stands; the message says why."""
+    """Raised when the model, or its data, cannot be sampled."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, or of another run; the message says what to do."""
+    """Raised when a checkpoint is missing, damaged, or of another run."""
 
 
 class NonFiniteError(ArithmeticError):
     """
-    The potential or its gradient became infinite or NaN; the run stopped at that step.
+    Raised when the potential or its gradient becomes infinite or NaN, which ends the run.
 
-    :param str message: what was found and what to do.
-    :param int step: the step at which it was seen, counted from 1 at the start of the run; on an
-        accelerator that may be some steps late.
-    :param str site: the first site with a non-finite gradient, or None where all were finite.
+    :param str message: cause and remedy.
+    :param int step: the step at which it was detected, from 1; on an accelerator that may be some
+        steps later.
+    :param str site: the first site with a non-finite gradient, None if all are finite.
     :param dict draws: the draws finished before, site name to tensor of shape (draws, ...).
     """
 
@@ -46,14 +46,14 @@ class NonFiniteError(ArithmeticError):
     def __reduce__(self) -> tuple[object, ...]:
         # A tensor that is pickled between processes dies with the process that sent it.
         arrays = {name: draw.cpu().numpy() for name, draw in self.draws.items()}
-        return _again, (type(self), str(self), self.step, self.site, arrays)
+        return _unpickle, (type(self), str(self), self.step, self.site, arrays)
 
 
 class RankError(RuntimeError):
-    """Of several processes that run chains together, another one has failed or ended."""
+    """Raised when another process of a distributed run has failed."""
 
 
-def _again(
+def _unpickle(
     kind: type[NonFiniteError], message: str, step: int, site: str | None, arrays: dict[str, Any]
 ) -> NonFiniteError:
     draws = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -61,12 +61,12 @@ def _again(
 
 
 class CollapseWarning(UserWarning):
-    """An inclusion probability delta has run into 0 or 1, where its update cannot leave it."""
+    """Warns that an inclusion probability delta has reached 0 or 1, which it cannot leave."""
 
 
 class CompileWarning(UserWarning):
-    """Something that was to be compiled runs as it is written."""
+    """Warns that code could not be compiled, and runs as it is written."""
 
 
 class SaveSizeWarning(UserWarning):
-    """The draws that will be kept take a lot of memory."""
+    """Warns that the draws of a run will take much memory."""

@@ -23,7 +23,7 @@ from pyro_aeb.validation import is_number, number, set_fields
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Anything that maps the step ``k = 1, 2, ...`` to a float."""
+    """A function from the step ``k = 1, 2, ...`` to a float."""
 
     def __call__(self, k: int) -> float: ...
 
@@ -76,17 +76,12 @@ def number_at(
     )
 
 
-def _require(condition: bool, schedule: Any, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{schedule!r}: expected {expected}")
-
-
 @dataclass(frozen=True)
 class Constant:
     """
     The same value at every step.
 
-    :param float value: that value.
+    :param float value: the value.
     """
 
     value: float
@@ -127,7 +122,7 @@ class Polynomial:
     def __call__(self, k: int) -> float:
         try:
             return self.scale / (float(self.offset) + k) ** float(self.power)
-        except OverflowError:  # what it is divided by is beyond all floats
+        except OverflowError:  # the divisor exceeds the range of a float
             return 0.0
 
 
@@ -135,12 +130,12 @@ class Polynomial:
 class Geometric:
     r"""
     Geometric growth or decay, :math:`\mathrm{initial} \cdot \mathrm{rate}^{\lfloor (k-1) /
-    \mathrm{every} \rfloor}`: the annealing of the "A-" variants is
-    ``Geometric(tau0, rate, every=steps_per_epoch)``; without ``every`` the factor is per step.
+    \mathrm{every} \rfloor}`. The annealing of the "A-" variants is
+    ``Geometric(tau0, rate, every=steps_per_epoch)``.
 
     :param float initial: the value at the first step, positive.
     :param float rate: the factor, positive; above 1 grows.
-    :param int every: how many steps a factor covers, e.g. the steps of an epoch.
+    :param int every: the steps between multiplications, e.g. those of an epoch.
     """
 
     initial: float
@@ -171,13 +166,13 @@ class Geometric:
 @dataclass(frozen=True)
 class Piecewise:
     """
-    A value that is multiplied by a factor at given steps.
+    A value that is multiplied by factors at given steps.
 
     ``Piecewise(2e-9, {35_000: 0.1, 45_000: 0.1})`` is 2e-9 up to step 34,999, 2e-10 from step
     35,000 and 2e-11 from step 45,000.
 
-    :param float initial: the value before the first change.
-    :param factors: step to factor; each factor holds from its step on.
+    :param float initial: the value before the first factor.
+    :param factors: step to factor; each factor applies from its step on.
     """
 
     initial: float
@@ -232,12 +227,11 @@ class Cyclical:
 @dataclass(frozen=True)
 class PruningSchedule:
     r"""
-    A sparsity that rises to a target and levels off, equation (9):
-    :math:`s_k = S (1 - D^{k/U})`.
+    A sparsity that rises to a target, equation (9): :math:`s_k = S (1 - D^{k/U})`.
 
-    :param float target: S, the share of weights that are zero in the end, in [0, 1].
-    :param float damping: D in [0, 1); the share still missing shrinks by this factor a period.
-        With 0 the target holds from the first step on.
+    :param float target: S, the share of zero weights in the end, in [0, 1].
+    :param float damping: D in [0, 1); the distance to the target shrinks by this factor a period.
+        With 0 the target applies from the first step on.
     :param float period: U, steps in a period, positive.
     """
 

@@ -64,16 +64,17 @@ def open_arguments(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], seeds: Sequence[int | None], rank: int = 0
 ) -> ArgumentSource:
     """
-    :param args: positional arguments of ``mcmc.run``; a DataLoader stands alone among them.
-    :param kwargs: its keyword arguments, which go to the model at every step.
-    :param seeds: for every chain that steps along, of a loader's shuffling and random transforms;
-        None for torch's global generator.
-    :param int rank: of the processes that share a chain's data.
+    Return the source of the model's arguments.
+
+    :param args: positional arguments of ``mcmc.run``, or one DataLoader.
+    :param kwargs: its keyword arguments, passed to the model at every step.
+    :param seeds: of a loader's shuffling and random transforms, one for every chain that steps
+        along; None for torch's global generator.
+    :param int rank: among the processes that share a chain's data.
     :raises ModelError: if a DataLoader is not the only positional argument.
     """
-    loaders = [i for i, value in enumerate(args) if isinstance(value, DataLoader)]
     named = [name for name, value in kwargs.items() if isinstance(value, DataLoader)]
-    if not loaders and not named:
+    if not named and not any(isinstance(value, DataLoader) for value in args):
         return FixedArguments(args, kwargs)
     if named or len(args) > 1:
         where = f"argument {named[0]!r}" if named else f"one of {len(args)} positional arguments"
@@ -82,7 +83,7 @@ def open_arguments(
             "mcmc.run(loader, name=value). The model gets the loader's batches, not the loader"
         )
     sources = [LoaderArguments(args[0], kwargs, seed, rank) for seed in seeds]
-    sources[0].warn_of_short_batches()
+    sources[0].warn_about_short_batches()
     return sources[0] if len(sources) == 1 else ChainArguments(sources)
 
 
@@ -108,13 +109,13 @@ class LoaderArguments(ArgumentSource):
     The batches of a DataLoader, epoch after epoch. A tuple or list becomes the model's positional
     arguments, a mapping its keyword arguments, anything else its only argument.
 
-    With a seed, the loader's shuffling and whatever draws from torch's global generator in the
-    loading process (or seeds the workers) follow a stream of random numbers of their own.
+    With a seed, the loader's shuffling, and everything else that draws from torch's global
+    generator in this process or seeds the workers, has a random stream of its own.
 
     :param DataLoader loader: the batches.
-    :param kwargs: arguments that every call of the model gets as well.
-    :param seed: None for torch's global generator.
-    :param int rank: of the processes that share a chain's data, each with a seed of its own.
+    :param kwargs: further arguments of every call of the model.
+    :param seed: of the loader's random numbers; None for torch's global generator.
+    :param int rank: among the processes that share a chain's data, each with a seed of its own.
     """
 
     def __init__(
@@ -123,33 +124,32 @@ class LoaderArguments(ArgumentSource):
         self._loader = loader
         self._rank = rank
         self._kwargs = dict(kwargs)
-        self._random = None if seed is None else torch.Generator().manual_seed(seed).get_state()
+        self._rng_state = None if seed is None else torch.Generator().manual_seed(seed).get_state()
         self._iterator: Iterator[Any] | None = None
-        self._waiting: Arguments | None = None
+        self._peeked: Arguments | None = None
         self._device: torch.device | None = None
         self._epochs = 0
         self._epoch = _EpochStart(loader)
-        self._fetched = 0  # batches of the epoch under way
-        self._place: Mapping[str, Any] | None = None  # where to go on after a suspension
+        self._fetched = 0  # batches of the current epoch
+        self._suspended: Mapping[str, Any] | None = None  # state to resume from
 
     @property
     def sizes(self) -> frozenset[int]:
         loader = self._loader
         batch = loader.batch_size
         if batch is None and loader.batch_sampler is None:
-            return frozenset()  # an item is a batch, of who knows how many data
+            return frozenset()  # an item is a batch, of an unknown number of data
         sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
         if batch is not None and max(leading_lengths(self.peek()), default=0) > batch:
             return frozenset()  # an item is several data
-        return frozenset(
-            len(part)
-            for part in (loader.dataset, sampler)
-            if isinstance(part, Sized) and _has_length(part)
-        )
+        lengths = (length(loader.dataset), length(sampler))
+        return frozenset(size for size in lengths if size is not None)
 
     def check_not_persistent(self) -> None:
         """
-        :raises ModelError: if the loader's workers outlive an epoch.
+        Check that the loader's workers end with an epoch.
+
+        :raises ModelError: if they do not.
         """
         if self._loader.persistent_workers:
             raise ModelError(
@@ -158,9 +158,11 @@ class LoaderArguments(ArgumentSource):
                 'chain_method="sequential"'
             )
 
-    def warn_of_short_batches(self) -> None:
+    def warn_about_short_batches(self) -> None:
         """
-        :warns UserWarning: if the same data are the short last batch of every epoch.
+        Warn if the same data are the short last batch of every epoch.
+
+        :warns UserWarning: if so.
         """
         loader, batch = self._loader, self._loader.batch_size
         if not isinstance(loader.sampler, SequentialSampler) or loader.drop_last or not batch:
@@ -175,82 +177,82 @@ class LoaderArguments(ArgumentSource):
 
     def move_to(self, device: torch.device) -> None:
         self._device = device
-        if self._waiting is not None:
-            self._waiting = move_to_device(self._waiting, device)
+        if self._peeked is not None:
+            self._peeked = move_to_device(self._peeked, device)
 
     def peek(self) -> Arguments:
-        if self._place is not None:
-            place, self._place = self._place, None
-            self.load(place)
-        if self._waiting is None:
-            self._waiting = self._arguments(self._fetch())
-        return self._waiting
+        if self._suspended is not None:
+            state, self._suspended = self._suspended, None
+            self.load(state)
+        if self._peeked is None:
+            self._peeked = self._unpack(self._fetch())
+        return self._peeked
 
     def next(self) -> Arguments:
-        arguments, self._waiting = self.peek(), None
+        arguments, self._peeked = self.peek(), None
         return arguments
 
     def state(self) -> dict[str, Any]:
         """
-        Where the loader stands: the random numbers that the epoch under way started from, and how
-        many batches it has given.
+        Return the position in the current epoch: the random state at its start, and the number of
+        batches fetched.
         """
-        if self._place is not None:
-            return dict(self._place)
+        if self._suspended is not None:
+            return dict(self._suspended)
         return {
             "epochs": self._epochs,
             "fetched": self._fetched,
-            "waiting": self._waiting is not None,
+            "waiting": self._peeked is not None,
             "epoch": self._epoch.state,
-            "random": self._random,
+            "random": self._rng_state,
             "rank": self._rank,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """
-        Starts the epoch that was under way again, and passes over the batches it had given.
+        Start the saved epoch again, and skip the batches that were fetched.
 
-        :raises ModelError: if the loader gives fewer, or fails.
+        :raises ModelError: if there are fewer batches, or the loader fails.
         """
         self.close()
-        self._place = None
-        state = self._of_this_rank(state)
+        self._suspended = None
+        state = self._with_own_seed(state)
         self._epochs, self._fetched = state["epochs"], 0
         before = torch.get_rng_state()
         try:
             if state["fetched"]:
-                self._epoch.put_back(state["epoch"])
-                self._epoch.number(self._epochs)
+                self._epoch.restore(state["epoch"])
+                self._epoch.set_number(self._epochs)
                 self._iterator = iter(self._loader)
             for _ in range(state["fetched"]):
-                batch = self._passed_over()
+                batch = self._skip()
                 if batch is None:
                     raise ModelError(
-                        f"the DataLoader gives {self._fetched} batches in an epoch, but had given "
-                        f"{state['fetched']} where this run stood; go on with the same data and "
-                        "batch size"
+                        f"the DataLoader has {self._fetched} batches in an epoch, but the saved "
+                        f"run had fetched {state['fetched']}; resume with the same data and batch "
+                        "size"
                     )
                 self._fetched += 1
             if state["waiting"]:
-                self._waiting = self._arguments(batch)
+                self._peeked = self._unpack(batch)
         finally:
             torch.set_rng_state(before)
-        self._random = state["random"]
+        self._rng_state = state["random"]
 
-    def _passed_over(self) -> Any:
-        """The next batch of an epoch that is read again, None at its end."""
+    def _skip(self) -> Any:
+        """Return the next batch of an epoch that is read again, None at its end."""
         assert self._iterator is not None
         try:
             return next(self._iterator, None)
         except Exception as error:  # of whatever kind a dataset's failures are
             raise ModelError(
                 f"the DataLoader failed at batch {self._fetched + 1} of the epoch that is read "
-                f"again up to where this run stood ({type(error).__name__}: {error}); the "
-                "checkpoint is as it was: run again when the data can be read"
+                f"again up to the saved position ({type(error).__name__}: {error}); the checkpoint "
+                "is unchanged: run again when the data can be read"
             ) from error
 
-    def _of_this_rank(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A state that another rank has kept for all, with random numbers of this rank's own."""
+    def _with_own_seed(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a state; if another rank saved it for all, with a random state of this rank."""
         if state.get("rank", 0) == self._rank or state["random"] is None:
             return state
         first = torch.Generator()
@@ -261,16 +263,16 @@ class LoaderArguments(ArgumentSource):
 
     def suspend(self) -> None:
         if self._loader.num_workers and self._iterator is not None:
-            self._place = self.state()
+            self._suspended = self.state()
             self.close()
 
     def close(self) -> None:
-        """Ends the epoch under way, and with it the loader's workers unless they are persistent."""
+        """End the current epoch, and with it the loader's workers unless they are persistent."""
         self._iterator = None
-        self._waiting = None
+        self._peeked = None
         self._fetched = 0
 
-    def _arguments(self, batch: Any) -> Arguments:
+    def _unpack(self, batch: Any) -> Arguments:
         self._check_names(batch)
         arguments = unpack(batch, self._kwargs)
         if leading_lengths(unpack(batch, {})) == {0}:
@@ -282,14 +284,14 @@ class LoaderArguments(ArgumentSource):
         return arguments if self._device is None else move_to_device(arguments, self._device)
 
     def _fetch(self) -> Any:
-        if self._random is None:
+        if self._rng_state is None:
             return self._next_batch()
         before = torch.get_rng_state()
-        torch.set_rng_state(self._random)
+        torch.set_rng_state(self._rng_state)
         try:
             return self._next_batch()
         finally:
-            self._random = torch.get_rng_state()
+            self._rng_state = torch.get_rng_state()
             torch.set_rng_state(before)
 
     def _next_batch(self) -> Any:
@@ -298,8 +300,8 @@ class LoaderArguments(ArgumentSource):
                 return self._next_of_epoch(self._iterator)
             except StopIteration:
                 self._epochs += 1
-        self._epoch.remember()
-        self._epoch.number(self._epochs)
+        self._epoch.save()
+        self._epoch.set_number(self._epochs)
         self._fetched = 0
         self._iterator = iter(self._loader)
         try:
@@ -308,9 +310,9 @@ class LoaderArguments(ArgumentSource):
             self._iterator = None
         if self._epochs:
             raise ModelError(
-                f"the DataLoader gave no batch in epoch {self._epochs + 1}, expected one that "
-                "starts anew in every epoch, as a map-style dataset does; a generator that has "
-                "been read stays empty. The draws finished before are in kernel.recover()"
+                f"the DataLoader gave no batch in epoch {self._epochs + 1}, expected data that "
+                "can be read again in every epoch, as a map-style dataset can; a generator is read "
+                "once. The draws finished before are in kernel.recover()"
             )
         raise ModelError(
             "the DataLoader gives no batch: its dataset is empty, or smaller than one batch with "
@@ -324,49 +326,49 @@ class LoaderArguments(ArgumentSource):
 
     def _check_names(self, batch: Any) -> None:
         names = batch.keys() if isinstance(batch, Mapping) else set()
-        if twice := sorted(names & self._kwargs.keys()):
+        if common := sorted(names & self._kwargs.keys()):
             raise ModelError(
-                f"the DataLoader's batches and mcmc.run(...) both give the arguments {twice}, "
+                f"the DataLoader's batches and mcmc.run(...) both give the arguments {common}, "
                 "expected each from one of them"
             )
 
 
 class _EpochStart:
     """
-    The random numbers that an epoch of a loader starts from: torch's global generator, and the
-    generators of the loader and its sampler where they have any.
+    The random states at the start of an epoch: of torch's global generator, and of the generators
+    of the loader and its sampler, if they have any.
     """
 
     def __init__(self, loader: DataLoader) -> None:
         sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-        found = (getattr(loader, "generator", None), getattr(sampler, "generator", None))
-        self._generators = [g for g in found if isinstance(g, torch.Generator)]
+        generators = (getattr(part, "generator", None) for part in (loader, sampler))
+        self._generators = [g for g in generators if isinstance(g, torch.Generator)]
         samplers: tuple[Any, ...] = (sampler, loader.batch_sampler)
-        self._numbered = [own for own in samplers if hasattr(own, "set_epoch")]
+        self._numbered = [sampler for sampler in samplers if hasattr(sampler, "set_epoch")]
         self.state: list[Tensor] = []
 
-    def remember(self) -> None:
+    def save(self) -> None:
         self.state = [torch.get_rng_state(), *(g.get_state() for g in self._generators)]
 
-    def number(self, epoch: int) -> None:
-        """Tells samplers that want to know which epoch it is, such as DistributedSampler."""
+    def set_number(self, epoch: int) -> None:
+        """Pass the number of the epoch to samplers that use it, such as DistributedSampler."""
         for sampler in self._numbered:
             sampler.set_epoch(epoch)
 
-    def put_back(self, state: Sequence[Tensor]) -> None:
+    def restore(self, state: Sequence[Tensor]) -> None:
         self.state = list(state)
         torch.set_rng_state(self.state[0])
-        for generator, own in zip(self._generators, self.state[1:], strict=True):
-            generator.set_state(own)
+        for generator, generator_state in zip(self._generators, self.state[1:], strict=True):
+            generator.set_state(generator_state)
 
 
 class ChainArguments(ArgumentSource):
     """
-    The next batch of every chain, from a loader that each goes through in an order of its own; the
-    batches' tensors are stacked, with a leading axis of chains.
+    The next batches of several chains, each with an order of its own; their tensors are stacked,
+    with a leading axis of chains.
 
     :param sources: one for every chain.
-    :raises ModelError: if the loader keeps its workers, which serve one chain at a time.
+    :raises ModelError: if the loader's workers are persistent.
     """
 
     per_chain = True
@@ -380,7 +382,7 @@ class ChainArguments(ArgumentSource):
         return self._sources[0].sizes
 
     def peek(self) -> Arguments:
-        """The first chain's arguments of the step to come, without the axis of chains."""
+        """Return the first chain's next arguments, without the axis of chains."""
         return self._sources[0].peek()
 
     def next(self) -> Arguments:
@@ -403,8 +405,8 @@ class ChainArguments(ArgumentSource):
         return {"chains": [source.state() for source in self._sources]}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        for source, own in zip(self._sources, state["chains"], strict=True):
-            source.load(own)
+        for source, chain in zip(self._sources, state["chains"], strict=True):
+            source.load(chain)
 
     def suspend(self) -> None:
         for source in self._sources:
@@ -415,9 +417,9 @@ class ChainArguments(ArgumentSource):
             source.close()
 
 
-def _has_length(part: Sized) -> bool:
+def length(data: Any) -> int | None:
+    """Return the length of a dataset or sampler, None if it has none."""
     try:
-        len(part)
+        return len(data) if isinstance(data, Sized) else None
     except (TypeError, NotImplementedError):
-        return False
-    return True
+        return None

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Which data a step sees: indices for the model's subsampled plates.
+Indices of the model's subsampled plates at every step.
 
-Pyro's own plate shuffles all N indices at every step. Here a permutation is drawn once an epoch and
-cut into batches of exactly n; the N mod n indices left over are dropped and have the same chance
-as all others in the next epoch. Or every batch is n independent draws with replacement. Both make
-the gradient (2) unbiased; a permutation has the smaller variance.
+A permutation is drawn once an epoch and cut into batches of exactly n; the N mod n indices left
+over are dropped. (Pyro's own plate shuffles all N indices at every step.) Or every batch is n
+independent draws with replacement. The gradient (2) is unbiased in both cases; its variance is
+smaller with a permutation.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from pyro_aeb.errors import ModelError
 from pyro_aeb.validation import choice
 
 Order = Literal["permutation", "replacement"]
-
 ORDERS = ("every datum at most once an epoch", "independent draws")
+"""Meanings of the orders, for error messages."""
 
 
 class Minibatches:
     """
-    Indices of every plate for every step.
+    Indices of all plates at every step.
 
-    :param plates: plate name to (size N, subsample size n). A plate with n = N gets all indices in
+    :param plates: plate name to (size N, subsample size n). A plate with n = N has all indices in
         order, at no cost a step.
     :param str order: ``"permutation"`` or ``"replacement"``.
     :param torch.device device: of the indices.
-    :param torch.Generator generator: source of randomness, None for torch's own.
-    :param Ranks ranks: processes with the same generator, which share out every minibatch of n
-        times as many data as there are ranks; n of them are this rank's.
+    :param torch.Generator generator: of random numbers, None for torch's global one.
+    :param Ranks ranks: processes with the same generator that share every minibatch: it has n data
+        a rank, of which this object returns its own n.
     :raises ValueError: if ``order`` is neither.
     """
 
@@ -66,44 +66,44 @@ class Minibatches:
 
     @property
     def partial(self) -> frozenset[str]:
-        """The plates that take a part of their data."""
+        """The plates that take a part of their data at a step."""
         return frozenset(self._plates)
 
     def first(self) -> dict[str, Tensor]:
-        """The first data of every plate, to try the model on; draws no random number."""
+        """Return the first indices of every plate, without drawing a random number."""
         first = dict(self._indices)
         for name, (_, batch) in self._plates.items():
             first[name] = torch.arange(batch, device=self._device)
         return first
 
     def next(self) -> dict[str, Tensor]:
-        """The indices of the next step, plate name to tensor of shape (n,)."""
+        """Return the indices of the next step, plate name to tensor of shape (n,)."""
         for name, (size, batch) in self._plates.items():
-            together = batch * self._ranks.world
+            count = batch * self._ranks.world
             if self._order == "replacement":
                 indices = torch.randint(
-                    size, (together,), generator=self._generator, device=self._device
+                    size, (count,), generator=self._generator, device=self._device
                 )
             else:
-                indices = self._next_of_permutation(name, size, together)
+                indices = self._next_of_permutation(name, size, count)
             self._indices[name] = indices[batch * self._ranks.rank :][:batch]
         return self._indices
 
-    def _next_of_permutation(self, name: str, size: int, batch: int) -> Tensor:
+    def _next_of_permutation(self, name: str, size: int, count: int) -> Tensor:
         start = self._starts.get(name, size)
-        if start + batch > size:
+        if start + count > size:
             start = 0
             self._epochs[name] = torch.randperm(
                 size, generator=self._generator, device=self._device
             )
-        self._starts[name] = start + batch
-        return self._epochs[name][start : start + batch]
+        self._starts[name] = start + count
+        return self._epochs[name][start : start + count]
 
     def cover(self) -> Iterator[dict[str, Tensor]]:
         """
-        Batches that hold every datum equally often, in order: the mean of their gradients is that
-        of the whole data set. N / n of them, or lcm(N, n) / n where n does not divide N. Draws no
-        random number.
+        Yield batches that hold every datum equally often, in order, so that the mean of their
+        gradients is that of the whole data set: N / n of them, or lcm(N, n) / n if n does not
+        divide N. Draws no random number.
 
         :raises ModelError: if more than one plate takes a part of its data.
         """
@@ -121,18 +121,18 @@ class Minibatches:
                 yield {**self._indices, name: indices}
 
     def state(self) -> dict[str, Any]:
-        """The permutations under way, and where they stand."""
+        """Return the current permutations, and the positions in them."""
         return {"epochs": dict(self._epochs), "starts": dict(self._starts)}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from another's :meth:`state`; the generator is restored by its owner."""
+        """Restore a :meth:`state`, without that of the generator."""
         self._epochs = {n: epoch.to(self._device) for n, epoch in state["epochs"].items()}
         self._starts = dict(state["starts"])
 
 
 class ChainMinibatches:
     """
-    Indices of every plate for every step of several chains, each with minibatches of its own.
+    Indices of all plates at every step of several chains, each with minibatches of its own.
 
     :param minibatches: one for every chain.
     """
@@ -142,30 +142,28 @@ class ChainMinibatches:
 
     def next(self) -> dict[str, Tensor]:
         """
-        The indices of the next step. Those of a plate that takes a part of its data have shape
-        (C, n), those of a plate that takes all of them (N,).
+        Return the indices of the next step, of shape (C, n) for a plate that takes a part of its
+        data, (N,) for one that takes all.
         """
-        first, *others = (dict(minibatches.next()) for minibatches in self._minibatches)
-        partial = self._minibatches[0].partial
-        return {
-            name: torch.stack([own, *(other[name] for other in others)]) if name in partial else own
-            for name, own in first.items()
+        chains = [dict(minibatches.next()) for minibatches in self._minibatches]
+        stacked = {
+            name: torch.stack([indices[name] for indices in chains])
+            for name in self._minibatches[0].partial
         }
+        return {**chains[0], **stacked}
 
     def cover(self) -> Iterator[dict[str, Tensor]]:
-        """As of one chain, with the same data for all."""
+        """Yield batches as :meth:`Minibatches.cover` does, the same for all chains."""
         first, chains = self._minibatches[0], len(self._minibatches)
         for batch in first.cover():
-            yield {
-                name: own.expand(chains, -1) if name in first.partial else own
-                for name, own in batch.items()
-            }
+            expanded = {name: batch[name].expand(chains, -1) for name in first.partial}
+            yield {**batch, **expanded}
 
     def state(self) -> dict[str, Any]:
-        """Every chain's."""
+        """Return the states of all chains."""
         return {"chains": [minibatches.state() for minibatches in self._minibatches]}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from another's :meth:`state`."""
-        for minibatches, own in zip(self._minibatches, state["chains"], strict=True):
-            minibatches.load(own)
+        """Restore a :meth:`state`."""
+        for minibatches, chain in zip(self._minibatches, state["chains"], strict=True):
+            minibatches.load(chain)

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which of several processes this is, as :mod:`torch.distributed` counts them."""
+"""The rank of this process in the process group of :mod:`torch.distributed`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch.distributed as dist
 
 class Ranks(NamedTuple):
     """
-    A place among processes that run the same program.
+    Rank and size of a process group.
 
     :param int rank: of this process, from 0.
-    :param int world: how many there are.
+    :param int world: number of processes.
     """
 
     rank: int = 0
@@ -25,31 +25,33 @@ class Ranks(NamedTuple):
 ALONE = Ranks()
 
 
-def the_ranks(option: str) -> Ranks:
+def process_ranks(option: str) -> Ranks:
     """
-    This process's place in the process group.
+    Return rank and size of the process group.
 
-    :param str option: what needs one, for the error.
+    :param str option: the option that needs one, for the error message.
     :raises RuntimeError: if there is no process group.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
-            f"{option} needs a process group, and there is none. Call "
+            f"{option} needs a process group, but none is initialized. Call "
             "torch.distributed.init_process_group() at the start of the program, and start it with "
             "`torchrun --nproc_per_node 2 program.py`"
         )
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
-def check_as_begun(ranks: Ranks, begun: int | None) -> None:
+def check_world(ranks: Ranks, saved: int | None) -> None:
     """
-    :param Ranks ranks: those that share a chain's data.
-    :param begun: how many there were when the run began; None where that is not known.
-    :raises ValueError: if there are more or fewer now.
+    Check that as many ranks share a chain's data as when the run began.
+
+    :param Ranks ranks: that share them now.
+    :param saved: their number when the run began; None if unknown.
+    :raises ValueError: if the number has changed.
     """
-    if begun is not None and ranks.world != begun:
+    if saved is not None and ranks.world != saved:
         raise ValueError(
             f"a chain's minibatches are shared out among {ranks.world} ranks, and the run began "
-            f"with {begun}, so its steps would be on other data; go on with data_parallel="
-            f"{begun > 1} and {begun} processes in all, or begin another run"
+            f"with {saved}, so its steps would be on other data; resume with data_parallel="
+            f"{saved > 1} and {saved} processes in all, or begin another run"
         )

@@ -26,7 +26,7 @@ class StepData:
     ) -> None:
         self.arguments = arguments
         self.minibatches = minibatches
-        # None where only a loader knows all data. Evaluated once: `sizes` may fetch a batch.
+        # None with a loader, which gives batches only. Read once: `sizes` may fetch a batch.
         self.cover = minibatches.cover if arguments.sizes is None else None
 
     def next(self) -> Batch:

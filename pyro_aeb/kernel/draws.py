@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
-from pyro_aeb.errors import ModelError, SaveSizeWarning, listed
+from pyro_aeb.errors import ModelError, SaveSizeWarning, shorten
 from pyro_aeb.model.structure import Structure, norm_name, rho_name
 from pyro_aeb.storage.recorder import Recorder
 
@@ -47,8 +47,8 @@ def names_to_save(structure: Structure, wanted: Sequence[str] | None) -> tuple[s
     if wanted is not None:
         if unknown := [name for name in wanted if name not in sizes]:
             raise ModelError(
-                f"save names {listed(unknown)}, which are no latent sites or summaries; there are "
-                f"{listed(sorted(sizes))}"
+                f"save names {shorten(unknown)}, which are no latent sites or summaries; there are "
+                f"{shorten(sorted(sizes))}"
             )
         return tuple(wanted)
     total = width * sum(sizes.values())

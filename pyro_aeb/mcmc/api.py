@@ -20,8 +20,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_aeb.data.arguments import Arguments
-from pyro_aeb.data.fingerprint import Fingerprint, check_same, fingerprint, words_about
-from pyro_aeb.data.ranks import check_as_begun
+from pyro_aeb.data.fingerprint import Fingerprint, check_same, describe_tensors, fingerprint
+from pyro_aeb.data.ranks import check_world
 from pyro_aeb.errors import NonFiniteError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.chain import Chain
@@ -285,7 +285,7 @@ class MCMC(RunResults):
                 return
             self._extend_if_finished()
             ranks = ranks_of_data(self.kernel.data_parallel)
-            check_as_begun(ranks, self._begun_on)
+            check_world(ranks, self._begun_on)
             self._shows_progress = self._record.is_writer = ranks.rank == 0
             if self.chain_method == "parallel" and self.num_chains > 1:
                 self._run_in_processes(between)
@@ -359,7 +359,7 @@ class MCMC(RunResults):
         assert self._arguments is not None
         with process_group() as ranks:
             settings = {"the number of chains": self.num_chains, "the plan of draws": self._plan}
-            synchronize(ranks, self._groups, {**settings, **words_about(*self._arguments)})
+            synchronize(ranks, self._groups, {**settings, **describe_tensors(*self._arguments)})
             self._extend_if_finished()
             self._shows_progress = ranks.ranks.rank == 0
             run_group = partial(self._run_group, between=between)

@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from pyro_aeb.data.fingerprint import check_same_everywhere
-from pyro_aeb.data.ranks import Ranks, the_ranks
+from pyro_aeb.data.fingerprint import check_same_on_all_ranks
+from pyro_aeb.data.ranks import Ranks, process_ranks
 from pyro_aeb.errors import RankError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.mcmc.chain_group import ChainGroup
@@ -111,7 +111,7 @@ def process_group() -> Iterator[ProcessGroup]:
 
     :raises RuntimeError: if there is no process group.
     """
-    ranks = the_ranks('chain_method="distributed"')
+    ranks = process_ranks('chain_method="distributed"')
     group = dist.new_group(backend="gloo", timeout=TIMEOUT)
     try:
         yield ProcessGroup(ranks, group)
@@ -130,7 +130,7 @@ def synchronize(
     :raises ValueError: if they are not, or another rank has more draws of a chain than its own.
     """
     gathered = ranks.all_gather((settings, [group.draws for group in groups]))
-    check_same_everywhere([settings for settings, _ in gathered])
+    check_same_on_all_ranks([settings for settings, _ in gathered])
     for chain, group in enumerate(groups):
         counts, owner = [draws[chain] for _, draws in gathered], ranks.owner(chain)
         if max(counts) > counts[owner]:

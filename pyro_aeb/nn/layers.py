@@ -18,7 +18,7 @@ from pyro.nn.module import PyroModule
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from pyro_aeb.errors import ModelError, listed
+from pyro_aeb.errors import ModelError, shorten
 
 Sparse = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """The sparse layers: a pattern, several, or a function of a layer's name and module."""
@@ -193,10 +193,10 @@ def _select_wide(matches: set[str], wide: set[str], option: str) -> set[str]:
     """Return the matches that have a wide parameter; raise an error if there are none."""
     if matches & wide:
         return matches & wide
-    others = f"only {listed(sorted(matches))}, without one" if matches else "none"
+    others = f"only {shorten(sorted(matches))}, without one" if matches else "none"
     raise ModelError(
         f"{option} finds {others}, expected a layer with a parameter of two dimensions or more "
-        f"that requires a gradient; there are {listed(sorted(wide))}; with sparse=[] no layer is "
+        f"that requires a gradient; there are {shorten(sorted(wide))}; with sparse=[] no layer is "
         "sparse"
     )
 

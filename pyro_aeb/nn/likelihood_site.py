@@ -19,7 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_aeb.data.arguments import Arguments
-from pyro_aeb.errors import ModelError, listed
+from pyro_aeb.errors import ModelError, shorten
 from pyro_aeb.model.tracing import unwrap
 from pyro_aeb.nn.mixture import Mixture, predict_from
 
@@ -89,8 +89,8 @@ class LikelihoodSite:
             candidates = observed or list(sites)
             if not observed and len(sites) > 1:
                 raise ModelError(
-                    f"sites {listed(sorted(sites))} have no values in the draws, which hold "
-                    f"{listed(sorted(values))}. If one of them is to be predicted and the draws "
+                    f"sites {shorten(sorted(sites))} have no values in the draws, which hold "
+                    f"{shorten(sorted(values))}. If one of them is to be predicted and the draws "
                     f"lack the others: {REMEDY}. If the model predicts several: choose one with "
                     "site="
                 )
@@ -108,8 +108,8 @@ class LikelihoodSite:
         unknown = sorted(sites.keys() - {name, *observed, *self._likelihoods})
         if unknown:
             raise ModelError(
-                f"the draws hold {listed(sorted(values))} but not the latent sites "
-                f"{listed(unknown)}, which the model needs to predict {name!r}: {REMEDY}"
+                f"the draws hold {shorten(sorted(values))} but not the latent sites "
+                f"{shorten(unknown)}, which the model needs to predict {name!r}: {REMEDY}"
             )
         return name
 

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pyro_aeb.adaptation.sweep import Latents, SufficientStatistics
-from pyro_aeb.data.fingerprint import check_same_everywhere, words_about
-from pyro_aeb.data.ranks import ALONE, Ranks, the_ranks
+from pyro_aeb.data.fingerprint import check_same_on_all_ranks, describe_tensors
+from pyro_aeb.data.ranks import ALONE, Ranks, process_ranks
 from pyro_aeb.errors import ModelError, RankError
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Residuals
@@ -34,7 +34,7 @@ def ranks_of_data(data_parallel: bool) -> Ranks:
     :param bool data_parallel: the kernel's option; False for this process alone.
     :raises RuntimeError: if there is no process group.
     """
-    return the_ranks("data_parallel=True") if data_parallel else ALONE
+    return process_ranks("data_parallel=True") if data_parallel else ALONE
 
 
 class Average:
@@ -127,8 +127,8 @@ def check_same_data(ranks: Ranks, args: tuple[Any, ...], kwargs: Mapping[str, An
     :raises ValueError: if the arguments are not the same tensors on all ranks.
     """
     found: list[Any] = [None] * ranks.world
-    dist.all_gather_object(found, words_about(args, kwargs))
-    check_same_everywhere(found)
+    dist.all_gather_object(found, describe_tensors(args, kwargs))
+    check_same_on_all_ranks(found)
 
 
 def check_agreement(ranks: Ranks, state: tuple[Any, ...], stop: bool = False) -> bool:

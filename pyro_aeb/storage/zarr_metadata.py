@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pyro_aeb.errors import listed
+from pyro_aeb.errors import shorten
 
 FINISHED = "finished_draws"
 """The attribute of the store and its groups with the number of draws of each chain."""
@@ -109,7 +109,7 @@ def check_chunks(path: Path, nodes: Metadata, finished: Sequence[int]) -> None:
         if not (path / file).is_file()
     ]
     if missing:
-        raise _damaged(path, f"it lacks the files {listed(missing)}, which hold finished draws")
+        raise _damaged(path, f"it lacks the files {shorten(missing)}, which hold finished draws")
 
 
 def _chunks(name: str, node: dict[str, Any], finished: Sequence[int]) -> Iterator[str]:

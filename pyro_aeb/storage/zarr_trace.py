@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_aeb.errors import listed
+from pyro_aeb.errors import shorten
 from pyro_aeb.storage.recorder import Record, StoredDraws, map_draws
 from pyro_aeb.storage.xarray_variables import (
     AxisNames,
@@ -338,8 +338,8 @@ def _check_layout(layout: DrawLayout, expected: DrawLayout) -> None:
     )
     if given.keys() != stored.keys():
         raise ValueError(
-            f"the draw has {listed(sorted(given.keys() - stored.keys()))} too many and lacks "
-            f"{listed(sorted(stored.keys() - given.keys()))}: all draws of a trace have the names "
+            f"the draw has {shorten(sorted(given.keys() - stored.keys()))} too many and lacks "
+            f"{shorten(sorted(stored.keys() - given.keys()))}: all draws of a trace have the names "
             "of the first"
         )
     for name, (dtype, shape) in given.items():

@@ -41,7 +41,7 @@ def test_an_empty_loader():
 def test_a_loader_that_can_be_read_once_keeps_its_draws():
     rows = [(X[i : i + 5], Y[i : i + 5]) for i in range(0, N, 5)]  # 4 batches, 2 steps a draw
     kernel = make_kernel(loader_regression)
-    with raises_with("no batch in epoch 2", "starts anew", "kernel.recover()"):
+    with raises_with("no batch in epoch 2", "read again", "kernel.recover()"):
         make_pyro_mcmc(kernel, warmup=0).run(DataLoader(Once(rows), batch_size=None))
     assert kernel.recover()["beta"].shape == (2, P)
 
