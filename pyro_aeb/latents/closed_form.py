@@ -69,10 +69,6 @@ def _beta(value: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]
     return value * (first + b / rest), b
 
 
-def _normal(value: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    return first - value * second, -second
-
-
 def _dirichlet(value: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     # A Categorical divides by the sum of its probabilities: minus its count, in the gradient.
     counts = second[..., 1:2].expand_as(value)
@@ -95,10 +91,6 @@ def _shares(a: Tensor, _: Tensor) -> Tensor:
     return a / a.sum(-1, keepdim=True)
 
 
-def _recenter_shares(value: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return value * a.sum(-1, keepdim=True), b
-
-
 FORMS: Mapping[type, Form] = {
     dist.InverseGamma: Form(
         _inverse_gamma,
@@ -119,7 +111,7 @@ FORMS: Mapping[type, Form] = {
         recenter=lambda x, a, b: ((a + b) * x, (a + b) * (1.0 - x)),
     ),
     dist.Normal: Form(
-        _normal,
+        lambda x, first, second: (first - x * second, -second),
         gradient=lambda x, a, b: a - b * x,
         maximiser=lambda a, b: a / b,
         recenter=lambda x, a, b: (b * x, b),
@@ -128,7 +120,7 @@ FORMS: Mapping[type, Form] = {
         _dirichlet,
         gradient=lambda x, a, b: a / x - b,
         maximiser=_shares,
-        recenter=_recenter_shares,
+        recenter=lambda x, a, b: (x * a.sum(-1, keepdim=True), b),
     ),
 }
 """The conjugate priors, by class."""

@@ -58,7 +58,8 @@ def inspect_model(
         sites = trace({}, validate=True)
     subsamples = {n: s for n, s in sites.items() if site_is_subsample(cast(Any, s))}
     plates = {n: (s["fn"].size, len(s["value"])) for n, s in subsamples.items()}
-    sites = {n: s for n, s in sites.items() if n not in plates and not _is_deterministic(s)}
+    deterministic = {n for n, s in sites.items() if s["infer"].get("_deterministic")}
+    sites = {n: s for n, s in sites.items() if n not in plates.keys() | deterministic}
     latent = {n: s for n, s in sites.items() if not s["is_observed"]}
     observed = {n: s for n, s in sites.items() if s["is_observed"]}
     _check_latent(latent)
@@ -75,9 +76,7 @@ def inspect_model(
     check_forms(sites, learned, trace)
     taken = {*sparse, *linked.values(), *(site.name for site in learned)}
     rest = {n: s for n, s in latent.items() if n not in taken}
-    leaves = {n: s["value"].clone().requires_grad_() for n, s in latent.items()}
-    with_gradient = {n: s for n, s in trace(leaves, grad=True).items() if n in sites}
-    paths = find_gradient_paths(with_gradient, leaves)
+    paths = find_gradient_paths(sites, trace)
     differentiated = [site.name for site in learned if site.update.derivatives]
     check_gradients(sites, paths, [*sparse, *rest, *differentiated], trace)
     normal = [n for n, s in rest.items() if _is_fixed_normal(s, paths[n])]
@@ -141,12 +140,13 @@ def _explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
         ) from error
     except RuntimeError as error:
         default = torch.zeros(())
+        about_dtypes = "dtype" in str(error) or "scalar type" in str(error)  # in any torch version
         unusual = {
             name: value
             for name, value in tensors.items()
             if (value.dtype, value.device.type) != (default.dtype, default.device.type)
             # Classes are integers: no cause of a failure, unless torch names dtypes.
-            and (value.is_floating_point() or _is_about_dtypes(error))
+            and (value.is_floating_point() or about_dtypes)
         }
         if not unusual:
             raise
@@ -157,15 +157,6 @@ def _explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
             "torch.set_default_dtype and torch.set_default_device, or give priors of the data's "
             f"kind. The failure was: {error}"
         ) from error
-
-
-def _is_about_dtypes(error: RuntimeError) -> bool:
-    """Whether an error of torch, of any version, names dtypes."""
-    return "dtype" in str(error) or "scalar type" in str(error)
-
-
-def _is_deterministic(site: Site) -> bool:
-    return bool(site["infer"].get("_deterministic", False))
 
 
 def _has_own_indices(site: Site) -> bool:

@@ -55,19 +55,20 @@ def has_same_density(a: Site, b: Site) -> bool:
     return is_close(a["fn"].log_prob(a["value"]), b["fn"].log_prob(a["value"]))
 
 
-def find_gradient_paths(
-    sites: Mapping[str, Site], leaves: Mapping[str, Tensor]
-) -> dict[str, frozenset[str]]:
+def find_gradient_paths(sites: Mapping[str, Site], trace: Tracer) -> dict[str, frozenset[str]]:
     """
     Return, for every site, the other latent sites with respect to which its log density has a
     gradient.
 
-    :param sites: the sites of a trace with gradients.
-    :param leaves: the latent values of that trace.
+    :param sites: the sites of a trace, without plates and deterministic ones.
+    :param trace: of the model.
     """
+    latent = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
+    leaves = {n: value.clone().requires_grad_() for n, value in latent.items()}
+    traced = {n: s for n, s in trace(leaves, grad=True).items() if n in sites}
     paths = {}
     names = {id(leaf): name for name, leaf in leaves.items()}
-    for name, site in sites.items():
+    for name, site in traced.items():
         with torch.enable_grad():  # also where the caller has turned gradients off
             density = site["fn"].log_prob(site["value"]).sum()
         ancestors = [n for n in _find_ancestors(density, names) if n != name]

@@ -169,7 +169,12 @@ class BayesianModule(nn.Module):
         self.sparse_sites = tuple(prefix + w.name for w in weights if w.sparse)
         self.dense_sites = tuple(prefix + w.name for w in weights if not w.sparse)
         self.latent_sites = _latent_sites(weights, priors, prefix)
-        _check_names(self)
+        if clash := {*self.sparse_sites, *self.dense_sites} & {*self.latent_sites}:
+            raise ModelError(
+                f"the module has parameters named {sorted(clash)}, expected no parameter called "
+                "like the sites of sigma squared or of a layer's delta, "
+                f"{list(self.latent_sites)}; rename the parameter, or fix the latent with a number"
+            )
 
     @property
     def sigma2(self) -> Tensor:
@@ -226,7 +231,8 @@ class BayesianModule(nn.Module):
         depend on sampled values is made once (:mod:`pyro_aeb.nn.priors`).
         """
         if not self._slots:
-            self._slots = [(w, *_owner(self.module, w.name)) for w in self._weights]
+            owners = [(w, self.module.get_submodule(w.layer)) for w in self._weights]
+            self._slots = [(w, owner, w.name.rpartition(".")[2]) for w, owner in owners]
         values: dict[str, Tensor] = {}
         sigma: Tensor | None = None
         layers: dict[str, SSGL] = {}
@@ -301,12 +307,6 @@ def _shape_error(site: str, value: Tensor, expected: torch.Size) -> ModelError:
     )
 
 
-def _owner(module: nn.Module, parameter: str) -> tuple[nn.Module, str]:
-    """Return the submodule that owns a parameter, and the parameter's name in it."""
-    path, _, attribute = parameter.rpartition(".")
-    return module.get_submodule(path), attribute
-
-
 def _delta_site(layer: str) -> str:
     return f"{layer}.delta" if layer else "delta"
 
@@ -317,12 +317,3 @@ def _latent_sites(weights: Sequence[Weight], priors: Priors, prefix: str) -> tup
     if isinstance(priors.delta, tuple):
         names += [_delta_site(weight.layer) for weight in sparse]
     return tuple(dict.fromkeys(prefix + name for name in names))
-
-
-def _check_names(net: BayesianModule) -> None:
-    if clash := {*net.sparse_sites, *net.dense_sites} & {*net.latent_sites}:
-        raise ModelError(
-            f"the module has parameters named {sorted(clash)}, expected no parameter called like "
-            f"the sites of sigma squared or of a layer's delta, {list(net.latent_sites)}; rename "
-            "the parameter, or fix the latent with a number"
-        )

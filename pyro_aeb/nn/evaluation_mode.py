@@ -74,7 +74,8 @@ class BatchNormStatistics:
                 if module in self._buffers:
                     module._buffers.update(self._buffers[module])
                 else:
-                    module._buffers.update(_copy(module._buffers))
+                    copies = {n: b.clone() for n, b in module._buffers.items() if b is not None}
+                    module._buffers.update(copies)
                     module.reset_running_stats()
                 module.momentum = None  # the plain average over batches
                 module.training = True
@@ -100,7 +101,3 @@ class BatchNormStatistics:
         finally:
             for module, buffers in originals.items():
                 module._buffers.update(buffers)
-
-
-def _copy(buffers: ModuleBuffers) -> ModuleBuffers:
-    return {name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()}

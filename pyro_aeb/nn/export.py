@@ -137,38 +137,19 @@ class LayerCount:
 
 
 @dataclass(frozen=True)
-class ParameterCounts:
+class ParameterCounts(LayerCount):
     """
-    The weights of a module; a table, as a string.
+    The weights of a module; a table, as a string. Weights that several layers share count once.
 
     :param layers: the counts of every layer that owns parameters itself.
     """
 
     layers: tuple[LayerCount, ...]
 
-    @property
-    def total(self) -> int:
-        """The number of weights; those that several layers share count once."""
-        return sum(layer.total for layer in self.layers)
-
-    @property
-    def nonzero(self) -> int:
-        """The number of weights that are not zero."""
-        return sum(layer.nonzero for layer in self.layers)
-
-    @property
-    def sparsity(self) -> float:
-        """The share of the weights that are zero."""
-        return self._all.sparsity
-
-    @property
-    def _all(self) -> LayerCount:
-        return LayerCount("all", self.total, self.nonzero)
-
     def __str__(self) -> str:
         rows = [
-            (layer.name, f"{layer.total:,}", f"{layer.nonzero:,}", f"{100 * layer.sparsity:.2f} %")
-            for layer in (*self.layers, self._all)
+            (count.name, f"{count.total:,}", f"{count.nonzero:,}", f"{100 * count.sparsity:.2f} %")
+            for count in (*self.layers, self)
         ]
         return table(("layer", "weights", "not zero", "sparsity"), rows)
 
@@ -184,4 +165,6 @@ def parameter_counts(module: nn.Module) -> ParameterCounts:
         count = counts.setdefault(layer_of(name), [0, 0])
         count[0] += parameter.numel()
         count[1] += int(torch.count_nonzero(parameter))
-    return ParameterCounts(tuple(LayerCount(name, *count) for name, count in counts.items()))
+    total, nonzero = (sum(count[i] for count in counts.values()) for i in range(2))
+    layers = tuple(LayerCount(name, *count) for name, count in counts.items())
+    return ParameterCounts("all", total, nonzero, layers)

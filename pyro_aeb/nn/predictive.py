@@ -12,8 +12,7 @@ evaluation mode (:mod:`pyro_aeb.nn.evaluation_mode`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -203,7 +202,15 @@ class PosteriorPredictive:
         device = next((value.device for value in draws[0].values()), torch.device("cpu"))
         site = LikelihoodSite(self._model, self._site, self._likelihoods)
         averages, lasts = [], []
-        with _prediction_mode(), _bar(progress, batches, draws) as bar:
+        total, disable = len(batches) * len(draws) or None, None if progress else True
+        with (
+            preserve_buffers(),
+            evaluation_mode(),
+            preserve_random_state(),
+            torch.no_grad(),
+            pyro.validation_enabled(False),
+            tqdm(desc="Predict", total=total, delay=2.0, leave=False, disable=disable) as bar,
+        ):
             statistics = self._estimate_statistics(site, draws, device, limit)
             for arguments in batches.iterate(device, limit):
                 average: Mixture | None = None
@@ -235,26 +242,6 @@ class PosteriorPredictive:
                 if not batch_norm:  # the model has no BatchNorm
                     return statistics
         return statistics
-
-
-@contextmanager
-def _prediction_mode() -> Iterator[None]:
-    """Run models in evaluation mode, without side effects, gradients and validation."""
-    with (
-        preserve_buffers(),
-        evaluation_mode(),
-        preserve_random_state(),
-        torch.no_grad(),
-        pyro.validation_enabled(False),
-    ):
-        yield
-
-
-def _bar(progress: bool, batches: Batches, draws: Sequence[Draw]) -> Any:
-    """Return a progress bar, shown on a terminal after 2 seconds if ``progress``."""
-    total = len(batches) * len(draws) or None
-    disable = None if progress else True
-    return tqdm(desc="Predict", total=total, delay=2.0, leave=False, disable=disable)
 
 
 def _draws(mcmc: Any) -> list[Draw]:
