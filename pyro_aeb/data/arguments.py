@@ -13,12 +13,7 @@ from torch import Tensor
 
 
 class Arguments(NamedTuple):
-    """
-    The arguments of one call of the model.
-
-    :param tuple args: positional.
-    :param kwargs: by keyword.
-    """
+    """The arguments of one call of the model."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -28,7 +23,6 @@ class Batch(NamedTuple):
     """
     The data of one step.
 
-    :param Arguments arguments: of the model.
     :param indices: of the plates that subsample, by plate name. For chains that step together,
         those of plates that take a part have a leading axis of chains.
     :param bool per_chain: whether tensors in the arguments have a leading axis of chains.
@@ -43,9 +37,6 @@ def unpack(batch: Any, kwargs: Mapping[str, Any]) -> Arguments:
     """
     Return a DataLoader's batch as arguments: a tuple or list as positional ones, a mapping as
     keyword arguments, anything else as the only one.
-
-    :param batch: of the loader.
-    :param kwargs: further keyword arguments.
     """
     if isinstance(batch, Mapping):
         return Arguments((), {**batch, **kwargs})
@@ -64,7 +55,6 @@ def map_leaves(
     subclasses of tuple and list keep their class, which ``torch.utils._pytree`` takes for leaves.
 
     :param function: of a leaf, and of the leaves at the same place in ``others``.
-    :param others: nested as ``value`` is.
     :param is_leaf: whether a tuple, list or mapping is a leaf; a ``torch.Size`` is one in any case.
     :raises ValueError: if tuples or lists at the same place are of different lengths.
     """

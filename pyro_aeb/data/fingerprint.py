@@ -24,9 +24,6 @@ def fingerprint(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Fingerprint
     """
     Describe every argument: a tensor or array by dtype, shape and CRC, which is the same on all
     machines; a DataLoader by its sizes; a number or string by its value.
-
-    :param args: positional arguments of ``mcmc.run``.
-    :param kwargs: its keyword arguments.
     """
     entries = [
         (name, f"{tensor.dtype} of shape {tuple(tensor.shape)}, CRC {_crc(tensor):08x}")
@@ -75,7 +72,6 @@ def check_same_on_all_ranks(descriptions: list[Mapping[str, Any]]) -> None:
     """
     Check that all ranks have the same options and data.
 
-    :param descriptions: of every rank.
     :raises ValueError: if they differ.
     """
     first = descriptions[0]

@@ -88,12 +88,7 @@ def open_arguments(
 
 
 class FixedArguments(ArgumentSource):
-    """
-    The same arguments at every step.
-
-    :param tuple args: positional.
-    :param kwargs: by keyword.
-    """
+    """The same arguments at every step."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._arguments = Arguments(args, kwargs)
@@ -112,7 +107,6 @@ class LoaderArguments(ArgumentSource):
     With a seed, the loader's shuffling, and everything else that draws from torch's global
     generator in this process or seeds the workers, has a random stream of its own.
 
-    :param DataLoader loader: the batches.
     :param kwargs: further arguments of every call of the model.
     :param seed: of the loader's random numbers; None for torch's global generator.
     :param int rank: among the processes that share a chain's data, each with a seed of its own.
@@ -367,7 +361,6 @@ class ChainArguments(ArgumentSource):
     The next batches of several chains, each with an order of its own; their tensors are stacked,
     with a leading axis of chains.
 
-    :param sources: one for every chain.
     :raises ModelError: if the loader's workers are persistent.
     """
 

@@ -34,8 +34,6 @@ class Minibatches:
 
     :param plates: plate name to (size N, subsample size n). A plate with n = N has all indices in
         order, at no cost a step.
-    :param str order: ``"permutation"`` or ``"replacement"``.
-    :param torch.device device: of the indices.
     :param torch.Generator generator: of random numbers, None for torch's global one.
     :param Ranks ranks: processes with the same generator that share every minibatch: it has n data
         a rank, of which this object returns its own n.
@@ -131,11 +129,7 @@ class Minibatches:
 
 
 class ChainMinibatches:
-    """
-    Indices of all plates at every step of several chains, each with minibatches of its own.
-
-    :param minibatches: one for every chain.
-    """
+    """Indices of all plates at every step of several chains, each with minibatches of its own."""
 
     def __init__(self, minibatches: Sequence[Minibatches]) -> None:
         self._minibatches = tuple(minibatches)

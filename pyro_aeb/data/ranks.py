@@ -15,7 +15,6 @@ class Ranks(NamedTuple):
     Rank and size of a process group.
 
     :param int rank: of this process, from 0.
-    :param int world: number of processes.
     """
 
     rank: int = 0
@@ -45,7 +44,6 @@ def check_world(ranks: Ranks, saved: int | None) -> None:
     """
     Check that as many ranks share a chain's data as when the run began.
 
-    :param Ranks ranks: that share them now.
     :param saved: their number when the run began; None if unknown.
     :raises ValueError: if the number has changed.
     """

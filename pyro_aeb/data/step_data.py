@@ -14,12 +14,7 @@ from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches
 
 
 class StepData:
-    """
-    The batch of every step: the model's arguments, and the indices of its subsampled plates.
-
-    :param ArgumentSource arguments: the arguments of every step.
-    :param minibatches: the indices of every step.
-    """
+    """The batch of every step: the model's arguments, and the indices of its subsampled plates."""
 
     def __init__(
         self, arguments: ArgumentSource, minibatches: Minibatches | ChainMinibatches

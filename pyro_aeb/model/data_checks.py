@@ -34,7 +34,6 @@ def check_observed(observed: Mapping[str, Site], plates: Mapping[str, tuple[int,
     """
     Check that every observed site is scaled by N/n, and that its values are in its support.
 
-    :param observed: the observed sites by name.
     :param plates: size and subsample size of every plate made while the model runs.
     :raises ModelError: if a site has another scale, or its values do not fit its distribution.
     """
@@ -78,7 +77,6 @@ def check_loader_plates(
     """
     Check that plates scale a loader's batches to the size of its data set.
 
-    :param observed: the observed sites by name.
     :param subsamples: the plates made while the model runs, by name.
     :param sizes: the sizes that the data set may have; empty if unknown.
     :param lengths: of the first axes of the batch's tensors.

@@ -40,9 +40,6 @@ def inspect_model(
     """
     Find the structure of a model. Random number generators and module buffers are unchanged.
 
-    :param model: a Pyro model.
-    :param args: its arguments.
-    :param kwargs: its keyword arguments.
     :param bool adapt: whether the latents of spike-and-slab sites are learned. If not, all
         continuous latents, those sites among them, are sampled under the model's own prior.
     :param links: by hand, spike-and-slab site to ``{"delta": site, "sigma": site}``.

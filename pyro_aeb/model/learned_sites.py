@@ -30,8 +30,6 @@ def find_learned_sites(
     """
     Return the sites that are learned by updates, in the order of the model.
 
-    :param latent: the latent sites of a trace.
-    :param updates: by site.
     :param taken: spike-and-slab sites and the latents of their prior.
     :raises ModelError: if an update names another site, or does not fit its site.
     """
@@ -77,8 +75,6 @@ def check_forms(sites: Mapping[str, Site], learned: Collection[LearnedSite], tra
     at other values of the latent.
 
     :param sites: all sites of a trace at feasible values.
-    :param learned: the sites that updates learn.
-    :param trace: of the model.
     :raises ModelError: if it has another form.
     """
     values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}

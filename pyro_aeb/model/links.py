@@ -44,10 +44,7 @@ def find_links(
     """
     Find the latent site that each spike-and-slab parameter comes from, by provenance or by hand.
 
-    :param latent: the latent sites of a trace.
     :param tracked: the sites of a trace with provenance; empty if the model cannot run with it.
-    :param sparse: names of the sparse sites.
-    :param by_hand: links that override provenance.
     :returns: (sparse site, ``"delta"`` or ``"sigma"``) to latent site.
     :raises ModelError: if a link is ambiguous or leads to a prior without a closed-form update.
     """
@@ -148,9 +145,6 @@ def check_links(
     Check the links by perturbation, and find the likelihoods whose scale is a multiple of sigma.
 
     :param sites: all sites of a trace at feasible values.
-    :param sparse: names of the sparse sites.
-    :param links: from :func:`find_links`.
-    :param trace: of the model.
     :returns: InverseGamma site to the names of those observed sites.
     :raises ModelError: if anything else depends on the linked sites.
     """

@@ -29,9 +29,7 @@ def perturb(
     an amount of its own. The amounts are about the square root of 2 over the fan-in, so that a deep
     network's outputs stay in range.
 
-    :param sites: the sites of a trace.
     :param values: latent site name to constrained value.
-    :param names: the sites to perturb.
     """
     generator = torch.Generator("cpu").manual_seed(0)
     perturbed = dict(values)
@@ -61,7 +59,6 @@ def find_gradient_paths(sites: Mapping[str, Site], trace: Tracer) -> dict[str, f
     gradient.
 
     :param sites: the sites of a trace, without plates and deterministic ones.
-    :param trace: of the model.
     """
     latent = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
     leaves = {n: value.clone().requires_grad_() for n, value in latent.items()}
@@ -85,8 +82,6 @@ def _find_ancestors(value: Tensor, names: Mapping[int, str]) -> list[str]:
     """
     Return the leaves that a value was computed from. The time does not grow with the number of
     other leaves.
-
-    :param names: of the leaves, by id.
     """
     ancestors, visited, pending = [], set(), [value.grad_fn]
     while pending:
@@ -111,9 +106,7 @@ def check_gradients(
     Check that gradients show every dependence of a distribution on the sampled sites.
 
     :param sites: the sites of a trace at feasible values.
-    :param paths: from :func:`find_gradient_paths`.
     :param sampled: names of the sites that are sampled by gradient.
-    :param trace: of the model.
     :raises ModelError: if a dependence has no gradient, or a support depends on another site.
     """
     values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}

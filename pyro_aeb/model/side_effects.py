@@ -83,7 +83,6 @@ class Buffers:
     """
     The buffers that a model changes.
 
-    :param places: where they are, from :func:`preserve_buffers`.
     :param chains: the number of chains with a set each; None for one chain, whose buffers are those
         in the modules.
     """
@@ -105,11 +104,7 @@ class Buffers:
         return [value.clone() for value in self.values()]
 
     def load(self, values: Sequence[Tensor]) -> None:
-        """
-        Replace the values of all buffers.
-
-        :param values: from :meth:`values`.
-        """
+        """Replace the values of all buffers."""
         if self._stacks is not None:
             self._stacks = [new.to(old) for new, old in zip(values, self._stacks, strict=True)]
         else:
@@ -119,7 +114,6 @@ class Buffers:
         """
         Run a model with one chain's buffers in the modules.
 
-        :param values: the chain's buffers.
         :returns: the chain's buffers afterwards.
         """
         originals = self._in_modules()
@@ -134,7 +128,6 @@ class Buffers:
         """
         Run a model of all chains on other buffers, which it may change; those held here stay.
 
-        :param values: in the form of :meth:`values`.
         :returns: the other buffers afterwards.
         """
         if self._stacks is None:

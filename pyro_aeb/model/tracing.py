@@ -88,13 +88,7 @@ class _PlateCheck(Messenger):
 
 
 class Tracer:
-    """
-    Trace a model, without side effects.
-
-    :param model: a Pyro model.
-    :param args: its arguments.
-    :param kwargs: its keyword arguments.
-    """
+    """Trace a model, without side effects."""
 
     changed_buffers: tuple[Place, ...] = ()
     """
@@ -117,7 +111,6 @@ class Tracer:
         numbers, subsamples among them, are the same in every trace.
 
         :param values: latent site name to constrained value.
-        :param bool validate: whether distributions check their parameters.
         :param bool grad: whether gradients with respect to the values are recorded.
         """
 

@@ -26,7 +26,6 @@ class Layer(NamedTuple):
     A prunable site.
 
     :param int start: of its weights, counted from the start of the first prunable site.
-    :param int stop: of its weights.
     :param int units: number of its units; single weights are units of one.
     :param int unit: weights of a unit.
     """
@@ -47,8 +46,6 @@ class Pruner:
     where the gradient of each image takes 4 to 6 ms:
     ``python -m pytest tests/benchmarks/test_pruning.py --benchmark-enable -s``.
 
-    :param Pruning pruning: the options.
-    :param Structure structure: of the model.
     :raises ModelError: if no site can be pruned, or fewer weights than the sparsity asks for.
     """
 
@@ -148,7 +145,6 @@ class Pruner:
         Restore the state of another pruner of the same options and structure; :meth:`zeros` is NaN
         until the next :meth:`prune`.
 
-        :param state: from :meth:`state`.
         :raises ValueError: if the state is of other sites.
         """
         counts, keep = tuple(state["counts"]), state["keep"]

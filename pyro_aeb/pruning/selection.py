@@ -44,9 +44,7 @@ def apportion(
     grow with the total and stay exact.
 
     :param int total: number of weights, at most the sum of ``sizes``.
-    :param sizes: weights of each layer.
     :param units: weights of a unit of each layer, which divide its size; 1 for single weights.
-    :param at_least: smallest count of each layer.
     """
     whole = sum(sizes)
     counts = [
@@ -95,7 +93,6 @@ def all_but_enough(scores: Tensor, sizes: Tensor, total: int) -> Tensor:
 
     :param Tensor scores: shape (..., n).
     :param Tensor sizes: weights of each entry, shape (n,).
-    :param int total: number of weights.
     :returns: booleans of shape (..., n).
     """
     order = scores.argsort(dim=-1, stable=True)
