@@ -18,11 +18,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.initialization import (
-    InitMessenger,
-    init_to_feasible,
-    init_to_uniform,
-)
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible, init_to_uniform
 from pyro.infer.inspect import TrackProvenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample

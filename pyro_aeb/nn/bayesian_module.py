@@ -32,15 +32,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.nn.layers import Sparse, Weight, check_module, find_weights, layer_of, table
-from pyro_aeb.nn.priors import (
-    Kind,
-    Priors,
-    delta_prior,
-    hyperprior,
-    normal,
-    scalar,
-    sigma2_prior,
-)
+from pyro_aeb.nn.priors import Kind, Priors, delta_prior, hyperprior, normal, scalar, sigma2_prior
 from pyro_aeb.priors import SSGL, Group
 from pyro_aeb.validation import flag, positive
 

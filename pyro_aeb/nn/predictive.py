@@ -225,11 +225,7 @@ class PosteriorPredictive:
         return concatenate(averages), concatenate(lasts)
 
     def _estimate_statistics(
-        self,
-        site: LikelihoodSite,
-        draws: Sequence[Draw],
-        device: torch.device,
-        limit: int | None,
+        self, site: LikelihoodSite, draws: Sequence[Draw], device: torch.device, limit: int | None
     ) -> list[BatchNormStatistics]:
         """Return BatchNorm statistics for every draw, empty without ``recalibrate``."""
         statistics = [BatchNormStatistics() for _ in draws]

@@ -78,11 +78,7 @@ class SpikeAndSlab(TorchDistribution):
     sigma = parameter("sigma", "Scale that both components share, shape ``batch_shape``.")
 
     def __init__(
-        self,
-        shape: Mapping[str, Number],
-        delta: Number,
-        sigma: Number,
-        validate_args: bool | None,
+        self, shape: Mapping[str, Number], delta: Number, sigma: Number, validate_args: bool | None
     ) -> None:
         self.given = {**shape, "delta": delta, "sigma": sigma}
         shapes = set()

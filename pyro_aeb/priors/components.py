@@ -270,11 +270,7 @@ def _polynomial(constant: Tensor, u: Tensor, slope: Number, curve: Number) -> Te
 
 
 def penalties(
-    share: Tensor,
-    excess: Number,
-    spike: Component,
-    slab: Component,
-    u: Tensor | None = None,
+    share: Tensor, excess: Number, spike: Component, slab: Component, u: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
     r"""
     Return the expected strengths of the penalties, equation (5).
