@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Updates that average statistics in place of values end where EM does."""
+"""Updates that average statistics in place of values converge to the limit of EM."""
 
 from __future__ import annotations
 

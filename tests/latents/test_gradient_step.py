@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A step up the gradient in unconstrained space."""
+"""Gradient steps in unconstrained space."""
 
 from __future__ import annotations
 

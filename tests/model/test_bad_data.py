@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What bad data get: an error at once that says what was found, what was expected and what to do;
-never a silent wrong answer, never a lost run.
+Errors for bad data: raised at once, they say what was found, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -122,7 +121,7 @@ def test_observations_of_another_length():
 
 
 def test_an_index_of_the_models_own_that_is_out_of_bounds():
-    """No matter of lengths: the error comes through as it is."""
+    """It is not about lengths, so the error is not replaced."""
     with pytest.raises(IndexError, match="out of bounds"):
         run_dense_model(lambda w: pyro.sample("y", dist.Normal(w[P], 1.0), obs=Y[0]))
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What a bad model gets: an error at once that says what was found, what was expected and what to
-do; never a silent wrong answer, never a lost run. (Links between sites have their own tests.)
+Errors for bad models: raised at once, they say what was found, what was expected and what to do.
+Errors for links between sites are tested in test_links_refused.py.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def test_a_handler_around_ssgl(handler):
 
 
 def test_a_plate_made_outside_of_the_model():
-    """Its indices are drawn once, when it is made, and so every step would see the same batch."""
+    """Its indices are drawn once, when it is made: every step would use the same batch."""
     data = pyro.plate("data", N, subsample_size=5)
 
     def observe(w):

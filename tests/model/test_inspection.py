@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""From a Pyro model to its structure: what every site is, and its place in the flat position."""
+"""The structure of models: the kind of every site, and its place in the flat position."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Which latent site an SSGL parameter comes from: found through whatever Pyro offers to write a model
-with, or given by hand where the link is lost.
+The latent site of an SSGL parameter: found through all of Pyro's ways to write a model, or given by
+hand where the link is lost.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def through_a_deterministic_site():
 
 
 def in_a_scope():
-    """Sites of a plate of length 1 that are taken out of it again."""
+    """Sample sites in a plate of length 1, and remove its axis."""
     sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0).expand([1]).to_event(1)).squeeze(0)
     delta = pyro.sample("delta", dist.Beta(2.0, 3.0).expand([1]).to_event(1))[0]
     with pyro.plate("features", P):

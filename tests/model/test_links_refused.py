@@ -1,10 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""
-Links of an SSGL parameter that are refused, with a message that says what to do, because no closed
-form holds.
-"""
+"""Links of SSGL parameters without a closed form: errors that say what to do."""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""
-The buffers that a model changes: which they are, and that chains which step together each have a
-set of their own.
-"""
+"""The buffers that a model changes, and their sets for chains that step together."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ NO_LATENTS = {"adaptation": None, "step_size": 1e-4}
 
 
 class Network(WithDropout):
-    """With BatchNorm alone: all its randomness is the chain's own."""
+    """A network with BatchNorm and without dropout, so that all randomness is the chain's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +32,7 @@ class Network(WithDropout):
 
 
 class Counting(nn.Module):
-    """A buffer that is replaced, one that is changed in place, one that stays, and one not set."""
+    """A module with buffers: one replaced, one changed in place, one constant, one unset."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +49,7 @@ class Counting(nn.Module):
 
 @pytest.fixture(autouse=True)
 def double():
-    """Rounding is then too small to grow into a difference within a few steps."""
+    """Use double precision: in a few steps, rounding does not grow into a difference."""
     torch.set_default_dtype(torch.float64)
 
 
@@ -107,10 +104,10 @@ def buffer_places(module: nn.Module) -> list:
     return [(module, "replaced"), (module, "added_to")]
 
 
-def test_a_compiled_module_in_a_model_is_looked_at_as_it_was_written():
-    """The compiler cannot follow the loan of copies; the steps after it run the compiled code."""
+def test_a_compiled_module_in_a_model_is_traced_uncompiled():
+    """The compiler cannot follow the exchange of buffers; the steps run the compiled code."""
     module = torch.compile(nn.BatchNorm1d(P), backend="eager")
-    module(X)  # the compiler is at work before the model is looked at
+    module(X)  # compiled before the model is traced
 
     def model(x):
         weights = pyro.sample("w", dist.Normal(torch.zeros(P), 1.0).to_event(1))

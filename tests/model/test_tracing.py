@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A look at a model finds its sites and leaves no trace of itself."""
+"""Traces of a model find its sites and have no side effects."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_deterministic_site_hides_no_link():
     assert get_provenance(sites["y"]["fn"].loc) == {"mu", "tau", "eta"}
 
 
-def test_two_looks_see_the_same_random_numbers():
+def test_two_traces_have_the_same_random_numbers():
     def model():
         with pyro.plate("data", 100, subsample_size=10) as i:
             pyro.sample("y", dist.Normal(torch.randn(()), 1.0), obs=i.float())
@@ -93,7 +93,7 @@ def test_two_looks_see_the_same_random_numbers():
     assert torch.equal(first["y"]["fn"].loc, second["y"]["fn"].loc)
 
 
-def test_a_look_records_no_gradient():
+def test_a_trace_records_no_gradient():
     weight = torch.ones(3, requires_grad=True)
 
     def model():
@@ -110,7 +110,7 @@ def test_a_discrete_latent_is_refused():
         trace_sites(model, (), {}, {})
 
 
-# What a look leaves as it was
+# Side effects
 
 
 def test_random_number_generators_are_as_before():
@@ -185,7 +185,7 @@ def test_buffers_that_a_module_replaces_are_as_before():
     assert counter.calls == 1.0
 
 
-def test_the_parameter_store_stays_empty_of_looks_at_models_without_parameters():
+def test_the_parameter_store_stays_empty_for_models_without_parameters():
     trace_sites(sparse_regression, (X, Y), {}, {})
     assert not pyro.get_param_store()
 

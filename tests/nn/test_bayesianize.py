@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""From torch modules of many kinds to Bayesian networks, and through short runs."""
+"""Bayesian networks made from torch modules of many kinds, in short runs."""
 
 from __future__ import annotations
 

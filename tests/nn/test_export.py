@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""From a draw to a plain module, and its count of weights."""
+"""Plain modules made from draws, and their counts of weights."""
 
 from __future__ import annotations
 

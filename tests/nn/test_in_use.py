@@ -154,7 +154,7 @@ def test_a_hook_refuses_a_sampler_that_shuffles_inside_a_batch_sampler(labels):
 
 
 class Turning(Dataset):
-    """Inputs without labels, in the reverse order at every second pass."""
+    """Inputs without labels, in reverse order at every second pass."""
 
     passes = 0
 

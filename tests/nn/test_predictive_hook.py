@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The posterior average gathered along with a run, against that of a run whose draws are kept."""
+"""The posterior average gathered during a run, against that of a run that keeps its draws."""
 
 from __future__ import annotations
 

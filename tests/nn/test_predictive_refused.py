@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Runs, models and data from which no prediction is made, and what is said instead."""
+"""Errors for runs, models and data that cannot be predicted with."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""BatchNorm statistics of every draw's own, against statistics computed by hand and by torch."""
+"""BatchNorm statistics of single draws, against statistics computed by hand and by torch."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_the_distribution_is_pyros(pair):
 
 
 def slope_error(component: Component) -> float:
-    """How far E'(u) is from l + k(u) u, at most, by autograd."""
+    """Return the largest distance of E'(u), by autograd, from l + k(u) u."""
     u = U.clone().requires_grad_()
     (slope,) = torch.autograd.grad(component.energy(u).sum(), u)
     expected = component.linear + component.quadratic(U) * U

@@ -269,7 +269,7 @@ def quantile(x: Tensor, case: list[Tensor]) -> Callable[..., Tensor]:
 
 
 def comparison_points(case: list[Tensor]) -> Tensor:
-    """Where to compare derivatives: the lower half, where quantiles keep their precision."""
+    """Points to compare derivatives at: the lower half, where quantiles are precise."""
     narrow, wide = ordered_scales(*case[:2], case[3])
     return torch.tensor([-8 * wide, -2 * wide, -0.3 * wide, -3 * narrow, -0.1 * narrow]).double()
 

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The horseshoe and automatic relevance determination: hierarchies without code of their own, whose
-every level has a closed form.
+The horseshoe and automatic relevance determination: hierarchies with a closed form at every level.
 """
 
 import math

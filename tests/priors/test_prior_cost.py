@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What the update of a prior's latents costs, in passes over the weights: no prior takes more than
-SSGL but a Student slab, whose penalty is another number for every weight, and a penalty that a
-prior does not have costs nothing. That SSGL's own update has at most 70 operations is in
-``tests/kernel/test_update_cost.py``.
+The cost of updating a prior's latents, in passes over the weights: no prior takes more than SSGL
+except a Student slab, whose penalty differs from weight to weight, and a penalty that a prior lacks
+costs nothing. ``tests/kernel/test_update_cost.py`` limits the operations of SSGL's update to 70.
 """
 
 import pytest

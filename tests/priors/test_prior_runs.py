@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Every prior in runs of the kernel: what it finds, chains together, resuming, traces, networks."""
+"""Every prior in runs of the kernel: recovery, chains together, resuming, traces, networks."""
 
 import pyro
 import pyro.distributions as dist

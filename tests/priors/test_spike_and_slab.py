@@ -3,7 +3,7 @@
 
 """
 Every spike-and-slab prior as a distribution: against the mixture of Pyro's own densities, by
-quadrature and by Monte Carlo. What SSGL has more is in ``tests/priors/test_distributions.py``.
+quadrature and by Monte Carlo. ``tests/priors/test_distributions.py`` has further tests of SSGL.
 """
 
 import math
