@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Indices of the model's subsampled plates at every step.
+The batch of every step, and the indices of the model's subsampled plates in it.
 
 A permutation is drawn once an epoch and cut into batches of exactly n; the N mod n indices left
 over are dropped. (Pyro's own plate shuffles all N indices at every step.) Or every batch is n
@@ -19,6 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.loaders import ArgumentSource
 from pyro_aeb.data.ranks import ALONE, Ranks
 from pyro_aeb.errors import ModelError
 from pyro_aeb.validation import choice
@@ -161,3 +163,41 @@ class ChainMinibatches:
         """Restore a :meth:`state`."""
         for minibatches, chain in zip(self._minibatches, state["chains"], strict=True):
             minibatches.load(chain)
+
+
+class StepData:
+    """The batch of every step: the model's arguments, and the indices of its subsampled plates."""
+
+    def __init__(
+        self, arguments: ArgumentSource, minibatches: Minibatches | ChainMinibatches
+    ) -> None:
+        self.arguments = arguments
+        self.minibatches = minibatches
+        is_fixed = arguments.sizes is None  # read once: `sizes` may fetch a batch
+        self._fixed = arguments.peek() if is_fixed else None
+        # None with a loader, which gives batches only.
+        self.cover = minibatches.cover if is_fixed else None
+
+    def next(self) -> Batch:
+        """Return the batch of the next step."""
+        if self._fixed is not None:
+            return Batch(self._fixed, self.minibatches.next())
+        source = self.arguments
+        return Batch(source.next(), self.minibatches.next(), source.per_chain)
+
+    def state(self) -> dict[str, Any]:
+        """Return the position in the data, as tensors and plain values."""
+        return {"minibatches": self.minibatches.state(), "source": self.arguments.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore a position returned by :meth:`state` for the same data."""
+        self.minibatches.load(state["minibatches"])
+        self.arguments.load(state["source"])
+
+    def suspend(self) -> None:
+        """Stop a loader's workers until the next batch is needed; the position is kept."""
+        self.arguments.suspend()
+
+    def close(self) -> None:
+        """End a loader's epoch and stop its workers."""
+        self.arguments.close()

@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
 from pyro_aeb.adaptation.sweep import Latents, latent_residuals
 from pyro_aeb.data.arguments import Batch
-from pyro_aeb.data.step_data import StepData
+from pyro_aeb.data.minibatches import StepData
 from pyro_aeb.kernel.draws import Recording, progress_figures
 from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.model.side_effects import Buffers

@@ -19,8 +19,7 @@ from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.data.loaders import ArgumentSource
-from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches
-from pyro_aeb.data.step_data import StepData
+from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches, StepData
 from pyro_aeb.errors import ModelError
 from pyro_aeb.kernel.algorithm import FiniteCheck, Update
 from pyro_aeb.kernel.chain import Chain

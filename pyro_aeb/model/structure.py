@@ -32,6 +32,7 @@ class Block:
     """
     One site's place in the flat position.
 
+    :param str name: the site.
     :param torch.Size shape: the shape of its unconstrained value.
     :param Transform transform: from unconstrained to constrained space, None for the identity.
     """
@@ -50,8 +51,11 @@ class SparseBlock(Block):
     """
     A site with a spike-and-slab prior, in the sparse slab.
 
+    :param prior: the class of its prior.
     :param parameters: the parameters of the prior's components by name, each a number or a tensor
         of the site's shape.
+    :param int sigma: index of its sigma in :attr:`Structure.sigmas`.
+    :param int delta: index of its delta in :attr:`Structure.deltas`.
     :param int group: the number of consecutive weights that share a gamma.
     """
 
@@ -85,7 +89,9 @@ class Sigma:
     :param str site: the InverseGamma site of sigma squared; None if sigma is a fixed number.
     :param float fixed: that number; None if sigma is learned.
     :param float nu: prior degrees of freedom; sigma squared ~ InverseGamma(nu/2, nu lambda/2).
+    :param float nu_lambda: nu times lambda.
     :param frozenset likelihoods: observed Normal sites whose scale is a multiple of this sigma.
+    :param torch.Size shape: of the site's value, one number.
     """
 
     site: str | None
@@ -103,6 +109,9 @@ class Delta:
 
     :param str site: the Beta site; None if delta is a fixed number.
     :param float fixed: that number; None if delta is learned.
+    :param float a: the first parameter of Beta(a, b).
+    :param float b: the second.
+    :param torch.Size shape: of the site's value, one number.
     """
 
     site: str | None
@@ -117,7 +126,10 @@ class LearnedSite:
     """
     A latent site that is learned by an update given as ``latents=``.
 
+    :param str name: the site.
+    :param torch.Size shape: of its value.
     :param Transform transform: from unconstrained space to its values.
+    :param LatentUpdate update: how it is learned.
     """
 
     name: str
@@ -135,8 +147,11 @@ class Structure:
     :param normal: sites with a fixed normal prior, whose gradient has a closed form.
     :param general: all other continuous latents, scored by their own ``log_prob``.
     :param observed: names of the observed sites, without those of ``pyro.factor``.
+    :param plates: plate name to (size, subsample size).
     :param dims: site name to the plate of each axis of its value, None for an axis of no plate.
     :param observations: observed site name to its value, if that is a tensor and no subsample.
+    :param dtype: of the position.
+    :param device: of the position.
     :param learned: latent sites that are learned by updates given as ``latents=``.
     :param changed_buffers: the places of the module buffers that a run of the model changes.
     """
@@ -215,7 +230,11 @@ class Structure:
         return {b.name: p.view(batch + b.shape) for b, p in zip(blocks, parts, strict=True)}
 
     def constrain(self, unconstrained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Map the sites to constrained space."""
+        """
+        Map the sites to constrained space.
+
+        :param unconstrained: from :meth:`unflatten`, with any leading axes.
+        """
         values = dict(unconstrained)
         for name, transform in self._transforms.items():
             values[name] = transform(unconstrained[name])
@@ -231,6 +250,7 @@ class Residuals(NamedTuple):
     The residuals of an observed Normal site whose scale is a multiple of sigma.
 
     :param Tensor square: :math:`I = (N/n) \sum ((y - loc)/c)^2`, with scale = c sigma.
+    :param data: N, the number of data.
     """
 
     square: Tensor
