@@ -11,7 +11,7 @@ running averages, are restored after a trace.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch.distributions import biject_to
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.side_effects import Place, preserve_buffers, preserve_random_state
+from pyro_aeb.model.value_writes import RefuseWrites
 from pyro_aeb.priors import Group, SpikeAndSlab
 
 Site = dict[str, Any]
@@ -107,12 +108,18 @@ class Tracer:
         numbers, subsamples among them, are the same in every trace.
 
         :param values: latent site name to constrained value.
+        :param bool validate: whether distributions check their parameters, and writes into the
+            values of latent sites are refused.
         :param bool grad: whether gradients with respect to the values are recorded.
         """
+        writes = RefuseWrites() if validate else None
 
         def value_of(site: Site) -> Tensor:
             feasible = _init_to_feasible(site)  # also where unused, for the random numbers it takes
-            return values.get(site["name"], feasible)
+            value = values.get(site["name"], feasible)
+            if writes is not None:
+                writes.add(site["name"], value)
+            return value
 
         with (
             preserve_buffers() as changed,
@@ -121,9 +128,12 @@ class Tracer:
             pyro.validation_enabled(validate),
             InitMessenger(value_of),
             _PlateCheck(),
+            nullcontext() if writes is None else writes,
         ):
             pyro.set_rng_seed(0)
             trace = poutine.trace(self._run).get_trace()
+        if writes is not None:
+            writes.check()
         if len(changed) > len(self.changed_buffers):
             self.changed_buffers = tuple(changed)
         return {name: {**site} for name, site in trace.nodes.items() if site["type"] == "sample"}

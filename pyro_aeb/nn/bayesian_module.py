@@ -31,6 +31,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pyro_aeb.errors import ModelError
+from pyro_aeb.model.value_writes import RefuseWrites, written_error
 from pyro_aeb.nn.layers import Sparse, Weight, check_module, find_weights, layer_of, table
 from pyro_aeb.nn.priors import Kind, Priors, delta_prior, hyperprior, normal, scalar, sigma2_prior
 from pyro_aeb.priors import SSGL, Group
@@ -157,6 +158,7 @@ class BayesianModule(nn.Module):
         self._priors = priors
         self.prefix = prefix
         self._slots: list[tuple[Weight, nn.Module, str]] = []
+        self._checked: set[bool] = set()
         self._sigma2: Tensor | None = None
         self.sparse_sites = tuple(prefix + w.name for w in weights if w.sparse)
         self.dense_sites = tuple(prefix + w.name for w in weights if not w.sparse)
@@ -214,8 +216,40 @@ class BayesianModule(nn.Module):
                 raise _shape_error(weight.name, value, weight.shape)
             for other in weight.names[1:]:
                 values[other] = value
+        if self.module.training not in self._checked:
+            return self._call_first(values, args, kwargs)
         # Tied parameters have their values, so torch need not search for them.
         return functional_call(self.module, values, args, kwargs, tie_weights=False)
+
+    def _call_first(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """
+        Call the module for the first time in training or in evaluation mode.
+
+        :raises ModelError: if it changes its weights.
+        """
+        self._checked.add(self.module.training)
+        if torch._C._functorch.maybe_current_level() is not None:
+            return functional_call(self.module, values, args, kwargs, tie_weights=False)
+        replaced: list[str] = []
+
+        def compare(*_: Any) -> None:
+            for weight, owner, attribute in self._slots:
+                if owner._parameters.get(attribute) is not values[weight.name]:
+                    replaced.append(self.prefix + weight.name)
+
+        writes = RefuseWrites()
+        for weight in self._weights:
+            writes.add(self.prefix + weight.name, values[weight.name])
+        try:
+            with writes, self.module.register_forward_hook(compare):
+                result = functional_call(self.module, values, args, kwargs, tie_weights=False)
+            writes.check()
+            if replaced:
+                raise written_error(replaced[0])
+        except BaseException:
+            self._checked.discard(self.module.training)
+            raise
+        return result
 
     def _sample(self) -> dict[str, Tensor]:
         """
@@ -269,7 +303,7 @@ class BayesianModule(nn.Module):
         return SSGL(priors.v0, priors.v1, delta=delta, sigma=sigma, validate_args=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_slots": [], "_sigma2": None}
+        return {**self.__dict__, "_slots": [], "_checked": set(), "_sigma2": None}
 
     def __repr__(self) -> str:
         sizes: dict[str, list[int]] = {}

@@ -127,7 +127,7 @@ class _Substitute(Messenger):
         if site_is_subsample(msg):
             _check_whole(msg)
         elif not observed and name in self._values:
-            msg["value"] = self._values[name]
+            msg["value"] = self._values[name].clone()  # a model may write into it
             msg["done"] = True
             msg["stop"] = True
         elif not msg["infer"].get("_deterministic") and not isinstance(unwrap(fn), dist.Unit):
