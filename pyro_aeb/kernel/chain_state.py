@@ -2,10 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-All that the next step of a chain depends on, as tensors and plain values, and back.
-
-A chain that :func:`load` has put back goes on bit for bit as the one that :func:`state_of` read:
-weights, momentum, latents, masks, buffers, the place in the data, and random numbers.
+Save and restore the complete state of a chain: weights, momentum, latents, masks, buffers, the
+place in the data, and random numbers. A restored chain continues bit for bit.
 """
 
 from __future__ import annotations
@@ -25,11 +23,7 @@ from pyro_aeb.storage.checkpoint import check_contents
 
 
 def state_of(chain: Chain) -> dict[str, Any]:
-    """
-    The state of a chain between two steps.
-
-    :returns: tensors, numbers, strings, and lists and dicts of them.
-    """
+    """Return the state of a chain between two steps: tensors, plain values, lists and dicts."""
     latents, ssgl, pruner = chain.latents, chain.ssgl, chain.pruner
     return {
         "step": chain.step,
@@ -53,12 +47,11 @@ def state_of(chain: Chain) -> dict[str, Any]:
 
 def load(chain: Chain, state: Mapping[str, Any]) -> None:
     """
-    Puts a chain that has just been started where another one stood. The global random numbers stay
-    as they are; see :func:`set_global_random_state`.
+    Restore the state of a chain, but for the global random state.
 
-    :param Chain chain: of the same model and data, started with the same options.
-    :raises ModelError: if the state is not one of such a chain.
-    :raises CheckpointError: if it is no state at all.
+    :param Chain chain: which has just started, with the same model, data and options.
+    :raises ModelError: if model or options are not the same.
+    :raises CheckpointError: if it is no state of a chain.
     """
     with check_contents("the saved chain"):
         _check(chain, state)
@@ -83,60 +76,48 @@ def _load(chain: Chain, state: Mapping[str, Any]) -> None:
     chain.buffers.load(state["buffers"])
     chain.recording.moments.load(state["moments"], device)
     chain.collapsed = {str(name) for name in state["collapsed"]}
-    for generator, own in zip(chain.generators, state["generators"], strict=True):
+    for generator, saved in zip(chain.generators, state["generators"], strict=True):
         if generator is not None:
-            generator.set_state(own)
+            generator.set_state(saved)
     chain.last_draw = chain.draw()
     chain.restart_clock()
 
 
 def _check(chain: Chain, state: Mapping[str, Any]) -> None:
-    sites = _sites(chain)
-    if state["sites"] != sites:
-        raise ModelError(
-            f"the saved chain has sites of shapes {state['sites']}, and this model has {sites}; go "
-            "on with the model that the run began with"
-        )
-    found, expected = _kinds(state["transition"]), _kinds(chain.state._asdict())
-    if found != expected:
-        raise ModelError(
-            f"the saved chain has a state of {found}, and this model and transition make "
-            f"{expected}; go on with the model, data and transition that the run began with"
-        )
-    for what, there in (("latents", chain.ssgl), ("pruner", chain.pruner)):
-        if (state[what] is None) != (there is None):
+    """Check that a state fits the model and the options."""
+
+    def compare(content: str, saved: Any, expected: Any, remedy: str) -> None:
+        if saved != expected:
             raise ModelError(
-                f"the saved chain has {'no ' if state[what] is None else ''}{what}, this kernel "
-                f"{'none' if there is None else 'some'}; go on with the options that the run "
-                "began with"
+                f"the saved chain has {content.format(saved)}, and this run has "
+                f"{content.format(expected)}; resume with the {remedy} of the saved run"
             )
+
+    compare("sites of shapes {}", state["sites"], _sites(chain), "model")
+    forms = _forms(state["transition"]), _forms(chain.state._asdict())
+    compare("a state of {}", *forms, "model, data and transition")
+    for name, part in (("latents", chain.ssgl), ("pruner", chain.pruner)):
+        saved, expected = ("no" if value is None else "a" for value in (state[name], part))
+        compare(f"{{}} state of the {name}", saved, expected, "options")
     if chain.ssgl is not None:
-        found, expected = _kinds(state["latents"]), _kinds(chain.ssgl._asdict())
-        if found != expected:
-            raise ModelError(
-                f"the saved chain has latents of {found}, and this model has {expected}; go on "
-                "with the model that the run began with"
-            )
-    if len(state["buffers"]) != len(chain.buffers.places):
-        raise ModelError(
-            f"the saved chain changes {len(state['buffers'])} buffers of the model's modules, this "
-            f"model {len(chain.buffers.places)}; go on with the model in the same mode "
-            "(train or eval) as the run began with"
-        )
+        forms = _forms(state["latents"]), _forms(chain.ssgl._asdict())
+        compare("latents of {}", *forms, "model")
+    counts = len(state["buffers"]), len(chain.buffers.places)
+    compare("{} buffers that steps change", *counts, "model in the same mode (train or eval)")
 
 
-def _kinds(values: Mapping[str, Any]) -> dict[str, str]:
-    """What the fields of a state are; a number may be a tensor, as in compiled steps."""
+def _forms(values: Mapping[str, Any]) -> dict[str, str]:
+    """Describe the fields of a state; a number may be a tensor, as in compiled steps."""
 
-    def kind(value: Any) -> str:
+    def form(value: Any) -> str:
         if isinstance(value, Tensor) and value.dim():
             return f"{value.dtype} of shape {tuple(value.shape)}"
         return "a number" if isinstance(value, (Real, Tensor)) else type(value).__name__
 
-    return {name: kind(value) for name, value in values.items()}
+    return {name: form(value) for name, value in values.items()}
 
 
 def _sites(chain: Chain) -> dict[str, list[int]]:
-    """The sites of the position in their order, those learned, and their shapes."""
+    """Return the shapes of the sites of the position, in their order, and of learned sites."""
     sites = {block.name: list(block.shape) for block in chain.structure.blocks}
     return {**sites, **{site.name: list(site.shape) for site in chain.structure.learned}}

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pyro's MCMC with chains that step together, thinning, and runs that can go on."""
+"""Pyro's MCMC with vectorized chains, thinning, traces and checkpoints."""
 
 from __future__ import annotations
 
@@ -40,10 +40,8 @@ from pyro_aeb.validation import choice, count
 ChainMethod = Literal["sequential", "vectorized", "parallel", "distributed"]
 
 
-_REQUIRED_KEYS = (
-    "kernel num_samples kept warmup_steps num_chains chain_method thinning every trace data"
-).split()
-"""Keys of the description of a run in a checkpoint."""
+_STORED = ("num_samples", "warmup_steps", "num_chains", "chain_method", "thinning", "every")
+"""Options in the description of a run in a checkpoint."""
 
 
 class MCMC(RunResults):
@@ -57,48 +55,46 @@ class MCMC(RunResults):
         mcmc.run(X, y)
         mcmc.get_samples(group_by_chain=True)
 
-    A run may be cut short by Ctrl-C or an error: every draw finished before is kept, and
-    ``get_samples``, ``summary`` and :func:`~pyro_aeb.to_arviz` work on those. Ctrl-C waits for the
-    step under way (a second one does not). Calling :meth:`run` again with the same arguments goes
-    on: to the end of a run that was cut short, and from the end of a finished one with
-    ``num_samples`` further draws of every chain, which are added to the earlier ones; there is no
-    second warm-up. For another run make another object.
+    If a run is interrupted by Ctrl-C or an error, all finished draws are kept for ``get_samples``,
+    ``summary`` and :func:`~pyro_aeb.to_arviz`. Ctrl-C takes effect after the current step (a second
+    one at once). Calling :meth:`run` again with the same arguments continues an interrupted run, or
+    extends a finished one by ``num_samples`` draws of every chain, without a second warm-up. For
+    another run make another object.
 
-    Draws go into rows that are set aside once. The peak of memory is what is kept; Pyro's own MCMC
-    takes three times that.
+    Memory for the draws is allocated once, and is the peak of what is used; Pyro's own MCMC uses
+    three times that.
 
     :param AEBKernel kernel: the sampler. Chain i of a kernel with a seed has seed + i.
     :param int num_samples: draws of every chain that are kept.
-    :param int warmup_steps: draws before them, which are not; by default ``num_samples``.
-    :param initial_params: where to start, in unconstrained space, with a leading axis of chains if
+    :param int warmup_steps: draws of warm-up, which are not; by default ``num_samples``.
+    :param initial_params: starting point in unconstrained space, with a leading axis of chains if
         there are several.
-    :param int num_chains: how many chains.
+    :param int num_chains: number of chains.
     :param hook_fn: called as ``hook_fn(kernel, draw, stage, i)`` after every draw.
-    :param str mp_context: of chains in processes: ``"fork"``, ``"spawn"`` or ``"forkserver"``.
+    :param str mp_context: of worker processes: ``"fork"``, ``"spawn"`` or ``"forkserver"``.
     :param bool disable_progbar: whether to show no progress bar.
     :param disable_validation: as in Pyro's.
-    :param transforms: as in Pyro's: site name to a transform whose inverse is taken of the site's
-        draws where they are handed out. The kernel's own need none, they are in the site's support.
+    :param transforms: as in Pyro's: site name to a transform, whose inverse is applied to the draws
+        that are returned. The kernel's draws need none, they are in the support of the site.
     :param save_params: names of the sites to keep, as the kernel's ``save``.
     :param str chain_method: how several chains run. ``"sequential"``: one after the other.
-        ``"vectorized"``: together in one process, by one vectorised run of the model a step, each
-        with latents, pruning, noise and minibatches of its own; with a seed the same chains as one
-        after the other up to rounding. The fastest for small models and on accelerators; the model
-        must be one that :func:`torch.vmap` can run. ``"parallel"``: each in a process of its own.
-        ``"distributed"``: spread over the processes that ``torchrun`` has started, on one machine
-        or several, all of which have all draws at the end; see ``pyro_aeb.mcmc.distributed``.
-        By default ``"parallel"`` where there are more processors than chains, as in Pyro, else
-        ``"sequential"``.
+        ``"vectorized"``: together in one process, with one vectorized call of the model a step;
+        with a seed they are the sequential chains up to rounding. The fastest for small models and
+        on accelerators; needs a model that :func:`torch.vmap` can run. ``"parallel"``: each in a
+        process of its own. ``"distributed"``: over the processes that ``torchrun`` has started, on
+        one machine or several, all of which have all draws at the end; see
+        ``pyro_aeb.mcmc.distributed``. By default ``"parallel"`` if there are more processors than
+        chains, as in Pyro, else ``"sequential"``.
     :param int thinning: of the kernel's draws after warm-up, keep every ``thinning``-th;
         ``num_samples`` counts those kept.
-    :param trace: path of a Zarr store that the draws are written to as they come, in place of
-        memory; see :func:`~pyro_aeb.open_trace`.
-    :param checkpoint: path of a folder from which the run can go on after the process has ended;
-        see :meth:`resume`.
+    :param trace: path of a Zarr store for the draws, in place of memory; see
+        :func:`~pyro_aeb.open_trace`.
+    :param checkpoint: path of a folder from which the run can be resumed after the process has
+        ended; see :meth:`resume`.
     :param int every: draws, warm-up included, between two checkpoints. One is also written at the
-        beginning and at the end, on Ctrl-C, and after an error other than a blow-up.
+        start and at the end, on Ctrl-C, and after an error other than divergence.
     :raises TypeError: if the kernel is not an AEBKernel, or an option is of the wrong kind.
-    :raises ValueError: if an option makes no sense.
+    :raises ValueError: if an option is invalid, or two exclude each other.
     :raises FileExistsError: if there is a run in the checkpoint's folder, or a file at ``trace``.
     """
 
@@ -127,13 +123,11 @@ class MCMC(RunResults):
                 f"kernel is a {type(kernel).__name__}, expected an AEBKernel; use pyro.infer.MCMC "
                 "for other kernels"
             )
-        warmup = num_samples if warmup_steps is None else warmup_steps
-        counts = {"num_samples": num_samples, "num_chains": num_chains}
-        for name, value in {**counts, "thinning": thinning, "every": every}.items():
-            count(name, value)
-        count("warmup_steps", warmup, least=0)
-        paths = {"trace": trace, "checkpoint": checkpoint}
-        check_run_options(initial_params, hook_fn, mp_context, paths)
+        samples, chains = count("num_samples", num_samples), count("num_chains", num_chains)
+        self.thinning, self._every = count("thinning", thinning), count("every", every)
+        warmup = samples if warmup_steps is None else count("warmup_steps", warmup_steps, least=0)
+        plan = Plan(warmup, samples, self.thinning, kernel.steps_per_draw)
+        _check_run_options(initial_params, hook_fn, mp_context, trace=trace, checkpoint=checkpoint)
         choice("chain_method", chain_method, ChainMethod, optional=True)
         if kernel.data_parallel and chain_method in ("parallel", "distributed"):
             raise ValueError(
@@ -147,18 +141,17 @@ class MCMC(RunResults):
             )
         super().__init__(
             kernel,
-            num_samples,
+            samples,
             warmup,
             disable_progbar=disable_progbar,
             disable_validation=disable_validation,
             transforms=transforms,
             save_params=save_params,
         )
-        self.num_chains, self.num_samples = int(num_chains), int(num_samples)
-        self.thinning = int(thinning)
-        self.chain_method: ChainMethod = chain_method or _usual_method(kernel, self.num_chains)
+        self.num_chains = chains
+        self.chain_method: ChainMethod = chain_method or _default_method(kernel, chains)
         if initial_params:
-            if num_chains > 1:
+            if chains > 1:
                 self._validate_initial_params(initial_params)
             else:
                 initial_params = {n: v.unsqueeze(0) for n, v in initial_params.items()}
@@ -167,13 +160,11 @@ class MCMC(RunResults):
         self._context = mp_context
         self._disable_progbar = disable_progbar
         self._shows_progress = True  # False on all ranks but the first
-        plan = Plan(int(warmup), int(num_samples), self.thinning, kernel.steps_per_draw)
         self._groups = self._make_groups()
         self._arguments: Arguments | None = None  # of the model
         self._data: Fingerprint | None = None
-        self._begun_on: int | None = None  # number of ranks that share a chain's data
+        self._world: int | None = None  # number of ranks that share a chain's data
         self._random: dict[str, Any] | None = None  # global random state of a resumed run
-        self._every = int(every)
         self._record = RunRecord(
             self.num_chains,
             plan,
@@ -201,54 +192,49 @@ class MCMC(RunResults):
         **options: Any,
     ) -> MCMC:
         """
-        The run in a checkpoint, from where it stood; :meth:`run` with the same data goes on with
-        it, and writes further checkpoints to the same folder::
+        Restore the run in a checkpoint; :meth:`run` with the same data continues it, and writes
+        further checkpoints to the same folder::
 
             mcmc = aeb.MCMC.resume("run.ckpt", model)
             mcmc.run(X, y)
 
-        The chains then go on bit for bit as they would have without the interruption, on a machine
-        of the same kind with the same number of threads: weights, momentum, latents, masks,
-        buffers, random numbers and the place in the data are put back. A loader is read up to its
-        place; datasets whose transforms keep random numbers of their own (other than torch's,
-        NumPy's and Python's global ones), and persistent workers, cannot be put back.
+        The draws are bit for bit those of a run without interruption, on a machine of the same kind
+        with the same number of threads: weights, momentum, latents, masks, buffers, random numbers
+        and the place in the data are restored. A loader is read up to its place. What cannot be
+        restored are random numbers of a dataset other than torch's, NumPy's and Python's global
+        ones, and persistent workers.
 
-        :param path: the folder.
-        :param model: the model of the run.
-        :param transforms: those of the run, which the checkpoint cannot hold.
-        :param options: options of :class:`~pyro_aeb.AEBKernel` that the checkpoint cannot hold,
-            such as a schedule that is a function, or that shall change from here on; not ``seed``,
+        :param path: of the folder.
+        :param model: of the run.
+        :param transforms: those of the run, which a checkpoint cannot hold.
+        :param options: options of :class:`~pyro_aeb.AEBKernel` that a checkpoint cannot hold, such
+            as a schedule that is a function, or that are to change; not ``seed``,
             ``steps_per_draw`` and ``save``, by which a run counts.
-        :raises ValueError: if one of these is given, there are transforms of other sites than in
-            the run, or there is no such way to start processes.
+        :raises ValueError: if one of these is given, transforms are of other sites than those of
+            the run, or ``mp_context`` is unknown.
         :raises TypeError: if ``hook_fn`` is no function.
         :raises CheckpointError: if there is no run, it is damaged, or an option is missing.
         """
-        check_run_options(None, hook_fn, mp_context, {})
+        _check_run_options(None, hook_fn, mp_context)
         checkpoint = Checkpoint(path)
-        run = checkpoint.read_description(*_REQUIRED_KEYS)
+        run = checkpoint.read_description(*_STORED, "kernel", "kept", "trace", "data")
         with check_contents(str(checkpoint.path)):
             transformed = [str(name) for name in run.get("transforms", [])]
-            begun_on = int(run.get("ranks", 0)) or None
+            world = int(run.get("ranks", 0)) or None
         _check_transforms(transformed, transforms)
         kernel = restore_kernel(run["kernel"], model, options)
         with check_contents(str(checkpoint.path)):
             mcmc = cls(
                 kernel,
-                run["num_samples"],
-                run["warmup_steps"],
-                num_chains=run["num_chains"],
                 hook_fn=hook_fn,
                 mp_context=mp_context,
                 disable_progbar=disable_progbar,
                 disable_validation=disable_validation,
                 transforms=transforms,
-                chain_method=run["chain_method"],
-                thinning=run["thinning"],
-                every=run["every"],
+                **{name: run[name] for name in _STORED},
             )
             mcmc._data = [(name, word) for name, word in run["data"]]
-            mcmc._begun_on = begun_on
+            mcmc._world = world
             mcmc._record.extend(replace(mcmc._plan, kept=run["kept"]))
             mcmc._record.trace = None if run["trace"] is None else Path(run["trace"])
         mcmc._record.restore(checkpoint, mcmc._groups)
@@ -259,14 +245,14 @@ class MCMC(RunResults):
     @poutine.block
     def run(self, *args: Any, **kwargs: Any) -> None:
         """
-        Runs the chains, or goes on with them; see the class.
+        Run the chains, continue them, or extend a finished run; see the class.
 
         :param args: the model's arguments; or a DataLoader, alone.
         :param kwargs: its keyword arguments.
         :raises ModelError: if the model or the data cannot be sampled.
-        :raises NonFiniteError: if a chain blows up; the draws before are kept.
-        :raises ValueError: if an earlier call had other arguments, or a run whose ranks share the
-            data began on another number of them. Chains spread over ranks go on with any number.
+        :raises NonFiniteError: if a chain diverges; the draws before are kept.
+        :raises ValueError: if an earlier call had other arguments, or the number of ranks that
+            share a chain's data has changed. Distributed chains continue on any number of ranks.
         """
         args = tuple(arg.detach() if torch.is_tensor(arg) else arg for arg in args)
         data = fingerprint(args, kwargs)
@@ -285,7 +271,7 @@ class MCMC(RunResults):
                 return
             self._extend_if_finished()
             ranks = ranks_of_data(self.kernel.data_parallel)
-            check_world(ranks, self._begun_on)
+            check_world(ranks, self._world)
             self._shows_progress = self._record.is_writer = ranks.rank == 0
             if self.chain_method == "parallel" and self.num_chains > 1:
                 self._run_in_processes(between)
@@ -413,31 +399,22 @@ class MCMC(RunResults):
         }
 
 
-def _usual_method(kernel: AEBKernel, chains: int) -> ChainMethod:
+def _default_method(kernel: AEBKernel, chains: int) -> ChainMethod:
     if kernel.data_parallel:
         return "sequential"
     return "parallel" if 1 < chains < torch.multiprocessing.cpu_count() else "sequential"
 
 
-def _check_transforms(begun: Sequence[str], given: Mapping[str, Any] | None) -> None:
-    if sorted(given or {}) != begun:
+def _check_transforms(saved: Sequence[str], transforms: Mapping[str, Any] | None) -> None:
+    if sorted(transforms or {}) != saved:
         raise ValueError(
-            f"there are transforms of {sorted(given or {})}, and the run began with those of "
-            f"{begun}, which a checkpoint cannot hold; give the same, MCMC.resume(path, model, "
+            f"there are transforms of {sorted(transforms or {})}, and the saved run has those of "
+            f"{saved}, which a checkpoint cannot hold; give the same, MCMC.resume(path, model, "
             "transforms=...)"
         )
 
 
-def check_run_options(
-    initial_params: Any, hook_fn: Any, mp_context: Any, paths: Mapping[str, Any]
-) -> None:
-    """
-    Checks options of a run.
-
-    :param paths: those that are paths, by name.
-    :raises TypeError: if an option is of the wrong kind.
-    :raises ValueError: if there is no such way to start processes.
-    """
+def _check_run_options(initial_params: Any, hook_fn: Any, mp_context: Any, **paths: Any) -> None:
     if initial_params is not None and not (
         isinstance(initial_params, Mapping)
         and all(isinstance(value, Tensor) for value in initial_params.values())

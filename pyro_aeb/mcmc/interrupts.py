@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Ctrl-C that waits for the step under way, so that a run can go on from where it stopped."""
+"""Ctrl-C that stops a run between two steps, so that the run can continue."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ from typing import Any
 @contextmanager
 def between_steps() -> Iterator[Callable[[], None]]:
     """
-    Inside, Ctrl-C only takes a note; the function that comes back raises ``KeyboardInterrupt`` if
-    there is one. A second Ctrl-C is not waited for. Outside the main thread, where signals do not
-    arrive, and where Ctrl-C is ignored, as under nohup, nothing changes.
+    Defer Ctrl-C: inside, the returned function raises ``KeyboardInterrupt`` once it was pressed. A
+    second Ctrl-C raises at once. Nothing changes outside the main thread, which gets no signals,
+    and where Ctrl-C is ignored, as under nohup.
     """
-    noted = False
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal noted
-        if noted:
-            raise KeyboardInterrupt
-        noted = True
+    is_pressed = False
 
     def check() -> None:
-        if noted:
+        if is_pressed:
             raise KeyboardInterrupt
 
-    usual = signal.getsignal(signal.SIGINT)
-    here = threading.current_thread() is threading.main_thread()
-    if not here or usual in (None, signal.SIG_IGN):
+    def handle(number: int, frame: Any) -> None:
+        nonlocal is_pressed
+        check()
+        is_pressed = True
+
+    handler = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or handler in (None, signal.SIG_IGN):
         yield check
         return
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, handle)
     try:
         yield check
         check()
     finally:
-        signal.signal(signal.SIGINT, usual)
+        signal.signal(signal.SIGINT, handler)

@@ -268,6 +268,25 @@ def test_the_table_leaves_out_the_chains_that_have_least():
     assert mcmc.diagnostics()["settings"].keys() == {"chain 0", "chain 2"}
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_chain_can_be_inspected_between_two_runs(method):
+    mcmc, undisturbed = make_mcmc(method=method), make_mcmc(method=method)
+    with pytest.raises(RuntimeError, match="chain 0 has not started.*call run"), mcmc.chain(0):
+        pass
+    mcmc.run(X, Y, **DATA)
+    last = mcmc.get_samples(group_by_chain=True)["beta"][1, -1]
+    with mcmc.chain(1) as (chain, place):
+        assert mcmc.kernel.chain is chain and place == (1 if method == "vectorized" else None)
+        assert torch.equal(chain.values_by_chain()[place or 0]["beta"], last)
+        torch.rand(3)
+    mcmc.run(X, Y, **DATA)
+    undisturbed.run(X, Y, **DATA)
+    undisturbed.run(X, Y, **DATA)
+    assert_same_records(copy_records(mcmc), copy_records(undisturbed))
+    with pytest.raises(RuntimeError, match="expected one of the 2 chains"), mcmc.chain(2):
+        pass
+
+
 def test_a_run_without_draws_says_so():
     with pytest.raises(RuntimeError, match="no draw is kept yet, expected at least one: call run"):
         make_mcmc().get_samples()

@@ -272,7 +272,7 @@ def test_transforms_are_given_again(tmp_path):
     again = resume_mcmc(tmp_path, transforms=transforms)
     assert_same_records(copy_records(again), copy_records(run))
     for given in (None, {"sigma2": AffineTransform(0.0, 2.0)}):
-        with raises_with("the run began with those of ['beta']", "give the same", error=ValueError):
+        with raises_with("the saved run has those of ['beta']", "give the same", error=ValueError):
             resume_mcmc(tmp_path, transforms=given)
 
 
@@ -308,7 +308,8 @@ def test_a_loader_that_fails_where_it_is_read_again_is_not_laid_to_the_checkpoin
     data = Failing(torch.randn(20))
     loader = DataLoader(data, batch_size=2)
     kernel = aeb.AEBKernel(model, aeb.SGLD(1e-3), seed=1)
-    aeb.MCMC(kernel, 6, warmup_steps=0, checkpoint=tmp_path, disable_progbar=True).run(loader)
+    whole = aeb.MCMC(kernel, 6, warmup_steps=0, checkpoint=tmp_path, disable_progbar=True)
+    whole.run(loader)
     again = resume_mcmc(tmp_path, model)
     data.left = 7  # enough to look at the model
     with raises_with(
@@ -317,7 +318,9 @@ def test_a_loader_that_fails_where_it_is_read_again_is_not_laid_to_the_checkpoin
         again.run(loader)
     data.left = 10**6
     again.run(loader)
+    whole.run(loader)
     assert len(again.get_samples()["w"]) == 12
+    assert_same_records(copy_records(again), copy_records(whole))
 
 
 def test_other_data_are_an_error(tmp_path):
@@ -344,18 +347,18 @@ def two_sites(X, y=None, batch_size=None):
 
 def test_another_model_is_an_error(tmp_path):
     stop_run(CASES["plates"], "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
-    said = ("sites of shapes {'beta': [3]}", "this model has {'w': [3]}", "the run began with")
-    with raises_with(*said, error=ModelError):
+    shapes = ("sites of shapes {'beta': [3]}", "this run has sites of shapes {'w': [3]}")
+    with raises_with(*shapes, "resume with the model of the saved run", error=ModelError):
         resume_mcmc(tmp_path, dense_regression, adaptation=None).run(X, Y, **DATA)
-    with raises_with("sites of shapes", "go on with the model", error=ModelError):
+    with raises_with("sites of shapes", "resume with the model", error=ModelError):
         resume_mcmc(tmp_path, two_sites).run(X, Y, **DATA)
 
 
 def test_another_transition_or_pruning_is_an_error(tmp_path):
     stop_run(CASES["plates"], "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
-    with raises_with("momentum", "transition that the run began with", error=ModelError):
+    with raises_with("momentum", "transition of the saved run", error=ModelError):
         resume_mcmc(tmp_path, transition=aeb.SGLD(1e-3)).run(X, Y, **DATA)
-    with raises_with("no pruner", "options that the run began with", error=ModelError):
+    with raises_with("no state of the pruner", "options of the saved run", error=ModelError):
         resume_mcmc(tmp_path, pruning=aeb.MagnitudePruning(0.3)).run(X, Y, **DATA)
 
 
