@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
-from pyro_aeb.validation import is_number, number, set_fields
+from pyro_aeb.validation import check_fields, is_number, number, set_fields
 
 
 @runtime_checkable
@@ -50,6 +51,12 @@ def _plain(name: str, value: Any, within: str = "", advice: str = "") -> int | f
     """Return a checked number, integers as Python's, so that a schedule prints as it was made."""
     real = number(name, value, within, advice)
     return int(value) if isinstance(value, Integral) else real
+
+
+_finite = partial(_plain, within="(-inf, inf)")
+_positive = partial(_plain, within="(0, inf)")
+_not_negative = partial(_plain, within="[0, inf)")
+_at_least_one = partial(_plain, within="[1, inf]")
 
 
 def number_at(
@@ -87,7 +94,7 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        set_fields(self, value=_plain("Constant: value", self.value, "(-inf, inf)"))
+        check_fields(self, value=_finite)
 
     def __call__(self, k: int) -> float:
         return self.value
@@ -112,12 +119,7 @@ class Polynomial:
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        set_fields(
-            self,
-            scale=_plain("Polynomial: scale", self.scale, "(0, inf)"),
-            offset=_plain("Polynomial: offset", self.offset, "[0, inf)"),
-            power=_plain("Polynomial: power", self.power, "[0, inf)"),
-        )
+        check_fields(self, scale=_positive, offset=_not_negative, power=_not_negative)
 
     def __call__(self, k: int) -> float:
         try:
@@ -143,12 +145,7 @@ class Geometric:
     every: int = 1
 
     def __post_init__(self) -> None:
-        set_fields(
-            self,
-            initial=_plain("Geometric: initial", self.initial, "(0, inf)"),
-            rate=_plain("Geometric: rate", self.rate, "(0, inf)"),
-            every=_plain("Geometric: every", self.every, "[1, inf]"),
-        )
+        check_fields(self, initial=_positive, rate=_positive, every=_at_least_one)
 
     def __call__(self, k: int) -> float:
         try:
@@ -179,16 +176,15 @@ class Piecewise:
     factors: Mapping[int, float]
 
     def __post_init__(self) -> None:
-        initial = _plain("Piecewise: initial", self.initial, "(-inf, inf)")
+        check_fields(self, initial=_finite)
         if not isinstance(self.factors, Mapping):
             raise TypeError(
                 f"Piecewise: factors is {self.factors!r}, expected a mapping of steps to factors, "
                 "such as {1000: 0.1}"
             )
         steps = [_plain("Piecewise: a step of factors", step) for step in self.factors]
-        values = [_plain("Piecewise: a factor", f, "(0, inf)") for f in self.factors.values()]
-        factors = dict(sorted(zip(steps, values, strict=True)))
-        set_fields(self, initial=initial, factors=factors)
+        factors = [_positive("Piecewise: a factor", f) for f in self.factors.values()]
+        set_fields(self, factors=dict(sorted(zip(steps, factors, strict=True))))
 
     def __hash__(self) -> int:
         return hash((self.initial, tuple(self.factors.items())))
@@ -213,11 +209,7 @@ class Cyclical:
     period: int
 
     def __post_init__(self) -> None:
-        set_fields(
-            self,
-            initial=_plain("Cyclical: initial", self.initial, "(0, inf)"),
-            period=_plain("Cyclical: period", self.period, "[1, inf]"),
-        )
+        check_fields(self, initial=_positive, period=_at_least_one)
 
     def __call__(self, k: int) -> float:
         phase = ((k - 1) % self.period) / self.period
@@ -240,11 +232,11 @@ class PruningSchedule:
     period: float = 50
 
     def __post_init__(self) -> None:
-        set_fields(
+        check_fields(
             self,
-            target=_plain("PruningSchedule: target", self.target, "[0, 1]", "90 % is 0.9"),
-            damping=_plain("PruningSchedule: damping", self.damping, "[0, 1)"),
-            period=_plain("PruningSchedule: period", self.period, "(0, inf)"),
+            target=partial(_plain, within="[0, 1]", advice="90 % is 0.9"),
+            damping=partial(_plain, within="[0, 1)"),
+            period=_positive,
         )
 
     def __call__(self, k: int) -> float:

@@ -10,7 +10,7 @@ says what was given, what was expected, and what to do. Names may say whose opti
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from numbers import Integral, Real
 from typing import Any, get_args
 
@@ -145,6 +145,17 @@ def set_fields(options: Any, **values: Any) -> None:
     """Set fields of a frozen dataclass, in its ``__init__`` or ``__post_init__``."""
     for name, value in values.items():
         object.__setattr__(options, name, value)
+
+
+def check_fields(options: Any, **checks: Callable[[str, Any], Any]) -> None:
+    """
+    Replace fields of a frozen dataclass by their checked values, in its ``__post_init__``.
+
+    :param checks: field to one of the checks above, as a function of name and value.
+    """
+    owner = type(options).__name__
+    for field, check in checks.items():
+        set_fields(options, **{field: check(f"{owner}: {field}", getattr(options, field))})
 
 
 def is_number(value: Any) -> bool:

@@ -140,11 +140,7 @@ class LoaderArguments(ArgumentSource):
         return frozenset(size for size in lengths if size is not None)
 
     def check_not_persistent(self) -> None:
-        """
-        Check that the loader's workers end with an epoch.
-
-        :raises ModelError: if they do not.
-        """
+        """Raise a ModelError if the loader's workers outlive an epoch."""
         if self._loader.persistent_workers:
             raise ModelError(
                 "the DataLoader has persistent_workers=True, and such workers serve one chain at a "
@@ -153,11 +149,7 @@ class LoaderArguments(ArgumentSource):
             )
 
     def warn_about_short_batches(self) -> None:
-        """
-        Warn if the same data are the short last batch of every epoch.
-
-        :warns UserWarning: if so.
-        """
+        """Warn if the same data are the short last batch of every epoch."""
         loader, batch = self._loader, self._loader.batch_size
         if not isinstance(loader.sampler, SequentialSampler) or loader.drop_last or not batch:
             return

@@ -10,12 +10,7 @@ equation (9), shares the pruned weights out among the layers by (10), and change
 place. ``pyro_aeb.pruning.selection`` counts and selects.
 """
 
-from pyro_aeb.pruning.base import (
-    MagnitudePruning,
-    ProbabilityPruning,
-    Pruning,
-    UnitPruning,
-)
+from pyro_aeb.pruning.base import MagnitudePruning, ProbabilityPruning, Pruning, UnitPruning
 from pyro_aeb.pruning.pruner import Pruner
 
 __all__ = ["MagnitudePruning", "ProbabilityPruning", "Pruner", "Pruning", "UnitPruning"]

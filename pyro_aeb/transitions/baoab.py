@@ -75,16 +75,8 @@ class BAOAB:
     friction: float = 0.1
 
     def __init__(self, step_size: Schedule | float, friction: float = 0.1) -> None:
-        set_fields(
-            self,
-            step_size=as_schedule(step_size, "step_size"),
-            friction=number(
-                "BAOAB: friction",
-                friction,
-                "(0, inf]",
-                "a step keeps exp(-friction) of the momentum",
-            ),
-        )
+        friction = number("BAOAB: friction", friction, "(0, inf]", "a step keeps exp(-friction)")
+        set_fields(self, step_size=as_schedule(step_size, "step_size"), friction=friction)
 
     def init(self, position: Tensor) -> BAOABState:
         """Return the state at rest at ``position``, shape (..., D)."""

@@ -53,17 +53,7 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Schedule
 
-
-class HasPosition(Protocol):
-    """A ``NamedTuple`` of tensors with the flat weights, shape (..., D), as ``position``."""
-
-    @property
-    def position(self) -> Tensor: ...
-
-    def _replace(self, **fields: Any) -> Any: ...
-
-
-State = TypeVar("State", bound=HasPosition)
+State = TypeVar("State")
 
 
 class StepNumbers(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from pyro_aeb.schedules import Cyclical
 from pyro_aeb.transitions.base import StepNumbers, Transition, statistics_of
-from pyro_aeb.validation import gradient_transition, number, set_fields
+from pyro_aeb.validation import check_fields, gradient_transition, number
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,14 @@ class CyclicalSGMCMC:
     exploration: float = 0.5
 
     def __post_init__(self) -> None:
-        gradient_transition("CyclicalSGMCMC: inner", self.inner)
+        check_fields(self, inner=gradient_transition)
         if not isinstance(self.inner.step_size, Cyclical):
             raise TypeError(
                 f"CyclicalSGMCMC: inner is {self.inner!r}, expected one with cycles, such as "
                 "SGLD(Cyclical(1e-5, period=10_000))"
             )
         advice = "the rest of every cycle samples"
-        share = number("CyclicalSGMCMC: exploration", self.exploration, "[0, 1)", advice)
-        set_fields(self, exploration=share)
+        check_fields(self, exploration=partial(number, within="[0, 1)", advice=advice))
 
     @property
     def step_size(self) -> Cyclical:

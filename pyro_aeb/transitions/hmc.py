@@ -72,11 +72,8 @@ class HMC:
     leapfrogs: int = 10
 
     def __init__(self, step_size: Schedule | float, leapfrogs: int = 10) -> None:
-        set_fields(
-            self,
-            step_size=as_schedule(step_size, "step_size"),
-            leapfrogs=count("HMC: leapfrogs", leapfrogs, "the leapfrogs of a trajectory"),
-        )
+        leapfrogs = count("HMC: leapfrogs", leapfrogs, "the leapfrogs of a trajectory")
+        set_fields(self, step_size=as_schedule(step_size, "step_size"), leapfrogs=leapfrogs)
 
     def init(self, position: Tensor) -> HMCState:
         """Return the state at ``position``, shape (..., D)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from pyro_aeb.schedules import Schedule
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target, Transition
 from pyro_aeb.transitions.joined_state import held_fields, inner_state, join_state
-from pyro_aeb.validation import choice, count, gradient_transition, number, positive, set_fields
+from pyro_aeb.validation import check_fields, choice, count, gradient_transition, number, positive
 
 Energies = Literal["whole", "batch"]
 """The data from which the energies of a swap are computed."""
@@ -76,26 +77,15 @@ class ReplicaExchange:
     variance_every: int = 10
 
     def __post_init__(self) -> None:
-        ratio = "hot over cold"
         meanings = ("those of all data", "estimates from the data of the step")
-        set_fields(
+        choice("ReplicaExchange: energies", self.energies, Energies, *meanings)
+        check_fields(
             self,
-            inner=gradient_transition("ReplicaExchange: inner", self.inner),
-            temperature_ratio=number(
-                "ReplicaExchange: temperature_ratio", self.temperature_ratio, "(1, inf)", ratio
-            ),
-            step_size_ratio=positive(
-                "ReplicaExchange: step_size_ratio", self.step_size_ratio, ratio
-            ),
-            swap_every=count(
-                "ReplicaExchange: swap_every", self.swap_every, "the steps between swaps"
-            ),
-            energies=choice("ReplicaExchange: energies", self.energies, Energies, *meanings),
-            variance_every=count(
-                "ReplicaExchange: variance_every",
-                self.variance_every,
-                "the swaps between estimates",
-            ),
+            inner=gradient_transition,
+            temperature_ratio=partial(number, within="(1, inf)", advice="hot over cold"),
+            step_size_ratio=partial(positive, advice="hot over cold"),
+            swap_every=partial(count, meaning="the steps between swaps"),
+            variance_every=partial(count, meaning="the swaps between estimates"),
         )
 
     @property

@@ -65,9 +65,7 @@ class SGHMC:
     ) -> None:
         advice = "friction = 1 - momentum, so a momentum of 0.9 is friction=0.1"
         friction = number("SGHMC: friction", friction, "(0, 1]", advice)
-        advice = (
-            "noise of negative variance is impossible: raise the friction or lower the estimate"
-        )
+        advice = "noise has no negative variance: raise the friction or lower the estimate"
         gradient_noise = number("SGHMC: gradient_noise", gradient_noise, f"[0, {friction}]", advice)
         step_size = as_schedule(step_size, "step_size")
         set_fields(self, step_size=step_size, friction=friction, gradient_noise=gradient_noise)

@@ -80,14 +80,10 @@ class SGNHT:
     def __init__(
         self, step_size: Schedule | float, friction: float = 0.1, coupling: float = 0.01
     ) -> None:
-        set_fields(
-            self,
-            step_size=as_schedule(step_size, "step_size"),
-            friction=positive("SGNHT: friction", friction, "it scales the injected noise"),
-            coupling=positive(
-                "SGNHT: coupling", coupling, "a thermostat that never moves is BAOAB"
-            ),
-        )
+        friction = positive("SGNHT: friction", friction, "it scales the injected noise")
+        coupling = positive("SGNHT: coupling", coupling, "a thermostat that never moves is BAOAB")
+        step_size = as_schedule(step_size, "step_size")
+        set_fields(self, step_size=step_size, friction=friction, coupling=coupling)
 
     def init(self, position: Tensor) -> SGNHTState:
         """Return the state at rest at ``position``, shape (..., D)."""

@@ -7,21 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_aeb.schedules import Schedule
-from pyro_aeb.transitions.base import (
-    Evaluated,
-    StepNumbers,
-    Target,
-    Transition,
-    statistics_of,
-)
+from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target, Transition, statistics_of
 from pyro_aeb.transitions.joined_state import inner_state, join_state
-from pyro_aeb.validation import count, gradient_transition, set_fields
+from pyro_aeb.validation import check_fields, count, gradient_transition
 
 
 @dataclass(frozen=True)
@@ -65,11 +60,8 @@ class SVRG:
     every: int
 
     def __post_init__(self) -> None:
-        set_fields(
-            self,
-            inner=gradient_transition("SVRG: inner", self.inner),
-            every=count("SVRG: every", self.every, "the steps between anchors"),
-        )
+        every = partial(count, meaning="the steps between anchors")
+        check_fields(self, inner=gradient_transition, every=every)
 
     @property
     def step_size(self) -> Schedule:

@@ -69,7 +69,7 @@ def test_a_friction_outside_0_1_is_refused(friction):
 
 @pytest.mark.parametrize("estimate", [-0.01, 0.11, math.nan])
 def test_a_gradient_noise_above_the_friction_is_refused(estimate):
-    message = f"gradient_noise is {estimate}, expected a number in [0, 0.1]; noise of negative"
+    message = f"gradient_noise is {estimate}, expected a number in [0, 0.1]; noise has no negative"
     with pytest.raises(ValueError, match=re.escape(message)):
         SGHMC(0.1, friction=0.1, gradient_noise=estimate)
     assert SGHMC(0.1, friction=0.1, gradient_noise=0.1).gradient_noise == 0.1
