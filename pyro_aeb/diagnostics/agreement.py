@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from pyro_aeb.diagnostics.batch_means import FALSE_ALARM, mean_with_error
-from pyro_aeb.diagnostics.findings import Finding
+from pyro_aeb.diagnostics.findings import Finding, join_names
 from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.diagnostics.settling import MIN_DRAWS, wandering_sd
 from pyro_aeb.testing.linear import Array
@@ -74,7 +74,7 @@ def _variance_of_mean(path: Array, omega: Array) -> float:
     """Return the variance of the mean of a path, shape (draws,), that has settled."""
     length = float(omega[1:].sum())  # in autocorrelation times
     share = 2.0 / length * (1.0 + np.expm1(-length) / length)
-    return max(mean_with_error(path).error ** 2, wandering_sd(path, omega) ** 2 * float(share))
+    return max(mean_with_error(path)[1] ** 2, wandering_sd(path, omega) ** 2 * float(share))
 
 
 def agreement_finding(run: Run) -> Finding:
@@ -88,14 +88,14 @@ def agreement_finding(run: Run) -> Finding:
         return Finding(check, "note", "not tested: no latent moves, or there are too few draws")
     apart = [a for a in agreements if not a.agrees]
     if not apart:
-        names = ", ".join(a.latent for a in agreements[:4])
+        names = join_names(a.latent for a in agreements)
         return Finding(check, "good", f"the paths of {names} end at the same place in all chains")
     worst = max(apart, key=lambda a: a.spread / max(a.expected, 1e-300))
     values = ", ".join(f"{mean:.3g}" for mean in worst.means)
     return Finding(
         check,
         "warning",
-        f"chains have reached different values of {', '.join(a.latent for a in apart[:4])}: "
+        f"chains have reached different values of {join_names(a.latent for a in apart)}: "
         f"{worst.latent} is {values}",
         f"chains within about {worst.expected:.2g} of one another",
         "if they still drift, run longer; otherwise there are several fixed points: start at a "

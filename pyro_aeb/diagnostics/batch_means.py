@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from scipy import stats
 
@@ -20,23 +18,11 @@ FALSE_ALARM = 0.01
 """Probability that a check of a healthy run raises a false alarm, over all of its tests."""
 
 
-class Mean(NamedTuple):
-    """
-    :param float mean: mean of a series.
-    :param float error: standard error of the mean.
-    :param int degrees: degrees of freedom of the standard error.
-    """
-
-    mean: float
-    error: float
-    degrees: int
-
-
-def mean_with_error(values: Array) -> Mean:
-    """Return the mean of a series of shape (draws,), or of chains of shape (chains, draws)."""
+def mean_with_error(values: Array) -> tuple[float, float]:
+    """Return the mean of a series, shape (draws,) or (chains, draws), and its standard error."""
     means = np.concatenate([means_of_batches(row, BATCHES) for row in np.atleast_2d(values)])
     mean, error = replicates(means)
-    return Mean(float(mean), float(error), len(means) - 1)
+    return float(mean), float(error)
 
 
 def critical_value(degrees: float, tests: int) -> float:

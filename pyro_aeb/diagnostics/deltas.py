@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pyro.infer import MCMC
 
-from pyro_aeb.diagnostics.findings import Finding
+from pyro_aeb.diagnostics.findings import Finding, join_names
 from pyro_aeb.diagnostics.recorded_run import Run
 
 
@@ -28,15 +28,15 @@ def collapse_finding(run: Run) -> Finding:
     check, sites = "delta collapse", run.collapsed
     if not sites:
         return Finding(check, "good", "no learned delta has collapsed to 0 or 1")
-    names = ", ".join(
+    names = join_names(
         f"{site} ({run.learned[site][:, -1].min():.2g})" if site in run.learned else site
-        for site in sites[:4]
+        for site in sites
     )
     return Finding(
         check,
         "warning",
-        f"collapsed: {names}{f' and {len(sites) - 4} more' if len(sites) > 4 else ''}. All weights "
-        "of their sites are in one component, and equation (7) cannot leave 0 or 1",
+        f"collapsed: {names}. All weights of their sites are in one component, and equation (7) "
+        "cannot leave 0 or 1",
         "a delta inside (0, 1)",
         "a Beta prior with a > 1 (b > 1 at the other end), a smaller or more slowly growing omega, "
         "or a larger v0 / smaller v1, so that the components overlap more",

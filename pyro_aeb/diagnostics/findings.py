@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,13 @@ from pyro_aeb.testing.reports import find_check
 
 Severity = Literal["good", "note", "warning"]
 """Nothing is wrong; undecided, or worth knowing; something should be done."""
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Join different names for a message: the first four, and the number of the others."""
+    unique = list(dict.fromkeys(names))
+    more = f" and {len(unique) - 4} more" if len(unique) > 4 else ""
+    return ", ".join(unique[:4]) + more
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,8 @@ def freeze(mcmc: MCMC, number: int, caller: str) -> Iterator[FrozenChain]:
 
 class FrozenChain:
     """
-    A chain whose latents, step size and temperature are those of its last step.
-
-    :param AEBKernel kernel: the kernel of the run.
-    :param Chain chain: the chain, or several that step together.
-    :param int place: place on a leading axis of chains, None without one.
+    A chain, or one place of several that step together, whose latents, step size and temperature
+    are those of the last step.
     """
 
     def __init__(self, kernel: AEBKernel, chain: Chain, place: int | None) -> None:

@@ -72,8 +72,8 @@ def temperature(mcmc: MCMC, steps: int = 200, chain: int = 0) -> list[Temperatur
                 if NAME not in statistics:
                     raise _no_temperature(transition)
                 ratios[site].append(statistics[NAME])
-    means = {site: mean_with_error(torch.stack(r).cpu().numpy()) for site, r in ratios.items()}
-    return [Temperature(site, mean.mean, mean.error) for site, mean in means.items()]
+    series = {site: torch.stack(values).cpu().numpy() for site, values in ratios.items()}
+    return [Temperature(site, *mean_with_error(values)) for site, values in series.items()]
 
 
 def _no_temperature(transition: Any) -> TypeError:
@@ -114,10 +114,10 @@ def temperature_finding(run: Run) -> Finding:
     half = values[:, run.draws // 2 :]
     if half.shape[1] < BATCHES or not np.isfinite(half).all():
         return Finding(check, "note", f"not tested: {run.draws} draws are too few")
-    mean = mean_with_error(half)
-    found = f"{mean.mean:.3f} +- {mean.error:.3f} of its target"
-    limit = critical_value(mean.degrees, 1) * mean.error
-    if abs(mean.mean - 1.0) <= max(TOLERANCE, limit):
+    mean, error = mean_with_error(half)
+    found = f"{mean:.3f} +- {error:.3f} of its target"
+    limit = critical_value(BATCHES * run.chains - 1, tests=1) * error
+    if abs(mean - 1.0) <= max(TOLERANCE, limit):
         if limit <= TOLERANCE:
             return Finding(check, "good", found, expected)
         return Finding(check, "note", f"{found}, too noisy to detect an error of 10 %", expected)
@@ -132,4 +132,4 @@ def temperature_finding(run: Run) -> Finding:
         "your own (aeb.testing.check_transition), and whether warm-up was long enough for a "
         "schedule"
     )
-    return Finding(check, "warning", found, expected, hot if mean.mean > 1.0 else cold)
+    return Finding(check, "warning", found, expected, hot if mean > 1.0 else cold)

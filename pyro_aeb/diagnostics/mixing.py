@@ -48,9 +48,9 @@ def mixing_findings(run: Run, latents_settled: bool) -> list[Finding]:
         ]
     if run.draws < 4:
         return [Finding(check, "note", f"not computed: {run.draws} draws are too few")]
-    size = _effective_size(sites, _compute_by_arviz("ess", sites))
+    size = _effective_size(sites, compute_by_arviz("ess", sites))
     if run.chains > 1:
-        return [_r_hat(_compute_by_arviz("rhat", sites)), size]
+        return [_r_hat(compute_by_arviz("rhat", sites)), size]
     found = "not computed: there is one chain, whose halves are not independent"
     return [Finding(check, "note", found, "several chains", "num_chains=4"), size]
 
@@ -64,7 +64,7 @@ def _thin(values: Array) -> Array:
     return flat[..., np.linspace(0, count - 1, MAX_COORDINATES).astype(int)]
 
 
-def _compute_by_arviz(function: str, sites: dict[str, Array]) -> dict[str, Array]:
+def compute_by_arviz(function: str, sites: dict[str, Array]) -> dict[str, Array]:
     """
     Compute ``arviz.rhat`` or ``arviz.ess`` of every coordinate.
 

@@ -69,9 +69,8 @@ def plot_inclusion(mcmc: MCMC, sites: Sequence[str] | None = None) -> Any:
     figure, panels = _panels(len(chosen))
     image = None
     for axes, site in zip(panels, chosen, strict=True):
-        rho = run.rho(site)
-        assert rho is not None
-        image = _plot_map(axes, rho[:, run.draws // 2 :].mean((0, 1))) or image
+        rho = run.rho(site)[:, run.draws // 2 :]
+        image = _plot_map(axes, rho.mean((0, 1))) or image
         axes.set_title(f"{site}: P(Gaussian component)")
     if image is not None:
         figure.colorbar(image, ax=panels)
@@ -94,12 +93,12 @@ def plot_sparsity(mcmc: MCMC) -> Any:
     flips, pruning = run.stats.get("pruning_flips"), run.kernel.pruning
     figure, panels = _panels(2 if flips is not None else 1, columns=1)
     _plot_lines(panels[0], run.stats["sparsity"])
+    title = "share of sparse weights in the narrower component"
     if pruning is not None:
+        title = "share of weights that are zero"
         target = [float(pruning.sparsity(int(k))) for k in run.steps_of_draws]
         panels[0].plot(target, color="black", linestyle="--", label="schedule")
-        panels[0].set(title="share of weights that are zero")
-    else:
-        panels[0].set(title="share of sparse weights in the narrower component")
+    panels[0].set(title=title)
     panels[0].legend(fontsize="small")
     if flips is not None:
         _plot_lines(panels[1], flips)
@@ -108,21 +107,17 @@ def plot_sparsity(mcmc: MCMC) -> Any:
     return figure
 
 
-def _figure_class() -> Any:
+def _panels(count: int, columns: int = COLUMNS) -> tuple[Any, list[Any]]:
+    """Return a new figure and its panels."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             "plots need matplotlib, which is not installed: pip install pyro_aeb[plots]"
         ) from error
-    return Figure
-
-
-def _panels(count: int, columns: int = COLUMNS) -> tuple[Any, list[Any]]:
-    """Return a new figure and its panels."""
     width = min(count, columns)
     height = -(-count // width)
-    figure = _figure_class()(figsize=(4.2 * width if columns > 1 else 7.0, 3.0 * height))
+    figure = Figure(figsize=(4.2 * width if columns > 1 else 7.0, 3.0 * height))
     figure.set_layout_engine("constrained")
     panels = list(np.ravel(figure.subplots(height, width)))
     for axes in panels[count:]:

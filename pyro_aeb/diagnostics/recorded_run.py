@@ -96,9 +96,9 @@ class Run:
         """The delta sites that have collapsed in some chain."""
         return sorted({site for report in self._reports for site in report.get("collapsed", [])})
 
-    def rho(self, site: str) -> Array | None:
-        """Return a site's inclusion probabilities, shape (chains, draws, ...); None if not kept."""
-        return self._stack("adaptation", rho_name(site)) if site in self.sparse_sites else None
+    def rho(self, site: str) -> Array:
+        """Return a site's inclusion probabilities, shape (chains, draws, ...), which are kept."""
+        return self._stack("adaptation", rho_name(site))
 
     @property
     def sparse_sites(self) -> list[str]:

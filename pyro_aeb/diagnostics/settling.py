@@ -32,7 +32,7 @@ from pyro.infer import MCMC
 from scipy import stats
 
 from pyro_aeb.diagnostics.batch_means import BATCHES, FALSE_ALARM, critical_value
-from pyro_aeb.diagnostics.findings import Finding
+from pyro_aeb.diagnostics.findings import Finding, join_names
 from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.testing.linear import Array
 from pyro_aeb.testing.monte_carlo import batch_means, means_of_batches
@@ -157,20 +157,21 @@ def settling_finding(run: Run) -> Finding:
         return Finding(check, "note", found, expected, "run longer")
     residuals = compute_residuals(run)
     drifting = [r for r in residuals if r.drifts]
+    names = join_names(r.latent for r in drifting or residuals)
     if not drifting:
         return Finding(
             check,
             "good",
-            f"the mean residual of {_names(residuals)} is 0 within its error, or within the "
+            f"the mean residual of {names} is 0 within its error, or within the "
             "wandering that omega allows, in the second half of the draws (t test on ten batch "
             f"means); {_residual_norms(run)}",
         )
     worst = max(drifting, key=lambda r: abs(r.gap) / max(r.error, 1e-300))
-    verb = "drifts" if len({r.latent for r in drifting}) == 1 else "drift"
+    verb = "drifts" if names == worst.latent else "drift"
     return Finding(
         check,
         "warning",
-        f"{_names(drifting)} still {verb}: in the second half of the draws of chain {worst.chain}, "
+        f"{names} still {verb}: in the second half of the draws of chain {worst.chain}, "
         f"{worst.latent} moved by {worst.shift:+.2g}; its mean is {worst.value:.3g} and its "
         f"equation asks for {worst.value + worst.gap:.3g} (a residual of {worst.gap:+.2g} +- "
         f"{worst.error:.1g}); {_residual_norms(run)}",
@@ -209,9 +210,3 @@ def _residual_norms(run: Run) -> str:
         if name.startswith("sa_residual_") and np.isfinite(values[:, half:]).any()
     )
     return f"median residual of a single step: {norms}" if norms else "no residual was recorded"
-
-
-def _names(residuals: list[Residual]) -> str:
-    names = list(dict.fromkeys(r.latent for r in residuals))
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more

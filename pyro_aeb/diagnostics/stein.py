@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from torch import Tensor
 
 from pyro_aeb.data.arguments import Batch, leading_lengths
 from pyro_aeb.diagnostics.frozen_chain import FrozenChain, freeze
+from pyro_aeb.diagnostics.mixing import compute_by_arviz
 from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.testing.linear import Array
@@ -161,12 +162,8 @@ def stein_matrix(x: Array, score: Array) -> Array:
 
 def _autocorrelation_time(x: Array) -> float:
     """Return the largest integrated autocorrelation time of a coordinate, in draws, by ArviZ."""
-    import arviz  # imported on use: it takes as long as Pyro
-    import xarray
-
     some = x[:, np.unique(np.linspace(0, x.shape[1] - 1, 50).astype(int))]
-    sizes: Any = arviz.ess(xarray.Dataset({"x": (("chain", "draw", "d"), some[None])}))
-    return float(len(x) / np.nanmin(np.asarray(sizes["x"])))
+    return float(len(x) / np.nanmin(compute_by_arviz("ess", {"x": some[None]})["x"]))
 
 
 def _signs(count: int, length: int, flip: float, generator: np.random.Generator) -> Array:
@@ -177,24 +174,14 @@ def _signs(count: int, length: int, flip: float, generator: np.random.Generator)
 
 
 def flatten_draws(frozen: FrozenChain, draws: Mapping[str, Tensor]) -> Tensor:
-    """
-    Return draws as flat positions, shape (n, D).
-
-    :param FrozenChain frozen: a chain of the run.
-    :param draws: constrained values of all sampled sites, each with a leading axis of length n.
-    """
+    """Return draws, site name to constrained values of shape (n, ...), as positions (n, D)."""
     count = len(next(iter(draws.values())))
     values = ({name: value[i] for name, value in draws.items()} for i in range(count))
     return torch.stack([frozen.structure.flatten(draw) for draw in values])
 
 
 def compute_scores(frozen: FrozenChain, points: Tensor) -> Tensor:
-    """
-    Compute the gradient of tau Q on all data, shape (n, D).
-
-    :param FrozenChain frozen: the chain with the latents, tau and data.
-    :param Tensor points: positions, shape (n, D).
-    """
+    """Compute the gradient of tau Q on all data at positions of shape (n, D)."""
     tau, latents = frozen.numbers.inverse_temperature, frozen.latents
     plates = {name: (size, size) for name, (size, _) in frozen.structure.plates.items()}
     posterior = Posterior(frozen.kernel.model, replace(frozen.structure, plates=plates))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,11 +87,17 @@ class _Sweep:
         sites = self.rule.site_values(latents).items()
         return {name: v.sqrt() if name in sigmas else v for name, v in sites}
 
-    def q(self, values: Mapping[str, Tensor], rho: Tensor) -> Tensor:
-        """Return Q on the minibatch at some :meth:`values` and rho of all sparse weights."""
+    def q(self, fixed: Mapping[str, Tensor], rho: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """
+        Return Q on the minibatch.
+
+        :param fixed: all :meth:`values`.
+        :param Tensor rho: rho of all sparse weights.
+        :param values: values that replace some of the fixed ones.
+        """
         structure = self.problem.structure
         sigmas = {sigma.site for sigma in structure.sigmas}
-        sites = {name: v.square() if name in sigmas else v for name, v in values.items()}
+        sites = {n: v.square() if n in sigmas else v for n, v in {**fixed, **values}.items()}
         sites |= {n: i for n, i in self.indices.items() if len(i) < structure.plates[n][0]}
         return self.problem.objective(self.position, sites, rho)
 
@@ -138,21 +145,9 @@ def _check_m_steps(sweeps: list[_Sweep]) -> Outcome:
             # The value that (8) has averaged: theta~ = (theta' - (1 - omega) theta) / omega.
             implied = {n: (v - (1.0 - weight) * old[n]) / weight for n, v in new.items()}
             for names, rho in ((sigmas, after.slab), (deltas, after.rho)):
-                q = _PartialQ(sweep, implied, rho)
+                q = partial(sweep.q, implied, rho)
                 check_m_step(q, {name: implied[name] for name in names}, bounds)
     return Outcome("M-steps", f"{', '.join(sigmas + deltas)} at the maximum of Q, by autograd")
-
-
-@dataclass(frozen=True)
-class _PartialQ:
-    """Q as a function of some of the latents, the others fixed."""
-
-    sweep: _Sweep
-    fixed: Mapping[str, Tensor]
-    rho: Tensor
-
-    def __call__(self, values: dict[str, Tensor]) -> Tensor:
-        return self.sweep.q({**self.fixed, **values}, self.rho)
 
 
 def _check_purity(sweeps: list[_Sweep]) -> Outcome:

@@ -25,7 +25,6 @@ from pyro_aeb.testing.steps import (
     advance,
     are_equal,
     copy_state,
-    eps,
     random_numbers,
     relative_error,
     run_steps,
@@ -193,7 +192,7 @@ def _check_chains(transition: AnyTransition, dtype: torch.dtype) -> None:
             )
             error = relative_error((tensor[c] for tensor in a), b)
             require(
-                error <= 100 * eps(dtype),
+                error <= 100 * torch.finfo(dtype).eps,
                 "leading axis of chains",
                 f"a relative difference of {error:.2g} between chain {c} of {CHAINS} and alone",
                 "no more than rounding",
@@ -244,7 +243,7 @@ def _check_precision(transition: AnyTransition, dtype: torch.dtype) -> None:
     double = run_steps(transition, position.double(), noise.double())[-1]
     error = relative_error(run_steps(transition, position.to(dtype), noise.to(dtype))[-1], double)
     require(
-        error <= 1000 * eps(dtype),
+        error <= 1000 * torch.finfo(dtype).eps,
         f"precision of {dtype}",
         f"a relative difference of {error:.2g} from float64 after {STEPS} steps",
         "no more than rounding",
@@ -310,7 +309,7 @@ def _check_statistics(transition: AnyTransition, dtype: torch.dtype) -> None:
         require(
             alone.keys() == together.keys()
             and relative_error((value[c] for value in together.values()), alone.values())
-            <= 1000 * eps(dtype),
+            <= 1000 * torch.finfo(dtype).eps,
             "statistics",
             f"different values for chain {c} of {CHAINS} and for that chain alone",
             "the same up to rounding",

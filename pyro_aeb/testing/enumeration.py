@@ -75,7 +75,6 @@ def check_unbiased_gradient(
     :param bool adapt: whether latents of SSGL sites are learned.
     :param order: how minibatches are drawn, as the kernel's option ``minibatches``.
     :param int seed: seed of the points at which gradients are compared.
-    :returns: the outcome.
     :raises AssertionError: if the gradients differ by more than rounding.
     :raises ValueError: if no plate subsamples, or there are too many minibatches.
     """

@@ -34,7 +34,6 @@ def check_m_step(
     :param bounds: (lowest, highest) value of every latent with a bounded domain.
     :param float tolerance: largest Newton step relative to the value; by default 1e5 times the
         rounding error of the value's dtype, 2e-11 in float64.
-    :returns: the outcome.
     :raises AssertionError: if a latent is not at the maximum.
     """
     worst = 0.0

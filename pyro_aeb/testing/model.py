@@ -59,7 +59,6 @@ def check_gradient(
     :param kwargs: keyword arguments of the model.
     :param bool adapt: whether latents of SSGL sites are learned.
     :param int seed: seed of the points at which gradients are compared.
-    :returns: the outcome.
     :raises AssertionError: if the gradients differ by more than rounding.
     """
     with whole_plates():

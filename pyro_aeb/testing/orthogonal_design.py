@@ -140,10 +140,7 @@ class OrthogonalDesign:
 
     def mean_scale(self, laws: list[Law], q: Array) -> float:
         """Compute E sigma~ of equation (6), over the product of the laws."""
-        absolute: Any
-        square: Any
-        weight: Any
-        absolute, square, weight = 0.0, self.nu_lambda, 1.0
+        absolute, square, weight = map(np.asarray, (0.0, self.nu_lambda, 1.0))
         count = self.p + self.nu + 2
         if self.noise is None:
             count, square = count + self.size, square + self.rss

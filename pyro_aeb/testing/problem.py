@@ -39,15 +39,13 @@ class Problem:
         self.structure = inspect_model(model, args, kwargs, adapt)
         self.posterior = Posterior(model, self.structure)
 
-    def random_points(self, seed: int, number: int = 3) -> Iterator[tuple[Tensor, Latents | None]]:
+    def random_points(self, seed: int) -> Iterator[tuple[Tensor, Latents | None]]:
         """
-        Draw random positions and latents, without torch's global generator.
+        Draw three random positions with latents, without torch's global generator.
 
-        :param int seed: seed of the random numbers.
-        :param int number: number of points.
-        :returns: positions, shape (D,), standard normal in unconstrained space, each with latents:
-            sigma^2 in (0.3, 1.3), delta and every rho in (0.2, 0.8), other learned sites near the
-            middle of unconstrained space; None if none are learned.
+        Positions, shape (D,), are standard normal in unconstrained space. Latents are None if none
+        are learned; otherwise sigma^2 is in (0.3, 1.3), delta and every rho are in (0.2, 0.8), and
+        other learned sites near the middle of unconstrained space.
         """
         structure, adaptation = self.structure, self.posterior.adaptation
         generator = torch.Generator().manual_seed(seed)
@@ -56,7 +54,7 @@ class Problem:
             drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
             return drawn.to(structure.device, structure.dtype)
 
-        for _ in range(number):
+        for _ in range(3):
             drawn = torch.randn(structure.size, generator=generator, dtype=torch.float64)
             position = drawn.to(structure.device, structure.dtype)
             if adaptation.spike_and_slab is None and not structure.learned:
@@ -75,11 +73,7 @@ class Problem:
     def step_gradient(
         self, position: Tensor, latents: Latents | None, indices: Mapping[str, Tensor]
     ) -> Evaluation:
-        """
-        Compute the gradient of a step on one minibatch, without side effects.
-
-        :param indices: plate name to indices of the minibatch.
-        """
+        """Compute the gradient of a step on a minibatch, without side effects."""
         with preserve_buffers(), preserve_random_state():
             return self.posterior.evaluate(position, latents, Batch(self.arguments, indices))
 

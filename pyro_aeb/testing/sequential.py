@@ -22,8 +22,8 @@ others as its sample is fresh. A round is followed by another with probability a
 with probability at most :math:`\beta_i = (\alpha / k) \gamma^{-(i-1)}`: at most :math:`\alpha / k`
 for every round, :math:`\alpha` in all. For uniform p these are equalities.
 
-*Cost.* With :math:`\alpha = 10^{-6}` and k = 4, :math:`\gamma` = 0.022: of 45 correct runs 44 need
-the first sample alone.
+*Cost.* With :math:`\alpha = 10^{-6}` and k = 4, :math:`\gamma` is 0.022: of 45 correct runs 44 need
+only the first sample.
 
 *Seeds.* A test's random numbers come from its seed, so its result is always the same. The rate
 above is that over seeds: no seed has been chosen because it passes.
@@ -119,7 +119,6 @@ def sequential_test(
     :param int size: size of the first sample.
     :param int seed: seed of the random numbers.
     :param SequentialPlan plan: false-alarm rate and rounds.
-    :returns: the result.
     :raises ValueError: if a p-value is not in [0, 1].
     """
     generators = np.random.SeedSequence(seed).spawn(plan.rounds)
@@ -157,11 +156,10 @@ def check_law(
     :param int size: size of the first sample.
     :param int seed: seed of the random numbers.
     :param SequentialPlan plan: false-alarm rate and rounds.
-    :returns: the result.
     :raises AssertionError: if the test fails.
     """
     result = sequential_test(
-        lambda n, rng: stats.kstest(np.asarray(draw(n, rng)), cdf).pvalue, size, seed, plan
+        lambda n, rng: stats.kstest(draw(n, rng), cdf).pvalue, size, seed, plan
     )
     return _require(result, "law of the draws", "draws from the given distribution function")
 
@@ -178,15 +176,12 @@ def check_same_law(
     :param int size: size of the first sample of each.
     :param int seed: seed of the random numbers.
     :param SequentialPlan plan: false-alarm rate and rounds.
-    :returns: the result.
     :raises AssertionError: if the test fails.
     """
-
-    def p_value(n: int, rng: np.random.Generator) -> float:
-        a, b = np.asarray(draw(n, rng)), np.asarray(reference(n, rng))
-        return float(stats.ks_2samp(a, b).pvalue)
-
-    return _require(sequential_test(p_value, size, seed, plan), "two samples", "the same law")
+    result = sequential_test(
+        lambda n, rng: stats.ks_2samp(draw(n, rng), reference(n, rng)).pvalue, size, seed, plan
+    )
+    return _require(result, "two samples", "the same law")
 
 
 def check_mean(
@@ -210,7 +205,6 @@ def check_mean(
     :param int size: size of the first sample.
     :param int seed: seed of the random numbers.
     :param SequentialPlan plan: false-alarm rate and rounds.
-    :returns: the result.
     :raises AssertionError: if the test fails.
     """
     last: dict[str, Any] = {"mean": None}

@@ -25,6 +25,7 @@ GradientVariance = Callable[[StepNumbers], float]
 
 CURVATURE: Array = np.array([[2.0, 0.6], [0.6, 0.5]])
 MEAN: Array = np.array([-1.0, 3.0])
+STANDARD_NORMAL = (np.eye(1), np.zeros(1))
 TEMPERATURES = (0.25, 1.0, 4.0)
 """Inverse temperatures tau of the checks."""
 
@@ -91,7 +92,7 @@ def stability_limit(transition: AnyTransition, tau: float = 1.0) -> float:
     :raises AssertionError: if the chain is not stable at any step size down to 2^-20.
     :raises ValueError: if the transition is not linear on Gaussians.
     """
-    low = _stable_step_size(transition, np.eye(1), np.zeros(1), tau, first=2.0**-3)
+    low = _stable_step_size(transition, tau, STANDARD_NORMAL)
     high = low
     while high < 2.0**20 and _scheme(transition, high, tau).spectral_radius < 1.0:
         low, high = high, 2.0 * high
@@ -146,12 +147,9 @@ def _scheme(
     transition: AnyTransition,
     step_size: float,
     tau: float,
-    curvature: Array | None = None,
-    mean: Array | None = None,
+    target: tuple[Array, Array] = STANDARD_NORMAL,
 ) -> LinearScheme:
-    curvature = np.eye(1) if curvature is None else curvature
-    mean = np.zeros(len(curvature)) if mean is None else mean
-    scheme = linear_scheme(transition, curvature, mean, StepNumbers(step_size, tau))
+    scheme = linear_scheme(transition, *target, StepNumbers(step_size, tau))
     if scheme is None:
         raise ValueError(
             f"{transition!r} is not linear on Gaussians at step size {step_size:g}; "
@@ -160,15 +158,13 @@ def _scheme(
     return scheme
 
 
-def _stable_step_size(
-    transition: AnyTransition, curvature: Array, mean: Array, tau: float, first: float
-) -> float:
-    step_size = first
+def _stable_step_size(transition: AnyTransition, tau: float, target: tuple[Array, Array]) -> float:
+    step_size = 2.0**-3
     while step_size > 2.0**-20:
-        if _scheme(transition, step_size, tau, curvature, mean).spectral_radius < 1.0:
+        if _scheme(transition, step_size, tau, target).spectral_radius < 1.0:
             return step_size
         step_size /= 2.0
-    radius = _scheme(transition, step_size, tau, curvature, mean).spectral_radius
+    radius = _scheme(transition, step_size, tau, target).spectral_radius
     raise AssertionError(
         f"stability: found a spectral radius of {radius:.9g} at step size {step_size:g}, expected "
         "less than 1 at some step size; the chain diverges on a Gaussian: look at the sign of the "
@@ -180,12 +176,12 @@ def _extrapolate_covariance(
     transition: AnyTransition, tau: float, gradient_variance: GradientVariance | None
 ) -> tuple[Array, str]:
     """Return the covariance extrapolated to steps of size 0, and a text on its convergence."""
-    step_size = _stable_step_size(transition, CURVATURE, MEAN, tau, first=2.0**-3)
+    step_size = _stable_step_size(transition, tau, (CURVATURE, MEAN))
     covariances: list[Array] = []
     limits: list[Array] = []
     for _ in range(20):
         numbers = StepNumbers(step_size, tau)
-        scheme = _scheme(transition, step_size, tau, CURVATURE, MEAN)
+        scheme = _scheme(transition, step_size, tau, (CURVATURE, MEAN))
         _check_mean(scheme, numbers)
         variance = gradient_variance(numbers) if gradient_variance else 0.0
         covariances.append(scheme.position_covariance(variance))

@@ -128,7 +128,3 @@ def relative_error(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:
     scale = max([1.0, *(float(y.double().abs().max()) for _, y in pairs)])
     differences = [float((x.double() - y.double()).abs().max()) for x, y in pairs]
     return max(differences, default=0.0) / scale
-
-
-def eps(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps

@@ -162,11 +162,11 @@ def test_draws_between_prunings():
 def test_only_sampled_sites_get_r_hat(good, monkeypatch):
     seen = {}
 
-    def record_call(function, sites, compute=mixing._compute_by_arviz):
+    def record_call(function, sites, compute=mixing.compute_by_arviz):
         seen[function] = set(sites)
         return compute(function, sites)
 
-    monkeypatch.setattr(mixing, "_compute_by_arviz", record_call)
+    monkeypatch.setattr(mixing, "compute_by_arviz", record_call)
     verdict = aeb.check(good, quiet=True)
     assert seen == {"rhat": {"beta"}, "ess": {"beta"}}
     for finding in verdict:
