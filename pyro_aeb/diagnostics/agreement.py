@@ -25,12 +25,10 @@ class Agreement(NamedTuple):
     """
     Comparison of the chains on one latent, over the second half of the draws.
 
-    :param str latent: name of the latent.
     :param means: mean of the path of every chain.
-    :param float spread: standard deviation of these means.
-    :param float expected: standard deviation expected of chains with one fixed point.
-    :param bool agrees: whether the spread is as expected, by an F test at a false-alarm rate of 1 %
-        for all latents together.
+    :param float expected: standard deviation of these means if the chains have one fixed point.
+    :param bool agrees: whether their spread is as expected, by an F test at a false-alarm rate of
+        1 % for all latents together.
     """
 
     latent: str

@@ -26,11 +26,5 @@ def mean_with_error(values: Array) -> tuple[float, float]:
 
 
 def critical_value(degrees: float, tests: int) -> float:
-    """
-    Return the value above which the t statistic of one of several two-sided tests is significant,
-    by Bonferroni.
-
-    :param float degrees: degrees of freedom.
-    :param int tests: number of tests.
-    """
+    """Return the critical value of the t statistics of several two-sided tests, by Bonferroni."""
     return float(stats.t.isf(FALSE_ALARM / (2 * max(tests, 1)), degrees))

@@ -37,7 +37,6 @@ def freeze(mcmc: MCMC, number: int, caller: str) -> Iterator[FrozenChain]:
     Freeze a chain of a run within a ``with`` statement. On exit the chain, module buffers and
     global random states are restored, and a DataLoader is read again up to its position.
 
-    :param MCMC mcmc: a run of an AEBKernel.
     :param int number: number of the chain. Of the chains of Pyro's own MCMC only the last of those
         that ran sequentially is in this process.
     :param str caller: the caller, for error messages.
@@ -93,10 +92,8 @@ class FrozenChain:
     def steps(self, count: int, step_size: float | None = None) -> Iterator[tuple[Any, Any]]:
         """
         Take further steps with frozen latents, pruning with the sparsity of the last step, and
-        yield the states before and after each.
+        yield the states before and after each. The step size is by default the run's.
 
-        :param int count: number of steps.
-        :param float step_size: step size, by default the run's.
         :raises NonFiniteError: if the steps diverge.
         """
         chain, numbers = self.chain, self.numbers

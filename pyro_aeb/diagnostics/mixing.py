@@ -24,13 +24,7 @@ MIN_ESS = 100.0
 
 
 def mixing_findings(run: Run, latents_settled: bool) -> list[Finding]:
-    """
-    Return findings on the draws of the sampled sites.
-
-    :param Run run: the run.
-    :param bool latents_settled: whether the latents have settled; otherwise the draws are not of
-        one posterior.
-    """
+    """Return findings on the draws of the sampled sites, once the latents have settled."""
     check = "draws: R-hat"
     sites = {name: _thin(values) for name, values in run.sampled.items() if values.size}
     if not sites:
@@ -66,11 +60,8 @@ def _thin(values: Array) -> Array:
 
 def compute_by_arviz(function: str, sites: dict[str, Array]) -> dict[str, Array]:
     """
-    Compute ``arviz.rhat`` or ``arviz.ess`` of every coordinate.
-
-    :param str function: ``"rhat"`` or ``"ess"``.
-    :param sites: site name to draws of shape (chains, draws, coordinates).
-    :returns: site name to values of shape (coordinates,).
+    Compute ``arviz.rhat`` or ``arviz.ess`` of draws of shape (chains, draws, coordinates), for
+    every coordinate.
     """
     import arviz  # imported on use: it takes as long as Pyro
     import xarray

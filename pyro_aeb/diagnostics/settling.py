@@ -108,7 +108,7 @@ def _residual(name: str, chain: int, path: Array, omega: Array, tests: int) -> R
 
     :param path: path of the latent, shape (draws,).
     :param omega: sum of omega over the steps of every draw, shape (draws,).
-    :param int tests: total number of such tests.
+    :param int tests: number of such tests.
     """
     gap, error = map(float, batch_means(np.diff(path) / omega[1:], BATCHES))
     wander = max(wandering_sd(path, omega), MIN_WANDER)
@@ -135,9 +135,6 @@ def wandering_sd(path: Array, omega: Array) -> float:
     """
     Return the standard deviation of the stationary first-order autoregression with decay rate omega
     whose moves have the variance of the path's moves, without their trend.
-
-    :param path: path of a latent, shape (draws,).
-    :param omega: sum of omega over the steps of every draw, shape (draws,).
     """
     rate = float(omega[1:].mean())
     lag = int(np.clip(round(1.0 / rate), 1, max(len(path) // BATCHES, 1)))

@@ -126,8 +126,6 @@ def stein_test(
 
     :param x: draws in their order, shape (n, d), every coordinate of which moves.
     :param score: gradient of the log density at each draw, shape (n, d).
-    :param int bootstraps: number of bootstrap samples.
-    :param generator: random generator of the bootstrap's signs.
     """
     scale = x.std(0)
     matrix = stein_matrix(x / scale, score * scale)
@@ -143,9 +141,6 @@ def stein_matrix(x: Array, score: Array) -> Array:
     r"""
     Return :math:`s_x \cdot s_y k + s_x \cdot \nabla_y k + s_y \cdot \nabla_x k + \nabla_x \cdot
     \nabla_y k` of all pairs of draws, with k the inverse multiquadric; shape (n, n).
-
-    :param x: draws, shape (n, d).
-    :param score: gradient of the log density at each draw, shape (n, d).
     """
     d = x.shape[1]
     x = x - x.mean(0)

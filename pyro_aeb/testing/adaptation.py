@@ -88,13 +88,7 @@ class _Sweep:
         return {name: v.sqrt() if name in sigmas else v for name, v in sites}
 
     def q(self, fixed: Mapping[str, Tensor], rho: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """
-        Return Q on the minibatch.
-
-        :param fixed: all :meth:`values`.
-        :param Tensor rho: rho of all sparse weights.
-        :param values: values that replace some of the fixed ones.
-        """
+        """Return Q on the minibatch at ``fixed`` :meth:`values`, some replaced by ``values``."""
         structure = self.problem.structure
         sigmas = {sigma.site for sigma in structure.sigmas}
         sites = {n: v.square() if n in sigmas else v for n, v in {**fixed, **values}.items()}

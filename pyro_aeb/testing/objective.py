@@ -93,8 +93,6 @@ def component_log_joints(
     """
     Return log P(gamma, beta) for gamma = 0 and gamma = 1, equation (1), by Pyro's distributions.
 
-    :param SpikeAndSlab fn: the prior.
-    :param Tensor value: weights, of any shape that broadcasts with the prior's.
     :param float group: number of weights that share a gamma, each of which counts it in part.
     """
     delta = torch.as_tensor(fn.delta, dtype=value.dtype, device=value.device)

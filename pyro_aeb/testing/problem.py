@@ -25,9 +25,6 @@ class Problem:
     """
     A model with its data.
 
-    :param model: a Pyro model.
-    :param args: arguments of the model.
-    :param kwargs: keyword arguments of the model.
     :param bool adapt: whether latents of SSGL sites are learned.
     :raises ModelError: if the model cannot be sampled.
     """
@@ -83,7 +80,6 @@ class Problem:
         """
         Compute Q by Pyro's densities, with the Jacobians of constrained sites.
 
-        :param Tensor position: shape (D,).
         :param values: values of the learned sites, and indices of plates.
         :param Tensor rho: inclusion probability of every sparse weight, shape (P,); None if SSGL
             sites have their own prior.

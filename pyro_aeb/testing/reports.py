@@ -69,12 +69,8 @@ def require(condition: bool, check: str, found: object, expected: object, meanin
     """
     Fail a check unless its condition holds.
 
-    :param bool condition: the condition.
-    :param str check: what is checked.
-    :param found: what was found.
-    :param expected: what was expected.
     :param str meaning: what a failure means, and where to look for its cause.
-    :raises AssertionError: if the condition does not hold, with all of this in its message.
+    :raises AssertionError: if the condition does not hold.
     """
     if not condition:
         raise AssertionError(f"{check}: found {found}, expected {expected}; {meaning}")

@@ -87,10 +87,9 @@ def advance(
     gaussian: Gaussian = STANDARD_NORMAL,
 ) -> Any:
     """
-    Take one step of any transition.
+    Take step k of any transition.
 
     :param Tensor gradient: gradient of the batch at the state's position.
-    :param int k: number of the step.
     :param Gaussian gaussian: Q of all data.
     """
     if not isinstance(transition, TargetTransition):
