@@ -132,12 +132,7 @@ class Chain:
         omega: float,
         target: StepTarget | None,
     ) -> None:
-        """
-        Record the sampler statistics of the current step, before pruning.
-
-        :param float omega: weight of (8).
-        :param StepTarget target: Q at this step, for a transition that asks for it.
-        """
+        """Record the statistics of a step to ``state`` and ``latents``, before pruning."""
         self._potential = self.posterior.potential(
             likelihood.log_density, self.state.position, self.latents
         )

@@ -58,29 +58,27 @@ class KernelOptions:
         self._check_combinations()
 
     def _check_kinds(self) -> None:
-        if not callable(self.model):
-            raise TypeError(f"model is {self.model!r}, expected a Pyro model (a callable)")
-        moves = any(callable(getattr(self.transition, name, None)) for name in ("step", "move"))
-        if isinstance(self.transition, type) or not moves:
-            raise TypeError(
-                f"transition is {self.transition!r}, expected a transition such as "
-                "SGLD(step_size=1e-5)"
-            )
-        if not (self.adaptation is None or isinstance(self.adaptation, StochasticApproximation)):
-            raise TypeError(
-                f"adaptation is {self.adaptation!r}, expected StochasticApproximation(weight) or "
-                "None"
-            )
-        if not (self.pruning is None or isinstance(self.pruning, Pruning)):
-            raise TypeError(
-                f"pruning is {self.pruning!r}, expected MagnitudePruning(sparsity=...) or another "
-                "of pyro_aeb.pruning, or None"
-            )
-        if not callable(self.init_strategy):
-            raise TypeError(
-                f"init_strategy is {self.init_strategy!r}, expected one of Pyro's init_to_* "
-                "functions"
-            )
+        transition, adaptation, pruning = self.transition, self.adaptation, self.pruning
+        moves = any(callable(getattr(transition, name, None)) for name in ("step", "move"))
+        pruned_by = "MagnitudePruning(sparsity=...) or another of pyro_aeb.pruning, or None"
+        for name, valid, expected in (
+            ("model", callable(self.model), "a Pyro model (a callable)"),
+            (
+                "transition",
+                moves and not isinstance(transition, type),
+                "a transition such as SGLD(step_size=1e-5)",
+            ),
+            (
+                "adaptation",
+                adaptation is None or isinstance(adaptation, StochasticApproximation),
+                "StochasticApproximation(weight) or None",
+            ),
+            ("pruning", pruning is None or isinstance(pruning, Pruning), pruned_by),
+            ("init_strategy", callable(self.init_strategy), "one of Pyro's init_to_* functions"),
+            ("seed", self.seed is None or isinstance(self.seed, Integral), "an integer or None"),
+        ):
+            if not valid:
+                raise TypeError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
     def _check_values(self) -> None:
         self.inverse_temperature = as_schedule(self.inverse_temperature, "inverse_temperature")
@@ -91,10 +89,7 @@ class KernelOptions:
         choice("compile", self.compile, Compile, *COMPILED, optional=True)
         flag("freeze_after_warmup", self.freeze_after_warmup)
         flag("data_parallel", self.data_parallel)
-        seed: Any = self.seed
-        if not (seed is None or isinstance(seed, Integral)):
-            raise TypeError(f"seed is {seed!r}, expected an integer or None")
-        self.seed = None if seed is None else int(seed)
+        self.seed = None if self.seed is None else int(self.seed)
 
     def _check_combinations(self) -> None:
         transition = self.transition
