@@ -74,13 +74,13 @@ def test_polynomial_is_scale_over_offset_plus_step_to_the_power():
     assert Polynomial(0.2, power=0.0)(10**6) == 0.2
 
 
-def test_geometric_takes_a_factor_every_so_many_steps():
+def test_geometric_multiplies_every_given_number_of_steps():
     # "every" steps at the first value, then "every" at the next: an epoch each.
     assert [Geometric(2.0, 3.0, every=2)(k) for k in range(1, 7)] == [2, 2, 6, 6, 18, 18]
     assert [Geometric(1.0, 0.5)(k) for k in (1, 2, 3)] == [1.0, 0.5, 0.25]
 
 
-def test_geometric_beyond_floats_says_where_and_what_to_do():
+def test_geometric_beyond_floats_names_the_step_and_the_remedy():
     with pytest.raises(ValueError, match=r"exceeds the range of a float at step 2000; use a rate"):
         Geometric(1.0, 2.0)(2000)
 

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the model is called with: the batches of a DataLoader, one by one, epoch after epoch."""
+"""Arguments of the model: batches of a DataLoader, and operations on the tensors in them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_batch_is_unpacked(batch, args, kwargs):
     assert source.next() == (args, {**kwargs, "flag": True})
 
 
-def test_peeking_takes_nothing():
+def test_peek_does_not_advance():
     source = LoaderArguments(DataLoader(torch.arange(4), batch_size=2), {}, seed=None)
     first = source.peek()
     assert first is source.peek() and first is source.next()
@@ -67,7 +67,7 @@ def test_a_loader_with_weights_counts_every_datum_as_often_as_drawn():
     assert Counter(len(source.next().args[1]) for _ in range(6)) == {4: 6}
 
 
-def test_without_a_loader_the_arguments_stay():
+def test_without_a_loader_the_arguments_are_fixed():
     source = open_arguments((X, Y), {"batch_size": 5}, seeds=[None])
     assert isinstance(source, FixedArguments) and source.sizes is None
     assert source.next() is source.next() is source.peek()
@@ -76,7 +76,7 @@ def test_without_a_loader_the_arguments_stay():
 # Devices
 
 
-def test_tensors_inside_a_batch_move_with_it():
+def test_tensors_inside_a_batch_are_moved():
     nested = {"x": X, "more": [Pair(X, Y), "text"]}
     loader = DataLoader([nested], batch_size=None, collate_fn=collate_unchanged)
     source = LoaderArguments(loader, {"w": X}, seed=None)
@@ -89,7 +89,7 @@ def test_tensors_inside_a_batch_move_with_it():
     assert source.next().kwargs["x"].device.type == "meta"  # and so does the next one
 
 
-def test_an_object_that_can_move_itself_does():
+def test_an_object_with_a_method_to_is_moved():
     packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)])
     loader = DataLoader([(packed, 1)], batch_size=None, collate_fn=collate_unchanged)
     source = LoaderArguments(loader, {}, seed=None)
@@ -105,7 +105,7 @@ class Encoding(UserDict):
         return Encoding({name: value.to(device) for name, value in self.items()})
 
 
-def test_a_mapping_that_can_move_itself_does_and_is_stacked_by_its_names():
+def test_a_mapping_with_a_method_to_is_moved_whole_and_stacked_by_names():
     encoding = Encoding(a=X, b=Y)
     moved = move_to_device([encoding], torch.device("meta"))[0]
     assert isinstance(moved, Encoding) and moved["a"].device.type == "meta"

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""By what a run knows its data again."""
+"""Fingerprints of a run's data."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_missing_argument_is_named():
         check_same(fingerprint_with(), fingerprint((), BASE))
 
 
-def test_numpys_arrays_count():
+def test_numpy_arrays_are_compared():
     array = np.arange(6.0).reshape(2, 3)
     first = fingerprint((array,), {})
     check_same(first, fingerprint((array.copy(order="F"),), {}))
@@ -81,13 +81,13 @@ def test_numpys_arrays_count():
         torch.tensor([float("nan"), float("inf")]),
     ],
 )
-def test_tensors_of_all_kinds_have_a_word(tensor):
+def test_every_kind_of_tensor_has_a_fingerprint(tensor):
     (word,) = fingerprint((tensor,), {})
     assert str(tuple(tensor.shape)) in word[1]
     check_same([word], fingerprint((tensor.detach().clone(),), {}))
 
 
-def test_numbers_do_not_depend_on_how_many_threads_read_them():
+def test_fingerprints_do_not_depend_on_the_number_of_threads():
     x = torch.randn(100_000)
     words = []
     for threads in (1, 2):
@@ -101,7 +101,7 @@ class Endless(IterableDataset):
         return iter(())
 
 
-def test_loaders_are_known_by_their_sizes():
+def test_the_fingerprint_of_a_loader_is_its_sizes():
     def loader(n=8, batch=2):
         return fingerprint((DataLoader(TensorDataset(torch.zeros(n)), batch_size=batch),), {})
 

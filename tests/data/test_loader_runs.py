@@ -47,7 +47,7 @@ def draws_from(loader, **kwargs):
 # The gradient
 
 
-def test_a_short_last_batch_counts_n_times_over_its_own_size():
+def test_a_short_last_batch_is_scaled_by_its_own_size():
     """Over all orders of the data, first batches and short last ones have the full gradient."""
     torch.set_default_dtype(torch.float64)
     size = 5
@@ -100,7 +100,7 @@ def test_every_step_gets_the_next_batch():
     assert seen[looks:] == (batches * 3)[:8]
 
 
-def test_a_loader_that_does_not_shuffle_and_ends_short_is_warned_of():
+def test_a_short_last_batch_without_shuffling_warns():
     with pytest.warns(UserWarning, match="last 2 data.*scaled by N/2.*shuffle=True, or drop_last"):
         draws_from(DataLoader(DATA, batch_size=6))
     with warnings.catch_warnings():
@@ -150,16 +150,14 @@ def random_order() -> SubsetRandomSampler:
     ],
     ids=["items are batches", "items are joined", "batch sampler of a subset"],
 )
-def test_the_number_of_data_is_the_models_where_the_loader_cannot_know_it(
-    make, ordinary, size, another
-):
+def test_a_loader_of_unknown_size_takes_the_size_of_the_models_plate(make, ordinary, size, another):
     found = draws_from(make(), size=size)
     assert_same_draws(found, draws_from(ordinary(), size=size))
     # The batches are the same ones, and count for more or less.
     assert not torch.equal(found["beta"], draws_from(make(), size=another)["beta"])
 
 
-def test_a_part_of_a_data_set_counts_as_its_own_length():
+def test_a_subset_has_its_own_size():
     part = DataLoader(Subset(DATA, range(12)), batch_size=5, shuffle=True)
     copied = DataLoader(TensorDataset(X[:12], Y[:12]), batch_size=5, shuffle=True)
     assert_same_draws(draws_from(part, size=12), draws_from(copied, size=12))
@@ -183,7 +181,7 @@ def test_a_seed_fixes_the_order_of_the_data():
     )
 
 
-def test_without_a_seed_pyros_serves():
+def test_without_a_seed_the_global_seed_fixes_the_order():
     first, second = (
         draws_after_seed(shuffling_loader(), 1, seed=None),
         draws_after_seed(shuffling_loader(), 1, seed=None),
@@ -193,7 +191,7 @@ def test_without_a_seed_pyros_serves():
     assert not torch.equal(first["beta"], other["beta"])
 
 
-def test_chains_see_the_data_in_orders_of_their_own():
+def test_every_chain_has_an_order_of_its_own():
     by_chain = draws_after_seed(shuffling_loader(), 0, make=make_sequential_mcmc)
     assert not torch.equal(by_chain["beta"][0], by_chain["beta"][1])
 
@@ -272,14 +270,14 @@ def test_a_seeds_data_and_noise_are_different_random_numbers(shuffle):
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_workers_are_gone_after_the_run(persistent):
+def test_workers_end_with_the_run(persistent):
     loader = shuffling_loader(num_workers=2, persistent_workers=persistent)
     make_pyro_mcmc(make_kernel(loader_regression)).run(loader)
     del loader  # persistent workers are the loader's own
     assert not multiprocessing.active_children()
 
 
-def test_workers_are_gone_after_an_error():
+def test_workers_end_with_an_error():
     y = Y.clone()
     y[-1] = torch.inf
     with pytest.raises(NonFiniteError):
@@ -289,7 +287,7 @@ def test_workers_are_gone_after_an_error():
     assert not multiprocessing.active_children()
 
 
-def test_workers_of_a_run_that_a_hook_ended_are_gone_once_it_is_recovered():
+def test_recover_ends_the_workers_of_a_run_that_a_hook_ended():
     def raising(*_):
         raise RuntimeError("in the hook")
 
@@ -305,7 +303,7 @@ def failing_model(x, y):
     raise ModelError("does not work")
 
 
-def test_workers_are_gone_after_a_look_that_fails():
+def test_workers_end_if_the_inspection_fails():
     with raises_with("does not work"):
         make_pyro_mcmc(make_kernel(failing_model)).run(shuffling_loader(num_workers=2))
     assert not multiprocessing.active_children()

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""DataLoaders that do not fit the model, or have not the data they should, and what is said."""
+"""Errors of DataLoaders that do not fit the model, and of their data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_empty_loader():
         run_mcmc(loader_regression, DataLoader(DATA, batch_size=N + 1, drop_last=True))
 
 
-def test_a_loader_that_can_be_read_once_keeps_its_draws():
+def test_a_loader_that_can_be_read_once_ends_the_run_with_its_draws():
     rows = [(X[i : i + 5], Y[i : i + 5]) for i in range(0, N, 5)]  # 4 batches, 2 steps a draw
     kernel = make_kernel(loader_regression)
     with raises_with("no batch in epoch 2", "read again", "kernel.recover()"):
@@ -59,7 +59,7 @@ def test_an_argument_given_twice():
         run_mcmc(loader_regression, loader, y=Y)
 
 
-def test_a_kernel_serves_again_after_an_error():
+def test_a_kernel_can_be_used_after_an_error():
     kernel = make_kernel(loader_regression)
     with raises_with("gives no batch"):
         make_pyro_mcmc(kernel).run(DataLoader(DATA, batch_size=N + 1, drop_last=True))
@@ -98,7 +98,7 @@ def test_a_batch_that_no_plate_scales():
         run_mcmc(no_plate, DataLoader(TensorDataset(X[:1], Y[:1])))
 
 
-def test_a_loader_of_unknown_size_needs_a_plate_all_the_same():
+def test_a_loader_of_unknown_size_needs_a_plate():
     loader = DataLoader(BATCHES, batch_size=None)
     many = "has more data than one batch (their number is unknown), so"
     with raises_with(
@@ -141,7 +141,7 @@ def nested_model(batch):
     loader_regression(batch["inputs"][0], batch["y"])
 
 
-def test_a_datum_that_is_not_finite_inside_a_nested_batch():
+def test_a_non_finite_datum_inside_a_nested_batch_is_named():
     x = X.clone()
     x[-1, 1] = torch.nan
     rows = [{"batch": {"inputs": [x[i : i + 5]], "y": Y[i : i + 5]}} for i in range(0, N, 5)]
@@ -151,7 +151,7 @@ def test_a_datum_that_is_not_finite_inside_a_nested_batch():
         make_pyro_mcmc(kernel, warmup=0).run(DataLoader(rows, batch_size=None))
 
 
-def test_a_datum_that_is_not_finite_is_named_where_it_comes():
+def test_a_non_finite_datum_is_named_with_its_step():
     x = X.clone()
     x[-1, 1] = torch.nan
     kernel = make_kernel(loader_regression, steps_per_draw=1)

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which data a step sees."""
+"""Indices of the plates at every step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def is_uniform(counts: Tensor, alpha: float = 1e-6) -> bool:
 
 
 @pytest.mark.parametrize("size, n", [(12, 4), (12, 1), (7, 7), (6, 3)])
-def test_every_index_comes_exactly_once_an_epoch(size, n):
+def test_every_index_occurs_once_an_epoch(size, n):
     batches = make_minibatches({"data": (size, n)})
     for _ in range(5):
         epoch = draw_batches(batches, size // n)
@@ -61,7 +61,7 @@ def test_epochs_differ():
     assert not torch.equal(first, second)
 
 
-def test_the_index_left_over_is_any_with_the_same_probability():
+def test_every_index_is_left_over_with_the_same_probability():
     batches = make_minibatches({"data": (5, 2)})
     left_over = torch.zeros(5)
     for _ in range(2000):
@@ -105,7 +105,7 @@ def test_without_a_generator_batches_come_from_torchs_own(order):
     assert torch.equal(*runs)
 
 
-def test_a_whole_plate_comes_in_order_and_costs_no_random_number():
+def test_a_whole_plate_is_in_order_and_draws_no_random_number():
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
     batches = Minibatches({"data": (6, 6)}, "permutation", CPU, generator)

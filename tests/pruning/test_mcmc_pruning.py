@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pruning in a run: what every draw of ``pyro.infer.MCMC`` and its statistics show."""
+"""Pruning in a run of ``pyro.infer.MCMC``: its draws and their statistics."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_whole_rows():
     assert (rows.all(2) == rows.any(2)).all() and rows.any()
 
 
-def test_plain_sampling_prunes_the_sites_that_it_is_told():
+def test_without_adaptation_the_named_sites_are_pruned():
     made = make_pyro_mcmc(
         make_kernel(dense_regression, adaptation=None, pruning=aeb.MagnitudePruning(0.3, sites="w"))
     )
@@ -138,6 +138,6 @@ def test_a_share_that_cannot_be_reached_is_an_error_at_the_start():
 
 
 @pytest.mark.parametrize("pruning", [0.9, aeb.MagnitudePruning, "magnitude"], ids=repr)
-def test_what_is_no_pruning(pruning):
+def test_an_option_that_is_no_pruning(pruning):
     with raises_with("pruning is", "MagnitudePruning(sparsity=...)", error=TypeError):
         make_kernel(pruning=pruning)

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A pruner on a position: exact counts, regrowth, masks, and what it refuses."""
+"""A pruner on a position: exact counts, regrowth, masks, units, probabilities."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_step_has_exactly_its_share_of_zeros(scope, freeze, dtype):
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_what_goes_is_nowhere_larger_than_what_stays(scope):
+def test_pruned_weights_are_nowhere_larger_than_kept_ones(scope):
     pruner = Pruner(MagnitudePruning(0.6, scope), ODD_LAYOUT)
     for seed in range(5):
         before = torch.randn(ODD_LAYOUT.size, generator=torch.Generator().manual_seed(seed))
@@ -73,7 +73,7 @@ def test_what_goes_is_nowhere_larger_than_what_stays(scope):
             assert magnitude[out].max() <= magnitude[~out].min()
 
 
-def test_equal_magnitudes_go_by_number_not_by_threshold():
+def test_equal_magnitudes_are_pruned_by_number_not_by_threshold():
     # A threshold at the third smallest magnitude, and all up to it, would take all ten.
     layout = small_structure(10)
     position = torch.tensor([0.5, -0.5] * 5)
@@ -154,7 +154,7 @@ def test_a_mask_only_grows_and_holds_position_and_momentum(kind, scope):
     assert gone.any()
 
 
-def test_a_mask_stays_exact_where_the_best_shares_of_a_larger_total_take_weights_back():
+def test_a_mask_stays_exact_if_the_best_shares_of_a_larger_total_shrink_a_layer():
     # Of layers of 3, 3, 1, 1 and 1, three zeros are best placed 1, 1, 1, 0, 0 and four 2, 2, 0, 0,
     # 0; with the mask of the first step that would make five.
     layout = small_structure(3, 3, 1, 1, 1)
@@ -164,7 +164,7 @@ def test_a_mask_stays_exact_where_the_best_shares_of_a_larger_total_take_weights
 
 
 @pytest.mark.parametrize("freeze", [False, True])
-def test_a_falling_schedule_gives_weights_back_but_not_through_a_mask(freeze):
+def test_a_falling_schedule_frees_weights_but_not_with_a_mask(freeze):
     schedule = Piecewise(0.75, {2: 1 / 3})
     pruner = Pruner(MagnitudePruning(schedule, freeze=freeze), small_structure(8))
     found = []
@@ -243,7 +243,7 @@ def test_constrained_sites_are_never_pruned():
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_units_go_whole_and_their_number_is_right(scope):
+def test_units_are_pruned_whole_and_their_number_is_right(scope):
     pruner = Pruner(UnitPruning(RISING, scope), ODD_LAYOUT)
     for k, state in pruned_walk(pruner, ODD_LAYOUT, 40):
         wanted, found, largest = round(RISING(k) * ODD_LAYOUT.size), 0, 0
@@ -262,7 +262,7 @@ def test_units_go_whole_and_their_number_is_right(scope):
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_units_that_go_are_nowhere_larger_than_those_that_stay(scope):
+def test_pruned_units_are_nowhere_larger_than_kept_ones(scope):
     layout = make_structure({"w": (40, 6)})
     before = torch.randn(240)
     after = prune_once(Pruner(UnitPruning(0.5, scope), layout), before).reshape(40, 6)
@@ -304,7 +304,7 @@ def test_a_filter_is_a_slice_of_the_first_axis_and_a_scalar_is_a_unit():
 # Probabilities
 
 
-def test_the_least_probable_go_first_and_magnitude_breaks_ties():
+def test_the_least_probable_are_pruned_first_and_magnitude_breaks_ties():
     layout = small_structure(6, dense=2)
     probability = torch.tensor([0.9, 0.1, 0.0, 0.0, 0.0, 1.0])
     position = torch.tensor([0.01, 9.0, 3.0, -1.0, 2.0, 0.02, 0.001, 0.001])
@@ -314,7 +314,7 @@ def test_the_least_probable_go_first_and_magnitude_breaks_ties():
         assert (after == 0).nonzero().flatten().tolist() == gone
 
 
-def test_a_weight_at_zero_goes_before_any_improbable_one():
+def test_a_zero_weight_is_pruned_before_any_improbable_one():
     # Else three would be zero where two are asked for.
     position = torch.tensor([0.0, 1.0, 2.0, 3.0])
     probability = torch.tensor([0.9, 0.1, 0.2, 0.3])

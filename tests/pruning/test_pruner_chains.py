@@ -22,7 +22,7 @@ RISING = PruningSchedule(target=0.7, damping=0.5, period=5)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("freeze", [False, True])
 @pytest.mark.parametrize("every", [1, 5])
-def test_together_as_alone(kind, scope, freeze, every):
+def test_chains_together_equal_chains_alone(kind, scope, freeze, every):
     pruning = kind(RISING, scope, freeze, every)
     walk, together = CoarseWalk(LAYOUT, STEPS, (CHAINS,)), Pruner(pruning, LAYOUT)
     state = walk.advance(together, walk.start(), range(1, STEPS + 1))
@@ -41,7 +41,7 @@ def test_together_as_alone(kind, scope, freeze, every):
 
 
 @pytest.mark.parametrize("kind", [MagnitudePruning, ProbabilityPruning, UnitPruning])
-def test_a_mask_is_each_chains_own(kind):
+def test_every_chain_has_a_mask_of_its_own(kind):
     walk, pruner = CoarseWalk(LAYOUT, STEPS, (CHAINS,)), Pruner(kind(RISING, freeze=True), LAYOUT)
     walk.advance(pruner, walk.start(), range(1, STEPS + 1))
     assert pruner.mask.shape == (CHAINS, LAYOUT.size)

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a pruner refuses, when it is built and at a step."""
+"""Errors of a pruner, when it is built and at a step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ODD_LAYOUT = make_structure(ODD, ODD_DENSE)  # 614 sparse weights of 634
         (Piecewise(0.9, {3: 1.1}), 3, "at step 3 "),
     ],
 )
-def test_more_than_there_is(sparsity, k, when):
+def test_more_than_can_be_pruned(sparsity, k, when):
     with pytest.raises(ModelError) as error:
         pruner = Pruner(MagnitudePruning(sparsity), ODD_LAYOUT)
         assert k is not None, "should have been refused when built"
@@ -42,7 +42,7 @@ def test_more_than_there_is(sparsity, k, when):
     )
 
 
-def test_the_most_that_there_is():
+def test_all_that_can_be_pruned():
     after = prune_once(Pruner(MagnitudePruning(0.9684), ODD_LAYOUT), torch.randn(634))
     assert int((after == 0).sum()) == 614
 

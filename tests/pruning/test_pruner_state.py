@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A pruner is saved, and another goes on from there, bit for bit."""
+"""A pruner is saved, and another resumes its state, bit for bit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save_and_load(pruner: Pruner) -> dict:
 @pytest.mark.parametrize("freeze", [False, True])
 @pytest.mark.parametrize("chains", [(), (2,)])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_fresh_pruner_goes_on_where_another_was_saved(kind, scope, freeze, chains, schedule):
+def test_a_new_pruner_resumes_the_state_of_another(kind, scope, freeze, chains, schedule):
     pruning = kind(schedule, scope, freeze, every=2)
     walk, whole = CoarseWalk(LAYOUT, STEPS, chains), Pruner(pruning, LAYOUT)
     expected = walk.advance(whole, walk.start(), range(1, STEPS + 1))
@@ -51,7 +51,7 @@ def test_a_fresh_pruner_goes_on_where_another_was_saved(kind, scope, freeze, cha
             assert torch.equal(second.mask, whole.mask)
 
 
-def test_the_counts_of_the_sites_are_gone_on_from():
+def test_the_counts_of_the_sites_are_restored():
     # Three zeros of layers of 3, 3, 1, 1 and 1 are placed 1, 1, 1, 0, 0. Four would be 2, 2, 0, 0,
     # 0, which with that mask makes five.
     layout = make_structure({f"w{i}": (n,) for i, n in enumerate([3, 3, 1, 1, 1])})
@@ -62,7 +62,7 @@ def test_the_counts_of_the_sites_are_gone_on_from():
     assert int((prune_once(second, position, 2) == 0).sum()) == 4
 
 
-def test_what_was_saved_stays_as_it_was_and_is_shared_by_none():
+def test_a_saved_state_is_a_copy():
     pruning = MagnitudePruning(SCHEDULES[0], freeze=True)
     walk, pruner, copy = CoarseWalk(LAYOUT, STEPS), Pruner(pruning, LAYOUT), Pruner(pruning, LAYOUT)
     state = walk.advance(pruner, walk.start(), range(1, 6))
@@ -76,7 +76,7 @@ def test_what_was_saved_stays_as_it_was_and_is_shared_by_none():
         assert not torch.equal(one.state()["keep"], before)
 
 
-def test_nothing_is_known_of_the_zeros_before_the_next_step():
+def test_zeros_are_nan_before_the_next_step():
     pruner = Pruner(MagnitudePruning(0.5), LAYOUT)
     prune_once(pruner, torch.randn(LAYOUT.size))
     pruner.load(pruner.state())

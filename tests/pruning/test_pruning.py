@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The options of pruning: dataclasses that print, compare and pickle, and what they refuse."""
+"""The options of pruning: dataclasses that print, compare and pickle, and their errors."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""How many of each layer, and which: exact counts, against sorting and against enumeration."""
+"""Counts and selection of weights are exact, against sorting and against enumeration."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class TestAllButLowest:
         ends = {0, n} if select is all_but_lowest else set()
         return sorted(ends | {c for c in (1, n // 10, n // 2, (9 * n) // 10, n - 1) if 0 < c < n})
 
-    def test_exactly_so_many_go_and_none_is_above_one_that_stays(self, select, kind, n):
+    def test_the_count_is_exact_and_no_pruned_score_exceeds_a_kept_one(self, select, kind, n):
         values = make_scores(kind, n)
         for count in self.counts(select, n):
             stays = select([values], count)
@@ -136,7 +136,7 @@ class TestAllButLowest:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
-def test_of_so_many_that_what_is_left_is_sampled_again(share):
+def test_a_large_remainder_is_sampled_again(share):
     values = np.random.default_rng(0).random(2**18, np.float32)
     count = int(share * len(values))
     with mock.patch.object(selection, "_kth_lowest", wraps=_kth_lowest) as again:
@@ -158,7 +158,7 @@ def test_double_precision_is_not_rounded():
     assert all_but_lowest([values.flip(0)], 20).tolist() == [True] * 30 + [False] * 20
 
 
-def test_nan_stays():
+def test_nan_is_kept():
     values = torch.tensor([3.0, float("nan"), 1.0, 2.0])
     assert all_but_lowest([values], 2).tolist() == [True, True, False, False]
 
@@ -179,7 +179,7 @@ class TestAllButEnough:
         # In the order of their scores: entries 1, 3, 4, 2, 0, of 3, 4, 2, 7 and 10 weights.
         [(0, []), (1, [1]), (3, [1]), (4, [1, 3]), (7, [1, 3]), (8, [1, 3, 4]), (26, range(5))],
     )
-    def test_the_fewest_that_reach_the_total_go(self, total, gone):
+    def test_the_fewest_that_reach_the_total_are_pruned(self, total, gone):
         stays = all_but_enough(self.scores, self.sizes, total)
         assert (~stays).nonzero().flatten().tolist() == sorted(gone)
 

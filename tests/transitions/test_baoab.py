@@ -58,7 +58,7 @@ def test_positions_are_those_of_the_published_method_with_two_half_kicks():
         torch.testing.assert_close(v_ours, v, rtol=1e-12, atol=1e-12)
 
 
-def test_without_memory_of_the_momentum_it_is_the_method_with_averaged_noise():
+def test_at_infinite_friction_it_is_the_method_with_averaged_noise():
     # Leimkuhler, Matthews, Tretyakov (2014): x' = x + e grad Q + sqrt(2 e / tau) (z + z') / 2, with
     # the noise z' of the step before and e = eta / 2.
     eta, tau = 0.1, 2.0
@@ -82,7 +82,7 @@ def test_positions_of_a_gaussian_are_exact_at_any_stable_step_size(eta, friction
 
 
 @pytest.mark.parametrize("friction", [0.1, 1.0])
-def test_noise_of_the_gradient_heats_by_what_the_docstring_says(friction):
+def test_gradient_noise_widens_the_law_as_documented(friction):
     eta, tau, g, one = 1e-4, 2.0, 50.0, np.eye(1)
     scheme = linear_scheme(BAOAB(1.0, friction), one, np.zeros(1), StepNumbers(eta, tau))
     excess = tau * scheme.position_covariance(g)[0, 0] - 1.0

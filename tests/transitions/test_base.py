@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The example of the contract runs as it is written, and samples what it says."""
+"""The example in the contract runs as it is written, and has the documented law."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The flattened density and its weights, and what they are for."""
+"""The flattened density, its weights, and crossing of a barrier."""
 
 import math
 
@@ -62,7 +62,7 @@ def test_a_step_is_the_two_lines_of_its_docstring():
     assert float(figures["log_weight"]) == pytest.approx(0.5 * float(log_psi), rel=1e-12)
 
 
-def test_shares_stay_shares():
+def test_shares_stay_positive_and_sum_to_one():
     transition = ContourSGLD(0.1, energies=(0.0, 20.0), bins=10, weight=0.5)
     for _, state, _, _ in simulate(transition, 200, 5):
         torch.testing.assert_close(state.shares.sum(-1), torch.ones(5).double())

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-One contract, every transition, in words of its own beside ``check_contract`` (which all of them
-pass in ``tests/testing/test_check_transition.py``). A new sampler joins with a line in
-``samplers.py``; what is its own (its equation, its stationary law) is in a file of its own. The
-tests of steps are of the Euler steps of equations (3a) and (3b).
+The contract of every transition, tested beside ``check_contract`` (which all of them pass in
+``tests/testing/test_check_transition.py``). A new sampler joins with a line in ``samplers.py``; its
+equation and its stationary law have a file of their own. The tests of steps are of the Euler steps
+of equations (3a) and (3b).
 """
 
 import pickle

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The stages of a cycle, and what they are for."""
+"""The stages of a cycle, and crossing between modes."""
 
 import re
 
@@ -26,7 +26,7 @@ def test_the_first_share_of_a_cycle_explores(period, exploration):
         assert torch.equal(found, torch.full((3,), 0.0 if phase < exploration else 1.0)), k
 
 
-def test_exploring_it_descends_and_sampling_it_is_what_is_inside():
+def test_exploration_has_no_noise_and_sampling_is_the_inner_transition():
     inner = SGHMC(Cyclical(0.1, 10), friction=0.3)
     transition = CyclicalSGMCMC(inner)
     state = inner.init(torch.ones(3))
@@ -39,7 +39,7 @@ def test_exploring_it_descends_and_sampling_it_is_what_is_inside():
     assert torch.equal(found.position, inner.step(state, gradient, noise, small).position)
 
 
-def test_the_temperature_of_an_exploring_step_is_no_temperature():
+def test_the_temperature_of_an_exploring_step_is_nan():
     transition = CyclicalSGMCMC(SGHMC(Cyclical(0.1, 10)))
     state = transition.init(torch.ones(2, 3))
     for size, finite in ((0.09, False), (0.01, True)):

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Trajectories, and the decision that makes them exact."""
+"""Trajectories, and their acceptance."""
 
 import math
 
@@ -45,7 +45,7 @@ def test_a_trajectory_is_that_of_the_leapfrog():
     torch.testing.assert_close(again.position, before, rtol=1e-12, atol=1e-12)
 
 
-def test_what_is_not_accepted_stays_and_so_does_what_runs_away():
+def test_rejected_and_diverging_trajectories_stay():
     x, z = torch.randn(2, 4, dtype=torch.float64)
     refused = torch.cat([z, torch.full((1,), torch.inf).double()])
     assert torch.equal(move(HMC(1.0, 3), x, refused, StepNumbers(0.3, 2.0)).position, x)
@@ -55,7 +55,7 @@ def test_what_is_not_accepted_stays_and_so_does_what_runs_away():
 
 
 @pytest.mark.parametrize("eta", [0.5, 2.0, 3.5])
-def test_a_gaussian_is_exact_with_steps_as_large_as_can_be(eta):
+def test_a_gaussian_is_exact_up_to_the_largest_stable_step(eta):
     """Twenty weights at curvature 1, stable below 4. One trajectory from the target stays there."""
     tau, size = 2.0, 20
     transition, numbers = HMC(1.0, leapfrogs=2), StepNumbers(eta, tau)
@@ -118,7 +118,7 @@ def test_in_the_kernel_it_is_exact_whatever_the_batch(batch):
     assert 0.0 < rate.min() < rate.max() <= 1.0 and 0.3 < rate.mean() < 0.95
 
 
-def test_a_loader_has_no_whole():
+def test_a_loader_has_no_whole_data_set():
     kernel = aeb.AEBKernel(
         loader_regression, HMC(1e-3), adaptation=StochasticApproximation(0.1), seed=1
     )

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Every transition inside ``AEBKernel``: latents that are learned, pruning, chains, checkpoints."""
+"""Every transition inside ``AEBKernel``: learned latents, pruning, chains, checkpoints."""
 
 from __future__ import annotations
 
@@ -108,13 +108,13 @@ def test_it_runs_with_all_that_the_kernel_has(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["PSGLD", "SVRG", "replicas", "contour", "HMC"])
-def test_what_needs_q_itself_is_not_compiled(name):
+def test_a_transition_that_needs_q_refuses_a_compiled_update(name):
     with pytest.raises(ValueError, match="a step of .* runs the model"):
         aeb.AEBKernel(sparse_regression, CASES[name][0], compile="update")
 
 
 @pytest.mark.parametrize("name", ["PSGLD corrected", "replicas", "HMC"])
-def test_what_decides_by_its_numbers_takes_normal_ones(name):
+def test_decisions_need_normal_noise(name):
     with pytest.raises(ValueError, match="noise is 'three-point'.*expected 'normal'"):
         aeb.AEBKernel(sparse_regression, CASES[name][0], noise="three-point")
 

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The preconditioner, term by term, and the law that it has with and without its correction."""
+"""The preconditioner, term by term, and the law with and without its correction."""
 
 import math
 import re
@@ -118,7 +118,7 @@ def mean_squares(transition, coordinates=20, warmup=500):
     return replicates(total / (STEPS - warmup))
 
 
-def test_where_v_follows_the_chain_the_law_without_correction_is_the_target_over_g():
+def test_if_v_follows_the_chain_the_law_without_correction_is_the_target_over_g():
     """
     With V the square of the gradient, the step has mean epsilon G grad Q and variance 2 epsilon G:
     the law exp(Q) / G, here proportional to (1 + |x|) exp(-x^2 / 2), whose variance is
@@ -133,7 +133,7 @@ def test_where_v_follows_the_chain_the_law_without_correction_is_the_target_over
     assert abs(corrected - 1.0) < EPSILON + 5 * error
 
 
-def test_with_a_memory_the_correction_takes_most_of_the_bias_off():
+def test_with_memory_the_correction_removes_most_of_the_bias():
     """
     With V in between, neither a function of the position nor constant, there is no closed form; the
     correction leaves less than a fifth of what is wrong without it.

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Swaps leave the two laws as they are, with exact and with noisy energies, and cross barriers."""
+"""Swaps preserve both laws, with exact and with noisy energies, and cross barriers."""
 
 import math
 import re
@@ -42,7 +42,7 @@ def test_a_step_without_a_swap_is_one_of_each_replica_at_its_temperature():
         torch.testing.assert_close(getattr(after, name), expected, rtol=1e-14, atol=0.0)
 
 
-def test_a_swap_changes_places_and_leaves_momenta_where_they_are():
+def test_a_swap_exchanges_positions_but_not_momenta():
     transition = ReplicaExchange(SGHMC(1.0), 4.0, swap_every=5)
     one = torch.ones(1, 1, dtype=torch.float64)
     state = transition.init(one)._replace(
@@ -103,9 +103,9 @@ class NoisyEnergies:
 class NoCorrection(ReplicaExchange):
     """The variance of noisy energies is taken to be zero."""
 
-    def move(self, state, here, noise, numbers, target):
+    def move(self, state, evaluated, noise, numbers, target):
         return super().move(
-            state._replace(variance=0 * state.variance), here, noise, numbers, target
+            state._replace(variance=0 * state.variance), evaluated, noise, numbers, target
         )
 
 
@@ -119,8 +119,8 @@ def mean_squares(kind):
     for k in range(1, 601):
         target = NoisyEnergies(k, generator)
         z = torch.randn(chains, 3, generator=generator, dtype=torch.float64)
-        here = target.batch(state.position)
-        state = transition.move(state, here, z, StepNumbers(epsilon, tau), target)
+        evaluated = target.batch(state.position)
+        state = transition.move(state, evaluated, z, StepNumbers(epsilon, tau), target)
         if k > 200:
             figures = [state.position.square(), state.hot_position.square(), state.variance]
             sums += torch.cat(figures, -1) / 400

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The thermostat, term by term, and what it holds."""
+"""The thermostat, term by term, and its stationary law."""
 
 import math
 import re
@@ -71,7 +71,7 @@ def test_weights_that_pruning_holds_at_zero_do_not_count():
     torch.testing.assert_close(found.friction, expected.friction, rtol=1e-13, atol=0.0)
 
 
-def test_it_takes_off_the_heat_of_noise_that_it_is_not_told_of():
+def test_the_friction_removes_the_heat_of_unknown_noise():
     """
     Forty chains of 100 weights at curvature 1, with noise of variance g in the gradient. Of the
     momentum's energy the kick adds eta^2 g, and the friction has to take it off again:

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Control variates: unbiased and of small variance, over every minibatch that there is."""
+"""Control variates are unbiased and of small variance, over all minibatches."""
 
 import pyro
 import pyro.distributions as dist
@@ -99,7 +99,7 @@ def test_every_fifth_step_moves_the_anchor():
         torch.testing.assert_close(state.whole, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_while_sigma_moves_the_bias_is_what_the_anchors_gradient_has_changed_by():
+def test_a_moving_sigma_biases_by_the_change_of_the_anchors_gradient():
     chain = start_chain(regression)
     anchor = torch.randn(P)
     position = anchor + 0.1 * torch.randn(P)
@@ -124,7 +124,7 @@ def test_while_sigma_moves_the_bias_is_what_the_anchors_gradient_has_changed_by(
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 
-def test_the_state_is_that_of_what_is_inside_and_two_vectors():
+def test_the_state_is_the_inner_one_and_two_vectors():
     state = SVRG(SGHMC(0.1), every=3).init(torch.ones(2))
     assert state._fields == ("position", "momentum", "anchor", "whole")
     assert state.held == ("momentum",)
