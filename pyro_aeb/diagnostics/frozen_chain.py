@@ -39,7 +39,6 @@ def freeze(mcmc: MCMC, number: int, caller: str) -> Iterator[FrozenChain]:
 
     :param int number: number of the chain. Of the chains of Pyro's own MCMC only the last of those
         that ran sequentially is in this process.
-    :param str caller: the caller, for error messages.
     :raises TypeError: if ``mcmc`` is not a run of an AEBKernel.
     :raises RuntimeError: if the chain is not in this process.
     """

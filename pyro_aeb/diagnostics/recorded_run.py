@@ -21,7 +21,6 @@ class Run:
     """
     Draws and statistics of a run, as arrays with the leading axes (chains, draws).
 
-    :param str caller: the caller, for error messages.
     :raises TypeError: if ``mcmc`` keeps no draws, or is not a run of an AEBKernel.
     :raises RuntimeError: if the run has no draws.
     """

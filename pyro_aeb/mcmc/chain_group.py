@@ -37,7 +37,6 @@ class Plan:
     The steps at which draws are made.
 
     :param int warmup: draws of warm-up, which are not kept.
-    :param int kept: draws that are kept.
     :param int thinning: draws of the kernel for every one that is kept.
     :param int steps: steps of a draw of the kernel.
     """
@@ -87,14 +86,10 @@ class ChainGroup:
     """
     A chain of a run, or several vectorized ones.
 
-    :param numbers: of its chains.
     :param str name: added to the stage that hooks and progress bars show, such as ``" [3]"``.
     :param chain: once it has started in this process.
     :param saved: the state of a chain that has not, from a checkpoint or another process.
     :param buffers: those of the chain while another chain may change them in the modules.
-    :param metadata: of the chain, from :meth:`pyro_aeb.kernel.aeb_kernel.AEBKernel.metadata`.
-    :param int draws: made so far, warm-up included.
-    :param int saved_draws: kept draws that the checkpoint holds.
     :param bool own_random: whether the global random state is restored with the chain's. It is not
         where groups take turns in one process: each then continues the stream of the one before.
     """
@@ -165,7 +160,6 @@ class ChainGroup:
 
         :param between: called before every step; an exception that it raises stops the chain there.
             Ranks of one chain call it after every draw, and all stop where it raises on one.
-        :param hook: called after every draw.
         :param int every: draws between two saves. The starting point is saved too, and the state at
             the end, unless the chain diverged.
         """
@@ -210,8 +204,6 @@ class ChainGroup:
         """
         Return to the state of a snapshot; the chain starts from it.
 
-        :param bytes state: from :meth:`snapshot`.
-        :param str name: of the snapshot, for errors.
         :raises CheckpointError: if it is not one.
         """
         content = from_bytes(state, name, "chain", "facts")

@@ -43,7 +43,6 @@ class RankReport(NamedTuple):
     The result of a rank.
 
     :param draws: chain to the number of its draws.
-    :param metadata: chain to its metadata.
     :param layout: group and name to shape and dtype of a draw.
     :param failure: the error that stopped the rank, None if none did.
     """
@@ -59,7 +58,6 @@ class ProcessGroup:
     The ranks of a run, with a process group on the CPU.
 
     :param Ranks ranks: rank of this process, and number of ranks.
-    :param group: the process group.
     """
 
     def __init__(self, ranks: Ranks, group: Any) -> None:
@@ -155,8 +153,6 @@ def run_on_ranks(
     Run this rank's chains, wait for the other ranks, and broadcast all draws to all ranks.
 
     :param groups: one for every chain of the run.
-    :param RunRecord record: of the run.
-    :param run_group: runs one to its end.
     :param between: raises where the run is to stop.
     :raises RankError: if another rank's chains were stopped; the draws are broadcast before.
     """

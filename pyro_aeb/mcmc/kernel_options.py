@@ -43,8 +43,6 @@ def restore_kernel(
     """
     Make a kernel with stored options.
 
-    :param stored: from :func:`options_of`.
-    :param model: the Pyro model.
     :param options: in place of stored ones.
     :raises CheckpointError: if a stored option cannot be read and is not among ``options``.
     :raises TypeError: if ``options`` names no option.
@@ -96,7 +94,6 @@ def from_plain(name: str, plain: Any) -> Any:
     """
     Convert an option back from the result of :func:`to_plain`.
 
-    :param str name: of the option, for errors.
     :raises CheckpointError: if plain values alone do not determine it.
     """
     if not isinstance(plain, dict):

@@ -16,8 +16,6 @@ class Bar:
     """
     The progress bar of a chain group.
 
-    :param Plan plan: of the run.
-    :param int draws: made before.
     :param str name: of the group, shown after the stage.
     :param bool disable: whether to show none.
     :param int position: line of the bar, where there are several.

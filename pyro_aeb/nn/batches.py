@@ -24,7 +24,6 @@ class Batches:
     The model's arguments, batch by batch. A DataLoader's batches are unpacked as in ``mcmc.run``.
 
     :param args: one DataLoader, or the positional arguments of the only batch.
-    :param kwargs: keyword arguments of every batch.
     :param str name: the caller's name for the data, for error messages.
     :raises TypeError: if a DataLoader is one of several arguments.
     """
@@ -110,7 +109,6 @@ def as_batches(data: Any, name: str) -> Batches:
     Return :class:`Batches` of an option's value.
 
     :param data: a DataLoader, the model's arguments as a tuple, list or mapping, or the only one.
-    :param str name: the option, for error messages.
     """
     if isinstance(data, Mapping):
         return Batches((), data, name)

@@ -32,7 +32,6 @@ class Weight:
     :param names: its name in every submodule that owns it (several if tied); the first is the
         site's.
     :param torch.Size shape: its shape.
-    :param bool sparse: whether its prior is SSGL.
     """
 
     names: tuple[str, ...]
@@ -135,7 +134,6 @@ def find_weights(module: nn.Module, sparse: Sparse | None) -> tuple[Weight, ...]
     """
     Return the parameters to sample, in the module's order.
 
-    :param sparse: see :func:`~pyro_aeb.nn.bayesianize`.
     :raises TypeError: if ``sparse`` is of the wrong kind.
     :raises ModelError: if ``sparse`` matches no layer with a wide parameter.
     """

@@ -42,7 +42,6 @@ class LikelihoodSite:
     """
     The observed site of a model whose distribution is the prediction.
 
-    :param model: a Pyro model.
     :param str site: its name; None if there is only one.
     :param likelihoods: names of sites that are known to be observed, even if the arguments hold no
         data for them.

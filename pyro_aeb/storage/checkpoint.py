@@ -62,7 +62,6 @@ class Checkpoint:
         """
         Return the description of the run.
 
-        :param keys: that it must have.
         :raises CheckpointError: if there is none, or it cannot be read.
         """
         if not self.exists():
@@ -144,8 +143,6 @@ def from_bytes(data: bytes, name: str, *keys: str) -> Any:
     Return the dictionary given to :func:`to_bytes`, with tensors on the CPU, without running code
     from the data.
 
-    :param str name: of the data, for the error.
-    :param keys: that it must have.
     :raises CheckpointError: if the data cannot be read, or a checksum is wrong.
     """
     reason = f"expected a dictionary with {list(keys)}"
@@ -235,11 +232,7 @@ def _save(value: Any, file: Any) -> None:
 
 
 def _write(path: Path, write: Callable[[str], object], owner: str = "") -> None:
-    """
-    Write a file so that at any moment the old or the new one is there as a whole.
-
-    :param write: writes the contents to a path.
-    """
+    """Write a file so that at any moment the old or the new one is there as a whole."""
     part = path.with_name(f"{path.name}.{owner}part")
     write(str(part))
     with open(part, "rb+") as file:

@@ -11,9 +11,6 @@ from pyro_aeb.storage.recorder import Record, StoredDraws, map_draws
 class MemoryStore:
     """
     The draws of a run in memory, which is allocated once for all draws, on the device of the first.
-
-    :param int chains: number of chains.
-    :param int draws: of every chain.
     """
 
     def __init__(self, chains: int, draws: int) -> None:
@@ -44,7 +41,6 @@ class MemoryStore:
         Write consecutive draws that were read before; return their number.
 
         :param chain: number of their chain; None for all chains.
-        :param int first: number of the first draw.
         :param draws: values of shape (chains, draws, ...), of one chain or of all.
         """
         if not self._draws:

@@ -89,10 +89,8 @@ class AxisNames:
     Names the axes of all variables, so that a name has one length.
 
     :param groups: the variables; the first that has a plate gives its name a length.
-    :param sites: names of the model's sites.
     :param plates: for each site the plate of every axis of its value, None where there is none;
         also for statistics whose axes are not those of their site.
-    :param coords: the user's labels of dimensions.
     :param dims: the user's names of dimensions, for some sites.
     :raises ValueError: if ``dims`` names a site that there is not.
     """

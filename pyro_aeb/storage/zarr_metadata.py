@@ -97,8 +97,6 @@ def check_chunks(path: Path, nodes: Metadata, finished: Sequence[int]) -> None:
     """
     Check that the files with finished draws exist: Zarr takes a missing one for missing data.
 
-    :param nodes: of all arrays.
-    :param finished: number of draws of each chain.
     :raises ValueError: if one is missing.
     """
     missing = [
