@@ -144,12 +144,9 @@ class Chain:
     # -- at a draw
 
     def statistics(self) -> dict[str, Tensor | float | bool]:
-        """The statistics of a draw that the chain itself knows."""
-        stats: dict[str, Tensor | float | bool] = {
-            "diverging": False,
-            "potential": self._potential,
-            **self._measured,
-        }
+        """Return the statistics of a draw, but for the numbers of the step."""
+        stats: dict[str, Tensor | float | bool] = {"diverging": False, "potential": self._potential}
+        stats |= self._measured
         if self.pruner is not None:
             stats["sparsity"] = self.pruner.zeros()
             stats["pruning_flips"] = self.pruner.flips(self.state.position)
@@ -158,16 +155,15 @@ class Chain:
         return stats
 
     def collapsed_now(self) -> list[str]:
-        """Delta sites that are collapsed as the chain stands."""
-        if self.posterior.adaptation.spike_and_slab is None or self.ssgl is None:
-            return []
-        return self.posterior.adaptation.spike_and_slab.collapsed(self.ssgl)
+        """Return the delta sites that are collapsed now."""
+        rule = self.posterior.adaptation.spike_and_slab
+        return [] if rule is None or self.ssgl is None else rule.collapsed(self.ssgl)
 
     def newly_collapsed(self) -> list[str]:
-        """Delta sites that have collapsed since the last call."""
-        found = set(self.collapsed_now()) - self.collapsed
-        self.collapsed |= found
-        return sorted(found)
+        """Return the delta sites that have collapsed since the last call."""
+        new = set(self.collapsed_now()) - self.collapsed
+        self.collapsed |= new
+        return sorted(new)
 
     def draw(self) -> dict[str, Tensor]:
         """Return copies of the sites that a draw holds, in constrained space."""
@@ -192,19 +188,19 @@ class Chain:
         return progress_figures(self._statistics, self.ssgl, rate)
 
     def values(self) -> dict[str, Tensor]:
-        """All latent sites' constrained values as they stand, by name: views where they can be."""
+        """Return the constrained values of all latent sites by name, as views where possible."""
         values = self.structure.constrain(self.structure.unflatten(self.state.position))
         return {**values, **self.posterior.adaptation.values(self.latents)}
 
     def values_by_chain(self) -> list[dict[str, Tensor]]:
-        """:meth:`values` of every chain."""
+        """Return :meth:`values` of every chain."""
         values = self.values()
         if not self.shape:
             return [values]
         return [{name: value[i] for name, value in values.items()} for i in range(*self.shape)]
 
     def rho(self) -> dict[str, Tensor]:
-        """The inclusion probabilities as they stand: views, by the names of :func:`rho_name`."""
+        """Return views of the inclusion probabilities, by the names of :func:`rho_name`."""
         if self.ssgl is None:
             return {}
         parts = self.ssgl.rho.split([block.size for block in self.structure.sparse], dim=-1)

@@ -64,19 +64,18 @@ def _warn(sizes: Mapping[str, int], width: int, total: int) -> None:
     if total > LARGE_DRAW:
         largest = [name for name in largest if sizes[name] > SMALL_SITE]
     parts = ", ".join(f"{name} {width * sizes[name]:,}" for name in largest[:3])
+    advice = f"the largest {parts}; choose what a draw holds with save=[...]"
     if total > LARGE_DRAW:
         more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
-        what = (
+        advice = (
             f"so these are left out of the draws: {parts}{more}. Of them only norms and running "
             "moments are kept, and pyro.infer.Predictive would draw them from the prior; choose "
-            "with save=[...], or use the weights as they come by hook_fn, as "
+            "with save=[...], or use the weights of every draw by hook_fn, as "
             "aeb.nn.PosteriorPredictive does"
         )
-    else:
-        what = f"the largest {parts}; choose what a draw holds with save=[...]"
     warnings.warn(
         f"all weights and summaries take {total:,} bytes a draw: 1000 draws {total * 1000:,}, and "
-        f"two to three times that at the end of the run, while MCMC stacks them; {what}",
+        f"two to three times that at the end of the run, while MCMC stacks them; {advice}",
         SaveSizeWarning,
         stacklevel=6,
     )

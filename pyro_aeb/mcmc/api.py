@@ -129,16 +129,7 @@ class MCMC(RunResults):
         plan = Plan(warmup, samples, self.thinning, kernel.steps_per_draw)
         _check_run_options(initial_params, hook_fn, mp_context, trace=trace, checkpoint=checkpoint)
         choice("chain_method", chain_method, ChainMethod, optional=True)
-        if kernel.data_parallel and chain_method in ("parallel", "distributed"):
-            raise ValueError(
-                f"chain_method is {chain_method!r} and the kernel has data_parallel=True, by which "
-                "all processes run every chain together; use one of the two"
-            )
-        if trace is not None and (kernel.data_parallel or chain_method == "distributed"):
-            raise ValueError(
-                f"trace is {str(trace)!r}, and a file of draws is written by one process only; use "
-                "checkpoint= in a run of several"
-            )
+        _check_ranks(kernel, chain_method, trace)
         super().__init__(
             kernel,
             samples,
@@ -403,6 +394,19 @@ def _default_method(kernel: AEBKernel, chains: int) -> ChainMethod:
     if kernel.data_parallel:
         return "sequential"
     return "parallel" if 1 < chains < torch.multiprocessing.cpu_count() else "sequential"
+
+
+def _check_ranks(kernel: AEBKernel, chain_method: Any, trace: Any) -> None:
+    if kernel.data_parallel and chain_method in ("parallel", "distributed"):
+        raise ValueError(
+            f"chain_method is {chain_method!r} and the kernel has data_parallel=True, by which "
+            "all processes run every chain together; use one of the two"
+        )
+    if trace is not None and (kernel.data_parallel or chain_method == "distributed"):
+        raise ValueError(
+            f"trace is {str(trace)!r}, and a file of draws is written by one process only; use "
+            "checkpoint= in a run of several"
+        )
 
 
 def _check_transforms(saved: Sequence[str], transforms: Mapping[str, Any] | None) -> None:

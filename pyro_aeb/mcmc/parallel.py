@@ -37,7 +37,7 @@ from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.mcmc.chain_group import ChainGroup, Hook, Plan
 from pyro_aeb.mcmc.run_record import RunSink
-from pyro_aeb.storage.recorder import Record
+from pyro_aeb.storage.recorder import Record, Recorder
 
 FIGURES_SECONDS = 0.2
 """Seconds between two messages with figures for the progress bar of a worker."""
@@ -101,8 +101,7 @@ def run_in_processes(
     """
     Run one worker a job until all are done.
 
-    :param jobs: of one chain each.
-    :param receivers: one for every job.
+    :param receivers: of the workers' messages, one for every job.
     :param context: of multiprocessing, None for the platform's own.
     :param between: called between messages. When it raises, the workers stop between two steps and
         send their states, and the exception is raised again.
@@ -181,10 +180,10 @@ class _Stopped(Exception):
     """Raised in a worker when the run is to stop."""
 
 
-class _Sender:
+class _Sender(Recorder):
     """
-    Sends the draws and states of a worker's chain to the main process; a
-    :class:`~pyro_aeb.storage.recorder.Recorder` and a :class:`~pyro_aeb.mcmc.chain_group.Sink`.
+    Sends the draws and states of a worker's chain to the main process; also a
+    :class:`~pyro_aeb.mcmc.chain_group.Sink`.
     """
 
     def __init__(self, group: ChainGroup, outbox: Connection) -> None:
@@ -195,12 +194,6 @@ class _Sender:
 
     def add(self, number: int, record: Record) -> None:
         self._record = record
-
-    def read(self, group: str) -> dict[str, Tensor]:
-        return {}
-
-    def forget_draws(self) -> None:
-        pass
 
     def start(self, metadata: dict[str, Any]) -> None:
         self.send("start", (_to_arrays(metadata), self._group.draws))

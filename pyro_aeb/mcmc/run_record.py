@@ -17,7 +17,7 @@ from pyro_aeb.mcmc.chain_group import ChainGroup, Plan
 from pyro_aeb.mcmc.progress_bar import Bar
 from pyro_aeb.storage.checkpoint import Checkpoint, check_contents
 from pyro_aeb.storage.memory import MemoryStore
-from pyro_aeb.storage.recorder import Record, StoredDraws, map_draws
+from pyro_aeb.storage.recorder import Record, Recorder, StoredDraws, map_draws
 from pyro_aeb.storage.zarr_trace import TraceFile
 
 
@@ -59,11 +59,7 @@ class RunRecord:
         return {} if self._store is None else self._store.read()
 
     def allocate(self, layout: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> StoredDraws:
-        """
-        Return all draws, with memory for those of other processes where there is none yet.
-
-        :param layout: group and name to shape and dtype of a draw.
-        """
+        """Return all draws, with memory for those of other ranks, whose draws have a layout."""
         if layout and not self.read():
             store = MemoryStore(self._chains, self.plan.kept)
             draw = map_draws(lambda form: torch.zeros((1, 1, *form[0]), dtype=form[1]), layout)
@@ -163,14 +159,10 @@ class RunRecord:
         )
 
 
-class RunRecorder:
+class RunRecorder(Recorder):
     """
-    Records the draws of a chain group in the record of its run; a
-    :class:`~pyro_aeb.storage.recorder.Recorder`.
-
-    :param RunRecord run: the record.
-    :param ChainGroup group: not kept, since its chain keeps this recorder: a run that is no longer
-        used is freed at once, which a cycle of references would delay.
+    Records the draws of a chain group in the record of its run. It does not refer to the group,
+    whose chain refers to it: a cycle of references would delay the release of memory.
     """
 
     def __init__(self, run: RunRecord, group: ChainGroup) -> None:
@@ -188,17 +180,12 @@ class RunRecorder:
         place = slice(None) if self._row is None else self._row, slice(self._count)
         return {name: values[place] for name, values in self._run.read().get(group, {}).items()}
 
-    def forget_draws(self) -> None:
-        """Keep them: the run hands them out."""
-
 
 class RunSink:
     """
     Saves the states of a group in the record of its run, and shows a progress bar; a
     :class:`~pyro_aeb.mcmc.chain_group.Sink`.
 
-    :param RunRecord run: the record.
-    :param ChainGroup group: the group.
     :param describe: returns the description of the run that a checkpoint holds.
     :param bool disable_progbar: whether to show no progress bar.
     :param int position: line of the bar, where several are shown.
@@ -215,7 +202,7 @@ class RunSink:
         self.run, self.group = run, group
         self._describe = describe
         self._bar_options = disable_progbar, position
-        self._bar: Bar | None = None
+        self._bar: Bar | None = None  # once the number of earlier draws is known
 
     def start(self, metadata: dict[str, Any]) -> None:
         self.group.metadata = metadata

@@ -9,6 +9,8 @@ kernel. The model is not run again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -127,19 +129,14 @@ def _gather(mcmc: MCMC, chains: list[dict[str, Any]]) -> Groups:
     """Return all variables by group and name; no group but the first is empty."""
     first = chains[0]
 
-    def stack(key: str, name: str) -> np.ndarray:
-        return np.stack([as_array(chain[key][name]) for chain in chains])
+    def stack(*keys: str) -> np.ndarray:
+        return np.stack([as_array(reduce(getitem, keys, chain)) for chain in chains])
 
     draws, roles = mcmc.get_samples(group_by_chain=True), first["roles"]
     stats, adaptation = first["sample_stats"], first.get("adaptation", {})
     observed = first.get("observed_data", {})
     moments = [
-        Variable(
-            f"{name}_{moment}",
-            np.stack([as_array(chain["moments"][moment][name]) for chain in chains]),
-            None,
-            ("chain",),
-        )
+        Variable(f"{name}_{moment}", stack("moments", moment, name), None, ("chain",))
         for moment, values in first.get("moments", {}).items()
         for name in values
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,8 +35,8 @@ BLOCK_BYTES = 2**20
 """Approximate bytes of a block of draws."""
 
 
-class Recorder(Protocol):
-    """Receives the draws of a chain, or of several that step together."""
+class Recorder:
+    """Receives the draws of a chain, or of several that step together, and keeps none itself."""
 
     def add(self, number: int, record: Record) -> None:
         """
@@ -44,20 +44,18 @@ class Recorder(Protocol):
 
         :param int number: of the recorded draws, counted from 0.
         """
-        ...
 
     def read(self, group: str) -> dict[str, Tensor]:
         """Return the recorded draws of a group, name to tensor of shape (draws, ...)."""
-        ...
+        return {}
 
     def forget_draws(self) -> None:
-        """Drop the draws of the ``posterior``, once someone else holds them."""
-        ...
+        """Drop the draws of the ``posterior``, if this recorder alone keeps them."""
 
 
-class History:
+class History(Recorder):
     """
-    Records one chain whose number of draws is not known; a :class:`Recorder`.
+    Records one chain whose number of draws is not known.
 
     The latest draws are kept, up to :data:`RECOVERY_BYTES`; statistics and inclusion probabilities
     are kept whole. No small tensor is kept of a draw: statistics become Python numbers, and draws

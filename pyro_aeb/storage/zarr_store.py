@@ -103,19 +103,12 @@ def create_store(
     if partial.exists():  # left by a process that was killed here
         shutil.rmtree(partial)
     zarr, version = _zarr_and_version()
-    compressor = _compressor()
     root = zarr.open_group(str(partial), mode="w", **version)
     root.attrs.update({"creation_library": "pyro_aeb"})
+    common = {"store": str(partial), "compressor": _compressor(), **version}
 
     def create(name: str, shape: Sequence[int], dims: Sequence[str], **options: Any) -> Any:
-        array = zarr.create(
-            shape=tuple(shape),
-            store=str(partial),
-            path=name,
-            compressor=compressor,
-            **options,
-            **version,
-        )
+        array = zarr.create(shape=tuple(shape), path=name, **options, **common)
         array.attrs.update({"_ARRAY_DIMENSIONS": list(dims)})
         return array
 
