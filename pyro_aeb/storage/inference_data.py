@@ -130,7 +130,8 @@ def _gather(mcmc: MCMC, chains: list[dict[str, Any]]) -> Groups:
     first = chains[0]
 
     def stack(*keys: str) -> np.ndarray:
-        return np.stack([as_array(reduce(getitem, keys, chain)) for chain in chains])
+        values: list[Any] = [reduce(getitem, keys, chain) for chain in chains]
+        return np.stack([as_array(value) for value in values])
 
     draws, roles = mcmc.get_samples(group_by_chain=True), first["roles"]
     stats, adaptation = first["sample_stats"], first.get("adaptation", {})
