@@ -11,8 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
+from pyro_aeb.diagnostics.batch_means import FALSE_ALARM
 from pyro_aeb.diagnostics.findings import Finding
+from pyro_aeb.diagnostics.movement import moving
 from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.testing.linear import Array
 
@@ -42,9 +45,13 @@ def mixing_findings(run: Run, latents_settled: bool) -> list[Finding]:
         ]
     if run.draws < 4:
         return [Finding(check, "note", f"not computed: {run.draws} draws are too few")]
-    size = _effective_size(sites, compute_by_arviz("ess", sites))
+    sites = {name: v[..., moving(v)] for name, v in sites.items() if moving(v).any()}
+    if not sites:
+        return [Finding(check, "note", "not computed: no coordinate moves")]
+    size = _effective_size(compute_by_arviz("ess", sites), run.chains * run.draws)
     if run.chains > 1:
-        return [_r_hat(compute_by_arviz("rhat", sites)), size]
+        r_hats = compute_by_arviz("rhat", sites)
+        return [_r_hat(r_hats, _r_hat_by_chance(run, r_hats)), size]
     found = "not computed: there is one chain, whose halves are not independent"
     return [Finding(check, "note", found, "several chains", "num_chains=4"), size]
 
@@ -74,38 +81,61 @@ def compute_by_arviz(function: str, sites: dict[str, Array]) -> dict[str, Array]
     return {name: np.asarray(computed[f"v{i}"]) for i, name in enumerate(sites)}
 
 
-def _r_hat(r_hats: dict[str, Array]) -> Finding:
+def _r_hat_by_chance(run: Run, r_hats: dict[str, Array]) -> float:
+    """Return the R-hat that independent draws, as many as these, exceed by chance."""
+    halves, length = 2 * run.chains, run.draws // 2
+    tests = sum(values.size for values in r_hats.values())
+    ratio = stats.f.isf(FALSE_ALARM / tests, halves - 1, halves * (length - 1))
+    return float((1.0 + (ratio - 1.0) / length) ** 0.5)
+
+
+def _r_hat(r_hats: dict[str, Array], by_chance: float) -> Finding:
     check = "draws: R-hat"
     largest = {name: float(np.nanmax(r, initial=-np.inf)) for name, r in r_hats.items()}
     worst = max(largest, key=lambda name: largest[name])
-    share = float(np.mean(np.concatenate([r.ravel() for r in r_hats.values()]) > MAX_R_HAT))
+    values = np.concatenate([r.ravel() for r in r_hats.values()])
+    if not np.isfinite(largest[worst]) and largest[worst] < 0.0:
+        return Finding(check, "note", "not computed: no coordinate moves, or draws are too few")
     if largest[worst] <= MAX_R_HAT:
         return Finding(check, "good", f"at most {largest[worst]:.3f} (site {worst!r})")
+    if largest[worst] <= by_chance:
+        return Finding(
+            check,
+            "note",
+            f"{largest[worst]:.2f} at site {worst!r}: the run is short, and independent draws as "
+            f"few as these reach {by_chance:.2f} by chance",
+            f"at most {MAX_R_HAT}",
+            "more draws, to tell",
+        )
     return Finding(
         check,
         "warning",
-        f"{largest[worst]:.2f} at site {worst!r}, and above {MAX_R_HAT} for {100 * share:.0f} % of "
-        "the coordinates checked: chains have not mixed",
+        f"{largest[worst]:.2f} at site {worst!r}, and above {MAX_R_HAT} for "
+        f"{100 * float(np.mean(values > MAX_R_HAT)):.0f} % of the coordinates checked: chains have "
+        "not mixed",
         f"at most {MAX_R_HAT}",
         "more steps per draw or draws; for a network, whose weights can be permuted without "
         "changing a prediction, compare the chains' predictions instead",
     )
 
 
-def _effective_size(sites: dict[str, Array], sizes: dict[str, Array]) -> Finding:
+def _effective_size(sizes: dict[str, Array], total: int) -> Finding:
     check = "draws: effective sample size"
     least = {name: float(np.nanmin(size, initial=np.inf)) for name, size in sizes.items()}
     worst = min(least, key=lambda name: least[name])
-    size, total = least[worst], int(np.prod(next(iter(sites.values())).shape[:2]))
+    size = least[worst]
     if not np.isfinite(size):
-        return Finding(check, "note", "no sampled coordinate moves, or there are too few draws")
+        return Finding(check, "note", "not computed: there are too few draws")
     if size >= MIN_ESS:
         return Finding(check, "good", f"at least {size:.0f} of {total} (site {worst!r})")
+    found, expected = f"{size:.0f} of {total} draws at site {worst!r}", f"at least {MIN_ESS:.0f}"
+    if total < MIN_ESS:
+        return Finding(check, "note", f"{found}: the run is short", expected, "more draws")
     return Finding(
         check,
         "warning",
-        f"{size:.0f} of {total} draws at site {worst!r}",
-        f"at least {MIN_ESS:.0f}, for means to two digits of a standard deviation",
-        f"draws {total / max(size, 1.0):.0f} times as far apart (steps_per_draw, thinning), or a "
-        "larger step if the kinetic temperature allows",
+        found,
+        f"{expected}, for means to two digits of a standard deviation",
+        f"{MIN_ESS / max(size, 1.0):.1f} times as many draws, or as far apart (steps_per_draw, "
+        "thinning); or a larger step if the kinetic temperature, or the acceptance rate, allows",
     )

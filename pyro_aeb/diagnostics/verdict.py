@@ -13,6 +13,7 @@ from pyro_aeb.diagnostics.findings import Verdict
 from pyro_aeb.diagnostics.flips import pruning_finding
 from pyro_aeb.diagnostics.kinetics import temperature_finding
 from pyro_aeb.diagnostics.mixing import mixing_findings
+from pyro_aeb.diagnostics.movement import movement_findings
 from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.diagnostics.settling import settling_finding
 
@@ -26,7 +27,8 @@ def check(mcmc: MCMC, quiet: bool = False) -> Verdict:
 
     Sampled sites get R-hat and effective sample sizes; learned latents, which are point estimates,
     get the residuals of their equations and the agreement of their paths between chains. The
-    temperature, collapsed deltas and pruning are checked, too. The model is not run;
+    temperature, the acceptance rate, chains that do not move, collapsed deltas and pruning are
+    checked, too. The model is not run;
     :func:`~pyro_aeb.diagnostics.gradient_noise.noise_ratio`,
     :func:`~pyro_aeb.diagnostics.halving.step_halving` and
     :func:`~pyro_aeb.diagnostics.stein.ksd` run it, and find errors that the record does not show.
@@ -44,6 +46,7 @@ def check(mcmc: MCMC, quiet: bool = False) -> Verdict:
         settling = settling_finding(run)
         latents_settled = settling.severity != "warning"
         findings = [settling, agreement_finding(run), collapse_finding(run)]
+    findings += movement_findings(run)
     findings += mixing_findings(run, latents_settled)
     findings += [temperature_finding(run)]
     if (pruning := pruning_finding(run)) is not None:
