@@ -48,10 +48,11 @@ def mixing_findings(run: Run, latents_settled: bool) -> list[Finding]:
     sites = {name: v[..., moving(v)] for name, v in sites.items() if moving(v).any()}
     if not sites:
         return [Finding(check, "note", "not computed: no coordinate moves")]
-    size = _effective_size(compute_by_arviz("ess", sites), run.chains * run.draws)
+    total = run.chains * run.draws
+    size = _effective_size(compute_by_arviz("ess", sites), total)
     if run.chains > 1:
         r_hats = compute_by_arviz("rhat", sites)
-        return [_r_hat(r_hats, _r_hat_by_chance(run, r_hats)), size]
+        return [_r_hat(r_hats, _r_hat_by_chance(run, r_hats), total), size]
     found = "not computed: there is one chain, whose halves are not independent"
     return [Finding(check, "note", found, "several chains", "num_chains=4"), size]
 
@@ -89,7 +90,7 @@ def _r_hat_by_chance(run: Run, r_hats: dict[str, Array]) -> float:
     return float((1.0 + (ratio - 1.0) / length) ** 0.5)
 
 
-def _r_hat(r_hats: dict[str, Array], by_chance: float) -> Finding:
+def _r_hat(r_hats: dict[str, Array], by_chance: float, total: int) -> Finding:
     check = "draws: R-hat"
     largest = {name: float(np.nanmax(r, initial=-np.inf)) for name, r in r_hats.items()}
     worst = max(largest, key=lambda name: largest[name])
@@ -98,15 +99,12 @@ def _r_hat(r_hats: dict[str, Array], by_chance: float) -> Finding:
         return Finding(check, "note", "not computed: no coordinate moves, or draws are too few")
     if largest[worst] <= MAX_R_HAT:
         return Finding(check, "good", f"at most {largest[worst]:.3f} (site {worst!r})")
-    if largest[worst] <= by_chance:
-        return Finding(
-            check,
-            "note",
-            f"{largest[worst]:.2f} at site {worst!r}: the run is short, and independent draws as "
-            f"few as these reach {by_chance:.2f} by chance",
-            f"at most {MAX_R_HAT}",
-            "more draws, to tell",
+    if largest[worst] <= by_chance or total < MIN_ESS:
+        found = (
+            f"{largest[worst]:.2f} at site {worst!r}: the run is short; of independent draws, as "
+            f"few as these, up to {by_chance:.2f} is chance"
         )
+        return Finding(check, "note", found, f"at most {MAX_R_HAT}", "more draws, to tell")
     return Finding(
         check,
         "warning",

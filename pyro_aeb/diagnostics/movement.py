@@ -60,12 +60,14 @@ def moving(draws: Array) -> Array:
 
     :param draws: of shape (chains, draws, coordinates).
     """
-    return _moves(draws).any(0)
+    some: Array = np.any(_moves(draws), axis=0)
+    return some
 
 
 def _moves(draws: Array) -> Array:
     """Return which coordinates move, shape (chains, coordinates)."""
-    return (draws != draws[:, :1]).any(1)
+    moves: Array = np.any(draws != draws[:, :1], axis=1)
+    return moves
 
 
 def _stuck(run: Run) -> Finding | None:

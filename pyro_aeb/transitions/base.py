@@ -185,10 +185,11 @@ class HasStatistics(Protocol):
     """
     A transition that records statistics of its own with every draw; optional.
 
-    They are stored in ``sample_stats`` under their names. Two names have a meaning elsewhere:
-    ``kinetic_temperature``, see :func:`kinetic_temperature`, is read by :func:`pyro_aeb.check`; and
-    ``log_weight``, the logarithm of the importance weight of the draw, for transitions whose law is
-    not the target, by :func:`~pyro_aeb.testing.transition.check_transition`.
+    They are stored in ``sample_stats`` under their names. Three names have a meaning elsewhere:
+    ``kinetic_temperature``, see :func:`kinetic_temperature`, and ``acceptance_rate`` are read by
+    :func:`pyro_aeb.check`; and ``log_weight``, the logarithm of the importance weight of the draw,
+    for transitions whose law is not the target, by
+    :func:`~pyro_aeb.testing.transition.check_transition`.
     """
 
     def statistics(

@@ -110,7 +110,7 @@ TRANSITIONS = {
     transitions.SGNHT: (STEP, ["step_size", "friction", "coupling"]),
     transitions.BAOAB: (STEP, ["step_size", "friction"]),
     transitions.PSGLD: (STEP, ["step_size", "decay", "damping", "correction", "adapt_until"]),
-    transitions.HMC: (STEP, ["step_size", "leapfrogs"]),
+    transitions.HMC: (STEP, ["step_size", "leapfrogs", "jitter"]),
     transitions.CyclicalSGMCMC: (
         {"inner": aeb.SGLD(aeb.Cyclical(1e-3, 10))},
         ["inner", "exploration"],

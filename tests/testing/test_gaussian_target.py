@@ -52,7 +52,7 @@ def test_a_quarter_of_it_is_prior():
 
 def test_steps_of_both_kinds():
     position, numbers = random_tensor(2), StepNumbers(0.1, 2.0)
-    assert noise_size(SGLD(0.1), 2) == 2 and noise_size(HMC(0.1), 2) == 3
+    assert noise_size(SGLD(0.1), 2) == 2 and noise_size(HMC(0.1), 2) == 4
     z = random_tensor(2)
     found = advance(SGLD(0.1), SGLD(0.1).init(position), -position, z, numbers)
     expected = SGLD(0.1).step(SGLD(0.1).init(position), -position, z, numbers)
