@@ -118,7 +118,7 @@ def run_in_processes(
             )
             process.daemon = False  # so that a loader in it may have workers
             workers[inbox] = process, receiver
-            process.start()
+            _start(process)
             outbox.close()  # the worker's alone, so that the pipe ends with it
         failure = _receive(dict(workers), stop, between)
         for process, _ in workers.values():
@@ -131,6 +131,28 @@ def run_in_processes(
             receiver.close()
     if failure is not None:
         raise failure
+
+
+START_CURE = (
+    "define the model and what it is given at the top level of a module that can be imported (no "
+    "lambda, no function in a function, no notebook cell), or use "
+    'chain_method="vectorized" or "sequential", or mp_context="fork"'
+)
+
+
+def _start(process: Any) -> None:
+    """
+    Start a worker.
+
+    :raises TypeError: if its job cannot be sent to it.
+    """
+    try:
+        process.start()
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TypeError(
+            f"the run cannot be sent to the process of chain {process.name} ({error}), which "
+            f"pickles it; {START_CURE}"
+        ) from error
 
 
 def _receive(
@@ -169,6 +191,11 @@ def _receive(
 
 def _death(process: Any) -> RuntimeError:
     process.join()
+    if process.exitcode == 1:  # exceptions of a started worker are sent
+        return RuntimeError(
+            f"the process of chain {process.name} ended before it had read what to run; "
+            + START_CURE
+        )
     return RuntimeError(
         f"the process of chain {process.name} ended with exit code {process.exitcode} before its "
         "chain did (killed, or out of memory); the draws that it had sent are kept. Run again to "

@@ -1,0 +1,65 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Chains in spawned processes whose model, hook or data cannot be sent to them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_runs import gaussian, make_kernel
+
+import pyro_aeb as aeb
+
+CURES = ["top level", 'chain_method="vectorized" or "sequential"', 'mp_context="fork"']
+
+
+def local_data():
+    class Local:
+        pass
+
+    return Local()
+
+
+@pytest.mark.parametrize(
+    "model, hook, args",
+    [
+        (lambda: gaussian(), None, ()),
+        (gaussian, lambda *args: None, ()),
+        (gaussian, None, (local_data(),)),
+        (gaussian, None, (iter([torch.zeros(1)]), (i for i in range(3)))),
+    ],
+    ids=["model", "hook", "argument", "generator"],
+)
+def test_what_cannot_be_pickled_gets_a_cure(model, hook, args):
+    kernel = make_kernel(model, aeb.SGLD(0.01), adaptation=None)
+    options = {"chain_method": "parallel", "mp_context": "spawn", "disable_progbar": True}
+    mcmc = aeb.MCMC(kernel, 3, 1, num_chains=2, hook_fn=hook, **options)
+    with pytest.raises(TypeError, match="cannot be sent to the process of chain 0") as info:
+        mcmc.run(*args)
+    assert all(cure in str(info.value) for cure in CURES)
+
+
+NOTEBOOK = """
+import pyro, pyro.distributions as dist, pyro_aeb as aeb
+def model():
+    pyro.sample("m", dist.Normal(0.0, 1.0))
+kernel = aeb.AEBKernel(model, aeb.SGLD(0.01), seed=0)
+mcmc = aeb.MCMC(kernel, 3, 1, num_chains=2, chain_method="parallel", mp_context="spawn",
+                disable_progbar=True)
+try:
+    mcmc.run()
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_a_model_of_a_notebook_gets_a_cure():
+    """As in a notebook, the main module is no file that a worker could import."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", NOTEBOOK]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert "ended before it had read what to run" in done.stdout, done.stderr
+    assert all(cure in done.stdout for cure in CURES)
