@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a draw keeps: everything of a small model, small sites and figures of a large one."""
+"""The contents of a draw: all sites of a small model, small sites and figures of a large one."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def wide_model(X, y):
         pyro.sample("y", dist.Normal(X[:, 0] * w[0] + b[0], 1.0), obs=y)
 
 
-def test_a_large_draw_keeps_learned_and_small_sites_and_says_so_in_bytes():
+def test_a_large_draw_keeps_learned_and_small_sites_with_a_warning_in_bytes():
     found = inspect(wide_model)
     total = 4 * (2 * WIDTH + 2 * SMALL_SITE + 1 + 1)
     assert total > LARGE_DRAW
@@ -145,7 +145,7 @@ def exploding_step_size(k):
     return 1e-5 if k < 6 else 1e38
 
 
-def test_a_blow_up_is_seen_at_its_own_draw_whatever_is_saved():
+def test_a_divergence_is_seen_at_its_own_draw_whatever_is_saved():
     kernel = aeb.AEBKernel(
         sparse_layers, aeb.SGLD(exploding_step_size), aeb.StochasticApproximation(0.1), save=[]
     )

@@ -148,7 +148,7 @@ def test_thinned_draws_are_every_nth(method, thinning):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_run_again_goes_on(method):
+def test_run_again_continues(method):
     longer, again = make_mcmc(draws=16, method=method), make_mcmc(draws=8, method=method)
     longer.run(X, Y, **DATA)
     again.run(X, Y, **DATA)
@@ -287,7 +287,7 @@ def test_a_chain_can_be_inspected_between_two_runs(method):
         pass
 
 
-def test_a_run_without_draws_says_so():
+def test_a_run_without_draws_is_an_error():
     with pytest.raises(RuntimeError, match="no draw is kept yet, expected at least one: call run"):
         make_mcmc().get_samples()
     with pytest.raises(RuntimeError, match="no draw is kept yet"):
@@ -295,7 +295,7 @@ def test_a_run_without_draws_says_so():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_blow_up_keeps_the_draws_before(method):
+def test_a_divergence_keeps_the_draws_before(method):
     schedule = aeb.Piecewise(1e-3, {16: 1e25})
     mcmc = make_mcmc(
         make_kernel(dense_regression, aeb.SGLD, schedule, adaptation=None), method=method
@@ -307,7 +307,7 @@ def test_a_blow_up_keeps_the_draws_before(method):
     assert info.value.draws["w"].shape[-2] > 0
 
 
-def test_a_blow_up_before_the_first_draw_is_a_blow_up():
+def test_a_divergence_before_the_first_draw_is_a_divergence():
     kernel = make_kernel(dense_regression, aeb.SGLD, 1e30, adaptation=None, steps_per_draw=10)
     mcmc = make_mcmc(kernel, method="parallel")
     with pytest.raises(NonFiniteError) as info:
@@ -326,7 +326,7 @@ def odd_hook(kernel, draw, stage, i):
     raise TwoArguments(1, 2)
 
 
-def test_errors_of_processes_come_back_with_their_place():
+def test_errors_of_processes_are_raised_with_their_place():
     with pytest.raises(Stop) as info:
         make_mcmc(method="parallel", hook_fn=StopAt("Sample [1]", 1)).run(X, Y, **DATA)
     assert "in the process of chain 1" in str(info.value.__cause__)
@@ -341,7 +341,7 @@ def dying_hook(kernel, draw, stage, i):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_dies_is_told_of_and_the_run_goes_on():
+def test_a_process_that_dies_is_reported_and_the_run_continues():
     mcmc = make_mcmc(method="parallel", hook_fn=dying_hook)
     with pytest.raises(RuntimeError, match="process of chain 1 ended with exit code -9"):
         mcmc.run(X, Y, **DATA)
@@ -419,7 +419,7 @@ def test_draws_that_the_main_process_has_not_taken_do_not_pile_up(monkeypatch):
     assert max(ahead) <= 2
 
 
-def test_a_process_that_dies_half_way_through_a_draw_is_told_of(monkeypatch):
+def test_a_process_that_dies_in_the_middle_of_a_draw_is_reported(monkeypatch):
     def die_while_sending(kernel, draw, stage, i):
         if (stage, i) == ("Sample [1]", 0):
             threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
@@ -497,7 +497,7 @@ def test_another_kernel_is_an_error():
         aeb.MCMC(NUTS(dense_regression), 3)
 
 
-def test_the_usual_way_of_chains_is_pyros(monkeypatch):
+def test_the_default_chain_method_is_pyros(monkeypatch):
     for processors, method in ((8, "parallel"), (2, "sequential")):
         monkeypatch.setattr("torch.multiprocessing.cpu_count", lambda n=processors: n)
         assert aeb.MCMC(make_kernel(), 3, num_chains=2).chain_method == method

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Chains spread over the processes of a process group."""
+"""Chains distributed over the ranks of a process group."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def copy_draws(draws: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def sequential_run() -> tuple[dict, dict, Any]:
-    """The draws of a run in one process, those after going on with it, and the first as ArviZ's."""
+    """Draws of a run in one process, those after its extension, and the first for ArviZ."""
     run = make_sequential_mcmc()
     run.run(X, Y, **DATA)
     found, idata = copy_draws(samples_by_chain(run)), aeb.to_arviz(run)
@@ -84,7 +84,7 @@ def test_draws_are_those_of_chains_one_after_the_other(rank_results, sequential_
         assert_same_draws(first, sequential_run[0])
 
 
-def test_a_second_run_goes_on(rank_results, sequential_run):
+def test_a_second_run_continues(rank_results, sequential_run):
     for _, second, *_ in rank_results[0]:
         assert_same_draws(second, sequential_run[1])
 
@@ -118,7 +118,7 @@ def test_a_checkpoint_is_read_without_a_process_group(rank_results, sequential_r
 
 
 def hook_at_draw_5_of_chain_1(what):
-    """A hook."""
+    """Return a hook that calls a function."""
 
     def hook(kernel, draw, stage, i):
         if stage == "Sample [1]" and i == 1:
@@ -193,7 +193,7 @@ def resume_without_a_chain(rank: int, folder: str) -> str:
     return str(info.value)
 
 
-def test_a_run_goes_on_on_another_number_of_ranks(tmp_path, sequential_run):
+def test_a_run_continues_on_another_number_of_ranks(tmp_path, sequential_run):
     assert run_on_ranks(cut_short_run, tmp_path / "two", str(tmp_path)) == [[6, 2, 6]] * 2
     for error in run_on_ranks(resume_without_a_chain, tmp_path / "apart", str(tmp_path), world=3):
         assert "rank 2 is to go on with chain 2 and has 0 of its draws" in error

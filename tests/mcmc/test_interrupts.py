@@ -67,7 +67,7 @@ def test_the_second_one_is_not_waited_for():
     assert reached == ["first"]
 
 
-def test_the_usual_handler_comes_back():
+def test_the_usual_handler_is_restored():
     usual = signal.getsignal(signal.SIGINT)
     with between_steps():
         assert signal.getsignal(signal.SIGINT) is not usual
@@ -105,7 +105,7 @@ def test_other_threads_are_as_they_were():
 
 
 @pytest.mark.parametrize("method, kept", [("sequential", [8, 4]), ("vectorized", [4, 4])])
-def test_a_run_that_was_stopped_goes_on_to_the_same_draws(method, kept):
+def test_a_run_that_was_stopped_continues_to_the_same_draws(method, kept):
     whole = make_mcmc(method=method)
     whole.run(X, Y, **DATA)
     stage = "Sample" if method == "vectorized" else "Sample [1]"
@@ -120,7 +120,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_draws(method, kept):
     assert_same_records(copy_records(run), copy_records(whole))
 
 
-def test_warm_up_may_be_stopped_and_goes_on():
+def test_warm_up_may_be_stopped_and_continues():
     whole = make_mcmc()
     whole.run(X, Y, **DATA)
     run = make_mcmc(hook_fn=CtrlCAt("Warmup [0]", 1))
@@ -136,7 +136,7 @@ def test_warm_up_may_be_stopped_and_goes_on():
 
 
 class Slow:
-    """A hook that takes its time, and says when it begins."""
+    """A slow hook that signals its first call."""
 
     def __init__(self, started=None, seconds: float = 0.05) -> None:
         self.started, self.seconds = started, seconds
@@ -158,7 +158,7 @@ def make_run(kind: str, **options):
 
 
 def stopped_run(kind: str, started, results, folder: str) -> None:
-    """In a process of its own group: runs, is stopped, says what it has, and goes on."""
+    """Run in a process group of its own until Ctrl-C, report the draws, and continue."""
     os.setpgrp()
     mp.set_start_method("fork", force=True)  # of a loader's workers: spawned ones take seconds
     torch.set_num_threads(1)

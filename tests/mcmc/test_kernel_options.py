@@ -78,13 +78,13 @@ def test_all_options_are_in_these_tests():
 
 
 @pytest.mark.parametrize("value", [*SCHEDULES.values(), *PRUNINGS.values(), *TRANSITIONS.values()])
-def test_options_come_back_equal(value):
+def test_options_are_restored_equal(value):
     found = save_and_load(value)
     assert type(found) is type(value)
     assert repr(found) == repr(value) and found == value
 
 
-def test_an_adaptation_comes_back_with_its_tensors():
+def test_an_adaptation_is_restored_with_its_tensors():
     first = {"beta": torch.tensor([0.1, 0.5, 0.9])}
     value = aeb.StochasticApproximation(SCHEDULES["Polynomial"], first, initial_penalty=2.0)
     found = save_and_load(value)
@@ -95,7 +95,7 @@ def test_an_adaptation_comes_back_with_its_tensors():
 
 
 @pytest.mark.parametrize("value", [None, True, 3, -0.1, "word", float("inf")])
-def test_plain_values_come_back(value):
+def test_plain_values_are_restored(value):
     found = save_and_load(value)
     assert found == value and type(found) is type(value)
 
@@ -103,11 +103,11 @@ def test_plain_values_come_back(value):
 @pytest.mark.parametrize(
     "value", [np.float64(0.1), np.float32(0.5), np.int64(3), [1, np.float64(2.0)]]
 )
-def test_numbers_of_numpy_come_back_as_pythons(value):
+def test_numbers_of_numpy_are_restored_as_pythons(value):
     assert save_and_load(value) == (tuple(value) if isinstance(value, list) else value)
 
 
-def test_a_kernel_comes_back_with_all_options():
+def test_a_kernel_is_restored_with_all_options():
     given = {
         "transition": TRANSITIONS["SGHMC"],
         "adaptation": aeb.StochasticApproximation(SCHEDULES["Polynomial"]),

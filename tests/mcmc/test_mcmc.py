@@ -210,8 +210,8 @@ def test_a_second_mcmc_with_the_same_kernel():
     assert again._diagnostics[0]["sample_stats"]["sa_weight"].shape == (4,)
 
 
-def test_a_kernel_with_a_seed_goes_on_with_the_next_seed():
-    """MCMC does not tell a kernel which chain it is to start, so a kernel counts its chains."""
+def test_a_kernel_with_a_seed_continues_with_the_next_seed():
+    """MCMC does not pass the number of a chain to a kernel, so a kernel counts its chains."""
     run, next_seed = make_pyro_mcmc(make_kernel(seed=7)), make_pyro_mcmc(make_kernel(seed=8))
     run.run(X, Y, **DATA)
     run.run(X, Y, **DATA)
@@ -298,7 +298,7 @@ def divergence_error(run: MCMC) -> aeb.NonFiniteError:
     return info.value
 
 
-def test_a_run_that_blows_up_hands_out_its_draws():
+def test_a_run_that_diverges_returns_its_draws():
     kernel = make_kernel(Fuse(30), steps_per_draw=1)
     error = divergence_error(make_pyro_mcmc(kernel, draws=100))
     assert error.site == "w" and error.step > 3
@@ -309,7 +309,7 @@ def test_a_run_that_blows_up_hands_out_its_draws():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("context", ["forkserver", "fork"])
-def test_a_chain_that_blows_up_in_a_process_hands_out_its_draws(context, capfd):
+def test_a_chain_that_diverges_in_a_process_returns_its_draws(context, capfd):
     """The process ends with its error, so nothing of the error may live in that process."""
     error = divergence_error(
         make_parallel_mcmc(make_kernel(Fuse(30), steps_per_draw=1), context, draws=100)

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A run that goes on from a checkpoint is the run that was never stopped, bit for bit."""
+"""A run resumed from a checkpoint is the run without interruption, bit for bit."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def make_run(case: Case, kind: str, method: str, model: Any, **options) -> aeb.M
 
 @functools.cache  # for the tests that cut the same run at many places
 def run_whole(case: str, kind: str, method: str) -> tuple[dict, dict]:
-    """What a run that nothing happens to keeps, and the buffers that it leaves."""
+    """Return the records of a run without interruption, and the buffers that it leaves."""
     case = CASES[case]
     model = case.model()
     run = make_run(case, kind, method, model)
@@ -122,7 +122,7 @@ def label(stage: str, chain: int, method: str) -> str:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name, kind", [*itertools.product(CASES, KINDS)])
-def test_a_run_goes_on_bit_for_bit(name, kind, method, tmp_path):
+def test_a_run_continues_bit_for_bit(name, kind, method, tmp_path):
     case = CASES[name]
     places = {"checkpoint": tmp_path / "run", "every": 4}
     if kind == "SGHMC":
@@ -170,7 +170,7 @@ def resume_in_new_process(cases: list[tuple[str, str]], results) -> None:
         results.put({key: value.numpy() for key, value in found.items()})
 
 
-def test_another_process_goes_on(tmp_path):
+def test_another_process_continues(tmp_path):
     names = ["masks", "loader with workers", "buffers and dropout"]
     work, expected = [], []
     for name, method in itertools.product(names, ("sequential", "vectorized")):
@@ -193,7 +193,7 @@ def test_another_process_goes_on(tmp_path):
 # -- what a resumed run is
 
 
-def test_the_draws_are_there_before_it_goes_on(tmp_path):
+def test_the_draws_are_there_before_it_continues(tmp_path):
     stop_run(CASES["plates"], "SGHMC", "sequential", ("Sample [1]", 2), checkpoint=tmp_path)
     run = resume_mcmc(tmp_path)
     assert run._counts() == [6, 3]
@@ -220,8 +220,8 @@ def test_a_finished_run_is_extended(method, tmp_path):
     assert_same_records(copy_records(run), copy_records(longer))
 
 
-def test_chains_that_take_turns_do_not_repeat_each_others_random_numbers(tmp_path):
-    """Without a seed, chain 0 goes on after the last number of chain 1, not after its own."""
+def test_chains_that_alternate_do_not_repeat_each_others_random_numbers(tmp_path):
+    """Without a seed, chain 0 continues after the last number of chain 1, not after its own."""
     pyro.set_rng_seed(5)
     run = make_mcmc(make_kernel(seed=None), checkpoint=tmp_path)
     run.run(X, Y, **DATA)
@@ -234,7 +234,7 @@ def test_chains_that_take_turns_do_not_repeat_each_others_random_numbers(tmp_pat
     assert_same_records(copy_records(again), copy_records(run))
 
 
-def test_chains_that_take_turns_have_buffers_of_their_own():
+def test_chains_that_alternate_have_buffers_of_their_own():
     """Another chain has changed those in the modules in between."""
     networks = [Network(), Network()]
     for network, number in zip(networks, (1, 2), strict=True):
@@ -248,7 +248,7 @@ def test_chains_that_take_turns_have_buffers_of_their_own():
     assert_same_records(*(copy_buffers(network) for network in networks))
 
 
-def test_options_may_change_after_a_blow_up(tmp_path):
+def test_options_may_change_after_a_divergence(tmp_path):
     run = make_mcmc(
         make_kernel(dense_regression, aeb.SGLD, aeb.Piecewise(1e-3, {10: 1e6}), adaptation=None),
         draws=60,
@@ -265,7 +265,7 @@ def test_options_may_change_after_a_blow_up(tmp_path):
 
 
 def test_transforms_are_given_again(tmp_path):
-    """Draws are kept as they are in the chain, and handed out through the transforms."""
+    """Draws are kept as they are in the chain, and returned through the transforms."""
     transforms = {"beta": AffineTransform(1.0, 2.0)}
     run = make_mcmc(checkpoint=tmp_path, transforms=transforms)
     run.run(X, Y, **DATA)
@@ -279,7 +279,7 @@ def test_transforms_are_given_again(tmp_path):
 # -- what is not the same run
 
 
-def test_what_is_given_wrong_is_not_laid_to_the_checkpoint(tmp_path):
+def test_what_is_given_wrong_is_not_blamed_on_the_checkpoint(tmp_path):
     make_mcmc(checkpoint=tmp_path).run(X, Y, **DATA)
     said = "mp_context is 'threads', expected None, 'fork', 'spawn' or 'forkserver'"
     with raises_with(said, error=ValueError):
@@ -288,9 +288,9 @@ def test_what_is_given_wrong_is_not_laid_to_the_checkpoint(tmp_path):
         resume_mcmc(tmp_path, hook_fn=3)
 
 
-def test_a_loader_that_fails_where_it_is_read_again_is_not_laid_to_the_checkpoint(tmp_path):
+def test_a_loader_that_fails_where_it_is_read_again_is_not_blamed_on_the_checkpoint(tmp_path):
     class Failing(TensorDataset):
-        """Gives so many data from now on."""
+        """Fails after ``left`` more data."""
 
         left = 10**6
 
@@ -311,7 +311,7 @@ def test_a_loader_that_fails_where_it_is_read_again_is_not_laid_to_the_checkpoin
     whole = aeb.MCMC(kernel, 6, warmup_steps=0, checkpoint=tmp_path, disable_progbar=True)
     whole.run(loader)
     again = resume_mcmc(tmp_path, model)
-    data.left = 7  # enough to look at the model
+    data.left = 7  # enough to inspect the model
     with raises_with(
         "failed at batch 3", "ValueError: the disk is gone", "run again", error=ModelError
     ):

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Runs on disk: what is read back, and what is said of a folder that is damaged."""
+"""The checkpoint folder of a run: files, and errors of damaged ones."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_what_was_saved_is_read(tmp_path):
     folder.save(2, b"second", make_records(0, 4), 0)
     folder.save(2, b"third", make_records(4, 3), 4)
     assert folder.exists() and folder.state(2) == b"third" and folder.state(0) is None
-    facts = folder.read_description()
-    assert facts["draws"] == 7 and facts["names"] == ["a", "b"]
-    assert torch.equal(facts["tensor"], torch.arange(3))
+    run = folder.read_description()
+    assert run["draws"] == 7 and run["names"] == ["a", "b"]
+    assert torch.equal(run["tensor"], torch.arange(3))
     pieces = list(folder.draws(2, 7))
     assert torch.equal(
         torch.cat([p["posterior"]["w"] for p in pieces], 1), make_records(0, 7)["posterior"]["w"]
@@ -53,7 +53,7 @@ def test_what_was_saved_is_read(tmp_path):
 
 
 def test_draws_that_a_state_does_not_count_are_written_anew(tmp_path):
-    """A process was killed between its draws and its state, and goes on from the state before."""
+    """A process was killed between its draws and its state, and resumes from the state before."""
     folder = Checkpoint(tmp_path)
     folder.describe({})
     folder.save(0, b"", make_records(0, 2), 0)

@@ -43,7 +43,7 @@ class Code:
 
 
 def test_no_file_is_unpickled():
-    """All that the package says to pickle, torch.load and NumPy's loader."""
+    """All calls of the package to pickle, torch.load and NumPy's loader."""
     found = {}
     for file in Path(pyro_aeb.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -399,7 +399,7 @@ def test_a_codec_that_runs_code_is_refused(trace, tmp_path, changes, reader):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_metadata_of_another_format_beside_those_that_are_looked_at(trace, reader):
+def test_metadata_of_another_format_beside_those_that_are_read(trace, reader):
     for place in (".", "posterior", "posterior/weight"):
         other = trace / place / "zarr.json"
         other.write_text('{"zarr_format": 3, "node_type": "array", "codecs": [{"name": "pickle"}]}')

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Rows of draws in memory."""
+"""A store of draws in memory."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_nothing_written_is_nothing_read():
     assert MemoryStore(CHAINS, DRAWS).read() == {}
 
 
-def test_a_row_that_is_written_again_is_overwritten():
+def test_a_draw_that_is_written_again_is_overwritten():
     store = make_filled_store(True)
     store.write(1, 2, make_record(7, 7))
     assert store.read()["posterior"]["a/b"][1].tolist() == [10, 11, 77, 13, 14]
@@ -77,7 +77,7 @@ def test_a_row_that_is_written_again_is_overwritten():
     assert_draws(store.read())
 
 
-def test_rows_are_copies():
+def test_draws_are_copies():
     draw = make_record(0, 0)
     store = MemoryStore(CHAINS, DRAWS)
     store.write(0, 0, draw)
@@ -86,7 +86,7 @@ def test_rows_are_copies():
 
 
 @pytest.mark.parametrize("by_chain", [True, False])
-def test_a_store_that_grows_keeps_its_rows(by_chain):
+def test_a_store_that_grows_keeps_its_draws(by_chain):
     store = make_filled_store(by_chain, draws=2)
     store.grow(DRAWS)
     for draw in range(2, DRAWS):
@@ -94,7 +94,7 @@ def test_a_store_that_grows_keeps_its_rows(by_chain):
     assert_draws(store.read())
 
 
-def test_a_store_without_rows_may_grow():
+def test_a_store_without_draws_may_grow():
     store = MemoryStore(CHAINS, 1)
     store.grow(DRAWS)
     for draw in range(DRAWS):
@@ -122,7 +122,7 @@ def test_draws_of_all_chains_are_restored():
     assert_draws(store.read())
 
 
-def test_rows_are_of_the_first_records_dtype_and_hold_nothing_else():
+def test_draws_are_of_the_first_records_dtype_and_hold_nothing_else():
     store = make_filled_store(True)
     rows = [value for values in store.read().values() for value in values.values()]
     one = sum(value.nbytes for values in make_record(0, 0).values() for value in values.values())
@@ -136,7 +136,7 @@ def run_recorder(store: MemoryStore, group: ChainGroup) -> RunRecorder:
 
 
 @pytest.mark.parametrize("chain", [1, None])
-def test_a_recorder_goes_on_behind_the_draws_that_there_are(chain):
+def test_a_recorder_continues_behind_the_draws_that_exist(chain):
     store = make_filled_store(True, draws=2)
     store.grow(4)
     numbers = tuple(range(CHAINS)) if chain is None else (chain,)

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a chain records."""
+"""The recorder of a chain whose number of draws is not known."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_recorder(draws: int) -> History:
     return history
 
 
-def test_everything_comes_back_with_the_draws_as_the_first_axis():
+def test_everything_is_read_with_the_draws_as_the_first_axis():
     history = make_recorder(4)
     draws = history.read("posterior")
     torch.testing.assert_close(draws["beta"], torch.arange(4.0)[:, None].expand(4, 3))

@@ -19,7 +19,7 @@ import trace_writers
 import xarray
 from trace_writers import Writer, make_record, make_records
 
-from pyro_aeb.storage import zarr_store as growing_zarr
+from pyro_aeb.storage import zarr_store
 from pyro_aeb.storage.zarr_trace import TraceFile, open_trace
 
 pytest.importorskip("zarr")
@@ -64,7 +64,7 @@ def write_whole_trace(path, draws=DRAWS, chains=CHAINS, **options) -> TraceFile:
 # What is kept
 
 
-def test_every_number_and_dtype_comes_back_under_its_own_name(path):
+def test_every_number_and_dtype_is_read_under_its_own_name(path):
     values = write_whole_trace(path).read()
     for chain in range(CHAINS):
         is_equal(select_chain(values, chain), make_records(chain, 0, DRAWS))
@@ -79,7 +79,7 @@ def test_chains_at_once_and_one_after_another_give_the_same_trace(path, tmp_path
     is_equal(together.read(), write_whole_trace(path).read())
 
 
-def test_chains_that_take_turns_wait_in_memory_together(path, tmp_path, monkeypatch):
+def test_chains_that_alternate_wait_in_memory_together(path, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     trace = TraceFile(path, CHAINS, DRAWS)
     for draw in range(DRAWS):
@@ -102,8 +102,8 @@ def test_chains_alone_and_then_together(path, tmp_path):
 def test_blocks_and_chunks_of_any_size_hold_the_same(path, tmp_path, monkeypatch):
     expected = write_whole_trace(path).read()
     for bytes_of_block, bytes_of_chunk in [(1, 100), (30_000, 1), (100_000, 300_000)]:
-        monkeypatch.setattr(growing_zarr, "BLOCK_BYTES", bytes_of_block)
-        monkeypatch.setattr(growing_zarr, "SMALL_CHUNK_BYTES", bytes_of_chunk)
+        monkeypatch.setattr(zarr_store, "BLOCK_BYTES", bytes_of_block)
+        monkeypatch.setattr(zarr_store, "SMALL_CHUNK_BYTES", bytes_of_chunk)
         is_equal(
             write_whole_trace(tmp_path / f"{bytes_of_block}_{bytes_of_chunk}").read(), expected
         )
@@ -198,7 +198,7 @@ def test_readers_see_what_was_flushed(path):
     assert posterior["bias"][1].isnull().all()
 
 
-def test_draws_are_flushed_by_and_by(path, monkeypatch):
+def test_draws_are_flushed_after_some_seconds(path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     trace = TraceFile(path, 1, DRAWS)
@@ -211,7 +211,7 @@ def test_draws_are_flushed_by_and_by(path, monkeypatch):
 
 def test_full_blocks_are_flushed_at_once(path, monkeypatch):
     size = 4 * (2000 + 3 + 1) + (1 + 8 + 8) + 4 * 3
-    monkeypatch.setattr(growing_zarr, "BLOCK_BYTES", 4 * size)
+    monkeypatch.setattr(zarr_store, "BLOCK_BYTES", 4 * size)
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     trace = TraceFile(path, 1, DRAWS)
     seen = []
@@ -221,7 +221,7 @@ def test_full_blocks_are_flushed_at_once(path, monkeypatch):
     assert seen == [0, 0, 0, 4, 4, 4, 4, 8, 8]
 
 
-def test_open_trace_leaves_out_what_has_not_begun_or_is_behind(path):
+def test_open_trace_leaves_out_what_has_not_started_or_is_behind(path):
     trace = TraceFile(path, 3, DRAWS)
     for chain, draws in [(0, 9), (1, 4)]:
         for draw in range(draws):
@@ -327,7 +327,7 @@ def test_every_flushed_draw_outlives_a_stop_between_any_two_files(tmp_path, monk
 # Going on
 
 
-def test_going_on_at_an_earlier_draw_overwrites_it_and_drops_the_rest(path):
+def test_resuming_at_an_earlier_draw_overwrites_it_and_drops_the_rest(path):
     write_whole_trace(path)
     trace = TraceFile(path, CHAINS, DRAWS, resume=True)
     assert trace.finished == (DRAWS, DRAWS)
@@ -345,7 +345,7 @@ def test_going_on_at_an_earlier_draw_overwrites_it_and_drops_the_rest(path):
 
 
 @pytest.mark.parametrize("chain", [0, None])
-def test_going_on_equals_one_run(path, tmp_path, chain):
+def test_resuming_equals_one_run(path, tmp_path, chain):
     draws = {0: lambda draw: make_record(0, draw), None: stack_chains}[chain]
     chains = 1 if chain == 0 else CHAINS
     one = TraceFile(tmp_path / "one.zarr", chains, DRAWS)
@@ -359,7 +359,7 @@ def test_going_on_equals_one_run(path, tmp_path, chain):
     is_equal(trace.read(), one.read())
 
 
-def test_writing_a_row_again_before_it_is_flushed(path):
+def test_writing_a_draw_again_before_it_is_flushed(path):
     trace = TraceFile(path, 1, DRAWS)
     for draw in [0, 1, 2, 3, 2]:
         trace.write(0, draw, make_record(0, draw))
@@ -382,7 +382,7 @@ def test_growing(path):
     is_equal(select_chain(resumed.read(), 0), make_records(0, 0, 30))
 
 
-def test_a_write_that_failed_is_made_up_for(path, monkeypatch):
+def test_a_write_that_failed_is_repeated(path, monkeypatch):
     trace = TraceFile(path, 1, DRAWS)
     for draw in range(5):
         trace.write(0, draw, make_record(0, draw))
@@ -391,7 +391,7 @@ def test_a_write_that_failed_is_made_up_for(path, monkeypatch):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(growing_zarr, "_publish", disk_full)
+        patch.setattr(zarr_store, "_publish", disk_full)
         with pytest.raises(OSError, match="no space left"):
             trace.flush()
     trace.write(0, 5, make_record(0, 5))
@@ -402,7 +402,7 @@ def test_a_write_that_failed_is_made_up_for(path, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_draws(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(growing_zarr, "BLOCK_BYTES", 2**20)
+    monkeypatch.setattr(zarr_store, "BLOCK_BYTES", 2**20)
     shapes = {"bias": (3,), "w": (64, 256)}  # 64 KiB a draw
 
     def peak(path, draws) -> int:
@@ -416,7 +416,7 @@ def test_memory_does_not_grow_with_the_draws(path, tmp_path, monkeypatch):
         return most
 
     few, many = peak(path, 64), peak(tmp_path / "more.zarr", 320)
-    assert many < few + growing_zarr.BLOCK_BYTES  # 16 MiB more have been written
+    assert many < few + zarr_store.BLOCK_BYTES  # 16 MiB more have been written
 
 
 # What is refused
