@@ -91,7 +91,7 @@ class ChainGroup:
     :param saved: the state of a chain that has not, from a checkpoint or another process.
     :param buffers: those of the chain while another chain may change them in the modules.
     :param bool own_random: whether the global random state is restored with the chain's. It is not
-        where groups take turns in one process: each then continues the stream of the one before.
+        where groups run in turn in one process: each then continues the stream of the one before.
     """
 
     numbers: tuple[int, ...]

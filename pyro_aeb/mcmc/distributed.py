@@ -133,10 +133,10 @@ def synchronize(
         counts, owner = [draws[chain] for _, draws in gathered], ranks.owner(chain)
         if max(counts) > counts[owner]:
             raise ValueError(
-                f"rank {owner} is to go on with chain {chain} and has {counts[owner]} of its "
+                f"rank {owner} is to continue chain {chain} and has {counts[owner]} of its "
                 f"draws, but rank {counts.index(max(counts))} has {max(counts)}. Give all ranks "
                 "one checkpoint folder, which every machine can read; or, where every machine has "
-                "one of its own, start as many processes as the run began with"
+                "one of its own, start as many processes as before"
             )
         group.draws = counts[owner]
 
@@ -166,8 +166,8 @@ def run_on_ranks(
             raise failure from error
         raise RankError(
             "another rank ended before its chains did (an error, killed, or out of memory). This "
-            "rank has the draws of its own chains only; start the program again, and go on with "
-            "MCMC.resume(path, model) where there is a checkpoint"
+            "rank has the draws of its own chains only; start the program again, and resume by "
+            "MCMC.resume(path, model) if there is a checkpoint"
         ) from error
     if failure is not None:
         raise failure

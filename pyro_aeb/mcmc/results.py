@@ -38,7 +38,7 @@ class RunResults(MCMC):
         counts = self._counts()
         if not any(counts):
             raise RuntimeError(
-                "no draw is kept yet, expected at least one: call run(), or go on with it"
+                "no draw is kept yet, expected at least one: call run(), or continue it"
             )
         if group_by_chain or len(set(counts)) == 1:
             return select_samples(self._samples, num_samples, group_by_chain)

@@ -38,7 +38,7 @@ class RunRecord:
         for path in (trace, checkpoint):
             if path is not None and _is_taken(path):
                 raise FileExistsError(
-                    f"{path} exists already; go on with the run in a checkpoint by "
+                    f"{path} exists already; resume the run in a checkpoint by "
                     "MCMC.resume(path, model), or give another path"
                 )
         self.plan = plan
@@ -132,7 +132,7 @@ class RunRecord:
             if self.trace is not None and group.saved_draws and not self.trace.exists():
                 raise CheckpointError(
                     f"{self.trace} is missing, the trace with the draws of the run in "
-                    f"{checkpoint.path}, expected where the run began; put it back there"
+                    f"{checkpoint.path}, expected where the run made it; move it back there"
                 )
             if self._store is None:
                 self._store = self._make_store(group.metadata)

@@ -101,13 +101,13 @@ class TraceFile:
         if not resume:
             raise FileExistsError(
                 f"{str(self.path)!r} exists: choose another path, remove it, or pass resume=True "
-                "to go on with the trace that it holds"
+                "to continue the trace that it holds"
             )
         self._store = ZarrStore(self.path)
         if len(self._store.finished) != chains:
             raise ValueError(
                 f"the trace {str(self.path)!r} has {len(self._store.finished)} chains, expected "
-                f"{chains}: pass the number that the run began with, or choose another path"
+                f"{chains}: pass the number of the run, or choose another path"
             )
         self.grow(draws)
 

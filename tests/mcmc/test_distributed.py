@@ -196,7 +196,7 @@ def resume_without_a_chain(rank: int, folder: str) -> str:
 def test_a_run_continues_on_another_number_of_ranks(tmp_path, sequential_run):
     assert run_on_ranks(cut_short_run, tmp_path / "two", str(tmp_path)) == [[6, 2, 6]] * 2
     for error in run_on_ranks(resume_without_a_chain, tmp_path / "apart", str(tmp_path), world=3):
-        assert "rank 2 is to go on with chain 2 and has 0 of its draws" in error
+        assert "rank 2 is to continue chain 2 and has 0 of its draws" in error
         assert "rank 0 has 9" in error and "one checkpoint folder" in error
     for world in (1, 3):
         folder = tmp_path / f"run-on-{world}"

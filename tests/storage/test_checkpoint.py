@@ -215,7 +215,7 @@ def test_bytes_of_anything_are_an_error_and_no_other():
 
 def test_a_run_is_not_written_over(run, tmp_path):
     with pytest.raises(
-        FileExistsError, match="exists already; go on .*resume.*or give another path"
+        FileExistsError, match="exists already; resume the run .*resume.*or give another path"
     ):
         make_mcmc(checkpoint=tmp_path / "run")
     (tmp_path / "file").write_text("mine")
@@ -240,5 +240,5 @@ def test_a_trace_that_is_gone_is_named(tmp_path):
     pytest.importorskip("zarr")
     make_mcmc(checkpoint=tmp_path / "run", trace=tmp_path / "draws.zarr").run(X, Y, **DATA)
     shutil.rmtree(tmp_path / "draws.zarr")
-    with raises_with("draws.zarr", "is missing", "put it back there", error=CheckpointError):
+    with raises_with("draws.zarr", "is missing", "move it back there", error=CheckpointError):
         resume_mcmc(tmp_path / "run")
