@@ -28,8 +28,8 @@ def start(workload: Workload, **options: Any) -> Peer:
             mock.patch.object(chain.data, "next", _marked(BATCH, chain.data.next)),
             mock.patch.object(
                 chain.posterior.likelihood,
-                "gradient",
-                _marked(GRADIENT, chain.posterior.likelihood.gradient),
+                "evaluate",
+                _marked(GRADIENT, chain.posterior.likelihood.evaluate),
             ),
         ):
             return call()
