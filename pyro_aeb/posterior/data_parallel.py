@@ -94,7 +94,7 @@ class Average:
             raise RankError(
                 "the ranks could not add up their gradients: another rank has ended (an error, "
                 "killed, or out of memory), or runs another model. Start the program again, and "
-                "go on with MCMC.resume(path, model) where there is a checkpoint"
+                "resume with MCMC.resume(path, model) where there is a checkpoint"
             ) from error
         flat /= self._ranks.world
         means = flat.split([part.numel() for part in parts.values()])
@@ -147,7 +147,7 @@ def check_agreement(ranks: Ranks, state: tuple[Any, ...], stop: bool = False) ->
         raise RankError(
             "the ranks are not at the same step, weights and latents, so their gradients are not "
             "of one chain. Every rank must run the same program on the same kind of device, with a "
-            "model made alike on all (pyro.set_rng_seed before it is made), and go on from the "
+            "model made alike on all (pyro.set_rng_seed before it is made), and resume from the "
             "same checkpoint"
         )
     return bool(stopped)

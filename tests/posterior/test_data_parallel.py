@@ -259,7 +259,7 @@ def test_a_run_does_not_go_on_on_another_number_of_ranks(rank_results, folder, t
     finally:
         torch.distributed.destroy_process_group()
     assert "among 1 ranks, and the run began with 2" in str(info.value)
-    assert "go on with data_parallel=True and 2 processes" in str(info.value)
+    assert "resume with data_parallel=True and 2 processes" in str(info.value)
 
 
 def test_on_one_rank_it_is_the_plain_kernel(tmp_path):
