@@ -8,11 +8,10 @@ import math
 import pytest
 import torch
 from models import double_regression, linear_data
-from small_runs import P, gaussian, make_kernel, regression, run_mcmc
+from small_runs import P, X, Y, gaussian, make_kernel, regression, run_mcmc
 
 import pyro_aeb as aeb
 from pyro_aeb.adaptation.equations import beta_counts, beta_mode
-from pyro_aeb.pruning.pruner import Flips
 from pyro_aeb.testing import linear_scheme, sghmc_covariance, sgld_variance
 from pyro_aeb.transitions import SGHMCState, SGLDState, StepNumbers
 
@@ -172,9 +171,12 @@ def test_a_new_transition_brings_its_own_figures():
 
 
 def test_flips():
-    flips = Flips(torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 1.0]]))
-    assert flips.count(torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 5.0]])).tolist() == [2, 0]
-    assert flips.count(torch.tensor([[1.0, 0.0, 0.0], [3.0, 0.0, 5.0]])).tolist() == [1, 1]
+    kernel = make_kernel(regression, aeb.SGLD(1e-3), pruning=aeb.MagnitudePruning(0.5))
+    kernel.setup(0, X, Y)
+    flips = kernel.chain.pruner.flips
+    assert flips(torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 1.0]])).tolist() == [0, 0]
+    assert flips(torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 5.0]])).tolist() == [2, 0]
+    assert flips(torch.tensor([[1.0, 0.0, 0.0], [3.0, 0.0, 5.0]])).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("freeze", [False, True])
