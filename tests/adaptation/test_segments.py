@@ -110,6 +110,6 @@ def test_nothing_is_written_in_place(method):
     """Code that torch's compiler made of a copy in place read it before it was written."""
     segments = Segments((1000,) * 10, tuple(range(10)), 10)
     values = torch.rand(10 if method == "spread" else 10_000)
-    graph = make_fx(getattr(segments, method))(values).graph
+    graph = make_fx(lambda x: getattr(segments, method)(x))(values).graph
     operations = [node.target for node in graph.nodes if node.op == "call_function"]
     assert operations and not any(operation._schema.is_mutable for operation in operations)
