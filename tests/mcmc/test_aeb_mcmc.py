@@ -209,7 +209,7 @@ def test_networks(method, save):
     model = network_model(net)
     predict = aeb.nn.PosteriorPredictive(model, data=(X, Y))
     if method == "parallel":
-        with pytest.raises(RuntimeError, match="whose averages would end with it"):
+        with pytest.raises(RuntimeError, match="whose averages would be lost"):
             make_mcmc(make_kernel(model, adaptation=None), method=method, hook_fn=predict.hook).run(
                 X, Y
             )
