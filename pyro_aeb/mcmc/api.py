@@ -32,7 +32,6 @@ from pyro_aeb.mcmc.kernel_options import options_of, restore_kernel
 from pyro_aeb.mcmc.parallel import Job, Receiver, run_in_processes
 from pyro_aeb.mcmc.results import RunResults
 from pyro_aeb.mcmc.run_record import RunRecord, RunRecorder, RunSink
-from pyro_aeb.mcmc.transforms import check_transforms, unconstraining_sites
 from pyro_aeb.model.side_effects import preserve_random_state, set_global_random_state
 from pyro_aeb.posterior.data_parallel import ranks_of_data
 from pyro_aeb.storage.checkpoint import Checkpoint, check_contents
@@ -76,8 +75,7 @@ class MCMC(RunResults):
     :param bool disable_progbar: whether to show no progress bar.
     :param disable_validation: as in Pyro's.
     :param transforms: as in Pyro's: site name to a transform, whose inverse is applied to the draws
-        that are returned. The kernel's draws need none, they are in the support of the site; those
-        of ``initialize_model`` are refused.
+        that are returned. The kernel's draws need none, they are in the support of the site.
     :param save_params: names of the sites to keep, as the kernel's ``save``.
     :param str chain_method: how several chains run. ``"sequential"``: one after the other.
         ``"vectorized"``: together in one process, with one vectorized call of the model a step;
@@ -323,8 +321,7 @@ class MCMC(RunResults):
         params = self._initial_params_of(group)
         if group.chain is None and params is not None:
             kernel.initial_params = params
-        chain = group.start(kernel, self._plan, *self._arguments, RunRecorder(record, group))
-        check_transforms(chain.structure, unconstraining_sites(self.transforms))
+        group.start(kernel, self._plan, *self._arguments, RunRecorder(record, group))
         disable_progbar = self._disable_progbar or not self._shows_progress
         sink = RunSink(record, group, self._description, disable_progbar)
         group.run(kernel, self._plan, sink, between, self._hook, self._every)
@@ -359,7 +356,6 @@ class MCMC(RunResults):
                 initial_params=self._initial_params_of(group),
                 arguments=self._arguments,
                 hook=self._hook,
-                unconstraining=unconstraining_sites(self.transforms),
                 every=self._every if self._record.checkpoint is not None else self._plan.draws,
                 random_seed=(base + group.first) % 2**32,
                 threads=max(torch.get_num_threads() // self.num_chains, 1),

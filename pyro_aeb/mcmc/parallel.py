@@ -37,7 +37,6 @@ from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.mcmc.chain_group import ChainGroup, Hook, Plan
 from pyro_aeb.mcmc.run_record import RunSink
-from pyro_aeb.mcmc.transforms import check_transforms
 from pyro_aeb.storage.recorder import Record, Recorder
 
 FIGURES_SECONDS = 0.2
@@ -55,7 +54,6 @@ class Job:
     :param ChainGroup group: of the chain, without its state.
     :param state: a snapshot of the chain, None where it has not started.
     :param Arguments arguments: of the model.
-    :param unconstraining: sites whose transforms lead to unconstrained space.
     :param int every: draws between two states that are sent.
     :param int random_seed: of the worker's global random numbers.
     :param int threads: of torch in the worker.
@@ -68,7 +66,6 @@ class Job:
     initial_params: Mapping[str, Tensor] | None
     arguments: Arguments
     hook: Hook | None
-    unconstraining: tuple[str, ...]
     every: int
     random_seed: int
     threads: int
@@ -264,8 +261,7 @@ def _work(job: Job, outbox: Connection, stop: Any) -> None:
             kernel.initial_params = job.initial_params
             if job.state is not None:
                 group.restore(job.state, "the saved chain")
-            chain = group.start(kernel, plan, *job.arguments, sender)
-            check_transforms(chain.structure, job.unconstraining)
+            group.start(kernel, plan, *job.arguments, sender)
             group.run(kernel, plan, sender, between, job.hook, job.every)
     except _Stopped:
         pass
