@@ -217,7 +217,7 @@ def test_networks(method, save):
     mcmc = make_mcmc(make_kernel(model, adaptation=None, save=save), method=method, hook_fn=hook)
     mcmc.run(X, Y)
     if save is not None and method == "parallel":
-        with raises_with("do not hold", "processes of their own leave none behind"):
+        with raises_with("do not hold", "worker processes leave none behind"):
             aeb.nn.sparse_module(net, mcmc)
         return
     assert aeb.nn.sparse_module(net, mcmc)(X).shape == (len(X), 1)
