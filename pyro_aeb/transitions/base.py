@@ -227,7 +227,7 @@ def statistics_of(
     statistics: Any = getattr(transition, "statistics", None)
     if statistics is None:
         return {}
-    arguments = (target,) if hasattr(transition, "move") else ()
+    arguments = (target,) if isinstance(transition, TargetTransition) else ()
     measured: Mapping[str, Tensor] = statistics(before, after, numbers, *arguments)
     return measured
 
