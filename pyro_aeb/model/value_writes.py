@@ -20,6 +20,11 @@ class RefuseWrites(TorchDispatchMode):
     weights. Not for use inside functorch transforms.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from importing its compiler for the mode, which takes two seconds."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self._sites: dict[int, str] = {}  # by storage

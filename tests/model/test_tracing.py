@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pyro
@@ -235,3 +237,22 @@ def test_first_values_are_copies():
     strategy = init_to_value(values={"beta": beta})
     draw_initial_values(sparse_regression, (X, Y), {}, strategy)["beta"].add_(1.0)
     assert (beta == 0.0).all()
+
+
+NO_COMPILER = """
+import sys
+import pyro, pyro.distributions as dist, torch
+import pyro_aeb as aeb
+
+def model():
+    pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+aeb.AEBKernel(model, aeb.SGLD(1e-3)).setup(0)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_start_does_not_import_the_compiler():
+    """It takes seconds, in every process."""
+    done = subprocess.run([sys.executable, "-c", NO_COMPILER], capture_output=True, text=True)
+    assert done.stdout.split() == ["False"], done.stderr
