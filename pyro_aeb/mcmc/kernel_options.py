@@ -106,7 +106,7 @@ def from_plain(name: str, plain: Any) -> Any:
         fields = {n: from_plain(name, value) for n, value in plain["fields"].items()}
         kind = _import_class(name, *plain["class"])
         try:
-            return kind(**fields)
+            return kind(**{**getattr(kind, "absent_fields", {}), **fields})
         except (TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint's {name} is a {kind.__name__} of {fields}, which this version of "

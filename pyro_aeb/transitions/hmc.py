@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,8 +66,8 @@ class HMC:
         with jitter, which only shortens steps.
     :param int leapfrogs: L; a trajectory takes the time :math:`s L \sqrt{\eta}`. A quarter of the
         slowest direction's period, :math:`\pi / 2 \sqrt{h}`, is a good :math:`L \sqrt{\eta}`.
-    :param float jitter: from 0, for steps of one size, to 1. A run of version 0.1 goes on bit for
-        bit with ``MCMC.resume(path, model, transition=HMC(..., jitter=0.0))``.
+    :param float jitter: from 0, for steps of one size, to 1. A checkpoint of version 0.1 resumes
+        with 0, as it began.
 
     **References**
 
@@ -81,6 +81,8 @@ class HMC:
     step_size: Schedule
     leapfrogs: int = 10
     jitter: float = 0.5
+    absent_fields: ClassVar[Mapping[str, Any]] = {"jitter": 0.0}
+    """Values of options that a checkpoint does not have: version 0.1 had no jitter."""
 
     def __init__(
         self, step_size: Schedule | float, leapfrogs: int = 10, jitter: float = 0.5

@@ -107,6 +107,14 @@ def test_numbers_of_numpy_are_restored_as_pythons(value):
     assert save_and_load(value) == (tuple(value) if isinstance(value, list) else value)
 
 
+def test_hmc_of_a_checkpoint_without_jitter_has_none():
+    """Else its draws would be others than those that the run began with."""
+    stored = to_plain(aeb.transitions.HMC(0.1, 3, jitter=0.25))
+    assert from_plain("transition", stored) == aeb.transitions.HMC(0.1, 3, jitter=0.25)
+    del stored["fields"]["jitter"]
+    assert from_plain("transition", stored) == aeb.transitions.HMC(0.1, 3, jitter=0.0)
+
+
 def test_a_kernel_is_restored_with_all_options():
     given = {
         "transition": TRANSITIONS["SGHMC"],
