@@ -24,6 +24,8 @@ import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from pyro_aeb.model.side_effects import start_autograd  # noqa: E402
+
 # Models, data and runs that tests of several folders share.
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
@@ -46,6 +48,15 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_that_can_be_forked() -> None:
+    """
+    Tests that use torch's compiler or its tracing themselves may run before tests of forked chains.
+    See :func:`pyro_aeb.model.side_effects.start_autograd`.
+    """
+    start_autograd()
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.errors import CompileWarning
 from pyro_aeb.kernel.algorithm import Update
 from pyro_aeb.kernel.random_bits import convert_bits
+from pyro_aeb.model.side_effects import start_autograd
 from pyro_aeb.posterior.likelihood import Evaluation
 from pyro_aeb.transitions import StepNumbers
 
@@ -46,6 +47,7 @@ class CompiledUpdate:
             torch.zeros((), dtype=torch.float32, device="cpu") for _ in StepNumbers._fields
         )
         self._has_compiled = False
+        start_autograd()
         self._compiled: Callable[..., Stepped] | None = torch.compile(
             self._traced, dynamic=False, fullgraph=True
         )

@@ -66,6 +66,15 @@ def preserve_buffers() -> Iterator[list[Place]]:
             module._buffers.update(buffers)
 
 
+def start_autograd() -> None:
+    """
+    Start autograd's engine, as any first gradient does. To be called before a compiler of torch's:
+    to an engine that starts after one, the compiler's meta device is an accelerator, and chains in
+    forked processes cannot take a gradient any more.
+    """
+    torch.zeros((), requires_grad=True, device="cpu").backward()
+
+
 def _without_compilation() -> AbstractContextManager[Any]:
     if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
         return torch.compiler.set_stance("force_eager")

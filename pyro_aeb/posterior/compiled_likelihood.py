@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.errors import CompileWarning
-from pyro_aeb.model.side_effects import Buffers
+from pyro_aeb.model.side_effects import Buffers, start_autograd
 from pyro_aeb.posterior.likelihood import Evaluation, Likelihood
 
 KINDS = 8
@@ -219,6 +219,7 @@ def _trace(
         _take_apart(results[0], outputs)
         return outputs
 
+    start_autograd()
     with pyro.validation_enabled(False):  # checks of values are branches on them
         graph = make_fx(step)(*inputs)
     constants = _constants_as_inputs(graph)

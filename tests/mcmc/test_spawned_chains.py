@@ -1,7 +1,10 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Chains in spawned processes whose model, hook or data cannot be sent to them."""
+"""
+Chains in spawned processes whose model, hook or data cannot be sent to them, and in forks of a
+process that has compiled.
+"""
 
 import os
 import subprocess
@@ -9,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from compiler_runs import run_without_compiler
 from small_runs import gaussian, make_kernel
 
 import pyro_aeb as aeb
@@ -63,3 +67,24 @@ def test_a_model_of_a_notebook_gets_a_cure():
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert "ended before it had read what to run" in done.stdout, done.stderr
     assert all(cure in done.stdout for cure in CURES)
+
+
+COMPILED_THEN_FORKED = """
+import pyro, pyro.distributions as dist, pyro_aeb as aeb
+def model():
+    pyro.sample("m", dist.Normal(0.0, 1.0))
+def run(chains, **options):
+    kernel = aeb.AEBKernel(model, aeb.SGLD(0.01), seed=0, **options)
+    mcmc = aeb.MCMC(kernel, 3, 1, num_chains=chains, disable_progbar=True,
+                    chain_method="sequential" if chains == 1 else "parallel", mp_context="fork")
+    mcmc.run()
+    return mcmc.get_samples(group_by_chain=True)["m"].shape
+run(1, compile="{compile}")
+print(run(2))
+"""
+
+
+@pytest.mark.parametrize("compile", ["update", "all"])
+def test_chains_are_forked_after_a_compiled_run(compile, tmp_path):
+    program = COMPILED_THEN_FORKED.format(compile=compile)
+    assert run_without_compiler(program, tmp_path) == "torch.Size([2, 3])\n"
