@@ -244,7 +244,7 @@ OPTIONS: list[tuple[str, Any]] = [
     ("transition", transitions.PSGLD(1e-3, decay=0.9, correction=True, adapt_until=50)),
     ("transition", transitions.BAOAB(1e-3, friction=0.2)),
     ("transition", transitions.SGNHT(1e-3, friction=0.2, coupling=0.1)),
-    ("transition", transitions.HMC(1e-3, leapfrogs=5)),
+    ("transition", transitions.HMC(1e-3, leapfrogs=5, jitter=0.0)),  # 0.1 knew no jitter
     ("transition", transitions.SVRG(aeb.SGHMC(1e-3), every=20)),
     ("transition", transitions.ContourSGLD(1e-3, (0.0, 100.0), bins=10, zeta=0.5)),
     ("transition", transitions.CyclicalSGMCMC(aeb.SGLD(aeb.Cyclical(1e-3, 9)), exploration=0.7)),
