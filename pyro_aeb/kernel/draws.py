@@ -120,8 +120,8 @@ class Recording:
         left_out = {name: value for name, value in values.items() if name not in self._saved}
         if left_out:
             self.moments.add(left_out)
-            axis = len(self._shape)
-            norms = {name: left_out[name].flatten(axis).norm(dim=-1) for name in self._weights}
+            weights = {name: left_out[name].reshape(*self._shape, -1) for name in self._weights}
+            norms = {name: value.norm(dim=-1) for name, value in weights.items()}
             statistics = {**statistics, **{norm_name(name): norms[name] for name in norms}}
         tensors = {name: torch.as_tensor(number) for name, number in statistics.items()}
         record = {

@@ -141,6 +141,25 @@ def test_nothing_saved_still_runs():
     assert kernel.diagnostics()["moments"]["mean"].keys() >= {"w0", "w1", "delta0", "w0_rho"}
 
 
+def scalar_site():
+    pyro.sample("m", dist.Normal(0.0, 1.0))
+    pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("method", ["sequential", "vectorized"])
+def test_the_norm_of_a_number_is_its_size(method):
+    def run(**options):
+        kernel = aeb.AEBKernel(scalar_site, aeb.SGLD(1e-2), seed=0, **options)
+        mcmc = aeb.MCMC(kernel, 4, 0, num_chains=2, chain_method=method, disable_progbar=True)
+        mcmc.run()
+        return mcmc
+
+    draws = run().get_samples(group_by_chain=True)
+    stats = aeb.to_arviz(run(save=[])).sample_stats
+    torch.testing.assert_close(torch.tensor(stats["m_norm"].values), draws["m"].abs())
+    torch.testing.assert_close(torch.tensor(stats["w_norm"].values), draws["w"].norm(dim=-1))
+
+
 def exploding_step_size(k):
     return 1e-5 if k < 6 else 1e38
 
