@@ -301,7 +301,8 @@ class AEBKernel(KernelOptions, MCMCKernel):
         chain = self.chain
         structure, moments = chain.structure, chain.recording.moments
         learned = structure.latent_sites
-        roles = {name: "observed" for name in structure.observed}
+        roles = dict.fromkeys(structure.observed, "observed")
+        roles |= dict.fromkeys(structure.reparametrised, "deterministic")
         roles |= {block.name: "draw" for block in structure.blocks}
         roles |= {name: "stochastic approximation" for name in learned}
         return {

@@ -30,11 +30,16 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
                 )
 
 
-def check_observed(observed: Mapping[str, Site], plates: Mapping[str, tuple[int, int]]) -> None:
+def check_observed(
+    observed: Mapping[str, Site],
+    plates: Mapping[str, tuple[int, int]],
+    computed: Collection[str] = (),
+) -> None:
     """
     Check that every observed site is scaled by N/n, and that its values are in its support.
 
     :param plates: size and subsample size of every plate made while the model runs.
+    :param computed: sites whose values are computed from latent sites, which are not checked.
     :raises ModelError: if a site has another scale, or its values do not fit its distribution.
     """
     around_data = set()
@@ -59,7 +64,8 @@ def check_observed(observed: Mapping[str, Site], plates: Mapping[str, tuple[int,
                 "its plates; remove poutine.scale from the model (tempering is AEBKernel's "
                 "inverse_temperature)"
             )
-        _check_value(name, site)
+        if name not in computed:
+            _check_value(name, site)
     for name, (size, batch) in plates.items():
         if batch < size and name not in around_data:
             raise ModelError(
@@ -77,6 +83,7 @@ def check_loader_plates(
     """
     Check that plates scale a loader's batches to the size of its data set.
 
+    :param observed: the sites that are data.
     :param subsamples: the plates made while the model runs, by name.
     :param sizes: the sizes that the data set may have; empty if unknown.
     :param lengths: of the first axes of the batch's tensors.

@@ -22,6 +22,7 @@ from pyro_aeb.latents.contract import LatentUpdate
 from pyro_aeb.model.data_checks import check_finite, check_loader_plates, check_observed
 from pyro_aeb.model.learned_sites import check_forms, find_learned_sites
 from pyro_aeb.model.links import HandLinks, check_links, describe, find_links, is_sparse
+from pyro_aeb.model.observed_sites import find_observed
 from pyro_aeb.model.perturbation import check_gradients, find_gradient_paths
 from pyro_aeb.model.structure import Block, Delta, NormalBlock, Sigma, SparseBlock, Structure
 from pyro_aeb.model.tracing import Site, Tracer, check_continuous, trace_provenance, unwrap
@@ -48,8 +49,7 @@ def inspect_model(
     :param latents: updates of latent sites that are learned, by site.
     :raises ModelError: if the model or the data cannot be sampled.
     """
-    tensors = _named_tensors(model, args, kwargs)
-    check_finite(tensors)
+    check_finite(tensors := _named_tensors(model, args, kwargs))
     trace = Tracer(model, args, kwargs)
     with _explain_failures(tensors):
         sites = trace({}, validate=True)
@@ -60,22 +60,22 @@ def inspect_model(
     latent = {n: s for n, s in sites.items() if not s["is_observed"]}
     observed = {n: s for n, s in sites.items() if s["is_observed"]}
     _check_latent(latent)
-    check_observed(observed, plates)
-    if loader_sizes is not None:
-        lengths = leading_lengths(Arguments(args, kwargs))
-        check_loader_plates(observed, subsamples, loader_sizes, lengths)
+    kinds = find_observed(model, Arguments(args, kwargs), sites, trace)
+    check_observed(observed, plates, kinds.computed)
+    data = {n: s for n, s in observed.items() if n in kinds.data}
+    _check_loader(data, subsamples, loader_sizes, Arguments(args, kwargs))
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
     tracked = trace_provenance(model, args, kwargs)
     linked = find_links(latent, tracked, sparse, {} if links is None else links)
-    likelihoods = check_links(sites, sparse, linked, trace)
-    sparse_blocks, sigmas, deltas = _sparse_blocks(latent, sparse, linked, likelihoods)
+    scaled = check_links(sites, sparse, linked, trace)
+    sparse_blocks, sigmas, deltas = _sparse_blocks(latent, sparse, linked, scaled)
     learned = find_learned_sites(latent, latents or {}, {*sparse, *linked.values()})
     check_forms(sites, learned, trace)
     taken = {*sparse, *linked.values(), *(site.name for site in learned)}
     rest = {n: s for n, s in latent.items() if n not in taken}
     paths = find_gradient_paths(sites, trace)
-    differentiated = [site.name for site in learned if site.update.derivatives]
-    check_gradients(sites, paths, [*sparse, *rest, *differentiated], trace)
+    moved = [*sparse, *rest, *(site.name for site in learned if site.update.derivatives)]
+    check_gradients(sites, paths, moved, trace)
     normal = [n for n, s in rest.items() if _is_fixed_normal(s, paths[n])]
     dtype, device = _common_kind(observed, {n: latent[n]["value"] for n in (*sparse, *rest)})
     return Structure(
@@ -84,15 +84,26 @@ def inspect_model(
         general=tuple(_general_block(s) for n, s in rest.items() if n not in normal),
         sigmas=sigmas,
         deltas=deltas,
-        observed=tuple(n for n, s in observed.items() if not isinstance(s["fn"], dist.Unit)),
+        observed=tuple(data),
+        reparametrised=tuple(n for n in observed if n in kinds.reparametrised),
         plates={n: plates[n] for n, s in subsamples.items() if not _has_own_indices(s)},
         dims={n: _dims(s) for n, s in sites.items()},
-        observations={n: s["value"] for n, s in observed.items() if _is_whole(s)},
+        observations={n: s["value"] for n, s in data.items() if _is_whole(s)},
         dtype=dtype,
         device=device,
         learned=learned,
         changed_buffers=trace.changed_buffers,
     )
+
+
+def _check_loader(
+    data: Mapping[str, Site],
+    subsamples: Mapping[str, Site],
+    sizes: frozenset[int] | None,
+    arguments: Arguments,
+) -> None:
+    if sizes is not None:
+        check_loader_plates(data, subsamples, sizes, leading_lengths(arguments))
 
 
 def _named_tensors(
@@ -311,7 +322,8 @@ def _common_kind(
         )
     for name, site in observed.items():
         value = site["value"]
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:
+        is_float = isinstance(value, Tensor) and value.dim() and value.is_floating_point()
+        if is_float and value.dtype != dtype:
             raise ModelError(
                 f"observed site {name!r} has values of {value.dtype}, expected {dtype}, as the "
                 "latent sites have; convert the data, or use torch.set_default_dtype"

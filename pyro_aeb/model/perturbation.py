@@ -49,8 +49,12 @@ def is_close(a: Tensor, b: Tensor) -> bool:
 
 
 def has_same_density(a: Site, b: Site) -> bool:
-    """Whether a site's value in the first trace has the same density in both."""
-    return is_close(a["fn"].log_prob(a["value"]), b["fn"].log_prob(a["value"]))
+    """
+    Whether a site's value in the first trace has the same density in both; for an observed site, of
+    which each trace may have computed its own, whether the densities are the same.
+    """
+    value = b["value"] if b["is_observed"] else a["value"]
+    return is_close(a["fn"].log_prob(a["value"]), b["fn"].log_prob(value))
 
 
 def find_gradient_paths(sites: Mapping[str, Site], trace: Tracer) -> dict[str, frozenset[str]]:

@@ -146,7 +146,7 @@ class Structure:
     :param sparse: sites with a spike-and-slab prior, in the order of the slab.
     :param normal: sites with a fixed normal prior, whose gradient has a closed form.
     :param general: all other continuous latents, scored by their own ``log_prob``.
-    :param observed: names of the observed sites, without those of ``pyro.factor``.
+    :param observed: names of the observed sites that are data.
     :param plates: plate name to (size, subsample size).
     :param dims: site name to the plate of each axis of its value, None for an axis of no plate.
     :param observations: observed site name to its value, if that is a tensor and no subsample.
@@ -154,6 +154,7 @@ class Structure:
     :param device: of the position.
     :param learned: latent sites that are learned by updates given as ``latents=``.
     :param changed_buffers: the places of the module buffers that a run of the model changes.
+    :param reparametrised: names of the latents that ``poutine.reparam`` computes from others.
     """
 
     sparse: tuple[SparseBlock, ...]
@@ -169,6 +170,7 @@ class Structure:
     device: torch.device
     learned: tuple[LearnedSite, ...] = ()
     changed_buffers: tuple[Place, ...] = ()
+    reparametrised: tuple[str, ...] = ()
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:

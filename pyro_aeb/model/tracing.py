@@ -97,6 +97,7 @@ class Tracer:
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         self._run = partial(model, *args, **kwargs)
+        self._replaced: set[str] = set()  # latent sites that poutine.reparam computes from others
 
     def __call__(
         self, values: Mapping[str, Tensor], *, validate: bool = False, grad: bool = False
@@ -112,9 +113,20 @@ class Tracer:
             values of latent sites are refused.
         :param bool grad: whether gradients with respect to the values are recorded.
         """
-        writes = RefuseWrites() if validate else None
+        while True:
+            known = len(self._replaced)
+            sites = self._trace(values, validate, grad)
+            if len(self._replaced) == known:  # else values were given to sites that are computed
+                return sites
 
-        def value_of(site: Site) -> Tensor:
+    def _trace(self, values: Mapping[str, Tensor], validate: bool, grad: bool) -> dict[str, Site]:
+        writes = RefuseWrites() if validate else None
+        given: set[Any] = set()
+
+        def value_of(site: Site) -> Tensor | None:
+            if site["name"] in self._replaced:
+                return None
+            given.add(site["name"])
             feasible = _init_to_feasible(site)  # also where unused, for the random numbers it takes
             value = values.get(site["name"], feasible)
             if writes is not None:
@@ -136,7 +148,13 @@ class Tracer:
             writes.check()
         if len(changed) > len(self.changed_buffers):
             self.changed_buffers = tuple(changed)
-        return {name: {**site} for name, site in trace.nodes.items() if site["type"] == "sample"}
+        sites = {n: {**site} for n, site in trace.nodes.items() if site["type"] == "sample"}
+        for site in sites.values():
+            if isinstance(site["value"], (int, float)):  # obs=0.0
+                site["value"] = torch.as_tensor(site["value"])
+            if site["is_observed"] and site["name"] in given:
+                self._replaced.add(site["name"])
+        return sites
 
 
 def trace_sites(

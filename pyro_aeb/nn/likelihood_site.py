@@ -14,12 +14,19 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.errors import ModelError, shorten
+from pyro_aeb.model.observed_sites import (
+    TrackIndices,
+    choose_data,
+    comes_from,
+    track_arguments,
+)
 from pyro_aeb.model.tracing import unwrap
 from pyro_aeb.nn.mixture import Mixture, predict_from
 
@@ -36,6 +43,7 @@ class RecordedSite(NamedTuple):
     fn: Any
     value: Tensor | None
     masked: bool
+    in_plate: bool = False
 
 
 class LikelihoodSite:
@@ -43,8 +51,9 @@ class LikelihoodSite:
     The observed site of a model whose distribution is the prediction.
 
     :param str site: its name; None if there is only one.
-    :param likelihoods: names of sites that are known to be observed, even if the arguments hold no
-        data for them.
+    :param likelihoods: names of sites that are known to be data, even if the arguments hold none
+        for them. By default data are told from soft constraints, and from values that are computed
+        from latent sites, by what the observed values depend on.
     """
 
     def __init__(
@@ -56,6 +65,7 @@ class LikelihoodSite:
         self._model = model
         self._site = site
         self._likelihoods = frozenset(likelihoods)
+        self._data: frozenset[str] | None = None  # of the observed sites, once it is needed
 
     def predict(self, values: Mapping[str, Tensor], arguments: Arguments) -> Mixture:
         """
@@ -66,7 +76,7 @@ class LikelihoodSite:
         :raises ModelError: if a latent site has no value, or several sites can be meant.
         """
         sites = self.run(values, arguments)
-        name = self._choose(sites, values)
+        name = self._choose(sites, values, arguments)
         site = sites[name]
         if site.masked:
             raise ModelError(
@@ -81,12 +91,40 @@ class LikelihoodSite:
             self._model(*arguments.args, **arguments.kwargs)
         return handler.sites
 
-    def _choose(self, sites: Mapping[str, RecordedSite], values: Mapping[str, Tensor]) -> str:
-        observed = [name for name, site in sites.items() if site.value is not None]
+    def _find_data(
+        self, observed: Mapping[str, RecordedSite], values: Mapping[str, Tensor], data: Arguments
+    ) -> frozenset[str]:
+        """Return the observed sites that are data, by further runs of the model."""
+        if self._data is None:
+            leaves = {n: x.clone().requires_grad_(x.is_floating_point()) for n, x in values.items()}
+            with torch.enable_grad():
+                run = self.run(leaves, data)
+            computed = {n for n, s in run.items() if getattr(s.value, "requires_grad", False)}
+            try:
+                with TrackIndices():
+                    run = self.run(values, track_arguments(data))
+                from_arguments = {n for n, s in run.items() if comes_from(s.value)}
+            except Exception:  # a part of the model does not support tensor subclasses
+                from_arguments = set()
+            given = {n: (s.value, s.in_plate) for n, s in observed.items() if n not in computed}
+            self._data = choose_data(given, from_arguments - computed)
+        return self._data
+
+    def _choose(
+        self,
+        sites: Mapping[str, RecordedSite],
+        values: Mapping[str, Tensor],
+        arguments: Arguments,
+    ) -> str:
+        observed = {name: site for name, site in sites.items() if site.value is not None}
         name = self._site
         if name is None:
-            candidates = observed or list(sites)
-            if not observed and len(sites) > 1:
+            known = [name for name in sites if name in self._likelihoods]
+            candidates = known or list(observed) or list(sites)
+            if not known and len(observed) > 1:
+                data = self._find_data(observed, values, arguments)
+                candidates = sorted(data) or [name for name in sites if name not in observed]
+            if not known and not observed and len(sites) > 1:
                 raise ModelError(
                     f"sites {shorten(sorted(sites))} have no values in the draws, which hold "
                     f"{shorten(sorted(values))}. If one of them is to be predicted and the draws "
@@ -108,7 +146,8 @@ class LikelihoodSite:
         if unknown:
             raise ModelError(
                 f"the draws hold {shorten(sorted(values))} but not the latent sites "
-                f"{shorten(unknown)}, which the model needs to predict {name!r}: {REMEDY}"
+                f"{shorten(unknown)}, which the model needs to predict {name!r}: {REMEDY}. If one "
+                "of these is what is to be predicted, choose it with site="
             )
         return name
 
@@ -131,7 +170,8 @@ class _Substitute(Messenger):
             msg["stop"] = True
         elif not msg["infer"].get("_deterministic") and not isinstance(unwrap(fn), dist.Unit):
             masked = msg["mask"] is not None or isinstance(unwrap(fn), dist.MaskedDistribution)
-            self.sites[name] = RecordedSite(fn, msg["value"] if observed else None, masked)
+            value, in_plate = msg["value"] if observed else None, bool(msg["cond_indep_stack"])
+            self.sites[name] = RecordedSite(fn, value, masked, in_plate)
 
 
 def _check_whole(plate: Any) -> None:

@@ -77,7 +77,8 @@ class PosteriorPredictive:
 
     :param model: the model that was sampled.
     :param MCMC mcmc: a finished run, with any kernel and number of chains.
-    :param str site: the observed site to predict, if there are several.
+    :param str site: the observed site to predict, if there are several. Soft constraints and sites
+        that are computed from latent sites, as by ``poutine.reparam``, are none.
     :param recalibrate: training data, a DataLoader or the model's arguments as a tuple; some
         thousand data are enough. For every draw, the BatchNorm statistics are first estimated from
         them, as by :func:`torch.optim.swa_utils.update_bn` except that dropout stays off. One pass
@@ -162,6 +163,7 @@ class PosteriorPredictive:
         :raises ValueError: if the data differ from those at the previous draw, or their order does.
         """
         data = _check_hook(kernel, self._data)
+        self._likelihoods = list(kernel.chain.structure.observed)
         draws = kernel.chain.values_by_chain()
         if stage.startswith("Warmup"):
             if i == 0:
