@@ -24,6 +24,7 @@ from pyro_aeb.kernel.initialization import start_chain
 from pyro_aeb.kernel.non_finite import divergence_error, first_non_finite, non_finite_chains
 from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.seeds import chain_number, loader_seed
+from pyro_aeb.model.side_effects import buffer_kind
 from pyro_aeb.posterior.data_parallel import ranks_of_data
 from pyro_aeb.storage.recorder import History, Recorder
 from pyro_aeb.validation import names
@@ -313,6 +314,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
             "moments": {"mean": moments.mean(), "sd": moments.sd()},
             "dims": dims_of(structure),
             "roles": roles,
+            "changed_buffers": sorted({buffer_kind(*p) for p in structure.changed_buffers}),
             "observed_data": dict(structure.observations),
             "settings": {
                 "transition": repr(self.transition),

@@ -15,6 +15,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ from pyro_aeb.storage.checkpoint import check_contents
 
 Place = tuple[nn.Module, str]
 """A module, and the name of a buffer in it."""
+
+
+def buffer_kind(module: nn.Module, name: str) -> str:
+    """Return the type of a module and the name of its buffer, which are known in any process."""
+    return f"{type(module).__name__}.{name}"
 
 
 @contextmanager
@@ -108,6 +114,10 @@ class Buffers:
         """Return the current buffers, with a leading axis of chains where each has a set."""
         return self._in_modules() if self._stacks is None else list(self._stacks)
 
+    def values_of_last(self) -> list[Tensor]:
+        """Return the current buffers of the last chain."""
+        return self._in_modules() if self._stacks is None else [s[-1] for s in self._stacks]
+
     def copies(self) -> list[Tensor]:
         """Return copies of :meth:`values`."""
         return [value.clone() for value in self.values()]
@@ -133,6 +143,12 @@ class Buffers:
         finally:
             self._insert(originals)
 
+    def run_by_chain(self, run: Callable[[int], None], chains: int) -> None:
+        """Run a function of every chain's number with copies of that chain's buffers."""
+        for chain in range(chains):
+            copies = [value[chain].clone() for value in self._stacks or ()]
+            self.run(copies or self._in_modules(), partial(run, chain))
+
     def run_on(self, values: Sequence[Tensor], model: Callable[[], None]) -> list[Tensor]:
         """
         Run a model of all chains on other buffers, which it may change; those held here stay.
@@ -155,7 +171,7 @@ class Buffers:
     def copy_last_to_modules(self) -> None:
         """Copy the last chain's set into the modules, as if the chains had run one by one."""
         if self._stacks is not None:
-            self._copy_to_modules([stack[-1] for stack in self._stacks])
+            self._copy_to_modules(self.values_of_last())
 
     @torch.no_grad()
     def _copy_to_modules(self, values: Sequence[Tensor]) -> None:

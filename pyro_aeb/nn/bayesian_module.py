@@ -11,7 +11,6 @@ Bayesian modules made from torch modules.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -32,6 +31,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.value_writes import RefuseWrites, written_error
+from pyro_aeb.nn.copying import copy_module
 from pyro_aeb.nn.layers import Sparse, Weight, check_module, find_weights, layer_of, table
 from pyro_aeb.nn.priors import Kind, Priors, delta_prior, hyperprior, normal, scalar, sigma2_prior
 from pyro_aeb.priors import SSGL, Group
@@ -115,7 +115,7 @@ def bayesianize(
         dense_scale=positive("dense_scale", dense_scale),
         by_unit=flag("by_unit", by_unit),
     )
-    return BayesianModule(copy.deepcopy(module), weights, priors, f"{name}." if name else "")
+    return BayesianModule(copy_module(module), weights, priors, f"{name}." if name else "")
 
 
 class BayesianModule(nn.Module):

@@ -10,20 +10,24 @@ on exit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 ModuleBuffers = dict[str, Tensor | None]
 
 
 @contextmanager
-def evaluation_mode() -> Iterator[None]:
-    """Run every module that is called inside as after ``module.eval()``: without dropout, say."""
+def evaluation_mode() -> Iterator[dict[nn.Module, bool]]:
+    """
+    Run every module that is called inside as after ``module.eval()``: without dropout, say.
+
+    :returns: whether each module that was called was in training mode; filled as they are.
+    """
     training: dict[nn.Module, bool] = {}
 
     def switch(module: nn.Module, _: Any) -> None:
@@ -34,7 +38,7 @@ def evaluation_mode() -> Iterator[None]:
 
     handle = register_module_forward_pre_hook(switch)
     try:
-        yield
+        yield training
     finally:
         handle.remove()
         for module, flag in training.items():
@@ -43,15 +47,21 @@ def evaluation_mode() -> Iterator[None]:
 
 class BatchNormStatistics:
     """
-    Means and variances for the BatchNorm modules of a model, kept apart from the modules' own.
+    Means and variances for the BatchNorm and InstanceNorm modules of a model, kept apart from the
+    modules' own.
 
     :meth:`estimate` gathers them, as :func:`torch.optim.swa_utils.update_bn` does, and
-    :meth:`apply` puts them into the modules. Both restore the modules on exit. BatchNorm modules
+    :meth:`apply` puts them into the modules. Both restore the modules on exit. Modules
     without running statistics are left alone.
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[_BatchNorm, ModuleBuffers] = {}
+        self._buffers: dict[nn.Module, ModuleBuffers] = {}
+
+    @property
+    def buffers(self) -> Mapping[nn.Module, ModuleBuffers]:
+        """The buffers, by module."""
+        return self._buffers
 
     def __len__(self) -> int:
         """Return the number of modules with statistics."""
@@ -64,12 +74,12 @@ class BatchNormStatistics:
         its mean and variance to the statistics: plain averages over all batches, of whatever size.
         For use inside :func:`evaluation_mode`, in which all other modules stay.
         """
-        originals: dict[_BatchNorm, tuple[ModuleBuffers, float | None, bool]] = {}
+        originals: dict[_NormBase, tuple[ModuleBuffers, float | None, bool]] = {}
 
         def prepare(module: nn.Module, _: Any) -> None:
-            if not isinstance(module, _BatchNorm) or module in originals:
+            if not isinstance(module, _NormBase) or not module.track_running_stats:
                 return
-            if module.track_running_stats:
+            if module not in originals:
                 originals[module] = dict(module._buffers), module.momentum, module.training
                 if module in self._buffers:
                     module._buffers.update(self._buffers[module])
@@ -79,6 +89,9 @@ class BatchNormStatistics:
                     module.reset_running_stats()
                 module.momentum = None  # the plain average over batches
                 module.training = True
+            if not isinstance(module, _BatchNorm):  # InstanceNorm does not count
+                count = module.get_buffer("num_batches_tracked").add_(1)
+                module.momentum = 1.0 / int(count)
 
         handle = register_module_forward_pre_hook(prepare)
         try:

@@ -7,7 +7,6 @@ Plain torch modules with the weights of one draw, and their numbers of non-zero 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
@@ -17,19 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from pyro_aeb.errors import ModelError
+from pyro_aeb.nn.batches import as_batches
 from pyro_aeb.nn.bayesian_module import BayesianModule
+from pyro_aeb.nn.copying import compute_weights, copy_module
+from pyro_aeb.nn.draw_buffers import buffers_error, fit_spectral_norms, is_computed, statistics_of
 from pyro_aeb.nn.layers import layer_of, table
+from pyro_aeb.nn.predictive import changed_buffers, estimate_statistics
 
 
-def sparse_module(net: BayesianModule, mcmc: Any, draw: int = -1) -> nn.Module:
+def sparse_module(
+    net: BayesianModule, mcmc: Any, draw: int = -1, *, recalibrate: Any = None
+) -> nn.Module:
     """
     Return a plain module with the weights of one draw::
 
         module = sparse_module(net, mcmc)
         torch.save(module.state_dict(), "network.pt")
 
-    Everything else is as in ``net.module``: the current buffers, the fixed parameters, which
-    parameters require a gradient, training or evaluation mode.
+    Everything else is as in ``net.module``: the fixed parameters, which parameters require a
+    gradient, training or evaluation mode. Spectral norms are those of the draw. The running
+    averages of BatchNorm and InstanceNorm are estimated by ``recalibrate``; without it, the last
+    draw has those that the run left, which lag behind its weights.
 
     :param BayesianModule net: the network in the model that was run.
     :param mcmc: a :class:`pyro.infer.MCMC` with any kernel, after its ``run()``. With an
@@ -37,8 +44,11 @@ def sparse_module(net: BayesianModule, mcmc: Any, draw: int = -1) -> nn.Module:
         ``draw`` is -1.
     :param int draw: the number of the draw; chains count one after the other. -1 is the last draw,
         or the chain's current weights where the draws do not hold them.
+    :param recalibrate: training data, as of :class:`~pyro_aeb.nn.PosteriorPredictive`: a DataLoader
+        or the model's arguments as a tuple.
     :raises TypeError: if ``net`` or ``draw`` is of the wrong kind.
-    :raises ModelError: if the weights are not available, or not of the network's shapes.
+    :raises ModelError: if the weights are not available, or not of the network's shapes; or if a
+        buffer follows the weights and is not that of the draw.
     :raises IndexError: if there is no such draw.
     """
     if not isinstance(net, BayesianModule):
@@ -47,11 +57,12 @@ def sparse_module(net: BayesianModule, mcmc: Any, draw: int = -1) -> nn.Module:
         )
     if not isinstance(cast(Any, draw), Integral):
         raise TypeError(f"draw is {draw!r}, expected an integer; -1 is the last draw")
-    values = _values(net, mcmc, draw)
-    module = copy.deepcopy(net.module)
+    values, is_last = _values(net, mcmc, draw)
+    module = copy_module(net.module)
     parameters = dict(module.named_parameters())
     with torch.no_grad():
-        for name, value in values.items():
+        for site in (*net.sparse_sites, *net.dense_sites):
+            name, value = site.removeprefix(net.prefix), values[site]
             if value.shape != parameters[name].shape:
                 raise ModelError(
                     f"the draws of parameter {name!r} have shape {tuple(value.shape)}, expected "
@@ -59,11 +70,54 @@ def sparse_module(net: BayesianModule, mcmc: Any, draw: int = -1) -> nn.Module:
                     "was in the model"
                 )
             parameters[name].copy_(value)
+    _fit_buffers(module, net, mcmc, values, is_last, recalibrate)
+    compute_weights(module)
     return module
 
 
-def _values(net: BayesianModule, mcmc: Any, draw: int) -> Mapping[str, Tensor]:
-    """Return the weights of a draw, by parameter."""
+def _fit_buffers(
+    module: nn.Module,
+    net: BayesianModule,
+    mcmc: Any,
+    values: Mapping[str, Tensor],
+    is_last: bool,
+    recalibrate: Any,
+) -> None:
+    """
+    Give an exported module the buffers of its draw.
+
+    :param values: all sites of the draw.
+    :param bool is_last: whether the buffers in the network are those of the draw.
+    :raises ModelError: if a buffer follows the weights and cannot be computed.
+    """
+    copies = dict(zip(net.module.modules(), module.modules(), strict=True))
+    run = changed_buffers(mcmc)
+    changed = {part: run.names(part) for part in copies}
+    follow = {copy for part, copy in copies.items() if changed[part] or part.training}
+    if is_last and (buffers := mcmc.kernel.chain.buffers).places:
+        for (part, name), value in zip(buffers.places, buffers.values_of_last(), strict=True):
+            if part in copies:
+                copies[part]._buffers[name] = value.clone()
+    fit_spectral_norms(module, follow.__contains__)
+    estimated: Mapping[nn.Module, Any] = {}
+    if recalibrate is not None:
+        batches = as_batches(recalibrate, "recalibrate")
+        estimated = estimate_statistics(mcmc, values, batches, net.latent_sites)
+    for part in copies.keys() & estimated.keys():
+        copies[part]._buffers.update(estimated[part])
+    if not is_last:
+        stale = [
+            (copy, name)
+            for part, copy in copies.items()
+            for name in {**dict.fromkeys(changed[part]), **dict.fromkeys(statistics_of(part))}
+            if part not in estimated and not is_computed(part, name)
+        ]
+        if stale:
+            raise buffers_error(stale, [module])
+
+
+def _values(net: BayesianModule, mcmc: Any, draw: int) -> tuple[Mapping[str, Tensor], bool]:
+    """Return all sites of a draw, and whether it is the last state of a chain in this process."""
     sites = (*net.sparse_sites, *net.dense_sites)
     # MCMC holds no draws before its run has ended, StreamingMCMC never does.
     draws = mcmc.get_samples() if getattr(mcmc, "_samples", None) else {}
@@ -74,10 +128,14 @@ def _values(net: BayesianModule, mcmc: Any, draw: int) -> Mapping[str, Tensor]:
                 f"draw is {draw}, expected a number from {-count} to {count - 1}: there are "
                 f"{count} draws"
             )
-        return {name.removeprefix(net.prefix): draws[name][draw] for name in sites}
+        values = {name: draws[name][draw] for name in draws}
+        current = _current_values(mcmc)
+        return values, all(
+            name in current and torch.equal(current[name], values[name]) for name in sites
+        )
     current = _current_values(mcmc) if draw == -1 else {}
     if all(name in current for name in sites):
-        return {name.removeprefix(net.prefix): current[name] for name in sites}
+        return current, True
     missing = [name for name in sites if name not in draws]
     if draw == -1:
         reason = (

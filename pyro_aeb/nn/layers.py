@@ -54,6 +54,11 @@ def layer_of(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
+def is_sampled(parameter: nn.Parameter) -> bool:
+    """Whether a parameter requires a gradient and has numbers."""
+    return parameter.requires_grad and (is_lazy(parameter) or parameter.numel() > 0)
+
+
 def check_module(module: object) -> None:
     """
     Check that a module's parameters can be sampled.
@@ -77,7 +82,7 @@ def check_module(module: object) -> None:
             f"{lazy[0]!r} of {type(module).__name__} has no shape yet, expected a module whose "
             "lazy layers are initialised; call the module on one batch first"
         )
-    free = {name: p for name, p in parameters.items() if p.requires_grad}
+    free = {name: p for name, p in parameters.items() if is_sampled(p)}
     if not free:
         raise ModelError(
             f"{type(module).__name__} has {len(parameters)} parameters and none of them requires a "
@@ -141,7 +146,7 @@ def find_weights(module: nn.Module, sparse: Sparse | None) -> tuple[Weight, ...]
     layers = dict(module.named_modules(remove_duplicate=False))
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad:
+        if is_sampled(parameter):
             names.setdefault(parameter, []).append(name)
     weights = []
     for parameter, aliases in names.items():
@@ -178,7 +183,7 @@ def _choose_layers(module: nn.Module, sparse: Sparse | None) -> set[str]:
 
 
 def _sampled_parameters(layer: nn.Module) -> list[nn.Parameter]:
-    return [p for p in layer.parameters(recurse=False) if p.requires_grad]
+    return [p for p in layer.parameters(recurse=False) if is_sampled(p)]
 
 
 def _is_names(sparse: object) -> bool:

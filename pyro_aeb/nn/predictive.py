@@ -12,21 +12,30 @@ evaluation mode (:mod:`pyro_aeb.nn.evaluation_mode`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro.infer import MCMC
 from pyro.infer.mcmc.api import StreamingMCMC
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_aeb.errors import ModelError
+from pyro_aeb.data.arguments import Arguments
+from pyro_aeb.errors import ModelError, shorten
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.seeds import worker_chain
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
 from pyro_aeb.nn.batches import Batches, as_batches
+from pyro_aeb.nn.draw_buffers import (
+    ChangedBuffers,
+    check_buffers,
+    compute_spectral_norms,
+    other_draw,
+)
 from pyro_aeb.nn.evaluation import Evaluation, score
 from pyro_aeb.nn.evaluation_mode import BatchNormStatistics, evaluation_mode
 from pyro_aeb.nn.likelihood_site import REMEDY, LikelihoodSite
@@ -72,18 +81,19 @@ class PosteriorPredictive:
     draws' device. Modules run in evaluation mode; training flags, buffers and random number
     generators are restored afterwards, also after an error.
 
-    All draws share the buffers that the modules hold. BatchNorm's running averages fit none of the
-    draws: give ``recalibrate``.
+    Buffers that follow the weights are computed for every draw: spectral norms always, the running
+    averages of BatchNorm and InstanceNorm with ``recalibrate``. Others, on which predictions
+    depend, are an error. In :meth:`hook` all buffers are those of the chain's current state.
 
     :param model: the model that was sampled.
     :param MCMC mcmc: a finished run, with any kernel and number of chains.
     :param str site: the observed site to predict, if there are several. Soft constraints and sites
         that are computed from latent sites, as by ``poutine.reparam``, are none.
     :param recalibrate: training data, a DataLoader or the model's arguments as a tuple; some
-        thousand data are enough. For every draw, the BatchNorm statistics are first estimated from
-        them, as by :func:`torch.optim.swa_utils.update_bn` except that dropout stays off. One pass
-        over them serves all draws of ``mcmc``; the hook needs one a draw. For a model without
-        BatchNorm this costs one run of the model.
+        thousand data are enough. For every draw, the statistics of BatchNorm and InstanceNorm are
+        first estimated from them, as by :func:`torch.optim.swa_utils.update_bn` except that dropout
+        stays off. One pass over them serves all draws of ``mcmc``; the hook needs one a draw. For a
+        model without such statistics this costs one run of the model.
     :param data: instead of ``mcmc``, the data that :meth:`hook` predicts: a DataLoader that does
         not shuffle, or the model's arguments as a tuple.
     :raises TypeError: if an argument is of the wrong kind, or not exactly one of ``mcmc`` and
@@ -121,6 +131,8 @@ class PosteriorPredictive:
                 "the DataLoader given as data= shuffles, expected the same order at every pass, by "
                 "which a draw's predictions are added to the earlier ones; use shuffle=False"
             )
+        self._changed = changed_buffers(mcmc)
+        self._is_checked = False
         self._streamed: tuple[Mixture, Mixture] | None = None
         self._fingerprint = torch.zeros(0)  # of the last pass over the data
 
@@ -164,14 +176,13 @@ class PosteriorPredictive:
         """
         data = _check_hook(kernel, self._data)
         self._likelihoods = list(kernel.chain.structure.observed)
-        draws = kernel.chain.values_by_chain()
         if stage.startswith("Warmup"):
             if i == 0:
-                self._predict(data, draws[:1], progress=False, limit=1)
+                self._predict_state(kernel.chain, data, limit=1)
             return
         if i == 0 and stage in ("Sample", "Sample [0]"):
             self._streamed = None
-        draw, last = self._predict(data, draws, progress=False)
+        draw, last = self._predict_state(kernel.chain, data)
         before = None if self._streamed is None else self._streamed[0]
         expected, self._fingerprint = self._fingerprint, data.fingerprint()
         if before is not None and not torch.equal(expected, self._fingerprint):
@@ -197,6 +208,23 @@ class PosteriorPredictive:
             )
         return self._streamed
 
+    def _predict_state(
+        self, chain: Any, data: Batches, limit: int | None = None
+    ) -> tuple[Mixture, Mixture]:
+        """Predict from the current state of every chain, whose buffers are the chain's own."""
+        self._is_checked = True
+        draws = chain.values_by_chain()
+        if not chain.buffers.places:
+            return self._predict(data, draws, progress=False, limit=limit)
+        parts: list[tuple[Mixture, Mixture]] = []
+
+        def predict(i: int) -> None:
+            parts.append(self._predict(data, [draws[i]], progress=False, limit=limit))
+
+        chain.buffers.run_by_chain(predict, len(draws))
+        averages, lasts = zip(*parts, strict=True)
+        return reduce(merge, averages), lasts[-1]
+
     def _predict(
         self, batches: Batches, draws: Sequence[Draw], progress: bool, limit: int | None = None
     ) -> tuple[Mixture, Mixture]:
@@ -206,11 +234,7 @@ class PosteriorPredictive:
         averages, lasts = [], []
         total, disable = len(batches) * len(draws) or None, None if progress else True
         with (
-            preserve_buffers(),
-            evaluation_mode(),
-            preserve_random_state(),
-            torch.no_grad(),
-            pyro.validation_enabled(False),
+            prediction_mode(self._changed) as modes,
             tqdm(desc="Predict", total=total, delay=2.0, leave=False, disable=disable) as bar,
         ):
             statistics = self._estimate_statistics(site, draws, device, limit)
@@ -219,12 +243,36 @@ class PosteriorPredictive:
                 for draw, batch_norm in zip(draws, statistics, strict=True):
                     with batch_norm.apply():
                         last = site.predict(draw, arguments)
+                    if not self._is_checked:
+                        self._check_buffers(site, draws, arguments, modes, batch_norm)
                     average = merge(average, last)
                     bar.update()
                 assert average is not None
                 averages.append(average)
                 lasts.append(last)
         return concatenate(averages), concatenate(lasts)
+
+    def _check_buffers(
+        self,
+        site: LikelihoodSite,
+        draws: Sequence[Draw],
+        arguments: Arguments,
+        modes: Mapping[nn.Module, bool],
+        statistics: BatchNormStatistics,
+    ) -> None:
+        """Check once that the modules' buffers fit every draw."""
+        modes = {part: mode or bool(self._changed.names(part)) for part, mode in modes.items()}
+        if not any(mode and part._buffers for part, mode in modes.items()):
+            return
+        pair = draws[0], draws[-1] if len(draws) > 1 else other_draw(draws[0])
+        check_buffers(
+            lambda draw: site.run(draw, arguments),
+            lambda draw: site.predict(draw, arguments),
+            pair,
+            modes,
+            statistics.buffers,
+        )
+        self._is_checked = True
 
     def _estimate_statistics(
         self, site: LikelihoodSite, draws: Sequence[Draw], device: torch.device, limit: int | None
@@ -240,6 +288,60 @@ class PosteriorPredictive:
                 if not batch_norm:  # the model has no BatchNorm
                     return statistics
         return statistics
+
+
+@contextmanager
+def prediction_mode(changed: ChangedBuffers) -> Iterator[dict[nn.Module, bool]]:
+    """
+    Run models in evaluation mode, without side effects, gradients and validation, spectral norms
+    with the singular vectors of each draw.
+
+    :param changed: buffers that the run changed, in whatever mode their modules are now.
+    :returns: whether each module that was called was in training mode; filled as they are.
+    """
+    with (
+        preserve_buffers(),
+        evaluation_mode() as modes,
+        compute_spectral_norms(lambda part: modes.get(part, False) or bool(changed.names(part))),
+        preserve_random_state(),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+    ):
+        yield modes
+
+
+def estimate_statistics(
+    mcmc: Any, draw: Draw, batches: Batches, needless: Collection[str]
+) -> Mapping[nn.Module, Mapping[str, Tensor | None]]:
+    """
+    Return the running statistics of a draw, by module.
+
+    :param batches: of training data, the model's arguments.
+    :param needless: latent sites that the buffers do not depend on.
+    :raises ModelError: if the draw lacks other latent sites.
+    """
+    site, statistics = LikelihoodSite(mcmc.kernel.model, None), BatchNormStatistics()
+    device = next((value.device for value in draw.values()), torch.device("cpu"))
+    with prediction_mode(changed_buffers(mcmc)):
+        for arguments in batches.iterate(device):
+            with statistics.estimate():
+                sites = site.run(draw, arguments)
+            without = {name for name, recorded in sites.items() if recorded.value is None}
+            if missing := without.difference(_observed_sites(mcmc), needless):
+                raise ModelError(
+                    f"the draws do not hold {shorten(sorted(missing))}, expected all latent sites "
+                    "for recalibrate=; name them in AEBKernel(..., save=[...]), and give "
+                    "recalibrate= the data of observed sites too"
+                )
+    return statistics.buffers
+
+
+def changed_buffers(mcmc: Any) -> ChangedBuffers:
+    """Return the buffers that a run changed."""
+    report = (getattr(mcmc, "_diagnostics", None) or [None])[-1]
+    return ChangedBuffers(
+        getattr(mcmc, "kernel", None), report if isinstance(report, dict) else None
+    )
 
 
 def _draws(mcmc: Any) -> list[Draw]:
@@ -268,7 +370,7 @@ def _draws(mcmc: Any) -> list[Draw]:
 
 def _observed_sites(mcmc: MCMC | None) -> list[str]:
     """Return the observed sites of an AEBKernel's run; empty for other kernels."""
-    report: Any = None if mcmc is None else mcmc._diagnostics[0]
+    report: Any = (getattr(mcmc, "_diagnostics", None) or [None])[0]
     roles = (report or {}).get("roles", {})
     return [name for name, role in roles.items() if role == "observed"]
 

@@ -19,6 +19,7 @@ from torch import nn
 
 import pyro_aeb as aeb
 from pyro_aeb import ModelError
+from pyro_aeb.model.side_effects import Buffers
 
 N = 6
 
@@ -52,7 +53,15 @@ def test_output_equals_the_networks_at_that_draw(kind, draw):
     make, inputs = KINDS[kind]
     net, x = make_bayesian(make()), inputs(N)
     run = run_mcmc(net, x)
-    module = aeb.nn.sparse_module(net, run, draw=draw)
+    if draw == 0 and any(isinstance(part, nn.BatchNorm2d) for part in net.modules()):
+        with pytest.raises(ModelError, match="running_mean.*recalibrate="):
+            aeb.nn.sparse_module(net, run, draw=draw)
+        module = aeb.nn.sparse_module(net, run, draw=draw, recalibrate=(x,))
+        net.load_state_dict(
+            {f"module.{name}": buffer for name, buffer in module.named_buffers()}, strict=False
+        )
+    else:
+        module = aeb.nn.sparse_module(net, run, draw=draw)
     assert type(module) is type(net.module)
     # Cloned, as the order of a sum may depend on where in memory a tensor starts.
     at_draw = {name: draws[draw].clone() for name, draws in run.get_samples().items()}
@@ -171,7 +180,8 @@ def make_pruned_module() -> nn.Module:
 def export_weights(module: nn.Module) -> nn.Module:
     """A module's weights through sparse_module."""
     net = make_bayesian(module)
-    chain = SimpleNamespace(values_by_chain=lambda: [weights_by_name(module)])
+    weights = weights_by_name(module)
+    chain = SimpleNamespace(values_by_chain=lambda: [weights], buffers=Buffers((), None))
     return aeb.nn.sparse_module(net, SimpleNamespace(kernel=SimpleNamespace(chain=chain)))
 
 
