@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyro_aeb.adaptation.options import WEIGHT, WEIGHT_RANGE
 from pyro_aeb.adaptation.sweep import Latents
-from pyro_aeb.data.arguments import Batch
+from pyro_aeb.data.arguments import Batch, map_leaves
 from pyro_aeb.errors import NonFiniteError
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.non_finite import (
@@ -31,6 +31,7 @@ from pyro_aeb.kernel.non_finite import (
     non_finite_chains,
 )
 from pyro_aeb.kernel.options import KernelOptions
+from pyro_aeb.model.side_effects import preserve_buffers
 from pyro_aeb.posterior.likelihood import Evaluation
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.posterior.step_target import StepTarget
@@ -180,8 +181,24 @@ def _gradient_error(
 ) -> NonFiniteError:
     """Say why the gradient of step k is not finite."""
     draws = chain.recording.recorder.read("posterior")
-    check_batch(k, batch.arguments, draws)
+    if _is_finite_without_bad_data(chain, batch):
+        check_batch(k, batch.arguments, draws)
     site = first_non_finite(chain.structure.unflatten(likelihood.gradient))
     what = f"the gradient of site {site!r}" if site else "the potential"
     chains = non_finite_chains(chain.shape, likelihood.gradient, likelihood.log_density)
     return divergence_error(k, site, what, chains, step_size, draws)
+
+
+def _is_finite_without_bad_data(chain: Chain, batch: Batch) -> bool:
+    """Whether the step's gradient is finite with 0 in the place of non-finite data."""
+    filled = batch._replace(arguments=map_leaves(_fill, batch.arguments))
+    values = chain.posterior.adaptation.values(chain.latents)
+    with preserve_buffers():
+        found = chain.posterior.likelihood.evaluate(chain.state.position, values, filled)
+    return bool(torch.isfinite(found.gradient).all() & torch.isfinite(found.log_density).all())
+
+
+def _fill(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.nan_to_num(0.0, 0.0, 0.0)
+    return value

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Check, before a chain starts, that data are finite, in the support and scaled by N/n."""
+"""Check, before a chain starts, that observed data are finite, in the support and scaled by N/n."""
 
 from __future__ import annotations
 
@@ -11,23 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.tracing import Site, unwrap
-
-
-def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """
-    Check the model's arguments.
-
-    :param tensors: by the names that the user knows.
-    :raises ModelError: if one has non-finite numbers.
-    """
-    for name, value in tensors.items():
-        if value.is_floating_point() and not value.is_meta:
-            if bad := int((~torch.isfinite(value)).sum()):
-                raise ModelError(
-                    f"{name!r} has {bad} non-finite of {value.numel()} numbers; "
-                    "remove or impute them before sampling"
-                )
+from pyro_aeb.model.tracing import Site, has_weights, is_masked, unwrap
 
 
 def check_observed(
@@ -56,13 +40,15 @@ def check_observed(
                     "before the model ran, so every step would see the same batch; make it inside "
                     "the model"
                 )
-        scale = torch.as_tensor(site["scale"])
-        if bool(((scale / expected - 1.0).abs() > 1e-6).any()):
-            factor = f"{scale.item():g}" if scale.numel() == 1 else "different numbers"
+        scale = site["scale"]
+        count = site["fn"].batch_shape.numel()
+        single = not has_weights(scale) or scale.numel() == 1 < count
+        if single and abs(float(scale) / expected - 1.0) > 1e-6:
             raise ModelError(
-                f"observed site {name!r} is scaled by {factor}, expected N/n = {expected:g} from "
-                "its plates; remove poutine.scale from the model (tempering is AEBKernel's "
-                "inverse_temperature)"
+                f"observed site {name!r} is scaled by {float(scale):g}, expected N/n = "
+                f"{expected:g} from its plates; remove poutine.scale from the model (tempering is "
+                "AEBKernel's inverse_temperature; weights of the data are a tensor with one for "
+                "each)"
             )
         if name not in computed:
             _check_value(name, site)
@@ -154,7 +140,7 @@ def _check_value(name: str, site: Site) -> None:
 def _check_support(name: str, site: Site) -> None:
     """Check that an observed value is in its distribution's support."""
     fn, value = site["fn"], site["value"]
-    if site["mask"] is not None:  # masked values may be outside
+    if is_masked(site):  # masked values may be outside
         return
     try:
         inside = fn.support.check(value)

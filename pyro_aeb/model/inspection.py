@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -19,13 +19,29 @@ from torch.distributions import biject_to, constraints
 from pyro_aeb.data.arguments import Arguments, leading_lengths
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import LatentUpdate
-from pyro_aeb.model.data_checks import check_finite, check_loader_plates, check_observed
+from pyro_aeb.model.data_checks import check_loader_plates, check_observed
+from pyro_aeb.model.data_weights import check_weights
 from pyro_aeb.model.learned_sites import check_forms, find_learned_sites
-from pyro_aeb.model.links import HandLinks, check_links, describe, find_links, is_sparse
+from pyro_aeb.model.links import (
+    HandLinks,
+    check_links,
+    check_plain,
+    describe,
+    find_links,
+    is_sparse,
+)
+from pyro_aeb.model.missing_data import check_missing, explain_missing
 from pyro_aeb.model.observed_sites import find_observed
 from pyro_aeb.model.perturbation import check_gradients, find_gradient_paths
 from pyro_aeb.model.structure import Block, Delta, NormalBlock, Sigma, SparseBlock, Structure
-from pyro_aeb.model.tracing import Site, Tracer, check_continuous, trace_provenance, unwrap
+from pyro_aeb.model.tracing import (
+    Site,
+    Tracer,
+    check_continuous,
+    is_plain,
+    trace_provenance,
+    unwrap,
+)
 from pyro_aeb.priors.group import group_size
 
 
@@ -49,9 +65,9 @@ def inspect_model(
     :param latents: updates of latent sites that are learned, by site.
     :raises ModelError: if the model or the data cannot be sampled.
     """
-    check_finite(tensors := _named_tensors(model, args, kwargs))
+    tensors = _named_tensors(model, args, kwargs)
     trace = Tracer(model, args, kwargs)
-    with _explain_failures(tensors):
+    with explain_missing(tensors), _explain_failures(tensors):
         sites = trace({}, validate=True)
     subsamples = {n: s for n, s in sites.items() if site_is_subsample(cast(Any, s))}
     plates = {n: (s["fn"].size, len(s["value"])) for n, s in subsamples.items()}
@@ -61,7 +77,7 @@ def inspect_model(
     observed = {n: s for n, s in sites.items() if s["is_observed"]}
     _check_latent(latent)
     kinds = find_observed(model, Arguments(args, kwargs), sites, trace)
-    check_observed(observed, plates, kinds.computed)
+    _check_data(tensors, sites, plates, kinds.computed, trace)
     data = {n: s for n, s in observed.items() if n in kinds.data}
     _check_loader(data, subsamples, loader_sizes, Arguments(args, kwargs))
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
@@ -139,6 +155,12 @@ def _explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
             f"{lengths}, expected as many data in all that the plate's indices pick from"
         ) from error
     except ValueError as error:
+        if str(error).startswith("Expected scale > 0"):
+            raise ModelError(
+                f"the weights of data, poutine.scale(scale=...), are not all greater than 0, as "
+                f"Pyro wants them: {error}; leave data out with poutine.mask(mask=w > 0), and give "
+                "them any positive weight"
+            ) from error
         if not str(error).startswith("Shape mismatch inside plate"):
             raise
         raise ModelError(
@@ -172,6 +194,18 @@ def _has_own_indices(site: Site) -> bool:
     return site["fn"].subsample_size is None and len(site["value"]) < site["fn"].size
 
 
+def _check_data(
+    tensors: Mapping[str, Tensor],
+    sites: Mapping[str, Site],
+    plates: Mapping[str, tuple[int, int]],
+    computed: Collection[str],
+    trace: Tracer,
+) -> None:
+    check_missing(tensors, sites, plates, trace)
+    check_observed({n: s for n, s in sites.items() if s["is_observed"]}, plates, computed)
+    check_weights(sites, trace)
+
+
 def _check_latent(latent: Mapping[str, Site]) -> None:
     for name, site in latent.items():
         check_continuous(site)
@@ -183,11 +217,8 @@ def _check_latent(latent: Mapping[str, Site]) -> None:
                     "supported; if it is data, observe it with obs=, else move it out of the plate "
                     "or sum it out"
                 )
-        if is_sparse(site) and (site["mask"] is not None or site["scale"] != 1.0):
-            raise ModelError(
-                f"{describe(site)} is under poutine.scale or poutine.mask, which its closed-form "
-                "updates do not support; put the handler around the observed sites only"
-            )
+        if is_sparse(site):
+            check_plain(site)
 
 
 def _sparse_blocks(
@@ -260,8 +291,7 @@ def _fixed(site: Site, parameter: str) -> float:
 
 def _is_fixed_normal(site: Site, path: frozenset[str]) -> bool:
     """Whether a site has a normal prior that depends on nothing sampled."""
-    plain = site["mask"] is None and site["scale"] == 1.0
-    return type(unwrap(site["fn"])) is dist.Normal and not path and plain
+    return type(unwrap(site["fn"])) is dist.Normal and not path and is_plain(site)
 
 
 def _normal_block(site: Site) -> NormalBlock:

@@ -21,7 +21,7 @@ from pyro_aeb.latents.closed_form import ConjugateUpdate
 from pyro_aeb.latents.contract import LatentUpdate, Seen
 from pyro_aeb.model.perturbation import perturb
 from pyro_aeb.model.structure import LearnedSite
-from pyro_aeb.model.tracing import Site, Tracer, check_continuous, unwrap
+from pyro_aeb.model.tracing import Site, Tracer, check_continuous, is_plain, unwrap
 
 
 def find_learned_sites(
@@ -50,10 +50,10 @@ def find_learned_sites(
 def _learned_site(site: Site, update: LatentUpdate) -> LearnedSite:
     check_continuous(site)
     name = site["name"]
-    if site["mask"] is not None or site["scale"] != 1.0:
+    if not is_plain(site):
         raise ModelError(
-            f"latent {name!r} is under poutine.scale or poutine.mask, expected its prior as it is; "
-            "put the handler around the observed sites only"
+            f"latent {name!r} is under poutine.scale or poutine.mask, or has a mask, expected its "
+            "prior as it is; put the handler around the observed sites only"
         )
     try:
         site_update = update.of(unwrap(site["fn"]))

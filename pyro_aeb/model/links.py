@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.perturbation import has_same_density, is_close, perturb
-from pyro_aeb.model.tracing import Site, Tracer, unwrap
+from pyro_aeb.model.tracing import Site, Tracer, is_plain, unwrap
 from pyro_aeb.priors import SpikeAndSlab
 
 HandLinks = Mapping[str, Mapping[str, str]]
@@ -75,6 +75,7 @@ def find_links(
                 )
             for site in origins:
                 _check_prior(where, parameter, latent[site], tracked.get(site), latent.keys())
+                check_plain(latent[site])
                 links[name, parameter] = site
     return links
 
@@ -118,6 +119,17 @@ def _check_prior(
         raise ModelError(
             f"{where}, which has shape {tuple(site['value'].shape)}, expected a single number; "
             "give every sparse site a site of its own instead"
+        )
+
+
+def check_plain(site: Site) -> None:
+    """
+    :raises ModelError: if a site with a closed-form update is scaled or masked.
+    """
+    if not is_plain(site):
+        raise ModelError(
+            f"{describe(site)} is under poutine.scale or poutine.mask, or has a mask, which "
+            "closed-form updates do not support; put the handler around the observed sites only"
         )
 
 

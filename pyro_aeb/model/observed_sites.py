@@ -102,10 +102,7 @@ def choose_data(
 
 def _is_reparametrised(site: Site) -> bool:
     """Whether an observed site holds the value of a latent that is computed from another."""
-    fn = unwrap(site["fn"])
-    while isinstance(fn, dist.MaskedDistribution):
-        fn = unwrap(fn.base_dist)
-    return isinstance(fn, dist.Delta)
+    return isinstance(unwrap(site["fn"]), dist.Delta)
 
 
 def track_arguments(arguments: Arguments) -> Arguments:

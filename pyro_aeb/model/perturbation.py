@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.tracing import Site, Tracer, unwrap
+from pyro_aeb.model.tracing import Site, Tracer, remove_mask, unwrap
 
 
 def perturb(
@@ -50,11 +50,13 @@ def is_close(a: Tensor, b: Tensor) -> bool:
 
 def has_same_density(a: Site, b: Site) -> bool:
     """
-    Whether a site's value in the first trace has the same density in both; for an observed site, of
-    which each trace may have computed its own, whether the densities are the same.
+    Whether a site's value in the first trace has the same density in both, masks aside; for an
+    observed site, of which each trace may have computed its own, whether the densities are the
+    same.
     """
     value = b["value"] if b["is_observed"] else a["value"]
-    return is_close(a["fn"].log_prob(a["value"]), b["fn"].log_prob(value))
+    before, after = (remove_mask(site["fn"]) for site in (a, b))
+    return is_close(before.log_prob(a["value"]), after.log_prob(value))
 
 
 def find_gradient_paths(sites: Mapping[str, Site], trace: Tracer) -> dict[str, frozenset[str]]:
@@ -71,7 +73,7 @@ def find_gradient_paths(sites: Mapping[str, Site], trace: Tracer) -> dict[str, f
     names = {id(leaf): name for name, leaf in leaves.items()}
     for name, site in traced.items():
         with torch.enable_grad():  # also where the caller has turned gradients off
-            density = site["fn"].log_prob(site["value"]).sum()
+            density = remove_mask(site["fn"]).log_prob(site["value"]).sum()
         ancestors = [n for n in _find_ancestors(density, names) if n != name]
         gradients: tuple[Tensor | None, ...] = ()
         if ancestors:  # a custom autograd function may return no gradient

@@ -33,11 +33,51 @@ from pyro_aeb.priors import Group, SpikeAndSlab
 Site = dict[str, Any]
 
 
+_WRAPPERS = (pyro.distributions.Independent, pyro.distributions.MaskedDistribution, Group)
+
+
 def unwrap(fn: Any) -> Any:
-    """Return the distribution inside ``to_event``, and that of the single weights of a Group."""
-    while isinstance(fn, (pyro.distributions.Independent, Group)):
+    """
+    Return the distribution inside ``to_event`` and ``mask``, and that of the single weights of a
+    Group.
+    """
+    while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
     return fn
+
+
+def remove_mask(fn: Any) -> Any:
+    """
+    Return a distribution without the masks that ``mask`` gave it: a minibatch may be masked as a
+    whole, and others not.
+    """
+    if isinstance(fn, pyro.distributions.MaskedDistribution):
+        return remove_mask(fn.base_dist)
+    if isinstance(fn, pyro.distributions.Independent):
+        base = remove_mask(fn.base_dist)
+        return fn if base is fn.base_dist else base.to_event(fn.reinterpreted_batch_ndims)
+    return fn
+
+
+def is_masked(site: Site) -> bool:
+    """Whether a site is under ``poutine.mask``, or its distribution has a mask."""
+    fn = site["fn"]
+    while isinstance(fn, _WRAPPERS):
+        if isinstance(fn, pyro.distributions.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return site["mask"] is not None
+
+
+def has_weights(scale: Any) -> bool:
+    """Whether a site's scale is a tensor with an axis, which weighs every datum by its own."""
+    return isinstance(scale, Tensor) and scale.dim() > 0
+
+
+def is_plain(site: Site) -> bool:
+    """Whether a site's log density counts as it is: once, and unmasked."""
+    scale = site["scale"]
+    return not is_masked(site) and not has_weights(scale) and bool(scale == 1.0)
 
 
 def check_continuous(site: Site) -> None:
@@ -96,7 +136,7 @@ class Tracer:
     def __init__(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        self._run = partial(model, *args, **kwargs)
+        self.run = partial(model, *args, **kwargs)
         self._replaced: set[str] = set()  # latent sites that poutine.reparam computes from others
 
     def __call__(
@@ -143,7 +183,7 @@ class Tracer:
             nullcontext() if writes is None else writes,
         ):
             pyro.set_rng_seed(0)
-            trace = poutine.trace(self._run).get_trace()
+            trace = poutine.trace(self.run).get_trace()
         if writes is not None:
             writes.check()
         if len(changed) > len(self.changed_buffers):

@@ -27,7 +27,7 @@ from pyro_aeb.model.observed_sites import (
     comes_from,
     track_arguments,
 )
-from pyro_aeb.model.tracing import unwrap
+from pyro_aeb.model.tracing import is_masked, unwrap
 from pyro_aeb.nn.mixture import Mixture, predict_from
 
 REMEDY = (
@@ -169,9 +169,8 @@ class _Substitute(Messenger):
             msg["done"] = True
             msg["stop"] = True
         elif not msg["infer"].get("_deterministic") and not isinstance(unwrap(fn), dist.Unit):
-            masked = msg["mask"] is not None or isinstance(unwrap(fn), dist.MaskedDistribution)
             value, in_plate = msg["value"] if observed else None, bool(msg["cond_indep_stack"])
-            self.sites[name] = RecordedSite(fn, value, masked, in_plate)
+            self.sites[name] = RecordedSite(fn, value, is_masked(msg), in_plate)
 
 
 def _check_whole(plate: Any) -> None:

@@ -28,6 +28,7 @@ from pyro_aeb.latents.contract import Seen
 from pyro_aeb.model.learned_sites import differentiate
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Residuals, Structure
+from pyro_aeb.model.tracing import has_weights
 
 
 class Evaluation(NamedTuple):
@@ -237,7 +238,8 @@ class _Scorer(Messenger):
         elif not msg["infer"].get("_deterministic", False):
             self._score(msg, msg["value"])
         elif self._learned:
-            self._recorded[name] = torch.as_tensor(msg["value"]).detach() * msg["scale"]
+            value = torch.as_tensor(msg["value"]).detach()
+            self._recorded[name] = value * _per_number(msg["scale"], msg["fn"].event_dim)
 
     def _substitute(self, msg: Any, name: str, value: Tensor) -> None:
         msg["value"] = value
@@ -281,24 +283,56 @@ class _Scorer(Messenger):
         log_prob = msg["fn"].log_prob(value, *msg["args"], **msg["kwargs"])
         if msg["mask"] is not None:
             log_prob = torch.where(torch.as_tensor(msg["mask"]), log_prob, 0.0)
+        scale = msg["scale"]
+        if has_weights(scale):
+            self._terms.append((log_prob * scale).sum())
+            return
         total = log_prob.sum()
-        self._terms.append(total if msg["scale"] == 1.0 else total * msg["scale"])
+        self._terms.append(total if scale == 1.0 else total * scale)
 
     def _score_residuals(self, msg: Any, name: str) -> None:
         """Score Normal(loc, c sigma) where it depends on the weights, and record (6)'s I."""
-        fn, scale, mask = msg["fn"], msg["scale"], msg["mask"]
-        while isinstance(fn, pyro.distributions.Independent):
-            fn = fn.base_dist
+        scale, weights = msg["scale"], None
+        fn, mask = _normal_and_mask(msg["fn"], msg["mask"])
         z = (msg["value"] - fn.loc) / fn.scale
-        data = z.numel() * scale
+        if has_weights(scale):
+            weights, scale = _per_number(scale, msg["fn"].event_dim).expand(z.shape), 1.0
+        data = z.numel() * scale if weights is None else weights.sum()
         if mask is not None:
-            mask = torch.as_tensor(mask)
-            mask = mask.reshape(mask.shape + (1,) * msg["fn"].event_dim).expand(z.shape)
-            z, data = torch.where(mask, z, 0.0), mask.sum() * scale
-        total = torch.dot(z, z) if z.dim() == 1 else z.square().sum()
+            mask = mask.expand(z.shape)
+            counts = mask if weights is None else torch.where(mask, weights, 0.0)
+            z, data = torch.where(mask, z, 0.0), counts.sum() * scale
+        if weights is not None:
+            total = (z.square() * weights).sum()
+        else:
+            total = torch.dot(z, z) if z.dim() == 1 else z.square().sum()
         self._terms.append(total * (-0.5 * scale))
         if fn.scale.requires_grad:  # c depends on the weights
             log_scale = fn.scale.log() if mask is None else torch.where(mask, fn.scale.log(), 0.0)
+            log_scale = log_scale if weights is None else log_scale * weights
             self._terms.append(-log_scale.sum() * scale)
         sigma2 = self._values[self._sigma_of[name]].reshape(())
         self.residuals[name] = Residuals(total.detach() * sigma2 * scale, data)
+
+
+def _per_number(factor: Any, event_dim: int) -> Any:
+    """Return a scale or mask of data, with axes added for the numbers of a datum."""
+    if not isinstance(factor, Tensor) or not event_dim:
+        return factor
+    return factor.reshape(factor.shape + (1,) * event_dim)
+
+
+def _normal_and_mask(fn: Any, mask: Any) -> tuple[Any, Tensor | None]:
+    """
+    Return the Normal inside ``to_event`` and ``mask``, and the mask of its numbers.
+
+    :param mask: of the site, by ``poutine.mask``.
+    """
+    if mask is not None:
+        mask = _per_number(torch.as_tensor(mask), fn.event_dim)
+    while isinstance(fn, (pyro.distributions.Independent, pyro.distributions.MaskedDistribution)):
+        if isinstance(fn, pyro.distributions.MaskedDistribution):
+            own = _per_number(torch.as_tensor(fn._mask), fn.event_dim)
+            mask = own if mask is None else mask & own
+        fn = fn.base_dist
+    return fn, mask

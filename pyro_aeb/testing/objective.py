@@ -83,7 +83,7 @@ def objective(
         log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
         if site["mask"] is not None:
             log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, 0.0)
-        terms.append(log_prob.sum() * site["scale"])
+        terms.append((log_prob * site["scale"]).sum())
     return sum(terms[1:], start=terms[0])
 
 

@@ -123,15 +123,6 @@ def test_a_scale_around_the_whole_model():
         run_model(poutine.scale(dense_regression, scale=0.1), X, Y)
 
 
-def test_a_weight_for_every_datum():
-    def observe(w):
-        with pyro.plate("data", N), poutine.scale(scale=torch.linspace(0.1, 1.0, N)):
-            pyro.sample("y", dist.Normal(X @ w, 1.0), obs=Y)
-
-    with raises_with("observed site 'y' is scaled by", "expected N/n = 1", "poutine.scale"):
-        run_dense_model(observe)
-
-
 @pytest.mark.parametrize("handler", [poutine.scale(scale=0.5), poutine.mask(mask=False)])
 def test_a_handler_around_ssgl(handler):
     def model():

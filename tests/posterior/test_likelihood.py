@@ -95,6 +95,29 @@ def masked_positive():
         pyro.sample("y", dist.Normal(u[0] + u[2], 1.0), obs=Y)
 
 
+def weighted():
+    """Weights of rows, of the numbers in them, and of latents; with a mask, and in a factor."""
+    with pyro.plate("some", 3), poutine.scale(scale=torch.tensor([0.5, 0.1, 2.0])):
+        u = pyro.sample("u", dist.Normal(1.0, 2.0))
+    loc = u.sum() + X[:, :2]
+    with pyro.plate("data", N, dim=-2), poutine.scale(scale=Y[:, None].square()):
+        fn = dist.Normal(loc[:, None], 1.0).to_event(1)
+        pyro.sample("rows", fn, obs=Y[:, None, None] + X[:, None, :2])
+        with pyro.plate("two", 2, dim=-1), poutine.mask(mask=X[:, :2] > 0.0):
+            pyro.sample("y", dist.Laplace(loc, 1.0), obs=Y[:, None].expand(N, 2))
+    with pyro.plate("more", N), poutine.scale(scale=Y.abs()):
+        pyro.factor("penalty", -(loc[:, 0] ** 2))
+
+
+def masked_distributions():
+    some = torch.tensor([True, False, True])
+    u = pyro.sample("u", dist.Normal(1.0, 2.0).expand([3]).mask(some).to_event(1))
+    with pyro.plate("some", 3):
+        v = pyro.sample("v", dist.HalfNormal(2.0).mask(some))
+    with pyro.plate("data", N), poutine.mask(mask=X[:, 0] > -0.5):
+        pyro.sample("y", dist.Laplace(u.sum(), v.sum()).mask(Y > 0.0), obs=Y)
+
+
 def no_plate():
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     pyro.sample("y", dist.Normal(mu, 1.0), obs=Y)
@@ -142,6 +165,8 @@ MODELS = {
             every_space,
             handlers,
             masked_positive,
+            masked_distributions,
+            weighted,
             no_plate,
             nested_plates,
             sequential_plates,
@@ -266,6 +291,75 @@ def test_gradient_and_residuals_of_a_likelihood_with_a_learned_sigma(scale, c, m
     residuals = result.statistics.residuals["y"]
     torch.testing.assert_close(residuals.square, N / 8 * (z**2 * counts).sum())
     assert float(residuals.data) == pytest.approx(N / 8 * int(counts.sum()))
+
+
+SOME, NUMBERS = Y > -0.5, X[:, :2] > -0.3
+WEIGHTED = {  # a handler around the likelihood, what the likelihood becomes, and the weights
+    "poutine.scale": (poutine.scale(scale=Y.abs()), lambda fn: fn.to_event(1), Y.abs()[:, None]),
+    "scale and poutine.mask": (
+        lambda model: poutine.scale(poutine.mask(model, mask=SOME), scale=Y.abs()),
+        lambda fn: fn.to_event(1),
+        (Y.abs() * SOME)[:, None],
+    ),
+    "scale and dist.mask": (
+        poutine.scale(scale=Y.abs()),
+        lambda fn: fn.to_event(1).mask(SOME),
+        (Y.abs() * SOME)[:, None],
+    ),
+    "mask of numbers": (
+        lambda model: model,
+        lambda fn: fn.mask(NUMBERS).to_event(1),
+        NUMBERS.double(),
+    ),
+    "masks of both": (
+        poutine.mask(mask=X[:, 2] > 0.0),
+        lambda fn: fn.mask(NUMBERS).to_event(1).mask(SOME),
+        ((X[:, 2] > 0.0) & SOME)[:, None] * NUMBERS.double(),
+    ),
+    "no data": (lambda model: model, lambda fn: fn.to_event(1).mask(False), torch.zeros(N, 1)),
+    "all data": (lambda model: model, lambda fn: fn.mask(True).to_event(1), torch.ones(N, 1)),
+}
+
+
+@pytest.mark.parametrize("handler, change, weights", WEIGHTED.values(), ids=WEIGHTED)
+@pytest.mark.parametrize("c", [False, True], ids=["sigma", "c(w) sigma"])
+def test_residuals_of_weighted_and_masked_vectors(handler, change, weights, c):
+    """I is the sum of w r^2, and N the sum of the weights: the log density has w (-log sigma)."""
+
+    def scale_of(W, sigma):
+        return sigma * (0.1 * X @ W).exp() if c else sigma
+
+    data = Y[:, None] + X[:, :2]
+
+    def model():
+        sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0))
+        W = pyro.sample("W", SSGL(0.1, 10.0, 0.5, sigma2.sqrt()).expand([P, 2]).to_event(2))
+
+        def observe():
+            fn = dist.Normal(X @ W, scale_of(W, sigma2.sqrt()))
+            pyro.sample("y", change(fn), obs=data)
+
+        with pyro.plate("data", N):
+            handler(observe)()
+
+    structure = inspect_model(model, (), {}, adapt=True)
+    position, sigma2 = torch.randn(2 * P), torch.tensor(0.6)
+    result = Likelihood(model, structure).evaluate(
+        position, {"sigma2": sigma2}, whole_batch(structure)
+    )
+    at, variance = position.clone().requires_grad_(), sigma2.clone().requires_grad_()
+    values = {"W": at.reshape(P, 2), "sigma2": variance}
+    expected = observed_log_prob(model, values, ()) + 0.0 * (at.sum() + variance)
+    slopes = grad(expected, (at, variance))
+    torch.testing.assert_close(result.gradient, slopes[0])
+    W, weights = position.reshape(P, 2), weights.expand(N, 2)
+    square = (weights * ((data - X @ W) / scale_of(W, torch.ones(()))).square()).sum()
+    residuals = result.statistics.residuals["y"]
+    torch.testing.assert_close(residuals.square, square)
+    assert float(residuals.data) == pytest.approx(float(weights.sum()))
+    # The declared density's derivative by sigma^2 is that of -N log(sigma^2)/2 - I/(2 sigma^2).
+    slope = -weights.sum() / (2 * sigma2) + square / (2 * sigma2.square())
+    torch.testing.assert_close(slopes[1], slope)
 
 
 def test_residuals_of_vectors_with_a_mask_for_rows():

@@ -1,0 +1,234 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Weights of data and classes, ``poutine.scale(scale=w)`` around the likelihood."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import N, P, linear_data
+from pyro import poutine
+from pyro.infer import MCMC
+from refusals import raises_with, run_dense_model, run_model
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_aeb as aeb
+
+X, Y = linear_data()
+W = torch.linspace(0.1, 3.0, N)
+M = 80
+DATA = torch.randn(M, generator=torch.Generator().manual_seed(1)) + 1.0
+WEIGHTS = 3.0 * torch.rand(M, generator=torch.Generator().manual_seed(2))
+EXACT = float((WEIGHTS * DATA).sum() / (WEIGHTS.sum() + 1 / 25))
+"""The mean of m ~ Normal(0, 5) given y ~ Normal(m, 1) with weights."""
+
+
+def weighted_mean(y, w, size=None):
+    m = pyro.sample("m", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", M, subsample_size=size) as i, poutine.scale(scale=w[i]):
+        pyro.sample("y", dist.Normal(m, 1.0), obs=y[i])
+
+
+def weighted_batch(y, w):
+    m = pyro.sample("m", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", M, subsample=y), poutine.scale(scale=w):
+        pyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+
+def run(model, *args, chains=1, draws=300, compile=None, **kwargs):
+    kernel = aeb.AEBKernel(model, aeb.SGLD(4e-3), steps_per_draw=5, seed=0, compile=compile)
+    options = {"num_chains": chains, "chain_method": "vectorized"} if chains > 1 else {}
+    mcmc = aeb.MCMC(kernel, draws, 20, disable_progbar=True, **options)
+    mcmc.run(*args, **kwargs)
+    return mcmc.get_samples(group_by_chain=True)["m"]
+
+
+def test_the_mean_is_the_weighted_one():
+    draws = run(weighted_mean, DATA, WEIGHTS)
+    assert float(draws.mean()) == pytest.approx(EXACT, abs=0.03)
+    assert float(draws.var()) == pytest.approx(float(1 / (WEIGHTS.sum() + 1 / 25)), rel=0.4)
+    assert abs(EXACT - float(DATA.mean())) > 0.05  # what it would be without weights
+
+
+def test_weights_in_minibatches():
+    assert float(run(weighted_mean, DATA, WEIGHTS, size=16).mean()) == pytest.approx(
+        EXACT, abs=0.04
+    )
+
+
+def test_weights_from_a_loader():
+    loader = DataLoader(TensorDataset(DATA, WEIGHTS), batch_size=16, shuffle=True)
+    assert float(run(weighted_batch, loader).mean()) == pytest.approx(EXACT, abs=0.04)
+
+
+def test_weights_of_chains_that_step_together():
+    """They make the steps of chains one after the other."""
+    together = run(weighted_mean, DATA, WEIGHTS, size=16, chains=2, draws=10)
+    alone = run(weighted_mean, DATA, WEIGHTS, size=16, draws=10)
+    torch.testing.assert_close(together[:1], alone)
+
+
+def sparse_weighted(X, y, w, batch_size=None):
+    sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0))
+    prior = aeb.SSGL(v0=0.1, v1=10.0, delta=0.3, sigma=sigma2.sqrt())
+    beta = pyro.sample("beta", prior.expand([X.shape[1]]).to_event(1))
+    with pyro.plate("data", len(X), subsample_size=batch_size) as i, poutine.scale(scale=w[i]):
+        pyro.sample("y", dist.Normal(X[i] @ beta, sigma2.sqrt()), obs=y[i])
+
+
+@pytest.mark.parametrize("size", [None, 7])
+def test_a_learned_sigma_counts_weights_as_the_declared_density_does(size):
+    """By autograd of Pyro's density: N is the sum of the weights, I that of w r^2."""
+    torch.set_default_dtype(torch.float64)
+    aeb.testing.check_adaptation(
+        sparse_weighted, X.double(), Y.double(), W.double(), batch_size=size
+    )
+
+
+@pytest.mark.parametrize("compile", [None, "all"])
+def test_integer_weights_are_copies_of_data(compile):
+    """The steps of a run with weights, learned sigma included, are those with copied data."""
+    counts = 1 + torch.arange(N) % 3
+    copies = torch.arange(N).repeat_interleave(counts)
+
+    def run_sparse(*args):
+        kernel = aeb.AEBKernel(
+            sparse_weighted,
+            aeb.SGLD(1e-3),
+            aeb.StochasticApproximation(0.3),
+            seed=0,
+            compile=compile,
+        )
+        mcmc = MCMC(kernel, 8, 0, disable_progbar=True)
+        mcmc.run(*args)
+        return mcmc.get_samples()
+
+    weighted = run_sparse(X, Y, counts.float())
+    copied = run_sparse(X[copies], Y[copies], torch.ones(len(copies)))
+    for name in ("beta", "sigma2"):
+        torch.testing.assert_close(weighted[name], copied[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_variance_by_a_closed_form_is_that_of_weighted_least_squares():
+    def model():
+        variance = pyro.sample("variance", dist.InverseGamma(2.0, 3.0))
+        m = pyro.sample("m", dist.Normal(0.0, 1e-4))
+        with pyro.plate("data", N), poutine.scale(scale=W):
+            pyro.sample("y", dist.Normal(m, variance.sqrt()), obs=Y)
+
+    adaptation = aeb.StochasticApproximation(1.0, latents={"variance": aeb.latents.ClosedForm()})
+    mcmc = run_model(model, adaptation=adaptation, transition=aeb.SGLD(1e-10))
+    expected = (3.0 + 0.5 * (W * Y.square()).sum()) / (2.0 + 1.0 + 0.5 * W.sum())
+    found = mcmc.get_samples()["variance"][-1]
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0.0)
+
+
+def test_predictions_do_not_depend_on_weights_and_scores_are_per_datum():
+    """Class weights, 3 of a rare class: they change what is learned, no probability or score."""
+    labels = (X[:, 0] > 0.8).float()
+    net = aeb.nn.bayesianize(torch.nn.Linear(P, 1), sparse=[], delta=0.5, sigma2=1.0)
+
+    def model(x, y, w):
+        logits = net(x).squeeze(-1)
+        with pyro.plate("data", N, subsample=x), poutine.scale(scale=w):
+            pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+    w = 1.0 + 2.0 * labels
+    mcmc = MCMC(aeb.AEBKernel(model, aeb.SGLD(1e-2), seed=0), 20, 20, disable_progbar=True)
+    mcmc.run(X, labels, w)
+    predict = aeb.nn.PosteriorPredictive(model, mcmc)
+    draws = mcmc.get_samples()
+    logits = (X @ draws["weight"].transpose(-1, -2)).squeeze(-1) + draws["bias"]
+    expected = torch.sigmoid(logits).mean(0)
+    torch.testing.assert_close(predict(X, labels, w), expected)
+    torch.testing.assert_close(predict(X, labels, 7.0 * w), expected)
+    likelihood = torch.where(labels > 0, expected, 1.0 - expected)
+    assert predict.evaluate(X, labels, w).average["nll"] == pytest.approx(
+        float(-likelihood.log().mean())
+    )
+
+
+# What is no weight of data
+
+
+@pytest.mark.parametrize(
+    "weights", [torch.ones(N, 1), torch.ones(N - 1), torch.ones(2, N)], ids=str
+)
+def test_weights_of_another_shape(weights):
+    def observe(w):
+        with poutine.scale(scale=weights):
+            pyro.sample("y", dist.Normal(X @ w, 1.0), obs=Y)
+
+    with raises_with("'y' is weighted", str(tuple(weights.shape)), "shape (20,)", "w[i]"):
+        run_dense_model(observe)
+
+
+@pytest.mark.parametrize("bad", [-1.0, 0.0, torch.nan])
+def test_weights_that_are_not_positive(bad):
+    weights = torch.where(torch.arange(N) == 3, bad, 1.0)
+
+    def observe(w):
+        with pyro.plate("data", N), poutine.scale(scale=weights):
+            pyro.sample("y", dist.Normal(X @ w, 1.0), obs=Y)
+
+    with raises_with("weights of data", "greater than 0", "poutine.mask"):
+        run_dense_model(observe)
+
+
+def test_weights_that_are_not_finite():
+    def observe(w):
+        with pyro.plate("data", N), poutine.scale(scale=torch.full((N,), torch.inf)):
+            pyro.sample("y", dist.Normal(X @ w, 1.0), obs=Y)
+
+    with raises_with("'y' is weighted", "20 of 20 weights", "greater than 0"):
+        run_dense_model(observe)
+
+
+def test_weights_that_depend_on_a_latent():
+    def observe(w):
+        with pyro.plate("data", N), poutine.scale(scale=(X @ w).exp()):
+            pyro.sample("y", dist.Normal(X @ w, 1.0), obs=Y)
+
+    with raises_with("'y' is weighted", "depend on a latent site", "pyro.factor"):
+        run_dense_model(observe)
+
+
+def test_one_weight_for_all_data_is_tempering():
+    def observe(w):
+        with pyro.plate("data", N), poutine.scale(scale=torch.tensor([0.1])):
+            pyro.sample("y", dist.Normal(X @ w, 1.0), obs=Y)
+
+    with raises_with("observed site 'y' is scaled by 0.1", "inverse_temperature", "weights"):
+        run_dense_model(observe)
+
+
+@pytest.mark.parametrize("site", ["sigma2", "delta"])
+@pytest.mark.parametrize("handler", ["scale", "mask", "dist.mask"])
+def test_a_prior_of_a_closed_form_under_a_handler(site, handler):
+    handlers = {
+        "scale": poutine.scale(scale=0.5),
+        "mask": poutine.mask(mask=torch.tensor(False)),
+    }
+    priors = {"sigma2": dist.InverseGamma(1.5, 2.0), "delta": dist.Beta(2.0, 3.0)}
+    if handler == "dist.mask":
+        priors[site] = priors[site].mask(False)
+
+    def model():
+        def sample(name):
+            return pyro.sample(name, priors[name])
+
+        values = {
+            name: handlers[handler](sample)(name)
+            if name == site and handler in handlers
+            else sample(name)
+            for name in priors
+        }
+        prior = aeb.SSGL(0.1, 10.0, values["delta"], values["sigma2"].sqrt())
+        beta = pyro.sample("beta", prior.expand([P]).to_event(1))
+        pyro.sample("y", dist.Normal(X @ beta, 1.0).to_event(1), obs=Y)
+
+    with raises_with(f"site {site!r} is under poutine.scale or poutine.mask", "observed sites"):
+        run_model(model)
