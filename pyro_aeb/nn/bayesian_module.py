@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.value_writes import RefuseWrites, written_error
-from pyro_aeb.nn.copying import copy_module
+from pyro_aeb.nn.copying import copy_module, keeps_results
 from pyro_aeb.nn.layers import Sparse, Weight, check_module, find_weights, layer_of, table
 from pyro_aeb.nn.priors import Kind, Priors, delta_prior, hyperprior, normal, scalar, sigma2_prior
 from pyro_aeb.priors import SSGL, Group
@@ -303,7 +303,10 @@ class BayesianModule(nn.Module):
         return SSGL(priors.v0, priors.v1, delta=delta, sigma=sigma, validate_args=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_slots": [], "_checked": set(), "_sigma2": None}
+        state = {**self.__dict__, "_slots": [], "_checked": set(), "_sigma2": None}
+        if keeps_results(self.module):
+            state["_modules"] = {"module": copy_module(self.module)}
+        return state
 
     def __repr__(self) -> str:
         sizes: dict[str, list[int]] = {}

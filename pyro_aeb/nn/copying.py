@@ -23,9 +23,7 @@ def copy_module(module: nn.Module) -> nn.Module:
 
     :raises ModelError: if it keeps something that cannot be copied.
     """
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        _detach_results(vars(part), memo, set())
+    memo = _detach_results(module)
     try:
         return copy.deepcopy(module, memo)
     except (TypeError, RuntimeError) as error:
@@ -34,6 +32,11 @@ def copy_module(module: nn.Module) -> nn.Module:
             "module whose attributes can be; take off the attribute that cannot be copied, such as "
             "a lock, an open file or a generator"
         ) from error
+
+
+def keeps_results(module: nn.Module) -> bool:
+    """Whether a module keeps results of calls with their graphs, which cannot be pickled."""
+    return bool(_detach_results(module))
 
 
 @torch.no_grad()
@@ -47,19 +50,37 @@ def compute_weights(module: nn.Module) -> None:
                 part.training = training
 
 
-def _detach_results(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
-    """Put copies of all tensors that have a graph into the memo of a deep copy."""
+def _detach_results(module: nn.Module) -> dict[int, Any]:
+    """Return copies of all tensors that have a graph, as the memo of a deep copy."""
+    memo: dict[int, Any] = {}
+    seen: set[int] = set()
+    for part in module.modules():
+        _add_results(vars(part), memo, seen)
+    return memo
+
+
+def _copy_result(value: Tensor) -> Tensor:
+    """Copy a tensor without its graph; of chains that stepped together, that of the last one."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(value):
+        axis = functorch.maybe_get_bdim(value)
+        value = functorch.get_unwrapped(value)
+        value = value if axis < 0 else value.select(axis, -1)
+    return value.detach().clone()
+
+
+def _add_results(value: Any, memo: dict[int, Any], seen: set[int]) -> None:
     if id(value) in seen or isinstance(value, nn.Module):
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
-        if not value.is_leaf:
-            memo[id(value)] = value.detach().clone()
+        if not value.is_leaf or torch._C._functorch.is_functorch_wrapped_tensor(value):
+            memo[id(value)] = _copy_result(value)
     elif isinstance(value, dict):
         for item in value.values():
-            _detach_results(item, memo, seen)
+            _add_results(item, memo, seen)
     elif isinstance(value, (list, tuple, set)):
         for item in value:
-            _detach_results(item, memo, seen)
+            _add_results(item, memo, seen)
     elif hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
-        _detach_results(vars(value), memo, seen)
+        _add_results(vars(value), memo, seen)

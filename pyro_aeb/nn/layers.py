@@ -80,7 +80,8 @@ def check_module(module: object) -> None:
     if lazy := [name for name, tensor in tensors.items() if is_lazy(tensor)]:
         raise ModelError(
             f"{lazy[0]!r} of {type(module).__name__} has no shape yet, expected a module whose "
-            "lazy layers are initialised; call the module on one batch first"
+            "lazy layers are initialised; call the module on one batch first, and take off a layer "
+            "that it never calls"
         )
     free = {name: p for name, p in parameters.items() if is_sampled(p)}
     if not free:
