@@ -5,11 +5,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from pyro_aeb.data.contents import tensor_fields, walk
+from pyro_aeb.errors import ModelError
+
+_NUMBERS = tuple(np.dtype(name) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8"))
 
 
 class Arguments(NamedTuple):
@@ -49,6 +56,7 @@ def map_leaves(
     value: Any,
     *others: Any,
     is_leaf: Callable[[Any], bool] | None = None,
+    objects: bool = False,
 ) -> Any:
     """
     Apply a function to everything inside nested tuples, lists and mappings. Mappings become dicts;
@@ -56,6 +64,8 @@ def map_leaves(
 
     :param function: of a leaf, and of the leaves at the same place in ``others``.
     :param is_leaf: whether a tuple, list or mapping is a leaf; a ``torch.Size`` is one in any case.
+    :param bool objects: whether the function is applied to the tensors inside objects, too, of
+        which copies are made; without ``others``.
     :raises ValueError: if tuples or lists at the same place are of different lengths.
     """
 
@@ -70,6 +80,11 @@ def map_leaves(
             return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         if isinstance(value, Mapping):
             return {name: visit(item, *[o[name] for o in others]) for name, item in value.items()}
+        if objects and (fields := tensor_fields(value)):
+            changed = copy.copy(value)
+            for name, item in fields.items():
+                object.__setattr__(changed, name, visit(item))
+            return changed
         return function(value, *others)
 
     return visit(value, *others)
@@ -77,8 +92,8 @@ def map_leaves(
 
 def move_to_device(value: Any, device: torch.device) -> Any:
     """
-    Move tensors, and other objects with a method ``to``, inside nested tuples, lists and mappings
-    to a device; without waiting for tensors.
+    Move tensors, and other objects with a method ``to``, inside nested tuples, lists, mappings and
+    objects to a device; without waiting for tensors.
     """
 
     def move(leaf: Any) -> Any:
@@ -86,7 +101,7 @@ def move_to_device(value: Any, device: torch.device) -> Any:
             return leaf.to(device, non_blocking=True)
         return leaf.to(device) if _is_movable(leaf) else leaf
 
-    return map_leaves(move, value, is_leaf=_is_movable)
+    return map_leaves(move, value, is_leaf=_is_movable, objects=True)
 
 
 def _is_movable(value: Any) -> bool:
@@ -94,11 +109,24 @@ def _is_movable(value: Any) -> bool:
 
 
 def stack(value: Any, *others: Any) -> Any:
-    """Stack tensors inside nested tuples, lists and mappings; other leaves are the first's."""
-    return map_leaves(
-        lambda leaf, *rest: torch.stack([leaf, *rest]) if isinstance(leaf, Tensor) else leaf,
-        *(value, *others),
-    )
+    """
+    Stack tensors inside nested tuples, lists and mappings; other leaves are the first's.
+
+    :raises ModelError: if there are tensors inside other objects.
+    """
+
+    def stack_leaves(leaf: Any, *rest: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return torch.stack([leaf, *rest])
+        if tensor_fields(leaf):
+            raise ModelError(
+                f"the batches hold tensors inside a {type(leaf).__name__}, and chains that step "
+                "together need tuples, lists or dicts of tensors, whose axis of chains is known; "
+                'give the loader a collate_fn that returns them, or use chain_method="sequential"'
+            )
+        return leaf
+
+    return map_leaves(stack_leaves, value, *others)
 
 
 def vmap_axes(value: Any) -> Any:
@@ -109,18 +137,24 @@ def vmap_axes(value: Any) -> Any:
 def named_tensors(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
     """Yield all tensors in the arguments, named by their place, such as ``0['x'][1]``."""
     for name, value in (*enumerate(arguments.args), *arguments.kwargs.items()):
-        yield from _named_tensors(repr(name), value)
+        for leaf in walk(repr(name), value):
+            if isinstance(leaf.value, Tensor):
+                yield leaf.name, leaf.value
 
 
-def _named_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _named_tensors(f"{name}[{key!r}]", item)
-    elif isinstance(value, (tuple, list)):
-        for i, item in enumerate(value):
-            yield from _named_tensors(f"{name}[{i}]", item)
+def named_numbers(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors in the arguments, and arrays as tensors, named by their place."""
+    for name, value in (*enumerate(arguments.args), *arguments.kwargs.items()):
+        yield from numbers_in(repr(name), value)
+
+
+def numbers_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors in an argument, and arrays as tensors, named by their place."""
+    for leaf in walk(name, value):
+        if isinstance(leaf.value, Tensor):
+            yield leaf.name, leaf.value
+        elif isinstance(leaf.value, np.ndarray) and leaf.value.dtype in _NUMBERS:
+            yield leaf.name, torch.from_numpy(leaf.value.copy())  # it may be read-only
 
 
 def leading_lengths(arguments: Arguments) -> set[int]:

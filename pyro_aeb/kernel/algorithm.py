@@ -191,7 +191,7 @@ def _gradient_error(
 
 def _is_finite_without_bad_data(chain: Chain, batch: Batch) -> bool:
     """Whether the step's gradient is finite with 0 in the place of non-finite data."""
-    filled = batch._replace(arguments=map_leaves(_fill, batch.arguments))
+    filled = batch._replace(arguments=map_leaves(_fill, batch.arguments, objects=True))
     values = chain.posterior.adaptation.values(chain.latents)
     with preserve_buffers():
         found = chain.posterior.likelihood.evaluate(chain.state.position, values, filled)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pyro_aeb.data.arguments import Arguments, named_tensors
+from pyro_aeb.data.arguments import Arguments, named_numbers
 from pyro_aeb.errors import NonFiniteError
 
 _KEPT = "The draws finished before are in this error's `draws` and in kernel.recover()"
@@ -43,7 +43,7 @@ def check_batch(k: int, arguments: Arguments, draws: dict[str, Tensor]) -> None:
 
     :raises NonFiniteError: if a number in the batch is not finite.
     """
-    for name, value in named_tensors(arguments):
+    for name, value in named_numbers(arguments):
         if value.is_floating_point() and (count := int((~torch.isfinite(value)).sum())):
             raise NonFiniteError(
                 f"step {k}: argument {name} of this batch has {count} non-finite of "

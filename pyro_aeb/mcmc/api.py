@@ -20,7 +20,14 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_aeb.data.arguments import Arguments
-from pyro_aeb.data.fingerprint import Fingerprint, check_same, describe_tensors, fingerprint
+from pyro_aeb.data.fingerprint import (
+    Fingerprint,
+    check_same,
+    describe_tensors,
+    fingerprint,
+    holds_objects,
+    warn_of_opaque,
+)
 from pyro_aeb.data.ranks import check_world
 from pyro_aeb.errors import NonFiniteError
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
@@ -98,6 +105,9 @@ class MCMC(RunResults):
     :raises FileExistsError: if there is a run in the checkpoint's folder, or a file at ``trace``.
     """
 
+    _data_after: Fingerprint | None = None  # of objects, which a run may change
+    _compares_contents = True  # False for a run of version 0.1
+
     def __init__(
         self,
         kernel: AEBKernel,
@@ -153,7 +163,7 @@ class MCMC(RunResults):
         self._shows_progress = True  # False on all ranks but the first
         self._groups = self._make_groups()
         self._arguments: Arguments | None = None  # of the model
-        self._data: Fingerprint | None = None
+        self._data: Fingerprint | None = None  # when the run began
         self._world: int | None = None  # number of ranks that share a chain's data
         self._random: dict[str, Any] | None = None  # global random state of a resumed run
         self._record = RunRecord(
@@ -212,6 +222,7 @@ class MCMC(RunResults):
         with check_contents(str(checkpoint.path)):
             transformed = [str(name) for name in run.get("transforms", [])]
             world = int(run.get("ranks", 0)) or None
+            contents = bool(run.get("contents", False))
         _check_transforms(transformed, transforms)
         kernel = restore_kernel(run["kernel"], model, options)
         with check_contents(str(checkpoint.path)):
@@ -225,7 +236,7 @@ class MCMC(RunResults):
                 **{name: run[name] for name in _STORED},
             )
             mcmc._data = [(name, word) for name, word in run["data"]]
-            mcmc._world = world
+            mcmc._world, mcmc._compares_contents = world, contents
             mcmc._record.extend(replace(mcmc._plan, kept=run["kept"]))
             mcmc._record.trace = None if run["trace"] is None else Path(run["trace"])
         mcmc._record.restore(checkpoint, mcmc._groups)
@@ -246,17 +257,15 @@ class MCMC(RunResults):
             share a chain's data has changed. Distributed chains continue on any number of ranks.
         """
         args = tuple(arg.detach() if torch.is_tensor(arg) else arg for arg in args)
-        data = fingerprint(args, kwargs)
-        if self._data is not None:
-            check_same(self._data, data)
-        self._arguments, self._data = Arguments(args, kwargs), data
+        self._check_data(args, kwargs)
+        self._arguments = Arguments(args, kwargs)
         if self._random is not None:
             set_global_random_state(self._random)
             self._random = None
         validation: AbstractContextManager[Any] = nullcontext()
         if self.disable_validation is not None:
             validation = pyro.validation_enabled(not self.disable_validation)
-        with validation, between_steps() as between:
+        with validation, between_steps() as between, self._follow_data(args, kwargs):
             if self.chain_method == "distributed":
                 self._run_on_ranks(between)
                 return
@@ -300,6 +309,24 @@ class MCMC(RunResults):
             yield chain, number if group.vectorized else None
 
     # -- a run
+
+    def _check_data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Compare the data with those of the run so far."""
+        data = fingerprint(args, kwargs, self._compares_contents)
+        if self._data is None:
+            self._data = data
+            warn_of_opaque(data)
+        elif data != self._data_after:
+            check_same(self._data, data)
+
+    @contextmanager
+    def _follow_data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Take what a run changes in the objects among its data (a cache) for the same data."""
+        try:
+            yield
+        finally:
+            if self._compares_contents and holds_objects(args, kwargs):
+                self._data_after = fingerprint(args, kwargs)
 
     def _make_groups(self) -> list[ChainGroup]:
         numbers = tuple(range(self.num_chains))
@@ -385,6 +412,7 @@ class MCMC(RunResults):
             "every": self._every,
             "trace": None if trace is None else str(trace),
             "data": self._data,
+            "contents": self._compares_contents,
             "transforms": sorted(self.transforms or {}),
             "ranks": ranks_of_data(self.kernel.data_parallel).world,
         }

@@ -16,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_aeb.data.arguments import Arguments, leading_lengths
+from pyro_aeb.data.arguments import Arguments, leading_lengths, numbers_in
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import LatentUpdate
 from pyro_aeb.model.data_checks import check_loader_plates, check_observed
@@ -125,16 +125,20 @@ def _check_loader(
 def _named_tensors(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Return the tensors among the model's arguments, by name."""
+    """Return the tensors and arrays in the model's arguments, by name."""
     try:
-        named = inspect.signature(model).bind(*args, **kwargs).arguments
+        signature = inspect.signature(model)
+        bound = signature.bind(*args, **kwargs).arguments
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        named = {n: v for n, v in bound.items() if signature.parameters[n].kind not in kinds}
     except (TypeError, ValueError):  # no signature, or arguments that the model will refuse itself
         named = {}
     named |= {**kwargs, **{f"argument {i}": value for i, value in enumerate(args)}}
-    tensors: dict[str, Tensor] = {}
+    tensors, values = dict[str, Tensor](), set[int]()
     for name, value in named.items():
-        if isinstance(value, Tensor) and not any(value is other for other in tensors.values()):
-            tensors[name] = value
+        if id(value) not in values:
+            tensors |= numbers_in(name, value)
+        values.add(id(value))
     return tensors
 
 

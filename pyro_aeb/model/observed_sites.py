@@ -110,6 +110,7 @@ def track_arguments(arguments: Arguments) -> Arguments:
     return map_leaves(
         lambda leaf: ProvenanceTensor(leaf, _ORIGIN) if isinstance(leaf, Tensor) else leaf,
         arguments,
+        objects=True,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from pyro_aeb.data.arguments import Arguments, move_to_device, named_tensors, unpack
+from pyro_aeb.data.arguments import Arguments, move_to_device, named_numbers, unpack
 
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -95,7 +95,7 @@ class Batches:
 def _fingerprint(arguments: Arguments) -> Tensor:
     """Return the sum of all numbers in a batch, each datum weighted by its place."""
     total = torch.zeros((), dtype=torch.float64)
-    for _, tensor in named_tensors(arguments):
+    for _, tensor in named_numbers(arguments):
         if tensor.dim():
             rows = tensor.detach().flatten(1) if tensor.dim() > 1 else tensor[:, None]
             sums = rows.sum(1, dtype=torch.float64)
