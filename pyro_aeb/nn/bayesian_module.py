@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.value_writes import RefuseWrites, written_error
+from pyro_aeb.nn.calls import sample_once
 from pyro_aeb.nn.copying import copy_module, keeps_results
 from pyro_aeb.nn.layers import Sparse, Weight, check_module, find_weights, layer_of, table
 from pyro_aeb.nn.priors import Kind, Priors, delta_prior, hyperprior, normal, scalar, sigma2_prior
@@ -126,7 +127,8 @@ class BayesianModule(nn.Module):
     layer's first sparse one the layer's delta, ``layer1.0.conv1.delta``; before all sparse ones
     ``sigma2``. Fixed values are not sites. The call then runs :attr:`module` with these values. It
     belongs outside of plates: the weights are not data. Buffers, such as a batch norm's running
-    averages, change as in any call of the module.
+    averages, change as in any call of the module. Later calls in the same run of a model have the
+    values of the first.
 
     ``to()``, ``train()``, ``eval()`` and ``state_dict()`` apply to :attr:`module`; its weights are
     those at which chains start.
@@ -163,6 +165,7 @@ class BayesianModule(nn.Module):
         self.sparse_sites = tuple(prefix + w.name for w in weights if w.sparse)
         self.dense_sites = tuple(prefix + w.name for w in weights if not w.sparse)
         self.latent_sites = _latent_sites(weights, priors, prefix)
+        self._sites = (*self.latent_sites, *(prefix + w.name for w in weights))
         if clash := {*self.sparse_sites, *self.dense_sites} & {*self.latent_sites}:
             raise ModelError(
                 f"the module has parameters named {sorted(clash)}, expected no parameter called "
@@ -196,7 +199,7 @@ class BayesianModule(nn.Module):
 
         :raises ModelError: if a value is not of its parameter's shape.
         """
-        values = self._sample()
+        values = sample_once(self, self._sites, self._sample)
         if any(type(value) is ProvenanceTensor for value in values.values()):
             return self._call_tracked(values, args, kwargs)
         return self._call(values, args, kwargs)

@@ -159,9 +159,12 @@ class _Substitute(Messenger):
         super().__init__()
         self._values = values
         self.sites: dict[str, RecordedSite] = {}
+        self.networks: dict[Any, Any] = {}
+        self.last_site = ""
 
     def _pyro_sample(self, msg: Any) -> None:
         name, observed, fn = msg["name"], msg["is_observed"], msg["fn"]
+        self.last_site = name
         if site_is_subsample(msg):
             _check_whole(msg)
         elif not observed and name in self._values:

@@ -203,12 +203,14 @@ class _Scorer(Messenger):
         self._substituted = 0
         self.residuals: dict[str, Residuals] = {}
         self._recorded: dict[str, Tensor] = {}
+        self.networks: dict[Any, Any] = {}
+        self.last_site = ""
 
     def finish(self) -> Scored:
         """Return the scores of this run and drop references to the position."""
         scored = self._log_density(), self.residuals, self._recorded
         self._values, self._unconstrained, self._terms = {}, {}, []
-        self.residuals, self._recorded = {}, {}
+        self.residuals, self._recorded, self.networks = {}, {}, {}
         return scored
 
     def _log_density(self) -> Tensor:
@@ -221,7 +223,7 @@ class _Scorer(Messenger):
         return sum(self._terms[1:], start=self._terms[0]) if self._terms else self._zero
 
     def _pyro_sample(self, msg: Any) -> None:
-        name = msg["name"]
+        self.last_site = name = msg["name"]
         value = self._values.get(name)
         if value is not None:
             self._substitute(msg, name, value)
