@@ -98,7 +98,7 @@ def _fingerprint(arguments: Arguments) -> Tensor:
     for _, tensor in named_numbers(arguments):
         if tensor.dim():
             rows = tensor.detach().flatten(1) if tensor.dim() > 1 else tensor[:, None]
-            sums = rows.sum(1, dtype=torch.float64)
+            sums = rows.nansum(1, dtype=torch.float64)  # missing data are NaN
             place = torch.arange(1, len(sums) + 1, dtype=torch.float64, device=sums.device)
             total = total.to(sums.device) + torch.dot(sums, place)
     return total

@@ -21,7 +21,7 @@ class Evaluation:
     For classes: ``accuracy``, ``nll``, ``brier``, ``ece``, ``entropy``, see
     :mod:`pyro_aeb.nn.scores`; a Bernoulli counts as two classes. For numbers: ``rmse`` and ``nll``.
     ``nll`` is the mean of -log density in nats over the elements of the likelihood's batch shape;
-    the scale of plates does not enter.
+    the scale of plates does not enter. Data that the model masks count in no score.
 
     :param dict average: of the average over all draws of all chains: probabilities and means are
         averaged, and nll is that of the averaged density.
@@ -54,7 +54,7 @@ def score(average: Mixture, last: Mixture) -> Evaluation:
 
 
 def _compute_scores(mixture: Mixture) -> dict[str, float]:
-    mean, target, log_density = mixture.mean, mixture.target, mixture.log_density
+    mean, target, log_density = mixture.select()
     if target is None or log_density is None:
         raise ValueError(
             "the model observed no data, expected its arguments to include them: evaluate(x, y), "

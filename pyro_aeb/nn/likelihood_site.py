@@ -27,7 +27,7 @@ from pyro_aeb.model.observed_sites import (
     comes_from,
     track_arguments,
 )
-from pyro_aeb.model.tracing import is_masked, unwrap
+from pyro_aeb.model.tracing import unwrap
 from pyro_aeb.nn.mixture import Mixture, predict_from
 
 REMEDY = (
@@ -42,7 +42,7 @@ class RecordedSite(NamedTuple):
 
     fn: Any
     value: Tensor | None
-    masked: bool
+    mask: Any = None
     in_plate: bool = False
 
 
@@ -78,12 +78,7 @@ class LikelihoodSite:
         sites = self.run(values, arguments)
         name = self._choose(sites, values, arguments)
         site = sites[name]
-        if site.masked:
-            raise ModelError(
-                f"site {name!r} has a mask, which prediction does not support: leave the masked "
-                "data out of the arguments, so that nothing need be masked"
-            )
-        return predict_from(site.fn, site.value)
+        return predict_from(site.fn, site.value, site.mask)
 
     def run(self, values: Mapping[str, Tensor], arguments: Arguments) -> dict[str, RecordedSite]:
         """Run the model at a draw's values; return the sites that are not in it."""
@@ -173,7 +168,7 @@ class _Substitute(Messenger):
             msg["stop"] = True
         elif not msg["infer"].get("_deterministic") and not isinstance(unwrap(fn), dist.Unit):
             value, in_plate = msg["value"] if observed else None, bool(msg["cond_indep_stack"])
-            self.sites[name] = RecordedSite(fn, value, is_masked(msg), in_plate)
+            self.sites[name] = RecordedSite(fn, value, msg["mask"], in_plate)
 
 
 def _check_whole(plate: Any) -> None:

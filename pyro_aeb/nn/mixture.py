@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, OneHotCategorical
@@ -39,6 +40,8 @@ class Mixture(NamedTuple):
     :param Tensor log_density: the log density of the mixture at the data, of the site's batch
         shape; None without data.
     :param Tensor target: the data (the class, of a OneHotCategorical); None without data.
+    :param Tensor mask: which data count in scores, of the shape of the targets' leading axes; None
+        for all.
     """
 
     kind: Kind
@@ -47,17 +50,34 @@ class Mixture(NamedTuple):
     variance: Tensor | None
     log_density: Tensor | None
     target: Tensor | None
+    mask: Tensor | None = None
+
+    def select(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """
+        Return mean, target and log density of the data that no mask leaves out.
+
+        :raises ValueError: if there are none.
+        """
+        mask, target, log_density = self.mask, self.target, self.log_density
+        if mask is None or target is None or log_density is None:
+            return self.mean, target, log_density
+        if not mask.any():
+            raise ValueError("the model masks all data, expected at least one to score")
+        density_mask = mask.reshape(*log_density.shape, -1).any(-1)
+        return self.mean[mask], target[mask], log_density[density_mask]
 
 
-def predict_from(fn: Any, target: Tensor | None) -> Mixture:
+def predict_from(fn: Any, target: Tensor | None, mask: Any = None) -> Mixture:
     """
-    Return one draw's prediction.
+    Return one draw's prediction. Masks leave out data from scores, not from the prediction.
 
     :param fn: the likelihood's distribution at the draw.
     :param Tensor target: the observed value, or None.
+    :param mask: the site's, from :func:`pyro.poutine.mask`; None for none.
     :raises ModelError: if the distribution has no mean or variance.
     """
-    distribution, variance = unwrap(fn), None
+    distribution, mask = _unmask(fn, mask)
+    variance = None
     kind: Kind = "number"
     if isinstance(distribution, (Categorical, OneHotCategorical)):
         kind, mean = "classes", distribution.probs
@@ -70,8 +90,31 @@ def predict_from(fn: Any, target: Tensor | None) -> Mixture:
         one_hot = isinstance(distribution, OneHotCategorical)
         target = target.argmax(-1) if one_hot else target.clone()
     return Mixture(
-        kind, 1, _copy(mean), None if variance is None else _copy(variance), log_density, target
+        kind,
+        1,
+        _copy(mean),
+        None if variance is None else _copy(variance),
+        log_density,
+        target,
+        mask,
     )
+
+
+def _unmask(fn: Any, mask: Any) -> tuple[Any, Tensor | None]:
+    """Return the distribution of the single numbers, and which of them no mask leaves out."""
+    masks = [] if mask is None else [(mask, fn.batch_shape)]
+    inner = fn
+    while isinstance(inner, (dist.Independent, dist.MaskedDistribution)):
+        if isinstance(inner, dist.MaskedDistribution):
+            masks.append((inner._mask, inner.batch_shape))
+        inner = inner.base_dist
+    if not masks:
+        return inner, None
+    kept = torch.ones(inner.batch_shape, dtype=torch.bool)
+    for value, shape in masks:
+        value = torch.as_tensor(value, dtype=torch.bool).expand(shape)
+        kept = kept.to(value.device) & value.reshape(shape + (1,) * (kept.dim() - len(shape)))
+    return inner, kept
 
 
 def merge(first: Mixture | None, second: Mixture) -> Mixture:
@@ -110,9 +153,19 @@ def concatenate(parts: Sequence[Mixture]) -> Mixture:
     first = parts[0]
     if len(parts) == 1:
         return first
+    if masks := [part.mask for part in parts if part.mask is not None]:
+        parts = [_add_mask(part, masks[0]) for part in parts]
+        first = parts[0]
     names = [name for name, value in first._asdict().items() if isinstance(value, Tensor)]
     joined: dict[str, Any] = {n: torch.cat([getattr(part, n) for part in parts]) for n in names}
     return first._replace(**joined)
+
+
+def _add_mask(part: Mixture, other: Tensor) -> Mixture:
+    """Give a batch that has no mask, unlike another one, a mask that leaves nothing out."""
+    if part.mask is not None:
+        return part
+    return part._replace(mask=other.new_ones(part.mean.shape[: other.dim()]))
 
 
 def _moments(fn: Any) -> tuple[Tensor, Tensor]:

@@ -79,16 +79,6 @@ def test_a_plate_that_takes_a_subsample_is_refused():
         PosteriorPredictive(sparse_regression, run).evaluate(X, Y, batch_size=5)
 
 
-def test_a_mask_is_refused():
-    def masked(x, y=None):
-        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=x[:, 0] > 0):
-            return pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
-
-    with pytest.raises(ModelError, match="site 'y' has a mask.*not support"):
-        PosteriorPredictive(masked, replay_draws(w=SLOPES)).evaluate(INPUTS, VALUES)
-
-
 def test_a_likelihood_without_moments_is_refused():
     def odd(x, y=None):
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
