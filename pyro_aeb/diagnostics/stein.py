@@ -179,7 +179,7 @@ def compute_scores(frozen: FrozenChain, points: Tensor) -> Tensor:
     """Compute the gradient of tau Q on all data at positions of shape (n, D)."""
     tau, latents = frozen.numbers.inverse_temperature, frozen.latents
     plates = {name: (size, size) for name, (size, _) in frozen.structure.plates.items()}
-    posterior = Posterior(frozen.kernel.model, replace(frozen.structure, plates=plates))
+    posterior = Posterior(frozen.chain.posterior.model, replace(frozen.structure, plates=plates))
     total, weight = torch.zeros_like(points), 0
     with whole_plates():
         for batch, count in _all_batches(frozen, plates):

@@ -31,7 +31,8 @@ from pyro_aeb.kernel.update import CompiledUpdate
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.model.side_effects import Buffers, preserve_buffers
 from pyro_aeb.model.structure import Structure
-from pyro_aeb.model.tracing import draw_initial_values, find_latent_device
+from pyro_aeb.model.summed_out import SummedOut
+from pyro_aeb.model.tracing import EnumeratedSite, draw_initial_values, find_latent_device
 from pyro_aeb.posterior.data_parallel import (
     Average,
     check_agreement,
@@ -67,7 +68,7 @@ def start_chain(
     :param given: first values in unconstrained space, with the leading axis.
     :raises ModelError: if the model or the data cannot be sampled.
     """
-    structure = _inspect(options, source)
+    model, structure = _inspect(options, source)
     saved = names_to_save(structure, options.save)
     ranks = ranks_of_data(options.data_parallel)
     generators = tuple(generator_of(options.seed, n, structure.device) for n in numbers)
@@ -77,7 +78,7 @@ def start_chain(
     ]
     buffers = Buffers(structure.changed_buffers, len(numbers) if vectorized else None)
     average = Average(ranks, buffers) if options.data_parallel else None
-    posterior = Posterior(options.model, structure, buffers, average)
+    posterior = Posterior(model, structure, buffers, average)
     batch = Batch(source.peek(), minibatches[0].first())
     position, latents = _find_starts(options, posterior, batch, generators, given, vectorized)
     if options.data_parallel:
@@ -107,14 +108,30 @@ def start_chain(
     )
 
 
-def _inspect(options: KernelOptions, source: ArgumentSource) -> Structure:
-    """Inspect the model on its first arguments, which a loader's are moved to its device for."""
+def _inspect(
+    options: KernelOptions, source: ArgumentSource
+) -> tuple[Callable[..., Any], Structure]:
+    """
+    Inspect the model on its first arguments. Return the model, whose enumerated sites are summed
+    out, and its structure.
+    """
+    try:
+        return options.model, _inspect_model(options, options.model, source)
+    except EnumeratedSite:
+        model = SummedOut(options.model, *source.peek())
+    return model, _inspect_model(options, model, source)
+
+
+def _inspect_model(
+    options: KernelOptions, model: Callable[..., Any], source: ArgumentSource
+) -> Structure:
+    """Inspect a model; a loader's data are moved to its device."""
     from_loader = source.sizes is not None
-    if from_loader and (device := find_latent_device(options.model, *source.peek())):
+    if from_loader and (device := find_latent_device(model, *source.peek())):
         source.move_to(device)
     args, kwargs = source.peek()
     structure = inspect_model(
-        options.model,
+        model,
         args,
         kwargs,
         adapt=options.adaptation is not None,
@@ -145,7 +162,7 @@ def _find_starts(
     vectorized: bool,
 ) -> tuple[Tensor, Latents | None]:
     """Find a start for every chain; stack them where chains step together."""
-    model, strategy, structure = options.model, options.init_strategy, posterior.structure
+    model, strategy, structure = posterior.model, options.init_strategy, posterior.structure
     starts = []
     for i, generator in enumerate(generators):
         own = {name: value[i] if vectorized else value for name, value in (given or {}).items()}

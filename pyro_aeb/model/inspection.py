@@ -34,6 +34,7 @@ from pyro_aeb.model.missing_data import check_missing, explain_missing
 from pyro_aeb.model.observed_sites import find_observed
 from pyro_aeb.model.perturbation import check_gradients, find_gradient_paths
 from pyro_aeb.model.structure import Block, Delta, NormalBlock, Sigma, SparseBlock, Structure
+from pyro_aeb.model.summed_out import hidden_sites
 from pyro_aeb.model.tracing import (
     Site,
     Tracer,
@@ -68,7 +69,7 @@ def inspect_model(
     tensors = _named_tensors(model, args, kwargs)
     trace = Tracer(model, args, kwargs)
     with explain_missing(tensors), _explain_failures(tensors):
-        sites = trace({}, validate=True)
+        sites, hidden = trace({}, validate=True), hidden_sites(model)
     subsamples = {n: s for n, s in sites.items() if site_is_subsample(cast(Any, s))}
     plates = {n: (s["fn"].size, len(s["value"])) for n, s in subsamples.items()}
     deterministic = {n for n, s in sites.items() if s["infer"].get("_deterministic")}
@@ -77,8 +78,8 @@ def inspect_model(
     observed = {n: s for n, s in sites.items() if s["is_observed"]}
     _check_latent(latent)
     kinds = find_observed(model, Arguments(args, kwargs), sites, trace)
-    _check_data(tensors, sites, plates, kinds.computed, trace)
-    data = {n: s for n, s in observed.items() if n in kinds.data}
+    _check_data(tensors, sites, hidden, plates, kinds.computed, trace)
+    data = {n: s for n, s in observed.items() if n in kinds.data} | hidden
     _check_loader(data, subsamples, loader_sizes, Arguments(args, kwargs))
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
     tracked = trace_provenance(model, args, kwargs)
@@ -103,7 +104,7 @@ def inspect_model(
         observed=tuple(data),
         reparametrised=tuple(n for n in observed if n in kinds.reparametrised),
         plates={n: plates[n] for n, s in subsamples.items() if not _has_own_indices(s)},
-        dims={n: _dims(s) for n, s in sites.items()},
+        dims={n: _dims(s) for n, s in (sites | hidden).items()},
         observations={n: s["value"] for n, s in data.items() if _is_whole(s)},
         dtype=dtype,
         device=device,
@@ -201,12 +202,14 @@ def _has_own_indices(site: Site) -> bool:
 def _check_data(
     tensors: Mapping[str, Tensor],
     sites: Mapping[str, Site],
+    hidden: dict[str, Site],
     plates: Mapping[str, tuple[int, int]],
     computed: Collection[str],
     trace: Tracer,
 ) -> None:
     check_missing(tensors, sites, plates, trace)
-    check_observed({n: s for n, s in sites.items() if s["is_observed"]}, plates, computed)
+    observed = {n: s for n, s in sites.items() if s["is_observed"]}
+    check_observed(observed | hidden, plates, {*computed, *hidden})
     check_weights(sites, trace)
 
 

@@ -80,14 +80,23 @@ def is_plain(site: Site) -> bool:
     return not is_masked(site) and not has_weights(scale) and bool(scale == 1.0)
 
 
+class EnumeratedSite(ModelError):
+    """Raised at a discrete site that is marked to be enumerated, and can be."""
+
+
 def check_continuous(site: Site) -> None:
     """
-    :raises ModelError: if the site has a discrete support.
+    :raises EnumeratedSite: if the site is to be summed out.
+    :raises ModelError: if it has a discrete support.
     """
-    if site["fn"].support.is_discrete:
-        raise ModelError(
-            f"site {site['name']!r} ~ {type(site['fn']).__name__} is a discrete latent variable, "
-            "which has no gradient; sum it out in the model (e.g. with "
+    fn = site["fn"]
+    if fn.support.is_discrete:
+        can_be_summed = getattr(fn, "has_enumerate_support", False)
+        cure = 'infer={"enumerate": "parallel"} in its pyro.sample, or ' if can_be_summed else ""
+        marked = can_be_summed and site["infer"].get("enumerate") == "parallel"
+        raise (EnumeratedSite if marked else ModelError)(
+            f"site {site['name']!r} ~ {type(fn).__name__} is a discrete latent variable, "
+            f"which has no gradient; sum it out in the model ({cure}e.g. with "
             "dist.MixtureSameFamily) or observe it with obs="
         )
 
@@ -106,6 +115,12 @@ def _init_to_feasible(site: Site) -> Tensor:
             f"site {site['name']!r} ~ {type(site['fn']).__name__} has a support that no map from "
             f"unconstrained space is known for ({error}); write it with another distribution"
         ) from error
+
+
+def init_to_value_or_sample(site: Site) -> Tensor:
+    """Return a feasible value of a continuous site, and a sample of a discrete one."""
+    is_discrete = site["fn"].support.is_discrete
+    return site["fn"].sample() if is_discrete else _init_to_feasible(site)
 
 
 class _PlateCheck(Messenger):
@@ -137,7 +152,7 @@ class Tracer:
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         self.run = partial(model, *args, **kwargs)
-        self._replaced: set[str] = set()  # latent sites that poutine.reparam computes from others
+        self._replaced: set[Any] = set()  # latent sites that poutine.reparam computes from others
 
     def __call__(
         self, values: Mapping[str, Tensor], *, validate: bool = False, grad: bool = False

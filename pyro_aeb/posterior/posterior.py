@@ -58,6 +58,7 @@ class Posterior:
         buffers: Buffers | None = None,
         average: Callable[[Evaluation], Evaluation] | None = None,
     ) -> None:
+        self.model = model
         self.structure = structure
         self.adaptation = Adaptation(structure)
         self.likelihood: Likelihood | CompiledLikelihood = Likelihood(model, structure, buffers)

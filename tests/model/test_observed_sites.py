@@ -205,10 +205,10 @@ def test_what_goes_to_arviz_as_data_is_data():
 
 def test_the_posterior_of_a_soft_constraint_is_that_of_nuts():
     exact = _posterior_mean()
-    run = make_run(constrained, X, Y, kernel=NUTS(constrained), draws=200)
+    run = make_run(constrained, X, Y, kernel=NUTS(constrained), draws=100)
     torch.testing.assert_close(run.get_samples()["b"].mean(0), exact, atol=0.05, rtol=0.0)
     kernel = aeb.AEBKernel(constrained, aeb.transitions.HMC(0.02, 12), seed=0)
-    run = make_run(constrained, X, Y, kernel=kernel, draws=400)
+    run = make_run(constrained, X, Y, kernel=kernel, draws=250)
     torch.testing.assert_close(run.get_samples()["b"].mean(0), exact, atol=0.05, rtol=0.0)
 
 

@@ -1,0 +1,341 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Enumerated discrete sites are summed out: the density is that of sums over all their values by hand,
+and the posterior that of a grid.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_aeb as aeb
+from pyro_aeb.model.summed_out import FACTOR, SummedOut
+from pyro_aeb.model.tracing import trace_sites
+from pyro_aeb.nn import PosteriorPredictive
+
+PARALLEL = {"enumerate": "parallel"}
+GENERATOR = torch.Generator().manual_seed(0)
+DATA = torch.cat(
+    [torch.randn(30, generator=GENERATOR) - 2.0, torch.randn(20, generator=GENERATOR) + 2.0]
+)
+SERIES = torch.randn(2, 4, generator=GENERATOR)
+CAUGHT = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+
+
+def mixture(data, batch_size=None):
+    weights = pyro.sample("weights", dist.Dirichlet(torch.tensor([3.0, 2.0])))
+    means = pyro.sample("means", dist.Normal(torch.tensor([-2.0, 2.0]), 1.0).to_event(1))
+    with pyro.plate("data", len(data), subsample_size=batch_size) as i:
+        z = pyro.sample("z", dist.Categorical(weights), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(means[z], 1.0), obs=data[i])
+
+
+def mixture_by_hand(data, weights, means):
+    parts = [weights[k].log() + dist.Normal(means[k], 1.0).log_prob(data) for k in (0, 1)]
+    return torch.logsumexp(torch.stack(parts), 0).sum()
+
+
+def two_causes(data):
+    """Two binary sites for every datum, one of them under the other, and a site without them."""
+    p = pyro.sample("p", dist.Beta(2.0, 3.0))
+    size = pyro.sample("size", dist.Normal(1.0, 1.0))
+    pyro.sample("beside", dist.Normal(size, 1.0), obs=torch.tensor(0.3))
+    with pyro.plate("data", len(data)):
+        a = pyro.sample("a", dist.Bernoulli(p), infer=PARALLEL)
+        b = pyro.sample("b", dist.Bernoulli(0.2 + 0.6 * a), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(size * (a - 2.0 * b), 1.0), obs=data)
+
+
+def two_causes_by_hand(data, p, size):
+    parts = []
+    for a, b in product((0.0, 1.0), repeat=2):
+        a, b = torch.tensor(a), torch.tensor(b)
+        prior = dist.Bernoulli(p).log_prob(a) + dist.Bernoulli(0.2 + 0.6 * a).log_prob(b)
+        parts.append(prior + dist.Normal(size * (a - 2.0 * b), 1.0).log_prob(data))
+    return torch.logsumexp(torch.stack(parts), 0).sum()
+
+
+def markov(series):
+    """A hidden Markov model of several series."""
+    stay = pyro.sample("stay", dist.Beta(2.0, 2.0).expand([2]).to_event(1))
+    means = pyro.sample("means", dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).to_event(1))
+    z = torch.tensor(0)
+    with pyro.plate("series", len(series)):
+        for t in pyro.markov(range(series.shape[1])):
+            z = pyro.sample(f"z_{t}", dist.Categorical(rows(stay)[z]), infer=PARALLEL)
+            pyro.sample(f"x_{t}", dist.Normal(means[z], 1.0), obs=series[:, t])
+
+
+def rows(stay):
+    return torch.stack([torch.stack([stay[0], 1 - stay[0]]), torch.stack([1 - stay[1], stay[1]])])
+
+
+def markov_by_hand(series, stay, means):
+    total = torch.tensor(0.0)
+    for line in series:
+        paths = []
+        for path in product((0, 1), repeat=len(line)):
+            before, log_prob = 0, torch.tensor(0.0)
+            for state, x in zip(path, line, strict=True):
+                log_prob = log_prob + rows(stay)[before, state].log()
+                log_prob = log_prob + dist.Normal(means[state], 1.0).log_prob(x)
+                before = state
+            paths.append(log_prob)
+        total = total + torch.logsumexp(torch.stack(paths), 0)
+    return total
+
+
+def recapture(caught):
+    """Cormack, Jolly and Seber: alive or not, and caught if alive."""
+    phi = pyro.sample("phi", dist.Beta(2.0, 2.0))
+    rho = pyro.sample("rho", dist.Beta(2.0, 2.0))
+    with pyro.plate("animals", len(caught)):
+        alive = torch.ones(len(caught))
+        for t in pyro.markov(range(1, caught.shape[1])):
+            alive = pyro.sample(f"z_{t}", dist.Bernoulli(phi * alive), infer=PARALLEL)
+            pyro.sample(f"y_{t}", dist.Bernoulli(rho * alive), obs=caught[:, t])
+
+
+def recapture_by_hand(caught, phi, rho):
+    total = torch.tensor(0.0)
+    for line in caught:
+        deaths = []
+        for last in range(len(line)):  # the last time that it is alive
+            if line[last + 1 :].any():
+                continue
+            seen = [rho if c else 1 - rho for c in line[1 : last + 1]]
+            died = 1 - phi if last < len(line) - 1 else torch.tensor(1.0)
+            deaths.append(phi**last * died * torch.stack([torch.tensor(1.0), *seen]).prod())
+        total = total + torch.stack(deaths).sum().log()
+    return total
+
+
+def switch(data):
+    """One discrete site for all data, and one in each of two nested plates."""
+    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    on = pyro.sample("on", dist.Bernoulli(0.3), infer=PARALLEL)
+    with pyro.plate("columns", 2, dim=-1), pyro.plate("rows", len(data) // 2, dim=-2):
+        up = pyro.sample("up", dist.Bernoulli(0.4), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(shift * on + up, 1.0), obs=data.reshape(-1, 2))
+
+
+def switch_by_hand(data, shift):
+    totals = []
+    for on in (0.0, 1.0):
+        parts = [
+            dist.Bernoulli(0.4).log_prob(torch.tensor(up))
+            + dist.Normal(shift * on + up, 1.0).log_prob(data)
+            for up in (0.0, 1.0)
+        ]
+        prior = dist.Bernoulli(0.3).log_prob(torch.tensor(on))
+        totals.append(prior + torch.logsumexp(torch.stack(parts), 0).sum())
+    return torch.logsumexp(torch.stack(totals), 0)
+
+
+CASES = {
+    "mixture": (mixture, mixture_by_hand, DATA, ("weights", "means")),
+    "two causes": (two_causes, two_causes_by_hand, DATA, ("p", "size")),
+    "markov": (markov, markov_by_hand, SERIES, ("stay", "means")),
+    "recapture": (recapture, recapture_by_hand, CAUGHT, ("phi", "rho")),
+    "switch": (switch, switch_by_hand, DATA, ("shift",)),
+}
+VALUES = {
+    "weights": torch.tensor([0.7, 0.3]),
+    "means": torch.tensor([-1.0, 1.5]),
+    "p": torch.tensor(0.4),
+    "size": torch.tensor(0.7),
+    "stay": torch.tensor([0.8, 0.6]),
+    "phi": torch.tensor(0.7),
+    "rho": torch.tensor(0.45),
+    "shift": torch.tensor(-0.5),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_density_is_the_sum_by_hand(case):
+    model, by_hand, data, names = CASES[case]
+    values = {name: VALUES[name] for name in names}
+    sites = trace_sites(SummedOut(model, (data,), {}), (data,), {}, values)
+    found = sites[FACTOR]["fn"].log_prob(sites[FACTOR]["value"])
+    torch.testing.assert_close(found, by_hand(data, *values.values()), rtol=1e-5, atol=1e-4)
+    assert sites.keys() - {FACTOR, "beside"} - set(names) <= {
+        "data",
+        "series",
+        "animals",
+        "rows",
+        "columns",
+    }
+
+
+def test_minibatches_are_scaled_after_the_sum():
+    wrapped = SummedOut(mixture, (DATA, 10), {})
+    values = {name: VALUES[name] for name in ("weights", "means")}
+    sites = trace_sites(wrapped, (DATA, 10), {}, values)
+    batch = wrapped.hidden["x"]["value"]
+    assert len(batch) == 10
+    expected = 5.0 * mixture_by_hand(batch, *values.values())
+    found = sites[FACTOR]["fn"].log_prob(sites[FACTOR]["value"])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def run(model, *args, transition=None, draws=300, **kwargs):
+    kernel = aeb.AEBKernel(model, transition or aeb.transitions.HMC(0.1, 8), seed=0)
+    mcmc = aeb.MCMC(kernel, draws, 50, disable_progbar=True)
+    mcmc.run(*args, **kwargs)
+    return mcmc
+
+
+def one_mean(data, batch_size=None):
+    mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", len(data), subsample_size=batch_size) as i:
+        z = pyro.sample("z", dist.Bernoulli(0.4), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(-2.0 + (mean + 2.0) * z, 1.0), obs=data[i])
+
+
+def exact_mean():
+    grid = torch.linspace(-1.0, 5.0, 2001, dtype=torch.float64)
+    data = DATA.double()[:, None]
+    parts = [
+        dist.Normal(-2.0, 1.0).log_prob(data).expand(-1, len(grid)) + torch.tensor(0.6).log(),
+        dist.Normal(grid, 1.0).log_prob(data) + torch.tensor(0.4).log(),
+    ]
+    log_density = torch.logsumexp(torch.stack(parts), 0).sum(0) + dist.Normal(0.0, 2.0).log_prob(
+        grid
+    )
+    weights = torch.softmax(log_density, 0)
+    mean = (weights * grid).sum()
+    return float(mean), float((weights * (grid - mean).square()).sum().sqrt())
+
+
+@pytest.mark.parametrize("batch_size", [None, 25])
+def test_the_posterior_is_that_of_a_grid(batch_size):
+    mean, sd = exact_mean()
+    transition = aeb.transitions.HMC(0.1, 8) if batch_size is None else aeb.SGLD(1e-3)
+    draws = 150 if batch_size is None else 900
+    found = run(one_mean, DATA, batch_size=batch_size, transition=transition, draws=draws)
+    found = found.get_samples()["mean"]
+    assert abs(float(found.mean()) - mean) < 0.5 * sd
+    assert 0.6 * sd < float(found.std()) < 1.6 * sd
+
+
+def test_a_loader_s_batches_are_checked_and_scaled():
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(DATA), subsample=x):
+            z = pyro.sample("z", dist.Bernoulli(0.4), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(-2.0 + (mean + 2.0) * z, 1.0), obs=x)
+
+    def unscaled(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.4), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(mean * z, 1.0), obs=x)
+
+    loader = DataLoader(TensorDataset(DATA), batch_size=25, shuffle=True)
+    mean, sd = exact_mean()
+    found = run(model, loader, transition=aeb.SGLD(1e-3), draws=900).get_samples()["mean"]
+    assert abs(float(found.mean()) - mean) < 0.5 * sd
+    with pytest.raises(aeb.ModelError, match="site 'x' .* not scaled by N/n"):
+        run(unscaled, loader)
+
+
+def test_the_data_are_exported():
+    found = aeb.to_arviz(run(mixture, DATA, draws=5))
+    assert set(found.posterior.data_vars) == {"weights", "means"}
+    assert found.observed_data["x"].dims == ("data",)
+
+
+def test_a_learned_latent_beside_a_sum():
+    """The mode of the weight of a mixture whose components are known."""
+
+    def model(data):
+        share = pyro.sample("share", dist.Beta(2.0, 2.0))
+        pyro.sample("unused", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(data)):
+            z = pyro.sample("z", dist.Bernoulli(share), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(4.0 * z - 2.0, 1.0), obs=data)
+
+    update = aeb.latents.GradientStep(0.02)
+    adaptation = aeb.StochasticApproximation(1.0, latents={"share": update})
+    mcmc = aeb.MCMC(
+        aeb.AEBKernel(model, aeb.SGLD(1e-3), adaptation, seed=0), 5, 300, disable_progbar=True
+    )
+    mcmc.run(DATA)
+    grid = torch.linspace(0.001, 0.999, 999)
+    normal = [dist.Normal(mean, 1.0).log_prob(DATA)[:, None] for mean in (-2.0, 2.0)]
+    parts = torch.stack([(1 - grid).log() + normal[0], grid.log() + normal[1]])
+    mode = grid[(torch.logsumexp(parts, 0).sum(0) + dist.Beta(2.0, 2.0).log_prob(grid)).argmax()]
+    torch.testing.assert_close(mcmc.get_samples()["share"][-1], mode, atol=2e-3, rtol=0.0)
+    closed = aeb.StochasticApproximation(1.0, latents={"share": aeb.latents.ClosedForm()})
+    kernel = aeb.AEBKernel(model, aeb.SGLD(1e-3), closed, seed=0)
+    with pytest.raises(aeb.ModelError, match="not conjugate"):
+        aeb.MCMC(kernel, 5, 5, disable_progbar=True).run(DATA)
+
+
+def global_switch(data):
+    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    on = pyro.sample("on", dist.Bernoulli(0.3), infer=PARALLEL)
+    with pyro.plate("data", len(data), subsample_size=10) as i:
+        pyro.sample("x", dist.Normal(shift * on, 1.0), obs=data[i])
+
+
+def latent_below(data):
+    z = pyro.sample("z", dist.Bernoulli(0.3), infer=PARALLEL)
+    mean = pyro.sample("mean", dist.Normal(z, 1.0))
+    with pyro.plate("data", len(data)):
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=data)
+
+
+def unmarked(data):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(data)):
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(mean * z, 1.0), obs=data)
+
+
+def infinite(data):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(data)):
+        z = pyro.sample("z", dist.Poisson(0.3), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(mean * z, 1.0), obs=data)
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (global_switch, r"\['on'\] .* scaled by different numbers.*subsample_size=None"),
+        (latent_below, r"'mean' depends on a discrete site .*(?s:.*)pyro.factor\(\"part\""),
+        (unmarked, r"'z' ~ Bernoulli .* no gradient.*infer={\"enumerate\": \"parallel\"}"),
+        (infinite, r"'z' ~ Poisson .* no gradient; sum it out in the model \(e.g."),
+    ],
+)
+def test_what_cannot_be_summed_out_is_refused(model, message):
+    with pytest.raises(aeb.ModelError, match=message):
+        run(model, DATA, draws=2)
+
+
+def test_chains_that_step_together_are_refused():
+    kernel = aeb.AEBKernel(mixture, aeb.SGLD(1e-3), seed=0)
+    mcmc = aeb.MCMC(kernel, 2, 1, num_chains=2, chain_method="vectorized", disable_progbar=True)
+    with pytest.raises(aeb.ModelError, match='several chains at once.*chain_method="sequential"'):
+        mcmc.run(DATA)
+
+
+def test_predictions_say_what_is_missing():
+    mcmc = run(mixture, DATA, draws=3)
+    with pytest.raises(aeb.ModelError, match=r"not the latent sites \['z'\]"):
+        PosteriorPredictive(mixture, mcmc)(DATA)
+
+
+def test_a_model_is_left_as_it_is_afterwards():
+    run(mixture, DATA, draws=2)
+    assert "z" in poutine.trace(mixture).get_trace(DATA).nodes
