@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.tracing import Site, has_weights, is_masked, unwrap
+from pyro_aeb.model.tracing import Site, check_distribution, has_weights, is_masked, unwrap
 
 
 def check_observed(
@@ -28,6 +28,7 @@ def check_observed(
     """
     around_data = set()
     for name, site in observed.items():
+        check_distribution(site)
         frames = site["cond_indep_stack"]
         around_data |= {frame.name for frame in frames}
         expected = 1.0
@@ -126,7 +127,7 @@ def _check_value(name: str, site: Site) -> None:
                 "them, or fill them with any finite number and leave them out with poutine.mask"
             )
     _check_support(name, site)
-    expected = fn.batch_shape + fn.event_shape
+    expected = _batch_shape(site) + fn.event_shape
     sizes = zip(reversed(expected), reversed(value.shape), strict=False)
     fits = len(expected) <= value.dim() and all(size in (1, length) for size, length in sizes)
     if not fits or (site["cond_indep_stack"] and expected and value.shape != expected):
@@ -135,6 +136,18 @@ def _check_value(name: str, site: Site) -> None:
             f"{tuple(expected)} from its distribution and plates; index the data with the plate's "
             "indices, `with pyro.plate(..., subsample_size=n) as i: ... obs=y[i]`"
         )
+
+
+def _batch_shape(site: Site) -> torch.Size:
+    """Return the shape of a site's density, also where a handler has replaced its distribution."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    plates = [1] * max((-frame.dim for frame in frames), default=0)
+    for frame in frames:
+        plates[frame.dim] = frame.size
+    try:
+        return torch.broadcast_shapes(site["fn"].batch_shape, plates)
+    except RuntimeError:
+        return site["fn"].batch_shape
 
 
 def _check_support(name: str, site: Site) -> None:

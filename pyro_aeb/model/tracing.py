@@ -84,11 +84,24 @@ class EnumeratedSite(ModelError):
     """Raised at a discrete site that is marked to be enumerated, and can be."""
 
 
+def check_distribution(site: Site) -> None:
+    """
+    :raises ModelError: if the site's distribution tells neither shape nor support.
+    """
+    if not (hasattr(site["fn"], "batch_shape") and hasattr(site["fn"], "support")):
+        raise ModelError(
+            f"site {site['name']!r} ~ {type(site['fn']).__name__} has no batch_shape or no "
+            "support, expected a pyro.distributions.TorchDistribution; make the class one, or give "
+            "the log density by pyro.factor"
+        )
+
+
 def check_continuous(site: Site) -> None:
     """
     :raises EnumeratedSite: if the site is to be summed out.
     :raises ModelError: if it has a discrete support.
     """
+    check_distribution(site)
     fn = site["fn"]
     if fn.support.is_discrete:
         can_be_summed = getattr(fn, "has_enumerate_support", False)

@@ -340,3 +340,23 @@ def test_a_model_that_raises_in_the_middle():
     with pytest.raises(Broken, match="disk full"):
         MCMC(kernel, 10, 0, hook_fn=hook, disable_progbar=True).run()
     assert kernel.recover()["w"].shape == (3, P)
+
+
+class NoTorchDistribution(dist.Distribution):
+    """A density and a sampler, as Pyro's base class asks for, without shapes."""
+
+    def sample(self, *args, **kwargs):
+        return torch.randn(())
+
+    def log_prob(self, x, *args, **kwargs):
+        return -0.5 * x**2
+
+
+@pytest.mark.parametrize("obs", [None, torch.tensor(0.5)], ids=["latent", "observed"])
+def test_a_distribution_without_a_shape(obs):
+    def model():
+        pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("x", NoTorchDistribution(), obs=obs)
+
+    with raises_with("'x' ~ NoTorchDistribution", "no batch_shape", "pyro.factor"):
+        AEBKernel(model, SGLD(1e-3)).setup(0)
