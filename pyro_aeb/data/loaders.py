@@ -3,8 +3,7 @@
 
 """
 The model's arguments at every step: always the same, or the next batch of a
-:class:`torch.utils.data.DataLoader`. :func:`open_arguments` chooses by the arguments of
-``mcmc.run``.
+:class:`torch.utils.data.DataLoader`.
 """
 
 from __future__ import annotations
@@ -60,33 +59,6 @@ class ArgumentSource:
         """Release resources; a later :meth:`peek` or :meth:`next` acquires them again."""
 
 
-def open_arguments(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], seeds: Sequence[int | None], rank: int = 0
-) -> ArgumentSource:
-    """
-    Return the source of the model's arguments.
-
-    :param args: positional arguments of ``mcmc.run``, or one DataLoader.
-    :param kwargs: its keyword arguments, passed to the model at every step.
-    :param seeds: of a loader's shuffling and random transforms, one for every chain that steps
-        along; None for torch's global generator.
-    :param int rank: among the processes that share a chain's data.
-    :raises ModelError: if a DataLoader is not the only positional argument.
-    """
-    named = [name for name, value in kwargs.items() if isinstance(value, DataLoader)]
-    if not named and not any(isinstance(value, DataLoader) for value in args):
-        return FixedArguments(args, kwargs)
-    if named or len(args) > 1:
-        where = f"argument {named[0]!r}" if named else f"one of {len(args)} positional arguments"
-        raise ModelError(
-            f"a DataLoader is {where}, expected it to be the only positional one: "
-            "mcmc.run(loader, name=value). The model gets the loader's batches, not the loader"
-        )
-    sources = [LoaderArguments(args[0], kwargs, seed, rank) for seed in seeds]
-    sources[0].warn_about_short_batches()
-    return sources[0] if len(sources) == 1 else ChainArguments(sources)
-
-
 class FixedArguments(ArgumentSource):
     """The same arguments at every step."""
 
@@ -115,7 +87,7 @@ class LoaderArguments(ArgumentSource):
     def __init__(
         self, loader: DataLoader, kwargs: Mapping[str, Any], seed: int | None, rank: int = 0
     ) -> None:
-        self._loader = loader
+        self._loader: Any = loader
         self._rank = rank
         self._kwargs = dict(kwargs)
         self._rng_state = None if seed is None else torch.Generator().manual_seed(seed).get_state()
@@ -128,12 +100,17 @@ class LoaderArguments(ArgumentSource):
         self._suspended: Mapping[str, Any] | None = None  # state to resume from
 
     @property
+    def _kind(self) -> str:
+        """Name of the source of batches, for error messages."""
+        return "DataLoader"
+
+    @property
     def sizes(self) -> frozenset[int]:
         loader = self._loader
         batch = loader.batch_size
         if batch is None and loader.batch_sampler is None:
             return frozenset()  # an item is a batch, of an unknown number of data
-        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+        sampler = sampler_of(loader)
         if batch is not None and max(leading_lengths(self.peek()), default=0) > batch:
             return frozenset()  # an item is several data
         lengths = (length(loader.dataset), length(sampler))
@@ -148,7 +125,12 @@ class LoaderArguments(ArgumentSource):
                 'chain_method="sequential"'
             )
 
-    def warn_about_short_batches(self) -> None:
+    def warn_about_batches(self) -> None:
+        """Warn if some data count for more than others."""
+        warn_about_sampler(self._loader)
+        self._warn_about_short_batches()
+
+    def _warn_about_short_batches(self) -> None:
         """Warn if the same data are the short last batch of every epoch."""
         loader, batch = self._loader, self._loader.batch_size
         if not isinstance(loader.sampler, SequentialSampler) or loader.drop_last or not batch:
@@ -158,7 +140,7 @@ class LoaderArguments(ArgumentSource):
                 f"the DataLoader does not shuffle, and the last {last} data are a short batch in "
                 f"every epoch, scaled by N/{last} where the others are by N/{batch}: these data "
                 "count for more than all others; use shuffle=True, or drop_last=True",
-                stacklevel=6,
+                stacklevel=7,
             )
 
     def move_to(self, device: torch.device) -> None:
@@ -214,7 +196,7 @@ class LoaderArguments(ArgumentSource):
                 batch = self._skip()
                 if batch is None:
                     raise ModelError(
-                        f"the DataLoader has {self._fetched} batches in an epoch, but the saved "
+                        f"the {self._kind} has {self._fetched} batches in an epoch, but the saved "
                         f"run had fetched {state['fetched']}; resume with the same data and batch "
                         "size"
                     )
@@ -232,7 +214,7 @@ class LoaderArguments(ArgumentSource):
             return next(self._iterator, None)
         except Exception as error:  # of whatever kind a dataset's failures are
             raise ModelError(
-                f"the DataLoader failed at batch {self._fetched + 1} of the epoch that is read "
+                f"the {self._kind} failed at batch {self._fetched + 1} of the epoch that is read "
                 f"again up to the saved position ({type(error).__name__}: {error}); the checkpoint "
                 "is unchanged: run again when the data can be read"
             ) from error
@@ -263,8 +245,8 @@ class LoaderArguments(ArgumentSource):
         arguments = unpack(batch, self._kwargs)
         if leading_lengths(unpack(batch, {})) == {0}:
             raise ModelError(
-                f"batch {self._fetched} of epoch {self._epochs + 1} of the DataLoader has no data, "
-                "expected at least one datum in every batch; leave empty batches out of the "
+                f"batch {self._fetched} of epoch {self._epochs + 1} of the {self._kind} has no "
+                "data, expected at least one datum in every batch; leave empty batches out of the "
                 "dataset or batch sampler"
             )
         return arguments if self._device is None else move_to_device(arguments, self._device)
@@ -296,13 +278,13 @@ class LoaderArguments(ArgumentSource):
             self._iterator = None
         if self._epochs:
             raise ModelError(
-                f"the DataLoader gave no batch in epoch {self._epochs + 1}, expected data that "
+                f"the {self._kind} gave no batch in epoch {self._epochs + 1}, expected data that "
                 "can be read again in every epoch, as a map-style dataset can; a generator is read "
                 "once. The draws finished before are in kernel.recover()"
             )
         raise ModelError(
-            "the DataLoader gives no batch: its dataset is empty, or smaller than one batch with "
-            "drop_last=True"
+            f"the {self._kind} gives no batch: its dataset is empty, or smaller than one batch "
+            "with drop_last=True"
         )
 
     def _next_of_epoch(self, iterator: Iterator[Any]) -> Any:
@@ -314,7 +296,7 @@ class LoaderArguments(ArgumentSource):
         names = batch.keys() if isinstance(batch, Mapping) else set()
         if common := sorted(names & self._kwargs.keys()):
             raise ModelError(
-                f"the DataLoader's batches and mcmc.run(...) both give the arguments {common}, "
+                f"the {self._kind}'s batches and mcmc.run(...) both give the arguments {common}, "
                 "expected each from one of them"
             )
 
@@ -325,11 +307,11 @@ class _EpochStart:
     of the loader and its sampler, if they have any.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
-        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    def __init__(self, loader: Any) -> None:
+        sampler, batch_sampler = sampler_of(loader), getattr(loader, "batch_sampler", None)
         generators = (getattr(part, "generator", None) for part in (loader, sampler))
         self._generators = [g for g in generators if isinstance(g, torch.Generator)]
-        samplers: tuple[Any, ...] = (sampler, loader.batch_sampler)
+        samplers: tuple[Any, ...] = (sampler, batch_sampler)
         self._numbered = [sampler for sampler in samplers if hasattr(sampler, "set_epoch")]
         self.state: list[Tensor] = []
 
@@ -408,3 +390,40 @@ def length(data: Any) -> int | None:
         return len(data) if isinstance(data, Sized) else None
     except (TypeError, NotImplementedError):
         return None
+
+
+def sampler_of(loader: Any) -> Any:
+    """Return the sampler of a loader, None if it has none."""
+    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    return getattr(loader, "sampler", None) if inner is None else inner
+
+
+def warn_about_sampler(loader: DataLoader) -> None:
+    """Warn if a loader's sampler draws some data more often than others."""
+    if chances := _chances(loader):
+        low, high = chances
+        warnings.warn(
+            f"the DataLoader's sampler draws some data more often than others, {high / low:.3g} "
+            "times as often: every draw counts as N/n data, so the posterior is of data of which "
+            "datum i counts N p_i times, p_i its share of the sampler's draws. If that is meant, "
+            "write it into the model, pyro.poutine.scale(scale=w) with a weight for each datum of "
+            "the batch, and draw evenly; else undo it by weights 1 / (N p_i)",
+            stacklevel=7,
+        )
+
+
+def _chances(loader: DataLoader) -> tuple[float, float] | None:
+    """Return the smallest and largest weight or count of a datum, where they differ."""
+    sampler, batches = sampler_of(loader), loader.batch_sampler
+    weights = getattr(sampler, "weights", None)
+    if isinstance(batches, (list, tuple)):
+        sampler = [i for batch in batches for i in batch]
+    if isinstance(sampler, (list, tuple, Tensor)) and len(sampler):
+        weights = torch.unique(torch.as_tensor(sampler), return_counts=True)[1]
+    elif weights is None or len(weights) == 0:
+        return None
+    elif not getattr(sampler, "replacement", True) and len(sampler) == len(weights):
+        return None  # each datum once an epoch
+    numbers = torch.as_tensor(weights, dtype=torch.float64)
+    low, high = float(numbers.min()), float(numbers.max())
+    return (low, high) if high > low * (1.0 + 1e-6) else None

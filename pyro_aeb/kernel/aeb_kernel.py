@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
-from pyro_aeb.data.loaders import open_arguments
+from pyro_aeb.data.iterables import open_arguments
 from pyro_aeb.errors import CollapseWarning
 from pyro_aeb.kernel.algorithm import sa_weight, step, step_numbers
 from pyro_aeb.kernel.chain import Chain
@@ -25,6 +26,7 @@ from pyro_aeb.kernel.non_finite import divergence_error, first_non_finite, non_f
 from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.seeds import chain_number, loader_seed
 from pyro_aeb.model.side_effects import buffer_kind
+from pyro_aeb.model.tracing import find_failure
 from pyro_aeb.posterior.data_parallel import ranks_of_data
 from pyro_aeb.storage.recorder import History, Recorder
 from pyro_aeb.validation import names
@@ -230,7 +232,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
         given, self._initial_params = self._initial_params, None
         rank = ranks_of_data(self.data_parallel).rank
         seeds = [loader_seed(self.seed, n, rank) for n in numbers]
-        source = open_arguments(args, kwargs, seeds, rank)
+        source = open_arguments(args, kwargs, seeds, rank, partial(find_failure, self.model))
         recorder = History() if recorder is None else recorder
         try:
             self._chain = start_chain(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -25,6 +25,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.side_effects import Place, preserve_buffers, preserve_random_state
 from pyro_aeb.model.value_writes import RefuseWrites
@@ -233,6 +234,20 @@ def trace_sites(
 ) -> dict[str, Site]:
     """Return the sites of one trace by a :class:`Tracer`."""
     return Tracer(model, args, kwargs)(values)
+
+
+def find_failure(model: Callable[..., Any], arguments: Arguments) -> Exception | None:
+    """Return the exception that a model's log density raises on arguments, None if it has one."""
+    try:
+        for site in Tracer(model, *arguments)({}).values():
+            if not isinstance(site["value"], (Tensor, int, float)):
+                kind = type(site["value"]).__name__
+                return TypeError(f"site {site['name']!r} has a value that is a {kind}")
+            if not site_is_subsample(cast(Any, site)):
+                site["fn"].log_prob(torch.as_tensor(site["value"]), *site["args"], **site["kwargs"])
+    except Exception as error:  # of whatever kind
+        return error
+    return None
 
 
 def trace_provenance(

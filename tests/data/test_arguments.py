@@ -16,7 +16,8 @@ from models import N
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from pyro_aeb.data.arguments import move_to_device, stack, vmap_axes
-from pyro_aeb.data.loaders import FixedArguments, LoaderArguments, open_arguments
+from pyro_aeb.data.iterables import open_arguments
+from pyro_aeb.data.loaders import FixedArguments, LoaderArguments
 
 # Batches
 
