@@ -42,7 +42,7 @@ def check_observed(
                     "the model"
                 )
         scale = site["scale"]
-        count = site["fn"].batch_shape.numel()
+        count = torch.Size(site["fn"].batch_shape).numel()
         single = not has_weights(scale) or scale.numel() == 1 < count
         if single and abs(float(scale) / expected - 1.0) > 1e-6:
             raise ModelError(

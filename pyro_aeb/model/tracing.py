@@ -222,7 +222,7 @@ class Tracer:
             if isinstance(site["value"], (int, float)):  # obs=0.0
                 site["value"] = torch.as_tensor(site["value"])
             if site["is_observed"] and site["name"] in given:
-                self._replaced.add(site["name"])
+                self._replaced.add(str(site["name"]))
         return sites
 
 

@@ -151,6 +151,19 @@ def test_predictions_do_not_depend_on_weights_and_scores_are_per_datum():
     )
 
 
+def test_a_distribution_whose_shape_is_a_plain_tuple():
+    class Plain(dist.Normal):
+        @property
+        def batch_shape(self):
+            return tuple(super().batch_shape)
+
+    def observe(w):
+        with poutine.scale(scale=W):
+            pyro.sample("y", Plain(X @ w, 1.0), obs=Y)
+
+    run_dense_model(observe)
+
+
 # What is no weight of data
 
 
