@@ -12,9 +12,9 @@ Bayesian modules made from torch modules.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -34,9 +34,20 @@ from pyro_aeb.model.value_writes import RefuseWrites, written_error
 from pyro_aeb.nn.calls import sample_once
 from pyro_aeb.nn.copying import copy_module, keeps_results
 from pyro_aeb.nn.layers import Sparse, Weight, check_module, find_weights, layer_of, table
-from pyro_aeb.nn.priors import Kind, Priors, delta_prior, hyperprior, normal, scalar, sigma2_prior
+from pyro_aeb.nn.priors import (
+    Kind,
+    Priors,
+    delta_prior,
+    hyperprior,
+    independent,
+    normal,
+    pretrained_normal,
+    scalar,
+    select_priors,
+    sigma2_prior,
+)
 from pyro_aeb.priors import SSGL, Group
-from pyro_aeb.validation import flag, positive
+from pyro_aeb.validation import choice, flag, positive
 
 SIGMA2 = "sigma2"
 """The site of sigma squared."""
@@ -52,6 +63,8 @@ def bayesianize(
     sigma2: float | dist.InverseGamma,
     dense_scale: float = 1.0,
     by_unit: bool = False,
+    priors: Mapping[str, Any] | None = None,
+    means: Literal["pretrained"] | None = None,
     name: str = "",
 ) -> BayesianModule:
     r"""
@@ -95,11 +108,18 @@ def bayesianize(
         of a convolution, a slice of a parameter along its first axis. They are then a
         :class:`~pyro_aeb.priors.group.Group`, and delta is the share of units in the Gaussian
         component.
+    :param priors: other priors by layer: a pattern for names of layers or parameters to options,
+        ``{"layer4.*": {"v0": 0.01, "delta": 0.1}, "fc": {"dense_scale": 0.05}}``, of ``v0``,
+        ``v1``, ``delta`` and ``dense_scale``; or to the distribution of one real number,
+        ``{"*.bias": dist.Laplace(0.0, 1.0)}``, which all dense weights that match have in place of
+        the Normal. Of several patterns that match, the last one counts.
+    :param str means: ``"pretrained"`` centres the Normal priors at the module's weights. Sparse
+        weights keep priors around zero, without which none would be near zero.
     :param str name: prefix of the sites' names, ``<name>.``; for a model of several networks.
     :raises TypeError: if an argument is of the wrong kind.
     :raises ValueError: if a number is out of range.
-    :raises ModelError: if the module cannot be sampled, ``sparse`` matches nothing, or a parameter
-        has the name of another site.
+    :raises ModelError: if the module cannot be sampled, ``sparse`` or a pattern of ``priors``
+        matches nothing, or a parameter has the name of another site.
     """
     check_module(module)
     if any(isinstance(part, BayesianModule) for part in module.modules()):
@@ -108,15 +128,18 @@ def bayesianize(
             "parameters; one that is Bayesian already goes into the model as it is"
         )
     weights = find_weights(module, sparse)
-    priors = Priors(
+    default = Priors(
         v0=positive("v0", v0),
         v1=positive("v1", v1),
         delta=delta_prior(delta),
         sigma2=sigma2_prior(sigma2),
         dense_scale=positive("dense_scale", dense_scale),
         by_unit=flag("by_unit", by_unit),
+        pretrained=choice("means", means, Literal["pretrained"], optional=True) is not None,
     )
-    return BayesianModule(copy_module(module), weights, priors, f"{name}." if name else "")
+    by_weight = select_priors(default, priors or {}, weights)
+    prefix = f"{name}." if name else ""
+    return BayesianModule(copy_module(module), weights, default, by_weight, prefix)
 
 
 class BayesianModule(nn.Module):
@@ -135,7 +158,8 @@ class BayesianModule(nn.Module):
 
     :param torch.nn.Module module: holds the initial weights.
     :param weights: the parameters that are sampled, in order.
-    :param Priors priors: their priors.
+    :param Priors priors: those of all layers, sigma squared's among them.
+    :param by_weight: the priors of every parameter.
     :param str prefix: of the sites' names, before the parameters' names.
     """
 
@@ -151,20 +175,27 @@ class BayesianModule(nn.Module):
     """``sigma2`` and the layers' deltas, where they are sites."""
 
     def __init__(
-        self, module: nn.Module, weights: Sequence[Weight], priors: Priors, prefix: str = ""
+        self,
+        module: nn.Module,
+        weights: Sequence[Weight],
+        priors: Priors,
+        by_weight: Mapping[str, Priors],
+        prefix: str = "",
     ) -> None:
         super().__init__()
         self.module = module
         self.training = module.training
         self._weights = tuple(weights)
         self._priors = priors
+        self._by_weight = dict(by_weight)
+        self._pretrained: dict[str, tuple[Any, Any, Any]] = {}
         self.prefix = prefix
         self._slots: list[tuple[Weight, nn.Module, str]] = []
         self._checked: set[bool] = set()
         self._sigma2: Tensor | None = None
         self.sparse_sites = tuple(prefix + w.name for w in weights if w.sparse)
         self.dense_sites = tuple(prefix + w.name for w in weights if not w.sparse)
-        self.latent_sites = _latent_sites(weights, priors, prefix)
+        self.latent_sites = self._latent_sites()
         self._sites = (*self.latent_sites, *(prefix + w.name for w in weights))
         if clash := {*self.sparse_sites, *self.dense_sites} & {*self.latent_sites}:
             raise ModelError(
@@ -275,16 +306,23 @@ class BayesianModule(nn.Module):
                 if sigma is None:
                     sigma = self._sample_sigma(kind)
                 if layer not in layers:
-                    layers[layer] = self._sample_ssgl(layer, sigma, kind)
+                    layers[layer] = self._sample_ssgl(weight, sigma, kind)
                 prior = layers[layer].expand(weight.shape)
                 if self._priors.by_unit:
                     prior = Group(prior, len(weight.shape) - 1)
                 prior = prior.to_event(len(prior.batch_shape))
             else:
-                prior = normal(self._priors.dense_scale, weight.shape, *kind)
+                prior = self._dense_prior(weight, start)
             infer: Any = {"init_value": start}
             values[weight.name] = pyro.sample(self.prefix + weight.name, prior, infer=infer)
         return values
+
+    def _latent_sites(self) -> tuple[str, ...]:
+        sparse = [weight for weight in self._weights if weight.sparse]
+        names = [SIGMA2] if sparse and isinstance(self._priors.sigma2, tuple) else []
+        deltas = {weight.layer: self._by_weight[weight.name].delta for weight in sparse}
+        names += [_delta_site(layer) for layer, d in deltas.items() if isinstance(d, tuple)]
+        return tuple(self.prefix + name for name in names)
 
     def _sample_sigma(self, kind: Kind) -> Tensor:
         sigma2 = self._priors.sigma2
@@ -295,9 +333,21 @@ class BayesianModule(nn.Module):
         self._sigma2 = _sample_scalar(self.prefix + SIGMA2, prior)
         return self._sigma2.sqrt()
 
-    def _sample_ssgl(self, layer: str, sigma: Tensor, kind: Kind) -> SSGL:
+    def _dense_prior(self, weight: Weight, start: Tensor) -> Any:
+        priors, kind = self._by_weight[weight.name], (start.dtype, start.device)
+        if priors.dense is not None:
+            return independent(priors.dense, weight.shape, *kind)
+        if not priors.pretrained:
+            return normal(priors.dense_scale, weight.shape, *kind)
+        of, key, prior = self._pretrained.get(weight.name, (None, None, None))
+        if of is not start or key != (start._version, *kind):
+            key, prior = (start._version, *kind), pretrained_normal(start, priors.dense_scale)
+            self._pretrained[weight.name] = start, key, prior
+        return prior
+
+    def _sample_ssgl(self, weight: Weight, sigma: Tensor, kind: Kind) -> SSGL:
         """Sample a layer's delta; return the prior of each of its sparse weights."""
-        priors = self._priors
+        layer, priors = weight.layer, self._by_weight[weight.name]
         delta: Any = priors.delta
         if isinstance(delta, tuple):
             prior = hyperprior(dist.Beta, *delta, *kind)
@@ -307,6 +357,7 @@ class BayesianModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_slots": [], "_checked": set(), "_sigma2": None}
+        state["_pretrained"] = {}
         if keeps_results(self.module):
             state["_modules"] = {"module": copy_module(self.module)}
         return state
@@ -321,7 +372,9 @@ class BayesianModule(nn.Module):
         totals = [sum(column) for column in zip(*sizes.values(), strict=True)]
         rows = [(name, *(f"{n:,}" for n in row)) for name, row in {**sizes, "all": totals}.items()]
         lines = table(("layer", "sparse", "dense", "fixed"), rows).splitlines()
-        head = f"BayesianModule({type(self.module).__name__}, {self._priors})"
+        others = {*self._by_weight.values()} - {self._priors}
+        by_layer = f", {len(others)} other priors by layer" if others else ""
+        head = f"BayesianModule({type(self.module).__name__}, {self._priors}{by_layer})"
         return "\n  ".join([head, *lines])
 
 
@@ -341,11 +394,3 @@ def _shape_error(site: str, value: Tensor, expected: torch.Size) -> ModelError:
 
 def _delta_site(layer: str) -> str:
     return f"{layer}.delta" if layer else "delta"
-
-
-def _latent_sites(weights: Sequence[Weight], priors: Priors, prefix: str) -> tuple[str, ...]:
-    sparse = [weight for weight in weights if weight.sparse]
-    names = [SIGMA2] if sparse and isinstance(priors.sigma2, tuple) else []
-    if isinstance(priors.delta, tuple):
-        names += [_delta_site(weight.layer) for weight in sparse]
-    return tuple(dict.fromkeys(prefix + name for name in names))
