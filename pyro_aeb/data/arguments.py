@@ -137,6 +137,9 @@ def vmap_axes(value: Any) -> Any:
 def named_tensors(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
     """Yield all tensors in the arguments, named by their place, such as ``0['x'][1]``."""
     for name, value in (*enumerate(arguments.args), *arguments.kwargs.items()):
+        if isinstance(value, Tensor):  # at every step
+            yield repr(name), value
+            continue
         for leaf in walk(repr(name), value):
             if isinstance(leaf.value, Tensor):
                 yield leaf.name, leaf.value

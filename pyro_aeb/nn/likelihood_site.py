@@ -76,6 +76,12 @@ class LikelihoodSite:
         :raises ModelError: if a latent site has no value, or several sites can be meant.
         """
         sites = self.run(values, arguments)
+        if not sites:
+            raise ModelError(
+                "the model has no observed site with a distribution, and pyro.factor has none, so "
+                "nothing can be predicted; write the likelihood as pyro.sample(..., obs=y), with "
+                "weights of data in pyro.poutine.scale(scale=w) around it"
+            )
         name = self._choose(sites, values, arguments)
         site = sites[name]
         return predict_from(site.fn, site.value, site.mask)

@@ -151,6 +151,17 @@ def test_predictions_do_not_depend_on_weights_and_scores_are_per_datum():
     )
 
 
+def test_a_likelihood_in_a_factor_cannot_be_predicted():
+    def model(y):
+        m = pyro.sample("m", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", N):
+            pyro.factor("y", W * dist.Normal(m, 1.0).log_prob(y))
+
+    mcmc = run_model(model, Y, adaptation=None)
+    with raises_with("no observed site with a distribution", "obs=y", "poutine.scale"):
+        aeb.nn.PosteriorPredictive(model, mcmc)(Y)
+
+
 def test_a_distribution_whose_shape_is_a_plain_tuple():
     class Plain(dist.Normal):
         @property
