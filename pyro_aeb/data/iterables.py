@@ -101,7 +101,7 @@ def are_batches(
             "anew, such as a DataLoader"
         )
     if isinstance(value, (list, tuple)):
-        again = find_failure(_to_tensors(unpack(value[0], kwargs)))
+        again = find_failure(to_tensors(unpack(value[0], kwargs)))
         if again is not None:
             raise ModelError(
                 f"the argument is a {kind}: the model fails on it ({_first_line(failure)}), and on "
@@ -128,7 +128,7 @@ class IterableArguments(LoaderArguments):
         """Return the number of data in each batch of a list, None where they are unknown."""
         if not isinstance(self._loader, Sequence):
             return None
-        lengths = [leading_lengths(_to_tensors(unpack(batch, {}))) for batch in self._loader]
+        lengths = [leading_lengths(to_tensors(unpack(batch, {}))) for batch in self._loader]
         if not all(len(found) == 1 for found in lengths):
             return None
         return [count for found in lengths for count in found]
@@ -151,7 +151,7 @@ class IterableArguments(LoaderArguments):
         """An iterable has no workers that are known."""
 
     def _unpack(self, batch: Any) -> Arguments:
-        return super()._unpack(_to_tensors(batch))
+        return super()._unpack(to_tensors(batch))
 
 
 def _may_hold_batches(value: Any) -> bool:
@@ -163,7 +163,7 @@ def _may_hold_batches(value: Any) -> bool:
     return isinstance(value, (Iterable, Dataset)) and not isinstance(value, others) and not is_table
 
 
-def _to_tensors(value: Any) -> Any:
+def to_tensors(value: Any) -> Any:
     """Make tensors of the arrays of numbers in a batch, as torch's DataLoader does."""
 
     def convert(leaf: Any) -> Any:

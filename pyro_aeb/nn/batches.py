@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from pyro_aeb.data.arguments import Arguments, move_to_device, named_numbers, unpack
+from pyro_aeb.data.iterables import FindFailure, are_batches, to_tensors
 
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -25,20 +26,30 @@ class Batches:
 
     :param args: one DataLoader, or the positional arguments of the only batch.
     :param str name: the caller's name for the data, for error messages.
+    :param find_failure: runs the model, to tell an iterable of batches from an argument; by default
+        an iterable is one.
     :raises TypeError: if a DataLoader is one of several arguments.
     """
 
-    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> None:
+    def __init__(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        name: str,
+        find_failure: FindFailure = lambda _: None,
+    ) -> None:
         self._args = args
         self._kwargs = dict(kwargs)
         self._name = name
         self._fingerprints: list[Tensor] = []
-        self._loader = None
+        self._loader: Any = None
         if len(args) == 1 and isinstance(args[0], DataLoader):
             # A copy with its own iterator: persistent workers serve one iterator at a time, and
             # a run may be using the same loader.
             self._loader = copy.copy(args[0])
             self._loader._iterator = None
+        elif are_batches(args, kwargs, find_failure):
+            self._loader = args[0]
         values = (*args, *kwargs.values())
         if self._loader is None and any(isinstance(value, DataLoader) for value in values):
             raise TypeError(
@@ -82,13 +93,16 @@ class Batches:
             yield move_to_device(Arguments(self._args, self._kwargs), device)
             return
         for batch in islice(self._loader, limit):
+            if not isinstance(self._loader, DataLoader):
+                batch = to_tensors(batch)
             arguments = move_to_device(unpack(batch, self._kwargs), device)
             self._fingerprints.append(_fingerprint(arguments))
             yield arguments
         if not self._fingerprints:
+            kind = type(self._loader).__name__
             raise ValueError(
-                f"{self._name} is a DataLoader that gave no batch, expected at least one; its "
-                "dataset is empty, smaller than one batch with drop_last=True, or read to its end"
+                f"{self._name} is a {kind} that gave no batch, expected at least one; its dataset "
+                "is empty, smaller than one batch with drop_last=True, or read to its end"
             )
 
 

@@ -196,7 +196,8 @@ class PosteriorPredictive:
     def _average(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Mixture, Mixture]:
         """Return the predictions of all draws and of the last draw alone."""
         if self._data is None:
-            return self._predict(Batches(args, kwargs, "the data"), self._draws, progress=True)
+            batches = Batches(args, kwargs, "the data", self._find_failure)
+            return self._predict(batches, self._draws, progress=True)
         if args or kwargs:
             raise TypeError(
                 "this PosteriorPredictive keeps no draws to predict other data with, only averages "
@@ -207,6 +208,18 @@ class PosteriorPredictive:
                 "no draws yet: run MCMC(..., hook_fn=predict.hook) past its warm-up first"
             )
         return self._streamed
+
+    def _find_failure(self, arguments: Arguments) -> Exception | None:
+        """Return the exception that the model raises at the first draw, None if it runs."""
+        site = LikelihoodSite(self._model, self._site, self._likelihoods)
+        try:
+            with prediction_mode(self._changed):
+                values = [s.value for s in site.run(self._draws[0], arguments).values()]
+        except Exception as error:  # of whatever kind
+            return error
+        if all(value is None or isinstance(value, Tensor) for value in values):
+            return None
+        return TypeError("an observed value is no tensor")
 
     def _predict_state(
         self, chain: Any, data: Batches, limit: int | None = None

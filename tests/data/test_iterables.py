@@ -156,6 +156,26 @@ def test_batches_of_different_sizes_are_told_of():
         draws_of(list(zip(x.split(6), y.split(6), strict=True)))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BATCHES,
+        lambda: Batches(ARRAYS),
+        lambda: Batches([{"x": x, "y": y} for x, y in BATCHES]),
+        lambda: [(x,) for x, _ in BATCHES],
+        lambda: Batches([x.numpy() for x, _ in BATCHES]),
+    ],
+)
+def test_predictions_for_an_iterable_are_those_for_all_data(make):
+    mcmc = run_model(loader_regression, BATCHES, save=["beta", "sigma2", "delta"])
+    predict = aeb.nn.PosteriorPredictive(loader_regression, mcmc)
+    means = mcmc.get_samples()["beta"] @ X.T
+    torch.testing.assert_close(predict(X, Y).mean, means.mean(0))
+    torch.testing.assert_close(predict(make()).mean, means.mean(0))
+    with raises_with("gives its batches once", "list(batches)"):
+        predict(iter(BATCHES))
+
+
 # What is no iterable of batches
 
 
