@@ -67,9 +67,9 @@ class LikelihoodSite:
         self._likelihoods = frozenset(likelihoods)
         self._data: frozenset[str] | None = None  # of the observed sites, once it is needed
 
-    def predict(self, values: Mapping[str, Tensor], arguments: Arguments) -> Mixture:
+    def read(self, values: Mapping[str, Tensor], arguments: Arguments) -> RecordedSite:
         """
-        Predict from one draw.
+        Return the site at one draw.
 
         :param values: latent site name to constrained value.
         :param arguments: the model's, with or without the data.
@@ -82,8 +82,11 @@ class LikelihoodSite:
                 "nothing can be predicted; write the likelihood as pyro.sample(..., obs=y), with "
                 "weights of data in pyro.poutine.scale(scale=w) around it"
             )
-        name = self._choose(sites, values, arguments)
-        site = sites[name]
+        return sites[self._choose(sites, values, arguments)]
+
+    def predict(self, values: Mapping[str, Tensor], arguments: Arguments) -> Mixture:
+        """Predict from one draw; see :meth:`read`."""
+        site = self.read(values, arguments)
         return predict_from(site.fn, site.value, site.mask)
 
     def run(self, values: Mapping[str, Tensor], arguments: Arguments) -> dict[str, RecordedSite]:

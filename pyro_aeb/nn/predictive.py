@@ -30,6 +30,7 @@ from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.seeds import worker_chain
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
 from pyro_aeb.nn.batches import Batches, as_batches
+from pyro_aeb.nn.by_draw import DrawPredictions
 from pyro_aeb.nn.draw_buffers import (
     ChangedBuffers,
     check_buffers,
@@ -39,10 +40,15 @@ from pyro_aeb.nn.draw_buffers import (
 from pyro_aeb.nn.evaluation import Evaluation, score
 from pyro_aeb.nn.evaluation_mode import BatchNormStatistics, evaluation_mode
 from pyro_aeb.nn.likelihood_site import REMEDY, LikelihoodSite
-from pyro_aeb.nn.mixture import Mixture, concatenate, merge
+from pyro_aeb.nn.mixture import Mixture, concatenate, merge, predict_from
 
 Draw = Mapping[str, Tensor]
 """Latent site name to constrained value."""
+
+_NO_DRAWS = (
+    "this PosteriorPredictive keeps no draws to predict other data with, only averages for data=; "
+    "call it without arguments, or use PosteriorPredictive(model, mcmc)"
+)
 
 
 class Moments(NamedTuple):
@@ -66,6 +72,7 @@ class PosteriorPredictive:
         predict = PosteriorPredictive(model, mcmc)
         predict.evaluate(test_loader)          # or evaluate(X_test, y_test): scores
         predict(X_test)                        # probabilities, or mean and standard deviation
+        predict.by_draw(X_test).uncertainty()  # noise, and what the weights leave open
 
     During a run whose draws are too large to keep. The averages take the memory of the test data
     times the classes::
@@ -164,6 +171,35 @@ class PosteriorPredictive:
         """
         return score(*self._average(args, kwargs))
 
+    def by_draw(self, *args: Any, **kwargs: Any) -> DrawPredictions:
+        """
+        Predict data by every draw apart::
+
+            predictions = predict.by_draw(X_test)
+            predictions.mean                         # (draws, ..., C): probabilities, or means
+            predictions.uncertainty().epistemic      # what more data would remove
+            predictions.quantiles([0.05, 0.95])
+
+        It takes memory for all draws; draws of several chains follow one another.
+
+        :param args: the model's arguments, with or without the data to predict; or a DataLoader of
+            such.
+        :param kwargs: keyword arguments for every run of the model.
+        :raises TypeError: if no draws are kept.
+        :raises ModelError: if the draws do not fit the model.
+        """
+        if self._data is not None:
+            raise TypeError(_NO_DRAWS)
+        parts: list[list[Mixture]] = [[] for _ in self._draws]
+        likelihoods: list[list[Any]] = [[] for _ in self._draws]
+
+        def add(draw: int, prediction: Mixture, fn: Any) -> None:
+            parts[draw].append(prediction)
+            likelihoods[draw].append(fn)
+
+        self._predict_each(Batches(args, kwargs, "the data"), self._draws, add, progress=True)
+        return DrawPredictions(parts, likelihoods)
+
     def hook(self, kernel: Any, samples: Any, stage: str, i: int) -> None:
         """
         Add the current draw of an :class:`~pyro_aeb.AEBKernel` to the averages: for
@@ -199,10 +235,7 @@ class PosteriorPredictive:
             batches = Batches(args, kwargs, "the data", self._find_failure)
             return self._predict(batches, self._draws, progress=True)
         if args or kwargs:
-            raise TypeError(
-                "this PosteriorPredictive keeps no draws to predict other data with, only averages "
-                "for data=; call it without arguments, or use PosteriorPredictive(model, mcmc)"
-            )
+            raise TypeError(_NO_DRAWS)
         if self._streamed is None:
             raise RuntimeError(
                 "no draws yet: run MCMC(..., hook_fn=predict.hook) past its warm-up first"
@@ -241,10 +274,35 @@ class PosteriorPredictive:
     def _predict(
         self, batches: Batches, draws: Sequence[Draw], progress: bool, limit: int | None = None
     ) -> tuple[Mixture, Mixture]:
-        """Predict in one pass over the data, at most ``limit`` batches, all draws at each."""
+        """Return the predictions of all draws and of the last draw alone."""
+        averages: list[Mixture] = []
+        lasts: list[Mixture] = []
+
+        def add(draw: int, prediction: Mixture, fn: Any) -> None:
+            if draw == 0:
+                averages.append(prediction)
+                lasts.append(prediction)
+            else:
+                averages[-1], lasts[-1] = merge(averages[-1], prediction), prediction
+
+        self._predict_each(batches, draws, add, progress, limit)
+        return concatenate(averages), concatenate(lasts)
+
+    def _predict_each(
+        self,
+        batches: Batches,
+        draws: Sequence[Draw],
+        add: Callable[[int, Mixture, Any], None],
+        progress: bool,
+        limit: int | None = None,
+    ) -> None:
+        """
+        Predict in one pass over the data, at most ``limit`` batches, all draws at each.
+
+        :param add: gets the number of a draw, its prediction of a batch, and its distribution.
+        """
         device = next((value.device for value in draws[0].values()), torch.device("cpu"))
         site = LikelihoodSite(self._model, self._site, self._likelihoods)
-        averages, lasts = [], []
         total, disable = len(batches) * len(draws) or None, None if progress else True
         with (
             prediction_mode(self._changed) as modes,
@@ -252,18 +310,14 @@ class PosteriorPredictive:
         ):
             statistics = self._estimate_statistics(site, draws, device, limit)
             for arguments in batches.iterate(device, limit):
-                average: Mixture | None = None
-                for draw, batch_norm in zip(draws, statistics, strict=True):
+                for i, (draw, batch_norm) in enumerate(zip(draws, statistics, strict=True)):
                     with batch_norm.apply():
-                        last = site.predict(draw, arguments)
+                        recorded = site.read(draw, arguments)
                     if not self._is_checked:
                         self._check_buffers(site, draws, arguments, modes, batch_norm)
-                    average = merge(average, last)
+                    prediction = predict_from(recorded.fn, recorded.value, recorded.mask)
+                    add(i, prediction, recorded.fn)
                     bar.update()
-                assert average is not None
-                averages.append(average)
-                lasts.append(last)
-        return concatenate(averages), concatenate(lasts)
 
     def _check_buffers(
         self,

@@ -34,6 +34,8 @@ MODULES = [
 LEFT_OUT = {"pruning.Pruner", "transitions.AnyTransition"}
 # Met by programs, but not imported from a wing: what public functions return, a protocol, a helper.
 ADDED = {
+    "nn.by_draw.DrawPredictions",
+    "nn.by_draw.Uncertainty",
     "nn.predictive.Moments",
     "nn.evaluation.Evaluation",
     "schedules.Schedule",
