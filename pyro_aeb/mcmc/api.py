@@ -39,6 +39,7 @@ from pyro_aeb.mcmc.kernel_options import options_of, restore_kernel
 from pyro_aeb.mcmc.parallel import Job, Receiver, run_in_processes
 from pyro_aeb.mcmc.results import RunResults
 from pyro_aeb.mcmc.run_record import RunRecord, RunRecorder, RunSink
+from pyro_aeb.mcmc.transforms import check_transforms
 from pyro_aeb.model.side_effects import preserve_random_state, set_global_random_state
 from pyro_aeb.posterior.data_parallel import ranks_of_data
 from pyro_aeb.storage.checkpoint import Checkpoint, check_contents
@@ -82,7 +83,8 @@ class MCMC(RunResults):
     :param bool disable_progbar: whether to show no progress bar.
     :param disable_validation: as in Pyro's.
     :param transforms: as in Pyro's: site name to a transform, whose inverse is applied to the draws
-        that are returned. The kernel's draws need none, they are in the support of the site.
+        that are returned. The kernel's draws need none, they are in the support of the site; those
+        of ``initialize_model`` are refused.
     :param save_params: names of the sites to keep, as the kernel's ``save``.
     :param str chain_method: how several chains run. ``"sequential"``: one after the other.
         ``"vectorized"``: together in one process, with one vectorized call of the model a step;
@@ -138,6 +140,7 @@ class MCMC(RunResults):
         warmup = samples if warmup_steps is None else count("warmup_steps", warmup_steps, least=0)
         plan = Plan(warmup, samples, self.thinning, kernel.steps_per_draw)
         _check_run_options(initial_params, hook_fn, mp_context, trace=trace, checkpoint=checkpoint)
+        check_transforms(transforms)
         choice("chain_method", chain_method, ChainMethod, optional=True)
         _check_ranks(kernel, chain_method, trace)
         super().__init__(
