@@ -7,6 +7,7 @@ from pyro_aeb.nn import scores
 from pyro_aeb.nn.bayesian_module import BayesianModule, bayesianize
 from pyro_aeb.nn.export import LayerCount, ParameterCounts, masks, parameter_counts, sparse_module
 from pyro_aeb.nn.predictive import PosteriorPredictive
+from pyro_aeb.nn.removal import remove_units
 
 __all__ = [
     "BayesianModule",
@@ -16,6 +17,7 @@ __all__ = [
     "bayesianize",
     "masks",
     "parameter_counts",
+    "remove_units",
     "scores",
     "sparse_module",
 ]
