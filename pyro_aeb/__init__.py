@@ -25,6 +25,7 @@ from pyro_aeb.errors import (
 )
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.mcmc.api import MCMC
+from pyro_aeb.nn.inference_groups import to_arviz
 from pyro_aeb.priors import SSGL
 from pyro_aeb.pruning import MagnitudePruning, ProbabilityPruning, UnitPruning
 from pyro_aeb.schedules import (
@@ -35,7 +36,6 @@ from pyro_aeb.schedules import (
     Polynomial,
     PruningSchedule,
 )
-from pyro_aeb.storage.inference_data import to_arviz
 from pyro_aeb.storage.zarr_trace import open_trace
 from pyro_aeb.transitions import SGHMC, SGLD
 

@@ -34,6 +34,9 @@ class ArgumentSource:
         """Candidates for the size of the data's plate, empty if unknown; None without a loader."""
         return None
 
+    given: Arguments
+    """The arguments of ``mcmc.run``."""
+
     def peek(self) -> Arguments:
         """Return the arguments of the next step without taking them."""
         raise NotImplementedError
@@ -63,10 +66,10 @@ class FixedArguments(ArgumentSource):
     """The same arguments at every step."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._arguments = Arguments(args, kwargs)
+        self.given = Arguments(args, kwargs)
 
     def peek(self) -> Arguments:
-        return self._arguments
+        return self.given
 
     next = peek
 
@@ -87,6 +90,7 @@ class LoaderArguments(ArgumentSource):
     def __init__(
         self, loader: DataLoader, kwargs: Mapping[str, Any], seed: int | None, rank: int = 0
     ) -> None:
+        self.given = Arguments((loader,), kwargs)
         self._loader: Any = loader
         self._rank = rank
         self._kwargs = dict(kwargs)

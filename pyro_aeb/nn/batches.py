@@ -8,11 +8,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from pyro_aeb.data.arguments import Arguments, move_to_device, named_numbers, unpack
 from pyro_aeb.data.iterables import FindFailure, are_batches, to_tensors
@@ -124,6 +131,29 @@ def as_batches(data: Any, name: str) -> Batches:
 
     :param data: a DataLoader, the model's arguments as a tuple, list or mapping, or the only one.
     """
+    if hasattr(data, "iterate"):
+        return cast(Batches, data)
     if isinstance(data, Mapping):
         return Batches((), data, name)
     return Batches(tuple(data) if isinstance(data, (tuple, list)) else (data,), {}, name)
+
+
+def in_order(batches: Batches) -> Batches:
+    """
+    Let a loader that torch shuffles give every datum once, in the order of its data set. A loader
+    with a sampler of another kind stays as it is.
+    """
+    loader: Any = batches._loader
+    sampler = getattr(loader, "sampler", None)
+    if type(getattr(loader, "batch_sampler", None)) is not BatchSampler:
+        return batches
+    if type(sampler) in (RandomSampler, SequentialSampler, WeightedRandomSampler):
+        batches._loader = DataLoader(
+            loader.dataset,
+            loader.batch_size,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+        )
+    return batches

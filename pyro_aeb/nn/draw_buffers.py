@@ -51,6 +51,11 @@ class ChangedBuffers:
         if kinds != self._kinds:  # the kernel's last chain is of another run
             self._places.clear()
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether running statistics of normalisation layers are among them."""
+        return any("running_" in kind for kind in self._kinds)
+
     def names(self, module: nn.Module) -> list[str]:
         """Return the names of a module's buffers that the run changed."""
         return [

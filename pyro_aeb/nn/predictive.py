@@ -126,7 +126,7 @@ class PosteriorPredictive:
                 "expected either a finished run, PosteriorPredictive(model, mcmc), or the data to "
                 "predict during a run, PosteriorPredictive(model, data=loader)"
             )
-        self._draws = [] if mcmc is None else _draws(mcmc)
+        self._draws = [] if mcmc is None else draws_of(mcmc)
         self._likelihoods = _observed_sites(mcmc)
         only_one = len(self._likelihoods) == 1
         self._site = self._likelihoods[0] if site is None and only_one else site
@@ -301,6 +301,31 @@ class PosteriorPredictive:
 
         :param add: gets the number of a draw, its prediction of a batch, and its distribution.
         """
+        site = LikelihoodSite(self._model, self._site, self._likelihoods)
+
+        def predict(i: int, draw: Draw, arguments: Arguments) -> None:
+            recorded = site.read(draw, arguments)
+            add(i, predict_from(recorded.fn, recorded.value, recorded.mask), recorded.fn)
+
+        self.visit(predict, batches, draws, progress, limit)
+
+    def visit(
+        self,
+        function: Callable[[int, Draw, Arguments], None],
+        batches: Any,
+        draws: Sequence[Draw] | None = None,
+        progress: bool = True,
+        limit: int | None = None,
+    ) -> None:
+        """
+        Call a function for every draw of every batch, with modules as in predictions.
+
+        :param function: of the number of the draw, the draw, and the model's arguments.
+        :param Batches batches: the data.
+        :param draws: by default those of the run.
+        :param int limit: the largest number of batches, None for all.
+        """
+        draws = self._draws if draws is None else draws
         device = next((value.device for value in draws[0].values()), torch.device("cpu"))
         site = LikelihoodSite(self._model, self._site, self._likelihoods)
         total, disable = len(batches) * len(draws) or None, None if progress else True
@@ -312,11 +337,9 @@ class PosteriorPredictive:
             for arguments in batches.iterate(device, limit):
                 for i, (draw, batch_norm) in enumerate(zip(draws, statistics, strict=True)):
                     with batch_norm.apply():
-                        recorded = site.read(draw, arguments)
+                        function(i, draw, arguments)
                     if not self._is_checked:
                         self._check_buffers(site, draws, arguments, modes, batch_norm)
-                    prediction = predict_from(recorded.fn, recorded.value, recorded.mask)
-                    add(i, prediction, recorded.fn)
                     bar.update()
 
     def _check_buffers(
@@ -411,7 +434,7 @@ def changed_buffers(mcmc: Any) -> ChangedBuffers:
     )
 
 
-def _draws(mcmc: Any) -> list[Draw]:
+def draws_of(mcmc: Any) -> list[Draw]:
     """Return every draw of every chain, chain after chain."""
     if isinstance(mcmc, StreamingMCMC):
         raise TypeError(

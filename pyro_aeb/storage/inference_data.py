@@ -3,7 +3,7 @@
 
 """
 Conversion of a finished run to ArviZ, from its draws and the ``diagnostics()`` of every chain's
-kernel. The model is not run again.
+kernel, which do not run the model again.
 """
 
 from __future__ import annotations
@@ -32,56 +32,20 @@ def to_arviz(
     mcmc: MCMC,
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str | None]] | None = None,
+    more: Mapping[str, Sequence[Variable]] | None = None,
 ) -> Any:
     """
-    Convert a finished run of :class:`~pyro_aeb.AEBKernel` for ArviZ. The groups are:
+    Convert a finished run of :class:`~pyro_aeb.AEBKernel` for ArviZ; see
+    :func:`pyro_aeb.to_arviz`.
 
-    - ``posterior``: all that ``mcmc.get_samples()`` holds;
-    - ``sample_stats``, one number a draw: ``diverging`` (always False: a run that diverges stops),
-      ``potential`` (-Q by the minibatch of the last step, at the weights before that step, up to
-      terms that do not depend on the weights), ``step_size``, ``inverse_temperature``,
-      ``sa_weight``, ``sparsity`` (with pruning the share of all weights that are zero, without it
-      the share of sparse weights that rather belong to the narrower component),
-      ``kinetic_temperature`` and other statistics of the transition; ``sa_residual_rho`` and, where
-      they are learned, ``sa_residual_sigma`` and ``sa_residual_delta``, the residuals of their
-      equations (a Euclidean norm; NaN where omega is 0); with pruning ``pruning_flips``, the number
-      of weights that have become zero or nonzero since the draw before;
-    - ``adaptation``: inclusion probabilities, such as ``beta_rho`` of the site ``beta``;
-    - ``moments``: of sites and inclusion probabilities that draws do not hold, the mean and
-      standard deviation over the draws, ``<name>_mean`` and ``<name>_sd``, without the dimension
-      ``draw``; ``<site>_norm`` in ``sample_stats`` is their Euclidean norm in every draw;
-    - ``observed_data``: the data, if the kernel returns them.
-
-    All but moments and data have the leading dimensions ``(chain, draw)``. The other dimensions are
-    named after the model's plates, or ``beta_dim_0`` and so on where there is none, or where
-    another variable has another length under the same plate, as in a subsample.
-
-    The attribute ``kind`` of a variable is ``"draw"``, or ``"stochastic approximation"`` for the
-    path of a point estimate; attributes of the group ``posterior`` list both. Draws keep their
-    dtype.
-
-    Example::
-
-        mcmc = MCMC(kernel, num_samples=1000, warmup_steps=200)
-        mcmc.run(X, y, batch_size=50)
-        idata = to_arviz(mcmc, coords={"features": column_names})
-        az.summary(idata, var_names=["beta"])
-        idata.to_netcdf("trace.nc")
-
-    :param mcmc: a :class:`pyro.infer.MCMC` object after its ``run()``, with any number of chains.
-    :param coords: labels for some dimensions; the others are numbered from 0.
-    :param dims: dimension names for some sites, one for every axis after ``(chain, draw)``, in
-        place of those of the plates; None leaves an axis its name.
-    :return: ``arviz.InferenceData`` with ArviZ 0.x, :class:`xarray.DataTree` with ArviZ 1.x.
-    :raises TypeError: if ``mcmc`` keeps no draws, or its kernel is not an ``AEBKernel``.
-    :raises RuntimeError: if ``mcmc`` has not been run.
-    :raises ValueError: if ``coords`` or ``dims`` do not fit the draws.
+    :param more: further variables by group, which go before the run's own of the same names.
     """
     import xarray  # on use: it takes as long as Pyro, and spawned chains do not need it
 
     chains = chain_reports(mcmc, "to_arviz()")
-    groups = _gather(mcmc, chains)
-    axes = AxisNames(groups, chains[0]["roles"], chains[0]["dims"], coords or {}, dims or {})
+    groups = _gather(mcmc, chains, more or {})
+    sites = [*chains[0]["roles"], *(v.source for group in (more or {}).values() for v in group)]
+    axes = AxisNames(groups, sites, chains[0]["dims"], coords or {}, dims or {})
     attributes = attributes_of_groups(groups["posterior"], chains[0].get("settings", {}))
     datasets = {
         group: xarray.Dataset(
@@ -125,7 +89,9 @@ def chain_reports(mcmc: object, reader: str) -> list[dict[str, Any]]:
     return chains
 
 
-def _gather(mcmc: MCMC, chains: list[dict[str, Any]]) -> Groups:
+def _gather(
+    mcmc: MCMC, chains: list[dict[str, Any]], more: Mapping[str, Sequence[Variable]]
+) -> Groups:
     """Return all variables by group and name; no group but the first is empty."""
     first = chains[0]
 
@@ -150,6 +116,10 @@ def _gather(mcmc: MCMC, chains: list[dict[str, Any]]) -> Groups:
         "moments": moments,
         "observed_data": [Variable(k, as_array(v), "observed", ()) for k, v in observed.items()],
     }
+    for group, variables in more.items():
+        names = {variable.source for variable in variables}
+        kept = [v for v in groups.get(group, []) if v.source not in names]
+        groups[group] = [*kept, *variables]
     return {
         group: by_name(variables)
         for group, variables in groups.items()

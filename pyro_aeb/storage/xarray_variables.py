@@ -25,6 +25,7 @@ _COMMENTS = {
         "the path of a point estimate, not draws from a posterior: its spread is no posterior "
         "uncertainty, and its R-hat or effective sample size is no posterior diagnostic"
     ),
+    "deterministic": "computed from the draws of other sites",
     "observed": "data",
 }
 
@@ -214,7 +215,9 @@ def attributes_of_groups(
     }
     sampled = {**common, "sample_dims": list(SAMPLE_DIMS)}
     draws = ", ".join(name for name, v in posterior.items() if v.kind == "draw")
-    learned = ", ".join(name for name, v in posterior.items() if v.kind != "draw")
+    learned = ", ".join(
+        name for name, v in posterior.items() if v.kind == "stochastic approximation"
+    )
     names = {"draws": draws, "stochastic_approximation": learned}
     return {
         "posterior": {
@@ -224,6 +227,8 @@ def attributes_of_groups(
         },
         "sample_stats": sampled,
         "adaptation": sampled,
+        "log_likelihood": sampled,
+        "posterior_predictive": sampled,
         "moments": common,
         "observed_data": common,
     }
