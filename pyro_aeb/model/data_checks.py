@@ -14,6 +14,13 @@ from pyro_aeb.errors import ModelError
 from pyro_aeb.model.tracing import Site, check_distribution, has_weights, is_masked, unwrap
 
 
+INDEX_ADVICE = (
+    "index the data with the plate's indices, "
+    "`with pyro.plate(..., subsample_size=n) as i: ... x[i] ... obs=y[i]`"
+)
+"""The cure for data that are not a minibatch where the plate is one."""
+
+
 def check_observed(
     observed: Mapping[str, Site],
     plates: Mapping[str, tuple[int, int]],
@@ -133,9 +140,24 @@ def _check_value(name: str, site: Site) -> None:
     if not fits or (site["cond_indep_stack"] and expected and value.shape != expected):
         raise ModelError(
             f"observed site {name!r} has values of shape {tuple(value.shape)}, expected "
-            f"{tuple(expected)} from its distribution and plates; index the data with the plate's "
-            "indices, `with pyro.plate(..., subsample_size=n) as i: ... obs=y[i]`"
+            f"{tuple(expected)} from its distribution and plates; {_shape_advice(site, expected)}"
         )
+
+
+def _shape_advice(site: Site, expected: torch.Size) -> str:
+    """Return the cure for an observed value of a shape that is not expected."""
+    value, fn = site["value"], unwrap(site["fn"])
+    classes = fn.param_shape[-1] if isinstance(fn, torch.distributions.Categorical) else 0
+    if classes and value.dim() and value.shape[-1] == classes:
+        if bool((value.sum(-1) == 1).all()):
+            return "it holds one-hot labels: give the numbers of the classes, obs=y.argmax(-1)"
+    if len(expected) == 2 and expected[0] == expected[1] == value.numel():
+        return (
+            f"the distribution's parameters or the values have shape ({value.numel()}, 1), which "
+            f"broadcasts with the plate's {value.numel()}: drop the last axis of both, "
+            ".squeeze(-1), or make it an event of the datum, .to_event(1)"
+        )
+    return INDEX_ADVICE
 
 
 def _batch_shape(site: Site) -> torch.Size:

@@ -19,7 +19,7 @@ from torch.distributions import biject_to, constraints
 from pyro_aeb.data.arguments import Arguments, leading_lengths, numbers_in
 from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import LatentUpdate
-from pyro_aeb.model.data_checks import check_loader_plates, check_observed
+from pyro_aeb.model.data_checks import INDEX_ADVICE, check_loader_plates, check_observed
 from pyro_aeb.model.data_weights import check_weights
 from pyro_aeb.model.learned_sites import check_forms, find_learned_sites
 from pyro_aeb.model.links import (
@@ -168,10 +168,17 @@ def _explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
             ) from error
         if not str(error).startswith("Shape mismatch inside plate"):
             raise
+        summary, *_ = str(error).splitlines()
+        length = summary.rpartition(" ")[2]
+        cure = INDEX_ADVICE
+        if length not in {str(len(value)) for value in tensors.values() if value.dim()}:
+            cure += (
+                f"; or if a datum has {length} numbers (outputs of a network, say), make them one "
+                "event of it by .to_event(1) on the distribution"
+            )
         raise ModelError(
-            f"{error}: the value's size is not the plate's, expected one datum for each of the "
-            "plate's indices; index the data with them, "
-            "`with pyro.plate(..., subsample_size=n) as i: ... x[i] ... obs=y[i]`"
+            f"{summary}: the distribution's last axis is not the plate's, expected one datum for "
+            f"each of the plate's indices; {cure}"
         ) from error
     except RuntimeError as error:
         default = torch.zeros(())
