@@ -18,6 +18,33 @@ def shorten(names: Sequence[str], most: int = 12) -> str:
     return f"{list(names[:most])}{more}"
 
 
+def first_line(error: BaseException) -> str:
+    """Format an error in one line, for a message."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def is_domain_error(error: BaseException) -> bool:
+    """
+    Whether an error of a model says that its density does not exist at some values: a matrix that
+    cannot be factored or inverted, or parameters or values outside of a distribution's domain.
+    """
+    text = str(error).lower()
+    if isinstance(error, torch.linalg.LinAlgError) or type(error).__name__ == "LinAlgError":
+        return True
+    if isinstance(error, RuntimeError):
+        return any(word in text for word in _MATRIX_WORDS)
+    if isinstance(error, ValueError) and not isinstance(error, (ModelError, CheckpointError)):
+        return any(word in text for word in _DOMAIN_WORDS)
+    return isinstance(error, (ZeroDivisionError, OverflowError))
+
+
+_MATRIX_WORDS = ("cholesky", "singular", "positive-definite", "positive definite", "linalg")
+_DOMAIN_WORDS = (
+    *("to satisfy the constraint", "within the support", "invalid values", "math domain error"),
+    *("cholesky", "positive definite", "positive-definite"),
+)
+
+
 class ModelError(ValueError):
     """Raised when the model, or its data, cannot be sampled."""
 

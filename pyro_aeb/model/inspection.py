@@ -30,9 +30,9 @@ from pyro_aeb.model.links import (
     find_links,
     is_sparse,
 )
+from pyro_aeb.model.lost_gradients import check_gradients
 from pyro_aeb.model.missing_data import check_missing, explain_missing
 from pyro_aeb.model.observed_sites import find_observed
-from pyro_aeb.model.perturbation import check_gradients, find_gradient_paths
 from pyro_aeb.model.structure import Block, Delta, NormalBlock, Sigma, SparseBlock, Structure
 from pyro_aeb.model.summed_out import hidden_sites
 from pyro_aeb.model.tracing import (
@@ -82,7 +82,7 @@ def inspect_model(
     data = {n: s for n, s in observed.items() if n in kinds.data} | hidden
     _check_loader(data, subsamples, loader_sizes, Arguments(args, kwargs))
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
-    tracked = trace_provenance(model, args, kwargs)
+    tracked = trace_provenance(trace) if sparse else {}
     linked = find_links(latent, tracked, sparse, {} if links is None else links)
     scaled = check_links(sites, sparse, linked, trace)
     sparse_blocks, sigmas, deltas = _sparse_blocks(latent, sparse, linked, scaled)
@@ -90,11 +90,10 @@ def inspect_model(
     check_forms(sites, learned, trace)
     taken = {*sparse, *linked.values(), *(site.name for site in learned)}
     rest = {n: s for n, s in latent.items() if n not in taken}
-    paths = find_gradient_paths(sites, trace)
-    moved = [*sparse, *rest, *(site.name for site in learned if site.update.derivatives)]
-    check_gradients(sites, paths, moved, trace)
-    normal = [n for n, s in rest.items() if _is_fixed_normal(s, paths[n])]
     dtype, device = _common_kind(observed, {n: latent[n]["value"] for n in (*sparse, *rest)})
+    differentiated = [site.name for site in learned if site.update.derivatives]
+    dependent = check_gradients(sites, [*sparse, *rest, *differentiated], trace)
+    normal = [n for n, s in rest.items() if n not in dependent and _is_plain_normal(s)]
     return Structure(
         sparse=sparse_blocks,
         normal=tuple(_normal_block(rest[n]) for n in normal),
@@ -303,9 +302,9 @@ def _fixed(site: Site, parameter: str) -> float:
     return value
 
 
-def _is_fixed_normal(site: Site, path: frozenset[str]) -> bool:
-    """Whether a site has a normal prior that depends on nothing sampled."""
-    return type(unwrap(site["fn"])) is dist.Normal and not path and is_plain(site)
+def _is_plain_normal(site: Site) -> bool:
+    """Whether a site has a normal prior, unmasked and of scale 1."""
+    return type(unwrap(site["fn"])) is dist.Normal and is_plain(site)
 
 
 def _normal_block(site: Site) -> NormalBlock:

@@ -23,7 +23,7 @@ from pyro.ops.provenance import get_provenance
 from torch import Tensor
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.perturbation import has_same_density, is_close, perturb
+from pyro_aeb.model.perturbation import has_same_density, is_close, trace_perturbed
 from pyro_aeb.model.tracing import Site, Tracer, is_plain, unwrap
 from pyro_aeb.priors import SpikeAndSlab
 
@@ -160,13 +160,13 @@ def check_links(
     :returns: InverseGamma site to the names of those observed sites.
     :raises ModelError: if anything else depends on the linked sites.
     """
+    if not sparse:
+        return {}
     learned = set(links.values())
     feasible = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
-    values = perturb(sites, feasible, feasible.keys() - learned)
-    before = trace(values)
+    values, before = trace_perturbed(sites, feasible, feasible.keys() - learned, trace)
     _check_no_lost_links(sites, before, sparse, links)
-    values = perturb(sites, values, learned)
-    after = trace(values)
+    values, after = trace_perturbed(sites, values, learned, trace)
     _check_form(after, links, values)
     sigmas = {
         site: values[site].sqrt() / feasible[site].sqrt()

@@ -22,7 +22,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_aeb.data.arguments import Arguments, map_leaves, named_tensors
-from pyro_aeb.model.perturbation import perturb
+from pyro_aeb.model.perturbation import perturb, trace_perturbed
 from pyro_aeb.model.tracing import Site, Tracer, unwrap
 
 _ORIGIN = frozenset({"data"})
@@ -63,7 +63,7 @@ def find_observed(
     traced = _trace_arguments(model, arguments, moved) if len(observed) > 1 else {}
     from_arguments = {n for n in observed.keys() & traced.keys() if comes_from(traced[n]["value"])}
     if observed and not traced:
-        traced = trace(moved)
+        _, traced = trace_perturbed(sites, values, values.keys(), trace)
     computed = {
         name
         for name in observed.keys() & traced.keys()

@@ -10,19 +10,25 @@ then silently wrong. A perturbation shows every dependence.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_aeb.errors import ModelError
-from pyro_aeb.model.tracing import Site, Tracer, remove_mask, unwrap
+from pyro_aeb.errors import ModelError, first_line, is_domain_error
+from pyro_aeb.model.tracing import Site, log_density, remove_mask
+
+SIZES = (1.0, 0.3, 0.1, 0.03)
+"""The sizes of perturbations that are tried one after the other."""
 
 
 def perturb(
-    sites: Mapping[str, Site], values: Mapping[str, Tensor], names: Collection[str]
+    sites: Mapping[str, Site],
+    values: Mapping[str, Tensor],
+    names: Collection[str],
+    size: float = 1.0,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """
     Return the values with every number of some sites moved up or down, in unconstrained space, by
@@ -30,17 +36,51 @@ def perturb(
     network's outputs stay in range.
 
     :param values: latent site name to constrained value.
+    :param float size: a factor of the amounts.
+    :param int seed: of signs and amounts.
     """
-    generator = torch.Generator("cpu").manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(seed)
     perturbed = dict(values)
     for name in sorted(names):
         transform = biject_to(sites[name]["fn"].support)
         free = transform.inv(values[name])
         fan_in = free.numel() / (free.shape[0] if free.dim() > 1 else 1)
         sign = 1.0 - 2.0 * torch.randint(2, free.shape, generator=generator, device="cpu")
-        size = 0.75 + 0.5 * torch.rand(free.shape, generator=generator, device="cpu")
-        perturbed[name] = transform(free + (sign * size * (2.0 / fan_in) ** 0.5).to(free))
+        amount = 0.75 + 0.5 * torch.rand(free.shape, generator=generator, device="cpu")
+        amount *= size * (2.0 / fan_in) ** 0.5
+        perturbed[name] = transform(free + (sign * amount).to(free))
     return perturbed
+
+
+def trace_perturbed(
+    sites: Mapping[str, Site],
+    values: Mapping[str, Tensor],
+    names: Collection[str],
+    trace: Callable[[Mapping[str, Tensor]], dict[str, Site]],
+) -> tuple[dict[str, Tensor], dict[str, Site]]:
+    """
+    Perturb values, and trace the model there; nearer, where its density does not exist there.
+
+    :returns: the perturbed values, and the sites of the trace.
+    :raises ModelError: if its density does not exist nearby.
+    """
+    for size in SIZES:
+        moved = perturb(sites, values, names, size)
+        try:
+            traced = trace(moved)
+            common = [site for name, site in traced.items() if name in sites]
+            if all(bool(torch.isfinite(log_density(site)).all()) for site in common):
+                break
+        except Exception as error:
+            if not is_domain_error(error):
+                raise
+            if size == SIZES[-1]:
+                raise ModelError(
+                    f"the model fails at values near its first ones, where its dependences "
+                    f"are looked for: {first_line(error)}. Give its sites other first values by "
+                    "init_strategy=init_to_value(values=...)"
+                ) from error
+    return moved, traced
 
 
 def is_close(a: Tensor, b: Tensor) -> bool:
@@ -57,91 +97,3 @@ def has_same_density(a: Site, b: Site) -> bool:
     value = b["value"] if b["is_observed"] else a["value"]
     before, after = (remove_mask(site["fn"]) for site in (a, b))
     return is_close(before.log_prob(a["value"]), after.log_prob(value))
-
-
-def find_gradient_paths(sites: Mapping[str, Site], trace: Tracer) -> dict[str, frozenset[str]]:
-    """
-    Return, for every site, the other latent sites with respect to which its log density has a
-    gradient.
-
-    :param sites: the sites of a trace, without plates and deterministic ones.
-    """
-    latent = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
-    leaves = {n: value.clone().requires_grad_() for n, value in latent.items()}
-    traced = {n: s for n, s in trace(leaves, grad=True).items() if n in sites}
-    paths = {}
-    names = {id(leaf): name for name, leaf in leaves.items()}
-    for name, site in traced.items():
-        with torch.enable_grad():  # also where the caller has turned gradients off
-            density = remove_mask(site["fn"]).log_prob(site["value"]).sum()
-        ancestors = [n for n in _find_ancestors(density, names) if n != name]
-        gradients: tuple[Tensor | None, ...] = ()
-        if ancestors:  # a custom autograd function may return no gradient
-            inputs = [leaves[n] for n in ancestors]
-            gradients = torch.autograd.grad(density, inputs, retain_graph=True, allow_unused=True)
-        pairs = zip(ancestors, gradients, strict=True)
-        paths[name] = frozenset(n for n, g in pairs if g is not None)
-    return paths
-
-
-def _find_ancestors(value: Tensor, names: Mapping[int, str]) -> list[str]:
-    """
-    Return the leaves that a value was computed from. The time does not grow with the number of
-    other leaves.
-    """
-    ancestors, visited, pending = [], set(), [value.grad_fn]
-    while pending:
-        node: Any = pending.pop()
-        if node is None or node in visited:
-            continue
-        visited.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) in names:
-            ancestors.append(names[id(leaf)])
-        pending.extend(parent for parent, _ in node.next_functions)
-    return ancestors
-
-
-def check_gradients(
-    sites: Mapping[str, Site],
-    paths: Mapping[str, frozenset[str]],
-    sampled: Collection[str],
-    trace: Tracer,
-) -> None:
-    """
-    Check that gradients show every dependence of a distribution on the sampled sites.
-
-    :param sites: the sites of a trace at feasible values.
-    :param sampled: names of the sites that are sampled by gradient.
-    :raises ModelError: if a dependence has no gradient, or a support depends on another site.
-    """
-    values = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
-    by_path: dict[frozenset[str], list[str]] = {frozenset(): []}
-    for name in sites:
-        by_path.setdefault(paths[name].intersection(sampled), []).append(name)
-    for path, names in by_path.items():
-        hidden = frozenset(sampled) - path
-        if not hidden:
-            continue
-        perturbed = trace(perturb(sites, values, hidden))
-        if not path:
-            for name in values.keys() & perturbed.keys():
-                _check_support(sites[name], perturbed[name])
-        for name in (n for n in names if n in perturbed):
-            if not has_same_density(sites[name], perturbed[name]):
-                raise ModelError(
-                    f"the distribution of site {name!r} depends on one of the sites "
-                    f"{sorted(hidden)} without a gradient, as after float(x), x.item() or "
-                    "x.detach(); pass the tensor itself"
-                )
-
-
-def _check_support(site: Site, perturbed: Site) -> None:
-    transforms = [biject_to(s["fn"].support) for s in (site, perturbed)]
-    free = transforms[0].inv(site["value"])
-    if not is_close(transforms[0](free), transforms[1](free)):
-        raise ModelError(
-            f"site {site['name']!r} ~ {type(unwrap(site['fn'])).__name__} has a support that "
-            "depends on another site, expected a fixed one; sample a number of fixed support and "
-            "scale it in the model"
-        )

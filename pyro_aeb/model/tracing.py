@@ -97,6 +97,17 @@ def check_distribution(site: Site) -> None:
         )
 
 
+def log_density(site: Site, value: Any = None) -> Tensor:
+    """
+    Return the log density of a value, elementwise, masks aside.
+
+    :param value: by default the site's own.
+    """
+    value = site["value"] if value is None else value
+    density: Tensor = remove_mask(site["fn"]).log_prob(value, *site["args"], **site["kwargs"])
+    return density
+
+
 def check_continuous(site: Site) -> None:
     """
     :raises EnumeratedSite: if the site is to be summed out.
@@ -167,6 +178,7 @@ class Tracer:
     ) -> None:
         self.run = partial(model, *args, **kwargs)
         self._replaced: set[Any] = set()  # latent sites that poutine.reparam computes from others
+        self.first_values: Mapping[str, Tensor] = {}
 
     def __call__(
         self, values: Mapping[str, Tensor], *, validate: bool = False, grad: bool = False
@@ -174,8 +186,9 @@ class Tracer:
         """
         Run the model once; return its sites by name, in order.
 
-        Latent sites take the given values, or else feasible ones. Feasible values and all random
-        numbers, subsamples among them, are the same in every trace.
+        Latent sites take the given values, or else those of :attr:`first_values`, or else feasible
+        ones. Feasible values and all random numbers, subsamples among them, are the same in every
+        trace.
 
         :param values: latent site name to constrained value.
         :param bool validate: whether distributions check their parameters, and writes into the
@@ -193,13 +206,17 @@ class Tracer:
         given: set[Any] = set()
 
         def value_of(site: Site) -> Tensor | None:
-            if site["name"] in self._replaced:
+            name = site["name"]
+            if name in self._replaced:
                 return None
-            given.add(site["name"])
-            feasible = _init_to_feasible(site)  # also where unused, for the random numbers it takes
-            value = values.get(site["name"], feasible)
+            given.add(name)
+            value = values.get(name, self.first_values.get(name))
+            if value is None:
+                state = torch.get_rng_state()  # a feasible value takes no random numbers
+                value = _init_to_feasible(site)
+                torch.set_rng_state(state)
             if writes is not None:
-                writes.add(site["name"], value)
+                writes.add(name, value)
             return value
 
         with (
@@ -250,9 +267,7 @@ def find_failure(model: Callable[..., Any], arguments: Arguments) -> Exception |
     return None
 
 
-def trace_provenance(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Site]:
+def trace_provenance(trace: Tracer) -> dict[str, Site]:
     """
     Return sites whose distributions' parameters carry the names of the sites they were computed
     from; see :mod:`pyro.ops.provenance`. Shapes are not reliable: PyTorch gives a number with
@@ -260,7 +275,7 @@ def trace_provenance(
     """
     try:
         with TrackProvenance():
-            return trace_sites(model, args, kwargs, {})
+            return trace({})
     except Exception:  # a part of the model does not support tensor subclasses
         return {}
 

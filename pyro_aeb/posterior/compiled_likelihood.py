@@ -27,7 +27,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_aeb.data.arguments import Batch
-from pyro_aeb.errors import CompileWarning
+from pyro_aeb.errors import CompileWarning, first_line
 from pyro_aeb.model.side_effects import Buffers, start_autograd
 from pyro_aeb.posterior.likelihood import Evaluation, Likelihood
 
@@ -85,7 +85,7 @@ class CompiledLikelihood:
             _set_random_state(before, device)
             likelihood = self._likelihood.evaluate(position, latents, batch)
             self._disable(
-                f"the model cannot be traced ({_first_line(error)})",
+                f"the model cannot be traced ({first_line(error)})",
                 "Write it without .item(), branches on the values of tensors, and shapes that "
                 "depend on values",
             )
@@ -117,7 +117,7 @@ class CompiledLikelihood:
         except Exception as error:  # of whatever kind the compiler's failures are
             _set_random_state(after, device)
             self._disable(
-                f"the compiler has failed ({_first_line(error)})",
+                f"the compiler has failed ({first_line(error)})",
                 "It needs a C++ compiler (g++ or clang) on the path, on a GPU Triton, and a model "
                 "without shapes that depend on values",
             )
@@ -311,7 +311,3 @@ def _set_random_state(state: Sequence[Tensor], device: torch.device) -> None:
     torch.set_rng_state(state[0])
     if device.type != "cpu":
         torch.get_device_module(device).set_rng_state(state[1], device)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

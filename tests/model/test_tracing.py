@@ -21,6 +21,7 @@ from torch import nn
 
 from pyro_aeb import SSGL, ModelError
 from pyro_aeb.model.tracing import (
+    Tracer,
     draw_initial_values,
     init_to_default,
     trace_provenance,
@@ -71,7 +72,7 @@ def test_latent_sites_take_the_given_values_and_the_others_a_feasible_one():
 
 
 def test_parameters_tell_what_they_were_computed_from_and_values_do_not():
-    sites = trace_provenance(sparse_regression, (X, Y), {})
+    sites = trace_provenance(Tracer(sparse_regression, (X, Y), {}))
     provenance = sites["beta"]["fn"].parameter_provenance
     assert provenance["delta"] == {"delta"} and provenance["sigma"] == {"sigma2"}
     assert not provenance["v0"] and not provenance["v1"]
@@ -81,7 +82,7 @@ def test_parameters_tell_what_they_were_computed_from_and_values_do_not():
 
 
 def test_a_deterministic_site_hides_no_link():
-    sites = trace_provenance(eight_schools, (torch.ones(8), torch.zeros(8)), {})
+    sites = trace_provenance(Tracer(eight_schools, (torch.ones(8), torch.zeros(8)), {}))
     assert get_provenance(sites["y"]["fn"].loc) == {"mu", "tau", "eta"}
 
 
