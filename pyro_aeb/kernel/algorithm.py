@@ -22,16 +22,18 @@ from torch import Tensor
 from pyro_aeb.adaptation.options import WEIGHT, WEIGHT_RANGE
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch, map_leaves
-from pyro_aeb.errors import NonFiniteError
+from pyro_aeb.errors import NonFiniteError, is_domain_error
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.non_finite import (
     check_batch,
     divergence_error,
     first_non_finite,
+    missing_density_error,
     non_finite_chains,
 )
 from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.model.side_effects import preserve_buffers
+from pyro_aeb.model.tracing import find_failing_site
 from pyro_aeb.posterior.likelihood import Evaluation
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.posterior.step_target import StepTarget
@@ -46,11 +48,30 @@ def step(options: KernelOptions, chain: Chain, measure: bool = False) -> None:
     :param KernelOptions options: the kernel.
     :param Chain chain: its state is replaced.
     :param bool measure: whether to record the statistics of the step.
-    :raises NonFiniteError: if the gradient or the log density is not finite.
+    :raises NonFiniteError: if the gradient or the log density is not finite, or the model fails as
+        its density does not exist at the weights.
     """
     k = chain.step + 1
     numbers, omega = step_numbers(options, k), sa_weight(options, chain, k)
     batch = chain.data.next()
+    try:
+        _advance(options, chain, batch, numbers, omega, measure)
+    except Exception as error:
+        if not is_domain_error(error):
+            raise
+        raise _domain_error(options, chain, batch, error, numbers.step_size) from error
+
+
+def _advance(
+    options: KernelOptions,
+    chain: Chain,
+    batch: Batch,
+    numbers: StepNumbers,
+    omega: float,
+    measure: bool,
+) -> None:
+    """Advance a chain by one iteration with a batch."""
+    k = chain.step + 1
     likelihood = chain.posterior.evaluate_likelihood(chain.state.position, chain.latents, batch)
     if not chain.finite.passes(likelihood.log_density, likelihood.gradient):
         raise _gradient_error(chain, k, batch, likelihood, numbers.step_size)
@@ -202,3 +223,16 @@ def _fill(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.nan_to_num(0.0, 0.0, 0.0)
     return value
+
+
+def _domain_error(
+    options: KernelOptions, chain: Chain, batch: Batch, error: Exception, step_size: float
+) -> NonFiniteError:
+    """Say at which site a model has failed in a step."""
+    args, kwargs = batch.arguments
+    failing = (
+        find_failing_site(options.model, args, kwargs, values) for values in chain.values_by_chain()
+    )
+    site = next((name for name in failing if name is not None), None)
+    draws = chain.recording.recorder.read("posterior")
+    return missing_density_error(chain.step + 1, site, error, step_size, draws)

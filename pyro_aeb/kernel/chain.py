@@ -48,6 +48,7 @@ class Chain:
     :param Buffers buffers: those of modules that the model changes.
     :param update: the part of a step that follows the likelihood's gradient.
     :param bool needs_target: whether the transition asks for Q at other positions.
+    :param bool rejects: whether the transition rejects positions of density 0.
     :param FiniteCheck finite: detects a step whose numbers are not finite.
     :param Pruner pruner: sets weights to zero after every step, None for no pruning.
     """
@@ -65,6 +66,7 @@ class Chain:
     update: Callable[..., tuple[Any, Latents | None]]
     needs_target: bool
     finite: FiniteCheck
+    rejects: bool = False
     pruner: Pruner | None = None
     step: int = 0
     draws: int = 0
@@ -98,7 +100,13 @@ class Chain:
     def target(self, batch: Batch) -> StepTarget:
         """Return Q at the current step, with its data."""
         return StepTarget(
-            self.posterior, self.latents, batch, self.step + 1, self.data.cover, self.buffers
+            self.posterior,
+            self.latents,
+            batch,
+            self.step + 1,
+            self.data.cover,
+            self.buffers,
+            self.state.position if self.rejects else None,
         )
 
     def wide_probability(self) -> Tensor:

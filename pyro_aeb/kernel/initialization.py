@@ -20,7 +20,7 @@ from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.data.loaders import ArgumentSource
 from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches, StepData
-from pyro_aeb.errors import ModelError
+from pyro_aeb.errors import ModelError, first_line, is_domain_error
 from pyro_aeb.kernel.algorithm import FiniteCheck, Update
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.draws import Recording, names_to_save
@@ -103,6 +103,7 @@ def start_chain(
         noise=Noise(options.noise, like, generators, bits=compiled),
         update=CompiledUpdate(update) if compiled else update,
         needs_target=needs_target,
+        rejects=getattr(transition, "rejects", False),
         finite=FiniteCheck(structure.device, structure.dtype),
         pruner=None if options.pruning is None else Pruner(options.pruning, structure),
     )
@@ -138,6 +139,7 @@ def _inspect_model(
         links=options.links,
         loader_sizes=source.sizes,
         latents={} if options.adaptation is None else options.adaptation.latents,
+        init_strategy=options.init_strategy,
     )
     if options.adaptation is not None and not (structure.sparse or structure.learned):
         warnings.warn(
@@ -242,13 +244,20 @@ def find_start(
     :raises ModelError: if none is found.
     """
     structure, adaptation = posterior.structure, posterior.adaptation
+    failure = ""
     for _ in range(INITIAL_TRIES):
-        values = draw()
-        position, latents = structure.flatten(values), None
-        if options is not None:
-            latents = adaptation.init(values, options)
-        with preserve_buffers():
-            log_density = posterior.evaluate(position, latents, batch).log_density
+        try:
+            values = draw()
+            position, latents = structure.flatten(values), None
+            if options is not None:
+                latents = adaptation.init(values, options)
+            with preserve_buffers():
+                log_density = posterior.evaluate(position, latents, batch).log_density
+        except Exception as error:
+            if not is_domain_error(error):
+                raise
+            failure = f" The model failed at the last one: {first_line(error)}"
+            continue
         numbers = [log_density, position.sum()]
         numbers += [value.sum() for value in adaptation.values(latents).values()]
         if all(bool(torch.isfinite(number)) for number in numbers):
@@ -256,7 +265,7 @@ def find_start(
     raise ModelError(
         f"no starting point with a finite potential in {INITIAL_TRIES} tries; give one with "
         "init_strategy=init_to_value(values=...), and look for data outside the support of the "
-        "likelihood"
+        f"likelihood.{failure}"
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.data.arguments import Arguments, named_numbers
-from pyro_aeb.errors import NonFiniteError
+from pyro_aeb.errors import NonFiniteError, first_line
 
 _KEPT = "The draws finished before are in this error's `draws` and in kernel.recover()"
 
@@ -76,6 +76,27 @@ def divergence_error(
         f"step {k}: {what} is not finite, so the run stops here. The usual cause is a step "
         f"size that is too large for the curvature: it is {step_size:.3g}, try "
         f"{step_size / 10:.1g}. Else look at the data's scale and the starting point. {_KEPT}",
+        step=k,
+        site=site,
+        draws=draws,
+    )
+
+
+def missing_density_error(
+    k: int, site: str | None, error: Exception, step_size: float, draws: dict[str, Tensor]
+) -> NonFiniteError:
+    """
+    Return the error of a chain at whose weights the model fails, for its density does not exist.
+
+    :param site: where the model fails: the last site that it has reached.
+    """
+    where = "" if site is None else f" at or after site {site!r}"
+    return NonFiniteError(
+        f"step {k}: the model has no density at the weights of this step, it fails{where}: "
+        f"{first_line(error)} So the run stops here. Try a step size of {step_size / 10:.1g} "
+        f"instead of {step_size:.3g}, a prior that keeps away from such values, 1e-4 or more on "
+        "the diagonal of a matrix that is nearly singular, or float64; transitions.HMC rejects "
+        f"such values and goes on. {_KEPT}",
         step=k,
         site=site,
         draws=draws,

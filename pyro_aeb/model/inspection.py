@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_aeb.data.arguments import Arguments, leading_lengths, numbers_in
-from pyro_aeb.errors import ModelError
+from pyro_aeb.errors import ModelError, first_line, is_domain_error
 from pyro_aeb.latents.contract import LatentUpdate
 from pyro_aeb.model.data_checks import INDEX_ADVICE, check_loader_plates, check_observed
 from pyro_aeb.model.data_weights import check_weights
@@ -39,11 +39,15 @@ from pyro_aeb.model.tracing import (
     Site,
     Tracer,
     check_continuous,
+    init_to_default,
     is_plain,
     trace_provenance,
     unwrap,
 )
 from pyro_aeb.priors.group import group_size
+
+STARTS = 10
+"""How many first values are tried where a model fails at zero."""
 
 
 def inspect_model(
@@ -54,6 +58,7 @@ def inspect_model(
     links: HandLinks | None = None,
     loader_sizes: frozenset[int] | None = None,
     latents: Mapping[str, LatentUpdate] | None = None,
+    init_strategy: Callable[..., Any] = init_to_default,
 ) -> Structure:
     """
     Find the structure of a model. Random number generators and module buffers are unchanged.
@@ -64,12 +69,12 @@ def inspect_model(
     :param loader_sizes: where the arguments are a batch of a DataLoader, the sizes that its data
         set may have (empty if unknown); None where they are the same at every step.
     :param latents: updates of latent sites that are learned, by site.
+    :param init_strategy: gives values where a model is inspected that fails at zero.
     :raises ModelError: if the model or the data cannot be sampled.
     """
     tensors = _named_tensors(model, args, kwargs)
     trace = Tracer(model, args, kwargs)
-    with explain_missing(tensors), _explain_failures(tensors):
-        sites, hidden = trace({}, validate=True), hidden_sites(model)
+    sites, hidden = _find_sites(trace, tensors, init_strategy), hidden_sites(model)
     subsamples = {n: s for n, s in sites.items() if site_is_subsample(cast(Any, s))}
     plates = {n: (s["fn"].size, len(s["value"])) for n, s in subsamples.items()}
     deterministic = {n for n, s in sites.items() if s["infer"].get("_deterministic")}
@@ -120,6 +125,37 @@ def _check_loader(
 ) -> None:
     if sizes is not None:
         check_loader_plates(data, subsamples, sizes, leading_lengths(arguments))
+
+
+def _find_sites(
+    trace: Tracer, tensors: Mapping[str, Tensor], strategy: Callable[..., Any]
+) -> dict[str, Site]:
+    """
+    Trace the model at feasible values, zero in unconstrained space; where it has no density there,
+    at values that a strategy gives, which become the tracer's first values.
+
+    :raises ModelError: if it has none there either.
+    """
+    try:
+        with explain_missing(tensors), _explain_failures(tensors):
+            return trace({}, validate=True)
+    except Exception as error:
+        if not is_domain_error(error):
+            raise
+        failure = error
+    for seed in range(STARTS):
+        try:
+            trace.first_values = trace.draw(strategy, seed)
+            return trace({}, validate=True)
+        except Exception as error:
+            if not is_domain_error(error):
+                raise
+            failure = error
+    raise ModelError(
+        f"the model fails at zero (in unconstrained space) and at {STARTS} first values of "
+        f"init_strategy: {first_line(failure)} Give values where it has a density, by "
+        "init_strategy=init_to_value(values=...) or pyro.sample(..., infer={'init_value': ...})"
+    ) from failure
 
 
 def _named_tensors(
@@ -180,6 +216,8 @@ def _explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
             f"each of the plate's indices; {cure}"
         ) from error
     except RuntimeError as error:
+        if is_domain_error(error):
+            raise
         default = torch.zeros(())
         about_dtypes = "dtype" in str(error) or "scalar type" in str(error)  # in any torch version
         unusual = {

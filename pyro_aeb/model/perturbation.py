@@ -57,10 +57,12 @@ def trace_perturbed(
     values: Mapping[str, Tensor],
     names: Collection[str],
     trace: Callable[[Mapping[str, Tensor]], dict[str, Site]],
+    finite: bool = True,
 ) -> tuple[dict[str, Tensor], dict[str, Site]]:
     """
     Perturb values, and trace the model there; nearer, where its density does not exist there.
 
+    :param bool finite: whether to come nearer also where it is not finite.
     :returns: the perturbed values, and the sites of the trace.
     :raises ModelError: if its density does not exist nearby.
     """
@@ -68,7 +70,7 @@ def trace_perturbed(
         moved = perturb(sites, values, names, size)
         try:
             traced = trace(moved)
-            common = [site for name, site in traced.items() if name in sites]
+            common = [site for name, site in traced.items() if name in sites and finite]
             if all(bool(torch.isfinite(log_density(site)).all()) for site in common):
                 break
         except Exception as error:

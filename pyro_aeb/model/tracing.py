@@ -126,10 +126,24 @@ def check_continuous(site: Site) -> None:
         )
 
 
+def _init_improper(site: Site, radius: float) -> Tensor:
+    """
+    Return a value of a distribution that has no samples, in its support.
+
+    :param float radius: the largest number in unconstrained space.
+    """
+    transform = biject_to(site["fn"].support)
+    free = torch.empty(transform.inverse_shape(site["fn"].shape())).uniform_(-radius, radius)
+    value: Tensor = transform(free)
+    return value
+
+
 def _init_to_feasible(site: Site) -> Tensor:
     check_continuous(site)
     if "init_value" in site["infer"]:
         return site["infer"]["init_value"].detach().clone()
+    if isinstance(site["fn"], pyro.distributions.ImproperUniform):
+        return _init_improper(site, 0.0)
     if isinstance(unwrap(site["fn"]), SpikeAndSlab):  # Pyro's would draw a sample for its shape
         return torch.zeros_like(site["fn"].mean)
     try:
@@ -179,6 +193,7 @@ class Tracer:
         self.run = partial(model, *args, **kwargs)
         self._replaced: set[Any] = set()  # latent sites that poutine.reparam computes from others
         self.first_values: Mapping[str, Tensor] = {}
+        """Values of latent sites in place of feasible ones."""
 
     def __call__(
         self, values: Mapping[str, Tensor], *, validate: bool = False, grad: bool = False
@@ -206,7 +221,7 @@ class Tracer:
         given: set[Any] = set()
 
         def value_of(site: Site) -> Tensor | None:
-            name = site["name"]
+            name: str = site["name"]
             if name in self._replaced:
                 return None
             given.add(name)
@@ -241,6 +256,12 @@ class Tracer:
             if site["is_observed"] and site["name"] in given:
                 self._replaced.add(str(site["name"]))
         return sites
+
+    def draw(self, strategy: Callable[..., Any], seed: int) -> dict[str, Tensor]:
+        """Return initial values of the latent sites; see :func:`draw_initial_values`."""
+        with preserve_random_state():
+            pyro.set_rng_seed(seed)
+            return draw_initial_values(self.run, (), {}, strategy)
 
 
 def trace_sites(
@@ -278,6 +299,36 @@ def trace_provenance(trace: Tracer) -> dict[str, Site]:
             return trace({})
     except Exception:  # a part of the model does not support tensor subclasses
         return {}
+
+
+class _LastSite(Messenger):
+    """Knows the last site that a model has reached."""
+
+    name: str | None = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg):
+            self.name = msg["name"]
+
+
+def find_failing_site(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+) -> str | None:
+    """
+    Return the site that a model fails at, the last one that it reaches or the one whose density
+    fails; None if it does not fail.
+    """
+    last = _LastSite()
+    try:
+        for site in Tracer(last(model), args, kwargs)(values, validate=True).values():
+            last.name = site["name"]
+            log_density(site)
+    except Exception:
+        return last.name
+    return None
 
 
 class _FirstLatent(Exception):
@@ -337,7 +388,16 @@ def draw_initial_values(
     :param strategy: a function of a site, such as those of
         :mod:`pyro.infer.autoguide.initialization`.
     """
-    with preserve_buffers(), torch.no_grad(), InitMessenger(strategy):
+
+    def value_of(site: Site) -> Any:
+        try:
+            return strategy(site)
+        except NotImplementedError:  # the site has no samples
+            if not isinstance(site["fn"], pyro.distributions.ImproperUniform):
+                raise
+            return _init_improper(site, 2.0)
+
+    with preserve_buffers(), torch.no_grad(), InitMessenger(value_of):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     latent = {n: s for n, s in trace.iter_stochastic_nodes()}
     return {name: torch.as_tensor(site["value"]).clone() for name, site in latent.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch
-from pyro_aeb.errors import ModelError
+from pyro_aeb.errors import ModelError, is_domain_error
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.transitions import Evaluated
@@ -28,6 +28,8 @@ class StepTarget:
     :param Latents latents: the current latents, None where there are none.
     :param int step: the number of the step, from 1.
     :param cover: batches of indices that hold all data; None where the data come from a loader.
+    :param Tensor valid: a position where the model has a density, by which positions are told from
+        it that have none: the density there is 0. None for a transition that cannot reject them.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class StepTarget:
         step: int,
         cover: Callable[[], Iterator[Mapping[str, Tensor]]] | None,
         buffers: Buffers,
+        valid: Tensor | None = None,
     ) -> None:
+        self._valid = valid
         self.step = step
         self._posterior = posterior
         self._latents = latents
@@ -66,20 +70,53 @@ class StepTarget:
                 "which gives batches only; pass the data as tensors, to a model that takes a part "
                 "of them in pyro.plate(..., subsample_size=...)"
             )
-        return self._mean(position, self._cover(), prior)
+        try:
+            return self._mean(position, self._cover(), prior)
+        except Exception as error:
+            if self._valid is None or not is_domain_error(error):
+                raise
+            return self._whole_of_valid(self._valid, position, self._cover, prior)
+
+    def _whole_of_valid(
+        self,
+        valid: Tensor,
+        position: Tensor,
+        cover: Callable[[], Iterator[Mapping[str, Tensor]]],
+        prior: bool,
+    ) -> Evaluated:
+        """Return Q at the chains' positions, -inf with no gradient where it does not exist."""
+        if position.dim() == 1:
+            return Evaluated(position.new_tensor(-torch.inf), torch.zeros_like(position))
+        exists = torch.ones_like(position[..., :1], dtype=torch.bool)
+        for chain in range(len(position)):
+            alone = valid.clone()
+            alone[chain] = position[chain]
+            try:
+                self._mean(alone, cover(), prior)
+            except Exception as error:
+                if not is_domain_error(error):
+                    raise
+                exists[chain] = False
+        log_density, gradient = self._mean(torch.where(exists, position, valid), cover(), prior)
+        return Evaluated(
+            log_density.masked_fill(~exists.squeeze(-1), -torch.inf),
+            gradient.masked_fill(~exists, 0.0),
+        )
 
     def _mean(
         self, position: Tensor, indices: Iterator[Mapping[str, Tensor]], prior: bool
     ) -> Evaluated:
         total, count = None, 0
         before = [value.clone() for value in self._buffers.values()]
-        for batch_indices in indices:
-            batch = self._batch._replace(indices=batch_indices)
-            likelihood = self._posterior.evaluate_likelihood(position, self._latents, batch)
-            pair = (likelihood.log_density, likelihood.gradient)
-            total = pair if total is None else (total[0] + pair[0], total[1].add_(pair[1]))
-            count += 1
-        self._buffers.load(before)
+        try:
+            for batch_indices in indices:
+                batch = self._batch._replace(indices=batch_indices)
+                likelihood = self._posterior.evaluate_likelihood(position, self._latents, batch)
+                pair = (likelihood.log_density, likelihood.gradient)
+                total = pair if total is None else (total[0] + pair[0], total[1].add_(pair[1]))
+                count += 1
+        finally:
+            self._buffers.load(before)
         assert total is not None
         log_density, gradient = total[0] / count, total[1].div_(count)
         if not prior:

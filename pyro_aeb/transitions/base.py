@@ -40,8 +40,12 @@ Operations are elementwise, or along the last axis, so that a leading axis of ch
 further code; :func:`pyro_aeb.testing.check_transition` checks that and the stationary law.
 
 A transition that needs the value of Q, or its gradient at other positions, has ``move`` instead of
-``step``; see :class:`TargetTransition`. Pruning holds weights at zero in ``position`` and in
-``momentum``, or in the fields that the state's class names as ``held``.
+``step``; see :class:`TargetTransition`. With the class attribute ``rejects = True`` it gets
+``-inf`` from ``whole`` where the model has no density (a matrix that cannot be factored), and must
+reject such a position; otherwise that ends the run.
+
+Pruning holds weights at zero in ``position`` and in ``momentum``, or in the fields that the state's
+class names as ``held``.
 """
 
 from __future__ import annotations

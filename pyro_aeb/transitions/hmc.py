@@ -81,6 +81,7 @@ class HMC:
     step_size: Schedule
     leapfrogs: int = 10
     jitter: float = 0.5
+    rejects: ClassVar[bool] = True
     absent_fields: ClassVar[Mapping[str, Any]] = {"jitter": 0.0}
     """Values of options that a checkpoint does not have: version 0.1 had no jitter."""
 
@@ -110,7 +111,8 @@ class HMC:
     ) -> HMCState:
         """
         Step by one trajectory; see :meth:`pyro_aeb.transitions.base.TargetTransition.move`. A
-        trajectory whose end is not finite is rejected.
+        trajectory whose end is not finite is rejected, or has no density: there the model fails, as
+        at a matrix that cannot be factored.
         """
         eta, tau = numbers
         size = state.position.shape[-1]
