@@ -21,6 +21,7 @@ from pyro_aeb.errors import ModelError, first_line, is_domain_error
 from pyro_aeb.latents.contract import LatentUpdate
 from pyro_aeb.model.data_checks import INDEX_ADVICE, check_loader_plates, check_observed
 from pyro_aeb.model.data_weights import check_weights
+from pyro_aeb.model.fixed_parameters import warn_of_parameters
 from pyro_aeb.model.learned_sites import check_forms, find_learned_sites
 from pyro_aeb.model.links import (
     HandLinks,
@@ -75,6 +76,7 @@ def inspect_model(
     tensors = _named_tensors(model, args, kwargs)
     trace = Tracer(model, args, kwargs)
     sites, hidden = _find_sites(trace, tensors, init_strategy), hidden_sites(model)
+    warn_of_parameters(trace.parameters)
     subsamples = {n: s for n, s in sites.items() if site_is_subsample(cast(Any, s))}
     plates = {n: (s["fn"].size, len(s["value"])) for n, s in subsamples.items()}
     deterministic = {n for n, s in sites.items() if s["infer"].get("_deterministic")}

@@ -27,6 +27,7 @@ from torch.distributions import biject_to
 
 from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.errors import ModelError
+from pyro_aeb.model.fixed_parameters import is_learnable
 from pyro_aeb.model.side_effects import Place, preserve_buffers, preserve_random_state
 from pyro_aeb.model.value_writes import RefuseWrites
 from pyro_aeb.priors import Group, SpikeAndSlab
@@ -187,6 +188,9 @@ class Tracer:
     running average of zeros stays as it is.
     """
 
+    parameters: Mapping[str, Any] = {}
+    """The parameters of the last trace that an optimizer would learn, by name."""
+
     def __init__(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
@@ -249,6 +253,7 @@ class Tracer:
             writes.check()
         if len(changed) > len(self.changed_buffers):
             self.changed_buffers = tuple(changed)
+        self.parameters = {n: node for n, node in trace.nodes.items() if is_learnable(node)}
         sites = {n: {**site} for n, site in trace.nodes.items() if site["type"] == "sample"}
         for site in sites.values():
             if isinstance(site["value"], (int, float)):  # obs=0.0
