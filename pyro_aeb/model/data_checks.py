@@ -13,6 +13,12 @@ from torch import Tensor
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.tracing import Site, check_distribution, has_weights, is_masked, unwrap
 
+INDEX_ADVICE = (
+    "index the data with the plate's indices, "
+    "`with pyro.plate(..., subsample_size=n) as i: ... x[i] ... obs=y[i]`"
+)
+"""The cure for data that are not a minibatch where the plate is one."""
+
 
 INDEX_ADVICE = (
     "index the data with the plate's indices, "

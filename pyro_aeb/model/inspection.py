@@ -180,6 +180,22 @@ def _named_tensors(
     return tensors
 
 
+def _describe_mismatch(error: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return an error that a distribution does not fit into its plate, with the cure."""
+    summary, *_ = error.splitlines()
+    length = summary.rpartition(" ")[2]
+    cure = INDEX_ADVICE
+    if length not in {str(len(value)) for value in tensors.values() if value.dim()}:
+        cure += (
+            f"; or if a datum has {length} numbers (outputs of a network, say), make them one "
+            "event of it by .to_event(1) on the distribution"
+        )
+    return (
+        f"{summary}: the distribution's last axis is not the plate's, expected one datum for each "
+        f"of the plate's indices; {cure}"
+    )
+
+
 @contextmanager
 def _explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """
@@ -205,18 +221,7 @@ def _explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
             ) from error
         if not str(error).startswith("Shape mismatch inside plate"):
             raise
-        summary, *_ = str(error).splitlines()
-        length = summary.rpartition(" ")[2]
-        cure = INDEX_ADVICE
-        if length not in {str(len(value)) for value in tensors.values() if value.dim()}:
-            cure += (
-                f"; or if a datum has {length} numbers (outputs of a network, say), make them one "
-                "event of it by .to_event(1) on the distribution"
-            )
-        raise ModelError(
-            f"{summary}: the distribution's last axis is not the plate's, expected one datum for "
-            f"each of the plate's indices; {cure}"
-        ) from error
+        raise ModelError(_describe_mismatch(str(error), tensors)) from error
     except RuntimeError as error:
         if is_domain_error(error):
             raise
