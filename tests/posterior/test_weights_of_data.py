@@ -115,15 +115,30 @@ def test_integer_weights_are_copies_of_data(compile):
 def test_a_variance_by_a_closed_form_is_that_of_weighted_least_squares():
     def model():
         variance = pyro.sample("variance", dist.InverseGamma(2.0, 3.0))
-        m = pyro.sample("m", dist.Normal(0.0, 1e-4))
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
         with pyro.plate("data", N), poutine.scale(scale=W):
             pyro.sample("y", dist.Normal(m, variance.sqrt()), obs=Y)
 
     adaptation = aeb.StochasticApproximation(1.0, latents={"variance": aeb.latents.ClosedForm()})
-    mcmc = run_model(model, adaptation=adaptation, transition=aeb.SGLD(1e-10))
-    expected = (3.0 + 0.5 * (W * Y.square()).sum()) / (2.0 + 1.0 + 0.5 * W.sum())
-    found = mcmc.get_samples()["variance"][-1]
-    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0.0)
+    draws = run_model(model, adaptation=adaptation, transition=aeb.SGLD(1e-14)).get_samples()
+    square = (W * (Y - draws["m"][-1]).square()).sum()
+    expected = (3.0 + 0.5 * square) / (2.0 + 1.0 + 0.5 * W.sum())
+    torch.testing.assert_close(draws["variance"][-1], expected, rtol=1e-4, atol=0.0)
+
+
+def test_a_learned_sigma_comes_to_the_weighted_mode():
+    """A weight that is 0 and does not enter the likelihood: (6) is that of one variance."""
+
+    def model():
+        sigma2 = pyro.sample("sigma2", dist.InverseGamma(2.0, 3.0))
+        prior = aeb.SSGL(1e-3, 1e-6, 0.5, sigma2.sqrt()).expand([1]).to_event(1)
+        beta = pyro.sample("beta", prior, infer={"init_value": torch.zeros(1)})
+        with pyro.plate("data", N), poutine.scale(scale=W):
+            pyro.sample("y", dist.Normal(0.0 * beta, sigma2.sqrt()), obs=Y)
+
+    draws = run_model(model, transition=aeb.SGLD(1e-14), draws=60).get_samples()
+    expected = ((W * Y.square()).sum() + 6.0) / (W.sum() + 1.0 + 4.0 + 2.0)
+    torch.testing.assert_close(draws["sigma2"][-1], expected, rtol=1e-3, atol=0.0)
 
 
 def test_predictions_do_not_depend_on_weights_and_scores_are_per_datum():
