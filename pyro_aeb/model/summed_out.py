@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
-from pyro_aeb.model.tracing import Site, init_to_value_or_sample
+from pyro_aeb.model.tracing import Site, as_numbers, init_to_value_or_sample
 
 FACTOR = "sum over discrete sites"
 """The site of the factor, in error messages."""
@@ -96,7 +96,8 @@ class _TakeOut(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["infer"].get("_is_taken_out"):
-            self.trace.add_node(msg["name"], **msg.copy())
+            value = as_numbers(msg["fn"], msg["value"]) if msg["is_observed"] else msg["value"]
+            self.trace.add_node(msg["name"], **{**msg, "value": value})
 
 
 def _log_sum(trace: Any) -> Tensor:

@@ -98,6 +98,27 @@ def check_distribution(site: Site) -> None:
         )
 
 
+def as_numbers(fn: Any, value: Any) -> Any:
+    """
+    Return whole numbers and booleans as floating-point numbers, where a density takes no others:
+    the labels of a Bernoulli. All other values are returned as they are.
+
+    :param fn: the distribution that has the density.
+    """
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+        return value
+    parameters = [p for p in vars(unwrap(fn)).values() if isinstance(p, Tensor)]
+    kinds = [p.dtype for p in parameters if p.is_floating_point()]
+    numbers = value.to(kinds[0] if kinds else torch.get_default_dtype())
+    for candidate in (value, numbers):
+        try:
+            fn.log_prob(candidate)
+            return candidate
+        except Exception:  # of whatever kind: the density decides
+            continue
+    return value
+
+
 def log_density(site: Site, value: Any = None) -> Tensor:
     """
     Return the log density of a value, elementwise, masks aside.
@@ -258,6 +279,8 @@ class Tracer:
         for site in sites.values():
             if isinstance(site["value"], (int, float)):  # obs=0.0
                 site["value"] = torch.as_tensor(site["value"])
+            if site["is_observed"]:
+                site["value"] = as_numbers(site["fn"], site["value"])
             if site["is_observed"] and site["name"] in given:
                 self._replaced.add(str(site["name"]))
         return sites

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, OneHotCategorical
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.tracing import unwrap
+from pyro_aeb.model.tracing import as_numbers, unwrap
 
 Kind = Literal["classes", "binary", "number"]
 
@@ -85,7 +85,7 @@ def predict_from(fn: Any, target: Tensor | None, mask: Any = None) -> Mixture:
         kind, mean = "binary", distribution.probs
     else:
         mean, variance = _moments(fn)
-    log_density = None if target is None else _copy(fn.log_prob(target))
+    log_density = None if target is None else _copy(fn.log_prob(as_numbers(fn, target)))
     if target is not None:
         one_hot = isinstance(distribution, OneHotCategorical)
         target = target.argmax(-1) if one_hot else target.clone()

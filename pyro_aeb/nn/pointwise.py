@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pyro_aeb.data.arguments import Arguments, leading_lengths
 from pyro_aeb.errors import ModelError, SaveSizeWarning, shorten
+from pyro_aeb.model.tracing import as_numbers
 from pyro_aeb.nn.batches import Batches
 from pyro_aeb.storage.xarray_variables import as_array
 
@@ -237,7 +238,7 @@ def log_likelihood(site: Any) -> Tensor:
     Return the log density of every datum at a site, the model's own without the scale N/n of its
     plates. Masked data have 0.
     """
-    value = torch.as_tensor(site["value"])
+    value = as_numbers(site["fn"], torch.as_tensor(site["value"]))
     log_prob: Tensor = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
     scale = site["scale"]
     for frame in site["cond_indep_stack"]:

@@ -28,7 +28,7 @@ from pyro_aeb.latents.contract import Seen
 from pyro_aeb.model.learned_sites import differentiate
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Residuals, Structure
-from pyro_aeb.model.tracing import has_weights
+from pyro_aeb.model.tracing import as_numbers, has_weights
 
 
 class Evaluation(NamedTuple):
@@ -188,6 +188,7 @@ class _Scorer(Messenger):
         self._sigma_of = {
             name: s.site for s in structure.sigmas if s.site for name in s.likelihoods
         }
+        self._are_labels: dict[str, bool] = {}  # whole numbers that become floating-point ones
         self._zero = torch.zeros((), dtype=structure.dtype, device=structure.device)
 
     def start(
@@ -238,7 +239,12 @@ class _Scorer(Messenger):
         elif name in self._sigma_of:
             self._score_residuals(msg, name)
         elif not msg["infer"].get("_deterministic", False):
-            self._score(msg, msg["value"])
+            value = msg["value"]
+            if name not in self._are_labels:
+                self._are_labels[name] = as_numbers(msg["fn"], value) is not value
+            if self._are_labels[name]:
+                value = value.to(self._zero.dtype)
+            self._score(msg, value)
         elif self._learned:
             value = torch.as_tensor(msg["value"]).detach()
             self._recorded[name] = value * _per_number(msg["scale"], msg["fn"].event_dim)
