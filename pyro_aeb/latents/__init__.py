@@ -15,5 +15,6 @@ A custom update is one class or one function; see :mod:`pyro_aeb.latents.contrac
 from pyro_aeb.latents.closed_form import ClosedForm
 from pyro_aeb.latents.contract import AveragedStatistics, LatentUpdate, Seen
 from pyro_aeb.latents.gradient_step import GradientStep
+from pyro_aeb.latents.newton_step import NewtonStep
 
-__all__ = ["ClosedForm", "GradientStep", "LatentUpdate", "AveragedStatistics", "Seen"]
+__all__ = ["ClosedForm", "GradientStep", "NewtonStep", "LatentUpdate", "AveragedStatistics", "Seen"]

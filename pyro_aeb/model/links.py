@@ -105,12 +105,17 @@ def _check_prior(
     sparse: str, parameter: str, site: Site, tracked: Site | None, latent: Collection[str]
 ) -> None:
     """Check that a linked site has the conjugate prior, with fixed parameters, and is scalar."""
-    fn = unwrap(site["fn"])
+    fn, is_sigma = unwrap(site["fn"]), parameter == "sigma"
     where = f"{sparse}: {parameter} comes from site {site['name']!r}"
     if not isinstance(fn, PRIORS[parameter]):
         raise ModelError(
             f"{where} ~ {type(fn).__name__}, which has no closed-form update; {CURES[parameter]}; "
             "or use adaptation=None, which samples it"
+            + (
+                ", or fix sigma and learn the likelihood's scale by latents.NewtonStep()"
+                if is_sigma
+                else ""
+            )
         )
     if tracked is not None:
         if origins := _prior_provenance(unwrap(tracked["fn"])) & set(latent):
