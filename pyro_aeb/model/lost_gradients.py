@@ -110,7 +110,8 @@ class _Center:
         ]
         fixed = [name for name in densities if name not in self.dependent]
         self.groups = _split(self.dependent, groups) + _split(fixed, groups)
-        totals = [torch.stack([densities[n].sum() for n in group]).sum() for group in self.groups]
+        with torch.enable_grad():
+            totals = [torch.stack([densities[n].sum() for n in g]).sum() for g in self.groups]
         self.gradients = [_differentiate(total, leaves) for total in totals]
 
     def densities_at(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
