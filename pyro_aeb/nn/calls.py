@@ -10,7 +10,7 @@ A run is what one handler records: Pyro's traces, and the package's own handlers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,21 +24,22 @@ Values = dict[str, Tensor]
 _TRACES: WeakKeyDictionary[Any, dict[nn.Module, Values]] = WeakKeyDictionary()
 
 
-def sample_once(net: nn.Module, sites: Collection[str], sample: Callable[[], Values]) -> Values:
+def sample_once(net: nn.Module, sites: Sequence[str], sample: Callable[[], Values]) -> Values:
     """
     Return a network's weights: those of an earlier call in the same run, or else samples.
 
     :param sites: the names of its sites; the last one is sampled last.
     :raises ModelError: if the model has other sites with these names.
     """
-    for handler, networks in _runs():
+    runs = list(_runs())
+    for handler, networks in runs:
         if net in networks:
             return networks[net]
         if isinstance(handler, TraceMessenger):
             _check_names(net, sites, handler.trace.nodes)
     values = sample()
-    *_, last = sites
-    for handler, networks in _runs():
+    last = sites[-1]
+    for handler, networks in runs:
         # Under a handler that renames or hides sites, each call has its own.
         is_trace = isinstance(handler, TraceMessenger)
         if last in handler.trace.nodes if is_trace else last == handler.last_site:
