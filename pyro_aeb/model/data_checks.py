@@ -168,14 +168,12 @@ def _shape_advice(site: Site, expected: torch.Size) -> str:
 
 def _batch_shape(site: Site) -> torch.Size:
     """Return the shape of a site's density, also where a handler has replaced its distribution."""
-    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-    plates = [1] * max((-frame.dim for frame in frames), default=0)
-    for frame in frames:
-        plates[frame.dim] = frame.size
-    try:
-        return torch.broadcast_shapes(site["fn"].batch_shape, plates)
-    except RuntimeError:
-        return site["fn"].batch_shape
+    shape = list(site["fn"].batch_shape)
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized:
+            shape = [1] * (-frame.dim - len(shape)) + shape
+            shape[frame.dim] = max(shape[frame.dim], frame.size)
+    return torch.Size(shape)
 
 
 def _check_support(name: str, site: Site) -> None:
