@@ -114,6 +114,12 @@ class _Record(Messenger):
         if name in self._sites:
             self.sites[name] = dict(msg)
         elif not msg["is_observed"]:
+            if name not in self._draw and msg["infer"].get("enumerate"):
+                raise ModelError(
+                    f"site {name!r} is discrete and summed out of the run, so the data that depend "
+                    "on it have no density or draw of their own here; compute them from the draws "
+                    "with pyro.infer.infer_discrete, and give to_arviz posterior_predictive=samples"
+                )
             if name not in self._draw:
                 raise ModelError(
                     f"the draws hold {shorten(sorted(self._draw))} but not the latent site "

@@ -334,6 +334,8 @@ def test_predictions_say_what_is_missing():
     mcmc = run(mixture, DATA, draws=3)
     with pytest.raises(aeb.ModelError, match=r"not the latent sites \['z'\]"):
         PosteriorPredictive(mixture, mcmc)(DATA)
+    with pytest.raises(aeb.ModelError, match="'z' is discrete and summed out.*infer_discrete"):
+        aeb.to_arviz(mcmc, log_likelihood=True)
 
 
 def test_a_model_is_left_as_it_is_afterwards():
