@@ -120,7 +120,7 @@ class _Center:
         """
         traced = self.trace({**self.values, **values})
         return {
-            name: log_density(traced[name], self.values.get(name)).double()
+            name: log_density(traced[name], self.values.get(name)).detach().double()
             for name in self.densities
             if name in traced
         }
