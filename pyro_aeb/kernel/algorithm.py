@@ -59,7 +59,7 @@ def step(options: KernelOptions, chain: Chain, measure: bool = False) -> None:
     except Exception as error:
         if not is_domain_error(error):
             raise
-        raise _domain_error(options, chain, batch, error, numbers.step_size) from error
+        raise _domain_error(chain, batch, error, numbers.step_size) from error
 
 
 def _advance(
@@ -225,14 +225,10 @@ def _fill(value: Any) -> Any:
     return value
 
 
-def _domain_error(
-    options: KernelOptions, chain: Chain, batch: Batch, error: Exception, step_size: float
-) -> NonFiniteError:
+def _domain_error(chain: Chain, batch: Batch, error: Exception, step_size: float) -> NonFiniteError:
     """Say at which site a model has failed in a step."""
-    args, kwargs = batch.arguments
-    failing = (
-        find_failing_site(options.model, args, kwargs, values) for values in chain.values_by_chain()
-    )
+    model, (args, kwargs) = chain.posterior.model, batch.arguments
+    failing = (find_failing_site(model, args, kwargs, v) for v in chain.values_by_chain())
     site = next((name for name in failing if name is not None), None)
     draws = chain.recording.recorder.read("posterior")
     return missing_density_error(chain.step + 1, site, error, step_size, draws)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.perturbation import is_close, perturb
-from pyro_aeb.model.tracing import Site, Tracer, has_weights
+from pyro_aeb.model.structure import has_weights
+from pyro_aeb.model.tracing import Site, Tracer
 
 
 def check_weights(sites: Mapping[str, Site], trace: Tracer) -> None:

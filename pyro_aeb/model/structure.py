@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,11 @@ from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import LatentUpdate
 from pyro_aeb.model.side_effects import Place
 from pyro_aeb.priors import SSGL, SpikeAndSlab
+
+
+def has_weights(scale: Any) -> bool:
+    """Whether a site's scale is a tensor with an axis, which weighs every datum by its own."""
+    return isinstance(scale, Tensor) and scale.dim() > 0
 
 
 @dataclass(frozen=True)

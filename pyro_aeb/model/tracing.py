@@ -29,6 +29,7 @@ from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.fixed_parameters import is_learnable
 from pyro_aeb.model.side_effects import Place, preserve_buffers, preserve_random_state
+from pyro_aeb.model.structure import has_weights
 from pyro_aeb.model.value_writes import RefuseWrites
 from pyro_aeb.priors import Group, SpikeAndSlab
 
@@ -69,11 +70,6 @@ def is_masked(site: Site) -> bool:
             return True
         fn = fn.base_dist
     return site["mask"] is not None
-
-
-def has_weights(scale: Any) -> bool:
-    """Whether a site's scale is a tensor with an axis, which weighs every datum by its own."""
-    return isinstance(scale, Tensor) and scale.dim() > 0
 
 
 def is_plain(site: Site) -> bool:

@@ -27,8 +27,8 @@ from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import Seen
 from pyro_aeb.model.learned_sites import differentiate
 from pyro_aeb.model.side_effects import Buffers
-from pyro_aeb.model.structure import Residuals, Structure
-from pyro_aeb.model.tracing import as_numbers, has_weights
+from pyro_aeb.model.structure import Residuals, Structure, has_weights
+from pyro_aeb.model.tracing import as_numbers
 
 
 class Evaluation(NamedTuple):

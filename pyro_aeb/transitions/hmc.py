@@ -111,8 +111,8 @@ class HMC:
     ) -> HMCState:
         """
         Step by one trajectory; see :meth:`pyro_aeb.transitions.base.TargetTransition.move`. A
-        trajectory whose end is not finite is rejected, or has no density: there the model fails, as
-        at a matrix that cannot be factored.
+        trajectory is rejected if its end is not finite, or if the model fails there, as at a matrix
+        that cannot be factored.
         """
         eta, tau = numbers
         size = state.position.shape[-1]
