@@ -184,12 +184,16 @@ def _describe_mismatch(error: str, tensors: Mapping[str, Tensor]) -> str:
     """Return an error that a distribution does not fit into its plate, with the cure."""
     summary, *_ = error.splitlines()
     length = summary.rpartition(" ")[2]
+    event = (
+        f"if a datum has {length} numbers (outputs of a network, say), make them one event of it "
+        "by .to_event(1) on the distribution"
+    )
     cure = INDEX_ADVICE
     if length not in {str(len(value)) for value in tensors.values() if value.dim()}:
-        cure += (
-            f"; or if a datum has {length} numbers (outputs of a network, say), make them one "
-            "event of it by .to_event(1) on the distribution"
+        is_row = any(
+            value.dim() > 1 and str(value.shape[-1]) == length for value in tensors.values()
         )
+        cure = event if is_row else f"{cure}; or {event}"
     return (
         f"{summary}: the distribution's last axis is not the plate's, expected one datum for each "
         f"of the plate's indices; {cure}"
