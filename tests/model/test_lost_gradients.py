@@ -329,7 +329,7 @@ def test_the_runs_of_a_model_do_not_grow_with_its_sites(make):
 
 def test_a_walk_of_300_sites_is_set_up_in_two_seconds():
     times = []
-    for _ in range(2):
+    for _ in range(4):  # the best of some, on a machine that is busy
         kernel = aeb.AEBKernel(walk(300, []), aeb.SGLD(1e-4), seed=0)
         started = time.process_time()
         kernel.setup(0)
