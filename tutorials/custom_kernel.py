@@ -139,7 +139,7 @@ class SGLDKernel(MCMCKernel):
     # value times the Jacobian of the map between them: forget it, and sigma2 follows another law.
 
     def _gradient(self, params: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Of U at some params, by one run of the model: one minibatch, if it takes one."""
+        """Return the gradient of U by one run of the model, on one minibatch if it takes any."""
         args, kwargs = self._arguments
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         values = {name: self.transforms[name].inv(leaf) for name, leaf in leaves.items()}
@@ -291,7 +291,7 @@ def what_else(X: Tensor, y: Tensor, exact: Exact, draws: int) -> None:
 
 
 def ratio_of(mcmc: MCMC, exact: Exact) -> float:
-    """Of a run: the coefficients' variance over the posterior's."""
+    """Return the coefficients' variance in a run over the posterior's."""
     return variance_ratio(mcmc.get_samples()["beta"].numpy(), exact)
 
 

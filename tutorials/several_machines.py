@@ -84,7 +84,7 @@ def join_the_others() -> None:
 
 
 def make_data(rows: int = 400, features: int = 40) -> tuple[Tensor, Tensor]:
-    """Of which two features matter; the same on every process, by the seed."""
+    """Return data of which two features matter, the same on every process by the seed."""
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(rows, features, generator=generator)
     noise = torch.randn(rows, generator=generator)

@@ -218,7 +218,7 @@ def no_clothes(args: argparse.Namespace, n: int) -> dict[str, Tensor]:
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Of probabilities in the last axis, in nats."""
+    """Return the entropy of probabilities in the last axis, in nats."""
     return torch.special.entr(p).sum(-1)
 
 

@@ -69,7 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _changes(args: argparse.Namespace) -> dict[str, object]:
-    """What the command line changes in every protocol."""
+    """Return the options of the command line that change every protocol."""
     changes: dict[str, object] = {}
     if args.epochs is not None:
         changes |= {"epochs": args.epochs, "adam_epochs": args.epochs}

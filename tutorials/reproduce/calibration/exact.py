@@ -56,7 +56,7 @@ class Prior:
 
 @dataclass(frozen=True)
 class Draws:
-    """Of shape (sweeps, chains, p) and (sweeps, chains)."""
+    """Draws of beta and gamma, shape (sweeps, chains, p), and sigma, (sweeps, chains)."""
 
     beta: Array
     gamma: Array

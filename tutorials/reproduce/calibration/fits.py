@@ -73,7 +73,7 @@ SMOKE = Protocol(chains=2, draws=20, warmup=2, thin=2, exact_chains=10, exact_sw
 
 
 def settings_of(name: str, protocol: Protocol) -> str:
-    """What decides a fit's figures, beside the seed."""
+    """Return the settings that decide a fit's figures, beside the seed."""
     assert name in METHODS
     return f"{FIXED if 'fixed' in name else LEARNED}; {protocol}"
 
@@ -146,7 +146,7 @@ def _kernel(
 
 
 def _figures(beta: Array, rho: Array) -> dict[str, float]:
-    """Of draws, shape (draws, chains, p), and inclusion probabilities, shape (p,)."""
+    """Return the figures of draws, shape (draws, chains, p), and of rho, shape (p,)."""
     flat = beta.reshape(-1, beta.shape[-1])
     low, high = np.quantile(flat, INTERVAL, axis=0)
     return _by_weight(mean=flat.mean(0), sd=flat.std(0), low=low, high=high, inclusion=rho)

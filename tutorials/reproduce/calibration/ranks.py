@@ -28,7 +28,7 @@ from .models import features, many_regressions
 
 P, SIZE, CORRELATION = 4, 30, 0.5
 LEVEL = 0.01
-"""Of all weights of a run together: each is tested at a fourth of it."""
+"""Level of the test of all weights of a run together: each is tested at a fourth of it."""
 
 PRIOR = Prior(v0=0.2, v1=4.0, sigma=1.0, delta=0.5)
 RHO: Array = np.array([0.05, 0.35, 0.65, 0.95])
@@ -107,12 +107,12 @@ class Ranks:
 
     @property
     def p_value(self) -> float:
-        """That all ranks are uniform, by Bonferroni's inequality."""
+        """Return the p value of uniform ranks, by Bonferroni's inequality."""
         return min(1.0, float(self.p_values.min() * len(self.p_values)))
 
 
 def settings_of(name: str, protocol: Protocol) -> str:
-    """What decides a row's figures, beside the seed."""
+    """Return the settings that decide a row's figures, beside the seed."""
     setting = SETTINGS[name]
     return f"{setting}; {protocol}"
 

@@ -80,7 +80,7 @@ SMOKE = Protocol(draws=10, warmup=2, thin=2)
 
 
 def settings_of(name: str, protocol: Protocol) -> str:
-    """What decides a fit's figures, beside the seed."""
+    """Return the settings that decide a fit's figures, beside the seed."""
     return f"{METHODS[name]}; {protocol}"
 
 

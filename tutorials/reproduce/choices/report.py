@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What each setting does, as tables (CSV, Markdown) and a figure."""
+"""The effect of each setting, as tables (CSV, Markdown) and a figure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GROUPS = {
     "a": ("a, of δ's prior Beta(a, 100)", f"{BASE.a:g}"),
     "omega": ("ω, weight of the stochastic approximation", "10 (1000 + k)^-0.7"),
 }
-"""What is varied, and the value that it has in the middle."""
+"""The settings that are varied, and their values in the middle."""
 
 NOTES = f"""\
 Means ± standard errors over data sets. *Kept* counts the {len(EFFECTS)} real effects whose ρ,

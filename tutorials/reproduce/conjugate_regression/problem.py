@@ -63,7 +63,7 @@ class Exact:
 
     @property
     def curvature(self) -> float:
-        """Of -log posterior along each coefficient, at the mean of sigma squared."""
+        """Curvature of -log posterior along each coefficient, at the mean of sigma squared."""
         return float((ROWS + PRIOR_SD**-2) / self.sigma2.mean())
 
 

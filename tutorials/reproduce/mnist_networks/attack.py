@@ -64,7 +64,7 @@ class Attack:
     precision: Precision
 
     def settings_of(self, name: str) -> str:
-        """What decides a row's figures beside the draws, as one line of text."""
+        """Return the settings that decide a row's figures beside the draws, in a line."""
         return f"first {self.images} test images, predictions in {self.precision}"
 
 

@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
     @property
     def augment(self) -> Augmentation:
-        """Of the training images: none with the first network, the paper's with the second."""
+        """Augmentation of training images: none with the first network, the paper's with net2."""
         return AUGMENTED[self.data] if self.network == "net2" else PLAIN
 
 

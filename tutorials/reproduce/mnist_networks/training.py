@@ -66,11 +66,11 @@ class Job:
     validation: bool = False
 
     def protocol(self, row: Row) -> Protocol:
-        """Of a row."""
+        """Return the protocol of a row."""
         return self.protocols[row.data, row.network]
 
     def settings_of(self, name: str) -> str:
-        """What decides a row's figures beside the seed, as one line of text."""
+        """Return the settings that decide a row's figures beside the seed, in a line."""
         row = row_named(name)
         scored = "validation" if self.validation else "test"
         return f"{self.protocol(row).settings(row.method)}, {scored} images"
@@ -83,7 +83,7 @@ class Job:
         return train.to(self.device), test.to(self.device)
 
     def draws_file(self, row: Row, seed: int) -> Path:
-        """Where a row's draws are stored."""
+        """Return the path of a row's draws."""
         return self.out / "draws" / f"{row.data}-{row.network}-{row.method}-{seed}.pt"
 
 

@@ -29,7 +29,7 @@ SEED = 0
 
 
 def settings(protocol: Protocol) -> str:
-    """What decides the dense network, as text."""
+    """Return the settings that decide the dense network, as text."""
     names = (
         "dense_epochs dense_batch dense_step_size one_cycle validation erasing precision width "
         "depth"
@@ -59,7 +59,7 @@ def dense_network_of(run: Run) -> tuple[nn.Module, dict[str, float]]:
 
 
 def checkpoint(run: Run) -> Path:
-    """Where the dense network is."""
+    """Return the path of the dense network."""
     return run.out / "dense.pt"
 
 

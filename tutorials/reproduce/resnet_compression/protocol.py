@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 import pyro_aeb as aeb
 
 PAPER_STEPS = 50_000
-"""Of the sparse stage: 1000 epochs of 50 batches of 1000 images."""
+"""Length of the sparse stage: 1000 epochs of 50 batches of 1000 images."""
 
 PAPER_STEP_SIZE = 2e-9
-"""Of the sparse stage, for a gradient that is a sum over 50,000 images."""
+"""Step size of the sparse stage, for a gradient that is a sum over 50,000 images."""
 
 #: Laplace scale v0 and Gaussian variance v1 of the SSGL priors, by target sparsity in percent.
 WIDTHS = {30: (0.5, 1e-3), 50: (0.1, 5e-4), 70: (0.1, 5e-5), 90: (0.005, 1e-5)}

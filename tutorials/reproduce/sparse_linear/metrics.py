@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a method hands back, and how it is scored."""
+"""The result of a method, and its scores."""
 
 from __future__ import annotations
 

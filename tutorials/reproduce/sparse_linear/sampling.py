@@ -141,7 +141,7 @@ def tensors(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def first_values(settings: SparseSettings, features: int, seed: int) -> dict[str, Tensor]:
-    """Where a chain starts, by site name; beta has shape (features,)."""
+    """Return a chain's first values, by site name; beta has shape (features,)."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "beta": settings.first_beta_sd * torch.randn(features, generator=generator),

@@ -121,7 +121,7 @@ def forward_backward(y: Array, means: Array, parameters: Parameters) -> Expected
 
 
 def log_joint(y: Array, means: Array, parameters: Parameters, priors: Priors) -> Array:
-    """Of the data and the means, up to a constant, shape (G,)."""
+    """Return the log density of the data and the means, up to a constant, shape (G,)."""
     log_likelihood = forward_backward(y, means, parameters).log_likelihood
     return log_likelihood - ((means - priors.centre) ** 2).sum(-1) / 2
 

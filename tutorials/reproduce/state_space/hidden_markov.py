@@ -53,7 +53,7 @@ class HiddenMarkov(TorchDistribution):
         return HiddenMarkov(*given, batch_shape=batch_shape, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """By the forward algorithm, of sequences of shape (..., length)."""
+        """Return the log density of sequences, shape (..., length), by forward recursion."""
         emission = Normal(self.means, self.scale, validate_args=False).log_prob(value[..., None])
         forward = emission[..., 0, :] - torch.tensor(float(len(self.means))).log()
         log_transition = self.transition.log()

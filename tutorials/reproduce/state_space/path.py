@@ -37,7 +37,7 @@ class Path(TorchDistribution):
         super().__init__(torch.Size(), torch.Size([steps]), validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Of paths of shape (..., T)."""
+        """Return the log density of paths of shape (..., T)."""
         first = torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(value[..., 0])
         ahead = torch.distributions.Normal(
             self.transition(value[..., :-1]), self.scale, validate_args=False

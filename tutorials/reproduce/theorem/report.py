@@ -167,7 +167,7 @@ def _conditions(table: pd.DataFrame) -> str:
 
 
 def floor(name: str, target: str) -> str:
-    """What quadrature says is left of the error to theta* where steps stay large."""
+    """Return what is left, by quadrature, of the error to theta* where steps stay large."""
     setting = SETTINGS[name]
     if target != "limit" or setting.fixed_step is None:
         return "–"

@@ -59,7 +59,7 @@ SMOKE = Protocol(chains=20, shorten=100, first=20)
 
 
 def settings_of(name: str, protocol: Protocol) -> str:
-    """What decides a run's figures, beside the seed."""
+    """Return the settings that decide a run's figures, beside the seed."""
     setting = SETTINGS[name]
     return (
         f"{setting.omega!r}; step {setting.step!r}; {setting.design}; {setting.steps}; {protocol}"

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What is run: the theorem's case, its controls, and what happens without its conditions."""
+"""The settings: the theorem's case, its controls, and cases without its conditions."""
 
 from __future__ import annotations
 

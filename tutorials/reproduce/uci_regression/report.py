@@ -144,7 +144,7 @@ def bars_table(summary: pd.DataFrame) -> str:
 
 
 def chains_table(summary: pd.DataFrame) -> str:
-    """What the chains did."""
+    """Return the table of the chains' latents and temperatures."""
     columns = {
         "sigma": "σ",
         "delta1": "δ1",
