@@ -29,7 +29,7 @@ from pyro_aeb.data.loaders import (
     LoaderArguments,
     length,
 )
-from pyro_aeb.errors import ModelError
+from pyro_aeb.errors import ModelError, first_line
 
 FindFailure = Callable[[Arguments], Exception | None]
 """Runs the model on arguments; returns the exception that it raises, None where it runs."""
@@ -91,7 +91,7 @@ def are_batches(
     if isinstance(value, Dataset):
         raise ModelError(
             f"the argument is a {kind}, a dataset, which the model cannot run on "
-            f"({_first_line(failure)}); pass DataLoader(dataset, batch_size=..., shuffle=True), or "
+            f"({first_line(failure)}); pass DataLoader(dataset, batch_size=..., shuffle=True), or "
             "DataLoader(dataset, batch_size=None) if its items are batches"
         )
     if iter(value) is value and not hasattr(value, "reset"):
@@ -104,8 +104,8 @@ def are_batches(
         again = find_failure(to_tensors(unpack(value[0], kwargs)))
         if again is not None:
             raise ModelError(
-                f"the argument is a {kind}: the model fails on it ({_first_line(failure)}), and on "
-                f"its first item, taken for a batch ({_first_line(again)})"
+                f"the argument is a {kind}: the model fails on it ({first_line(failure)}), and on "
+                f"its first item, taken for a batch ({first_line(again)})"
             ) from again
     return True
 
@@ -171,7 +171,3 @@ def to_tensors(value: Any) -> Any:
         return torch.from_numpy(np.ascontiguousarray(leaf)) if is_numbers else leaf
 
     return map_leaves(convert, value)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

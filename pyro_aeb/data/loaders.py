@@ -9,6 +9,7 @@ The model's arguments at every step: always the same, or the next batch of a
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
@@ -20,7 +21,7 @@ from pyro_aeb.data.arguments import Arguments, leading_lengths, move_to_device, 
 from pyro_aeb.errors import ModelError
 
 
-class ArgumentSource:
+class ArgumentSource(ABC):
     """
     The model's arguments at every step. The methods of this base class suit a source that holds
     nothing open and has no position.
@@ -37,28 +38,28 @@ class ArgumentSource:
     given: Arguments
     """The arguments of ``mcmc.run``."""
 
+    @abstractmethod
     def peek(self) -> Arguments:
         """Return the arguments of the next step without taking them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def next(self) -> Arguments:
         """Return the arguments of the next step, and advance."""
-        raise NotImplementedError
 
-    def move_to(self, device: torch.device) -> None:
+    def move_to(self, device: torch.device) -> None:  # noqa: B027
         """Move tensors of all further batches to a device."""
 
     def state(self) -> dict[str, Any]:
         """Return the position, as tensors and plain values."""
         return {}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Restore a position returned by :meth:`state` of another source of the same arguments."""
 
-    def suspend(self) -> None:
+    def suspend(self) -> None:  # noqa: B027
         """Stop a loader's workers until the next batch is needed; the position is kept."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Release resources; a later :meth:`peek` or :meth:`next` acquires them again."""
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.adaptation.sweep import Latents
-from pyro_aeb.errors import CompileWarning
+from pyro_aeb.errors import CompileWarning, first_line
 from pyro_aeb.kernel.algorithm import Update
 from pyro_aeb.kernel.random_bits import convert_bits
 from pyro_aeb.model.side_effects import start_autograd
@@ -84,10 +84,9 @@ class CompiledUpdate:
             # It was the compiler, for the same step goes well without it.
             self._compiled = None
             warnings.warn(
-                f"the update cannot be compiled ({type(error).__name__}: "
-                f"{next(iter(str(error).strip().splitlines()), '')}), so it runs as it is written. "
-                "torch.compile needs a C++ compiler (g++ or clang) on the path, and a transition "
-                "that does not branch on values; compile=None asks for no compiling",
+                f"the update cannot be compiled ({first_line(error)}), so it runs as it is "
+                "written. torch.compile needs a C++ compiler (g++ or clang) on the path, and a "
+                "transition that does not branch on values; compile=None asks for no compiling",
                 CompileWarning,
                 stacklevel=4,
             )
