@@ -28,7 +28,7 @@ from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.seeds import generator_of
 from pyro_aeb.kernel.update import CompiledUpdate
-from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.model.inspection import explain_failures, inspect_model, named_tensors
 from pyro_aeb.model.side_effects import Buffers, preserve_buffers
 from pyro_aeb.model.structure import Structure
 from pyro_aeb.model.summed_out import SummedOut
@@ -113,13 +113,15 @@ def _inspect(
     options: KernelOptions, source: ArgumentSource
 ) -> tuple[Callable[..., Any], Structure]:
     """
-    Inspect the model on its first arguments. Return the model, whose enumerated sites are summed
-    out, and its structure.
+    Inspect the model on its first arguments. Return the model, whose discrete sites are summed out,
+    and its structure.
     """
     try:
         return options.model, _inspect_model(options, options.model, source)
     except EnumeratedSite:
-        model = SummedOut(options.model, *source.peek())
+        args, kwargs = source.peek()
+    with explain_failures(named_tensors(options.model, args, kwargs)):
+        model = SummedOut(options.model, args, kwargs, options.init_strategy)
     return model, _inspect_model(options, model, source)
 
 

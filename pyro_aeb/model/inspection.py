@@ -73,7 +73,7 @@ def inspect_model(
     :param init_strategy: gives values where a model is inspected that fails at zero.
     :raises ModelError: if the model or the data cannot be sampled.
     """
-    tensors = _named_tensors(model, args, kwargs)
+    tensors = named_tensors(model, args, kwargs)
     trace = Tracer(model, args, kwargs)
     sites, hidden = _find_sites(trace, tensors, init_strategy), hidden_sites(model)
     warn_of_parameters(trace.parameters)
@@ -139,7 +139,7 @@ def _find_sites(
     :raises ModelError: if it has none there either.
     """
     try:
-        with explain_missing(tensors), _explain_failures(tensors):
+        with explain_failures(tensors):
             return trace({}, validate=True)
     except Exception as error:
         if not is_domain_error(error):
@@ -160,7 +160,7 @@ def _find_sites(
     ) from failure
 
 
-def _named_tensors(
+def named_tensors(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """Return the tensors and arrays in the model's arguments, by name."""
@@ -201,13 +201,14 @@ def _describe_mismatch(error: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 @contextmanager
-def _explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """
-    Turn a model's failure on its arguments into a ModelError, where their dtypes, devices or
-    lengths may be the cause.
+    Turn a model's failure on its arguments into a ModelError, where their dtypes, devices, lengths
+    or missing numbers may be the cause.
     """
     try:
-        yield
+        with explain_missing(tensors):
+            yield
     except IndexError as error:
         lengths = {name: len(value) for name, value in tensors.items() if value.dim()}
         if len({*lengths.values()}) < 2:

@@ -4,32 +4,43 @@
 """
 Models whose discrete latent sites are summed out, by Pyro's own enumeration.
 
-Sites marked ``infer={"enumerate": "parallel"}``, and the observed sites that depend on them, are
+Discrete latent sites whose values can be listed, and the observed sites that depend on them, are
 taken out of a run of the model; the log of their sum enters it as one factor. All other sites stay
-as they are.
+as they are. As in Pyro's NUTS, no site needs the mark ``infer={"enumerate": "parallel"}``.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import config_enumerate
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_aeb.errors import ModelError
+from pyro_aeb.errors import ModelError, first_line, is_domain_error
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
-from pyro_aeb.model.tracing import Site, as_numbers, init_to_value_or_sample
+from pyro_aeb.model.tracing import Site, as_numbers, draw_value, init_to_default
 
 FACTOR = "sum over discrete sites"
 """The site of the factor, in error messages."""
+
+STARTS = 5
+"""How many first values are tried for a comparison of densities that are not zero."""
+
+VECTORISE = (
+    "write the model for tensors with the values of a discrete site along a new leading axis, as "
+    "for NUTS: no sum, sort, reshape or branch of such a tensor, and an index into several axes by "
+    "pyro.ops.indexing.Vindex"
+)
 
 BY_HAND = """or sum it out by hand, in a function of the sites concerned:
     with poutine.block():
@@ -43,27 +54,98 @@ class SummedOut:
     """
     A model whose enumerated sites are summed out.
 
-    :param args: the model's arguments, for one run that finds how deep its plates are nested.
+    :param args: the model's arguments, for a few runs that find how deep its plates are nested, and
+        whether it may run with all values of the discrete sites at once.
+    :param strategy: gives values of the continuous sites for these runs.
+    :raises ModelError: if it may not.
     """
 
     def __init__(
-        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        strategy: Callable[..., Any] = init_to_default,
     ) -> None:
-        self._model = model
-        self._nesting = _plate_nesting(model, args, kwargs)
+        self._plain, self._model = model, config_enumerate(model)
         self.hidden: dict[str, Site] = {}
         """The observed sites that the last run without gradients took out, by name."""
+        for seed in range(STARTS):
+            try:
+                first = _run_plainly(model, args, kwargs, strategy, seed)
+            except Exception as error:
+                if seed == STARTS - 1 or not is_domain_error(error):
+                    raise
+                continue
+            self._nesting = _plate_nesting(first)
+            if self._is_compared(first, args, kwargs):
+                return
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         sites = _TakeOut(self._nesting)
-        with sites, poutine.enum(first_available_dim=-1 - self._nesting):
-            result = self._model(*args, **kwargs)
+        result = self._enumerate(sites, args, kwargs)
         observed = {n: s for n, s in sites.trace.nodes.items() if s.get("is_observed")}
         if not torch.is_grad_enabled():
             self.hidden = {name: {**site} for name, site in observed.items()}
         if len(sites.trace.nodes) > len(observed):
             pyro.factor(FACTOR, _log_sum(sites.trace))
         return result
+
+    def _enumerate(self, sites: _TakeOut, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        with sites, poutine.enum(first_available_dim=-1 - self._nesting):
+            return self._model(*args, **kwargs)
+
+    def _is_compared(self, first: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """
+        Compare log densities at the values of a trace: of the model as it is written, and of the
+        terms of its sums at these values. Return False if the values have no density.
+
+        :raises ModelError: if they differ, or the model fails with all values at once.
+        """
+        with _without_effects(), poutine.replay(trace=first):
+            plain = poutine.trace(self._plain).get_trace(*args, **kwargs)
+        hidden, visible = self._run_on(first, args, kwargs)
+        discrete = [name for name, site in hidden.nodes.items() if not site["is_observed"]]
+        expected, found, zero = _log_densities(plain), _log_densities(visible), torch.zeros(())
+        expected["sum"] = sum((expected.pop(name, zero) for name in hidden.nodes), start=zero)
+        for name in discrete:
+            _restrict(hidden, name, plain.nodes[name]["value"])
+        found["sum"] = _log_sum(hidden)
+        for name, number in found.items():
+            right = expected.get(name, zero)
+            if not bool(torch.isfinite(right)):
+                return False
+            if bool((number - right).abs() > 1e-3 * (1.0 + right.abs())):
+                where = "" if name == "sum" else f" of site {name!r}"
+                raise ModelError(
+                    f"the log density{where} at one value of the discrete sites {discrete} is "
+                    f"{float(right):.6g}, but {float(number):.6g} where the model runs "
+                    f"with all their values at once, to sum them out; {VECTORISE}"
+                )
+        return True
+
+    def _run_on(
+        self, first: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, Any]:
+        """
+        Run the model with all values of its discrete sites at once, and a trace's values of the
+        others. Return the traces of the sites taken out, and of the others.
+        """
+        continuous, sites, visible = first.copy(), _TakeOut(self._nesting), poutine.trace()
+        for name, site in first.iter_stochastic_nodes():
+            if getattr(site["fn"], "has_enumerate_support", False):
+                continuous.remove_node(name)
+        try:
+            with _without_effects(), visible, poutine.replay(trace=continuous):
+                self._enumerate(sites, args, kwargs)
+        except ModelError:
+            raise
+        except Exception as error:  # of whatever kind
+            raise ModelError(
+                "the model fails where it runs with all values of its discrete sites at once, to "
+                f"sum them out: {first_line(error)} {VECTORISE}"
+            ) from error
+        return sites.trace, visible.trace
 
 
 def hidden_sites(model: Any) -> dict[str, Site]:
@@ -168,17 +250,57 @@ def _scale_error(trace: Any, names: list[str]) -> ModelError:
     )
 
 
-def _plate_nesting(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> int:
-    """Return how deep a model's plates are nested, by one run without enumeration."""
-    with (
-        preserve_buffers(),
-        preserve_random_state(),
-        torch.no_grad(),
-        InitMessenger(init_to_value_or_sample),
-    ):
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-    sites = [site for _, site in trace.nodes.items() if site["type"] == "sample"]
+@contextmanager
+def _without_effects(seed: int = 0) -> Iterator[None]:
+    """Run a model with random numbers of a seed, without gradients and side effects."""
+    with preserve_buffers(), preserve_random_state(), torch.no_grad():
+        pyro.set_rng_seed(seed)
+        yield
+
+
+def _run_plainly(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    strategy: Callable[..., Any],
+    seed: int,
+) -> Any:
+    """
+    Return a trace without enumeration, at samples of discrete sites, and at values of continuous
+    ones that a strategy gives.
+    """
+
+    def value_of(site: Site) -> Any:
+        is_discrete = site["fn"].support.is_discrete
+        return site["fn"].sample() if is_discrete else draw_value(site, strategy)
+
+    with _without_effects(seed), InitMessenger(value_of):
+        return poutine.trace(model).get_trace(*args, **kwargs)
+
+
+def _log_densities(trace: Any) -> dict[str, Tensor]:
+    """Return the log density of every site of a trace."""
+    nodes = [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample"]
+    sites = {name: site for name, site in nodes if not site_is_subsample(site)}
+    for site in sites.values():
+        site["value"] = as_numbers(site["fn"], site["value"])
+    trace.compute_log_prob(lambda name, _: name in sites)
+    return {name: site["log_prob_sum"] for name, site in sites.items()}
+
+
+def _restrict(trace: Any, name: str, value: Any) -> None:
+    """Add a factor to the trace of an enumerated site: 1 at one value, 0 at all others."""
+    site = trace.nodes[name]
+    is_value = site["value"] == value
+    for _ in range(site["fn"].event_dim):
+        is_value = is_value.all(-1)
+    fn = pyro.distributions.Unit(torch.where(is_value, 0.0, -torch.inf))
+    factor = {**site, "fn": fn, "value": fn.sample(), "mask": None, "is_observed": True}
+    trace.add_node(f"{name} at one value", **factor)
+
+
+def _plate_nesting(trace: Any) -> int:
+    """Return how deep the plates of a trace are nested."""
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
     return max([-frame.dim for frame in frames if frame.dim is not None], default=0)

@@ -79,7 +79,7 @@ def is_plain(site: Site) -> bool:
 
 
 class EnumeratedSite(ModelError):
-    """Raised at a discrete site that is marked to be enumerated, and can be."""
+    """Raised at a discrete site whose values can be listed, so it can be summed out."""
 
 
 def check_distribution(site: Site) -> None:
@@ -134,14 +134,21 @@ def check_continuous(site: Site) -> None:
     check_distribution(site)
     fn = site["fn"]
     if fn.support.is_discrete:
-        can_be_summed = getattr(fn, "has_enumerate_support", False)
-        cure = 'infer={"enumerate": "parallel"} in its pyro.sample, or ' if can_be_summed else ""
-        marked = can_be_summed and site["infer"].get("enumerate") == "parallel"
-        raise (EnumeratedSite if marked else ModelError)(
+        if is_enumerable(site):
+            raise EnumeratedSite(f"site {site['name']!r} is discrete, and is to be summed out")
+        can_be_listed = getattr(fn, "has_enumerate_support", False)
+        cure = 'infer={"enumerate": "parallel"} in its pyro.sample, or ' if can_be_listed else ""
+        raise ModelError(
             f"site {site['name']!r} ~ {type(fn).__name__} is a discrete latent variable, "
             f"which has no gradient; sum it out in the model ({cure}e.g. with "
             "dist.MixtureSameFamily) or observe it with obs="
         )
+
+
+def is_enumerable(site: Site) -> bool:
+    """Whether Pyro can list all values of a latent site side by side, as for NUTS."""
+    can_be_listed = getattr(site["fn"], "has_enumerate_support", False)
+    return can_be_listed and site["infer"].get("enumerate", "parallel") == "parallel"
 
 
 def _init_improper(site: Site, radius: float) -> Tensor:
@@ -156,7 +163,13 @@ def _init_improper(site: Site, radius: float) -> Tensor:
     return value
 
 
-def _init_to_feasible(site: Site) -> Tensor:
+def init_to_zero(site: Site) -> Tensor:
+    """
+    Return a feasible value of a continuous site, zero in unconstrained space.
+
+    :raises EnumeratedSite: if the site is discrete and can be summed out.
+    :raises ModelError: if it cannot be sampled.
+    """
     check_continuous(site)
     if "init_value" in site["infer"]:
         return site["infer"]["init_value"].detach().clone()
@@ -172,12 +185,6 @@ def _init_to_feasible(site: Site) -> Tensor:
             f"site {site['name']!r} ~ {type(site['fn']).__name__} has a support that no map from "
             f"unconstrained space is known for ({error}); write it with another distribution"
         ) from error
-
-
-def init_to_value_or_sample(site: Site) -> Tensor:
-    """Return a feasible value of a continuous site, and a sample of a discrete one."""
-    is_discrete = site["fn"].support.is_discrete
-    return site["fn"].sample() if is_discrete else _init_to_feasible(site)
 
 
 class _PlateCheck(Messenger):
@@ -249,7 +256,7 @@ class Tracer:
             value = values.get(name, self.first_values.get(name))
             if value is None:
                 state = torch.get_rng_state()  # a feasible value takes no random numbers
-                value = _init_to_feasible(site)
+                value = init_to_zero(site)
                 torch.set_rng_state(state)
             if writes is not None:
                 writes.add(name, value)
@@ -370,7 +377,10 @@ def find_latent_device(
 
     def stop(site: Site) -> Tensor:
         nonlocal device
-        device = _init_to_feasible(site).device
+        check_distribution(site)
+        if site["fn"].support.is_discrete:
+            return cast(Tensor, site["fn"].sample())
+        device = init_to_zero(site).device
         raise _FirstLatent
 
     with preserve_buffers(), preserve_random_state(), torch.no_grad(), InitMessenger(stop):
@@ -400,6 +410,16 @@ def init_to_default(site: Site | None = None) -> Any:
     return init_to_uniform(site)
 
 
+def draw_value(site: Site, strategy: Callable[..., Any]) -> Any:
+    """Return a strategy's value of a site, or one in the support where the site has no samples."""
+    try:
+        return strategy(site)
+    except NotImplementedError:
+        if not isinstance(site["fn"], pyro.distributions.ImproperUniform):
+            raise
+        return _init_improper(site, 2.0)
+
+
 def draw_initial_values(
     model: Callable[..., Any],
     args: tuple[Any, ...],
@@ -413,15 +433,7 @@ def draw_initial_values(
         :mod:`pyro.infer.autoguide.initialization`.
     """
 
-    def value_of(site: Site) -> Any:
-        try:
-            return strategy(site)
-        except NotImplementedError:  # the site has no samples
-            if not isinstance(site["fn"], pyro.distributions.ImproperUniform):
-                raise
-            return _init_improper(site, 2.0)
-
-    with preserve_buffers(), torch.no_grad(), InitMessenger(value_of):
+    with preserve_buffers(), torch.no_grad(), InitMessenger(partial(draw_value, strategy=strategy)):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     latent = {n: s for n, s in trace.iter_stochastic_nodes()}
     return {name: torch.as_tensor(site["value"]).clone() for name, site in latent.items()}

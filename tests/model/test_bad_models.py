@@ -77,11 +77,11 @@ def test_a_beta_prior_without_a_mode():
 
 def test_a_discrete_latent():
     def observe(w):
-        z = pyro.sample("z", dist.Bernoulli(0.5))
+        z = pyro.sample("z", dist.Poisson(0.5))
         pyro.sample("y", dist.Normal(w.sum() + z, 1.0), obs=Y[0])
 
     with raises_with(
-        "'z' ~ Bernoulli is a discrete latent", "sum it out", "MixtureSameFamily", "obs="
+        "'z' ~ Poisson is a discrete latent", "sum it out", "MixtureSameFamily", "obs="
     ):
         run_dense_model(observe)
 

@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
@@ -176,6 +177,59 @@ def test_the_density_is_the_sum_by_hand(case):
     }
 
 
+def without_marks(model):
+    """A model whose sites have lost their marks."""
+
+    class Unmark(Messenger):
+        def _pyro_sample(self, msg):
+            msg["infer"].pop("enumerate", None)
+
+    def unmarked(*args, **kwargs):
+        with Unmark():
+            return model(*args, **kwargs)
+
+    return unmarked
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sites_without_marks_are_summed_out_too(case):
+    model, by_hand, data, names = CASES[case]
+    unmarked, values = without_marks(model), {name: VALUES[name] for name in names}
+    sites = trace_sites(SummedOut(unmarked, (data,), {}), (data,), {}, values)
+    found = sites[FACTOR]["fn"].log_prob(sites[FACTOR]["value"])
+    torch.testing.assert_close(found, by_hand(data, *values.values()), rtol=1e-5, atol=1e-4)
+
+
+def one_hot(data):
+    means = pyro.sample("means", dist.Normal(torch.tensor([-2.0, 2.0]), 1.0).to_event(1))
+    with pyro.plate("data", len(data)):
+        z = pyro.sample("z", dist.OneHotCategorical(torch.tensor([0.6, 0.4])))
+        pyro.sample("x", dist.Normal((z * means).sum(-1), 1.0), obs=data)
+
+
+def binomial(data):
+    """Binomial(1, 2/5) is Bernoulli(2/5)."""
+    means = pyro.sample("means", dist.Normal(torch.tensor([-2.0, 2.0]), 1.0).to_event(1))
+    with pyro.plate("data", len(data)):
+        z = pyro.sample("z", dist.Binomial(1, 0.4))
+        pyro.sample("x", dist.Normal(means[0] + z * (means[1] - means[0]), 1.0), obs=data)
+
+
+@pytest.mark.parametrize("model", [one_hot, binomial])
+def test_other_discrete_distributions_are_summed_out(model):
+    means = VALUES["means"]
+    sites = trace_sites(SummedOut(model, (DATA,), {}), (DATA,), {}, {"means": means})
+    found = sites[FACTOR]["fn"].log_prob(sites[FACTOR]["value"])
+    expected = mixture_by_hand(DATA, torch.tensor([0.6, 0.4]), means)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_run_is_the_same_with_and_without_marks():
+    marked, unmarked = run(mixture, DATA, draws=5), run(without_marks(mixture), DATA, draws=5)
+    for name, draws in marked.get_samples().items():
+        assert torch.equal(draws, unmarked.get_samples()[name])
+
+
 def test_minibatches_are_scaled_after_the_sum():
     wrapped = SummedOut(mixture, (DATA, 10), {})
     values = {name: VALUES[name] for name in ("weights", "means")}
@@ -295,13 +349,6 @@ def latent_below(data):
         pyro.sample("x", dist.Normal(mean, 1.0), obs=data)
 
 
-def unmarked(data):
-    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(data)):
-        z = pyro.sample("z", dist.Bernoulli(0.3))
-        pyro.sample("x", dist.Normal(mean * z, 1.0), obs=data)
-
-
 def infinite(data):
     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(data)):
@@ -309,13 +356,56 @@ def infinite(data):
         pyro.sample("x", dist.Normal(mean * z, 1.0), obs=data)
 
 
+def unmarked_counts(data):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(data)):
+        z = pyro.sample("z", dist.Poisson(0.3))
+        pyro.sample("x", dist.Normal(mean * z, 1.0), obs=data)
+
+
+def in_sequence(data):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    z = pyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": "sequential"})
+    with pyro.plate("data", len(data)):
+        pyro.sample("x", dist.Normal(mean * z, 1.0), obs=data)
+
+
+def sum_of_values(data):
+    """With all values at once, the sum is over the values of one datum's z."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(data)):
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+    with pyro.plate("observed", len(data)):
+        pyro.sample("x", dist.Normal(mean * z.sum(), 1.0), obs=data)
+
+
+def order_of_axes(data):
+    """The values of z become those of another axis."""
+    means = pyro.sample("means", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", 3):
+        z = pyro.sample("z", dist.Categorical(torch.ones(3)))
+        pyro.sample("x", dist.Normal(means[z.reshape(3)], 1.0), obs=data[:3])
+
+
+def branch(data):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    mean = mean if z == 1 else -mean
+    with pyro.plate("data", len(data)):
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=data)
+
+
 @pytest.mark.parametrize(
     "model, message",
     [
         (global_switch, r"\['on'\] .* scaled by different numbers.*subsample_size=None"),
         (latent_below, r"'mean' depends on a discrete site .*(?s:.*)pyro.factor\(\"part\""),
-        (unmarked, r"'z' ~ Bernoulli .* no gradient.*infer={\"enumerate\": \"parallel\"}"),
+        (in_sequence, r"'z' ~ Bernoulli .* no gradient.*infer={\"enumerate\": \"parallel\"}"),
         (infinite, r"'z' ~ Poisson .* no gradient; sum it out in the model \(e.g."),
+        (unmarked_counts, r"'z' ~ Poisson .* no gradient; sum it out in the model \(e.g."),
+        (sum_of_values, r"at one value of the discrete sites \['z'\] is -\d.* leading axis"),
+        (order_of_axes, r"fails where it runs with all values|at one value of the discrete sites"),
+        (branch, r"fails where it runs with all values .*ambiguous.* no sum, sort"),
     ],
 )
 def test_what_cannot_be_summed_out_is_refused(model, message):
