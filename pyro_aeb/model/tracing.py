@@ -134,11 +134,9 @@ def check_continuous(site: Site) -> None:
     check_distribution(site)
     fn = site["fn"]
     if fn.support.is_discrete:
-        if is_enumerable(site):
-            raise EnumeratedSite(f"site {site['name']!r} is discrete, and is to be summed out")
         can_be_listed = getattr(fn, "has_enumerate_support", False)
         cure = 'infer={"enumerate": "parallel"} in its pyro.sample, or ' if can_be_listed else ""
-        raise ModelError(
+        raise (EnumeratedSite if is_enumerable(site) else ModelError)(
             f"site {site['name']!r} ~ {type(fn).__name__} is a discrete latent variable, "
             f"which has no gradient; sum it out in the model ({cure}e.g. with "
             "dist.MixtureSameFamily) or observe it with obs="
