@@ -7,6 +7,7 @@ from pyro_aeb.adaptation.equations import (
     add_prior_gradient,
     beta_counts,
     beta_mode,
+    scale_mode,
     scale_update,
     stochastic_approximation,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "add_prior_gradient",
     "beta_counts",
     "beta_mode",
+    "scale_mode",
     "scale_update",
     "stochastic_approximation",
 ]

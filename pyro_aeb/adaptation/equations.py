@@ -18,8 +18,16 @@ equation is here once, except (4) and (5), which depend on the prior; see
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from pyro_aeb.priors.components import Number
+from pyro_aeb.priors.scales import ScaleTerms
+
+SCALE_STEPS = 6
+"""The Newton steps of :func:`scale_mode`, enough to come from a factor of 1000."""
 
 
 def add_prior_gradient(
@@ -71,6 +79,51 @@ def scale_update(
     a = count + nu + 2.0
     c = square + nu_lambda
     return (absolute + torch.addcmul(4.0 * a * c, absolute, absolute).sqrt_()) / (2.0 * a)
+
+
+def scale_mode(
+    absolute: Tensor, square: Tensor, count: Number, terms: ScaleTerms, start: Tensor
+) -> Tensor:
+    r"""
+    Equation (6) under another prior of sigma, the maximiser of Q over sigma: the root of
+
+    .. math::
+
+        p = B / \sigma + C / \sigma^2 + c - r \sigma - h \sigma^2 - 2 \sigma^2 / (g^2 + \sigma^2)
+
+    with p = ``count``, B = ``absolute`` and C = ``square``, as in :func:`scale_update`. Sorted by
+    sign, it says that one sum of powers of sigma that falls is one that rises. Newton's method in
+    :math:`\log \sigma` solves for the logarithm of their ratio, whose slope is between -4 and -1.
+
+    :param ScaleTerms terms: c, r, h and g squared.
+    :param Tensor start: any positive sigma, such as the last one.
+    """
+    rest = count - terms.constant
+    more, fewer = _positive(-rest), _positive(rest)
+    square = square.clamp(min=torch.finfo(square.dtype).tiny ** 0.5)  # all weights may be zero
+    sigma = start
+    for _ in range(SCALE_STEPS):
+        variance = sigma.square()
+        first, second = absolute / sigma, square / variance
+        falling = first + second + more
+        rising: Any = fewer
+        bend: Any = 0.0
+        if terms.linear is not None:
+            term = terms.linear * sigma
+            rising, bend = rising + term, bend + term
+        if terms.quadratic is not None:
+            term = terms.quadratic * variance
+            rising, bend = rising + term, bend + 2.0 * term
+        if terms.cauchy is not None:
+            share = variance / (terms.cauchy + variance)
+            rising, bend = rising + 2.0 * share, bend + 4.0 * share * (1.0 - share)
+        slope = (first + 2.0 * second) / falling + bend / rising
+        sigma = sigma * ((falling / rising).log() / slope).exp()
+    return sigma
+
+
+def _positive(x: Number) -> Number:
+    return x.clamp(min=0.0) if isinstance(x, Tensor) else max(x, 0.0)
 
 
 def beta_counts(

@@ -13,9 +13,10 @@ remainder of the first kappas, which decays by (1 - omega) a step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from pyro_aeb.adaptation.equations import (
     add_prior_gradient,
     beta_counts,
     beta_mode,
+    scale_mode,
     scale_update,
     stochastic_approximation,
 )
@@ -33,6 +35,7 @@ from pyro_aeb.errors import ModelError
 from pyro_aeb.model.structure import Delta, Residuals, Sigma, SparseBlock, Structure
 from pyro_aeb.priors.base import SpikeAndSlab
 from pyro_aeb.priors.components import inclusion_logit, penalties
+from pyro_aeb.priors.scales import ScaleTerms
 
 
 class SpikeAndSlabLatents(NamedTuple):
@@ -84,6 +87,10 @@ class SpikeAndSlabRule:
         self._spread_delta, self._sum_by_delta = _maps(deltas)
         self._nu = _per_parameter([s.nu for s in self.sigmas], tensor)
         self._nu_lambda = _per_parameter([s.nu_lambda for s in self.sigmas], tensor)
+        self._terms = _terms(self.sigmas, tensor)
+        self._are_variances = torch.tensor(
+            [s.terms is None for s in self.sigmas], device=structure.device
+        )
         self._sigma_sizes = _per_parameter(sigmas.lengths(), tensor)
         gammas = [0.0] * len(self.deltas)
         for block in blocks:
@@ -98,12 +105,7 @@ class SpikeAndSlabRule:
         self._delta_learned = _Learned([d.site is not None for d in self.deltas], structure.device)
         narrow = torch.as_tensor(self.spike.variance < self.slab.variance)
         self._spike_is_narrow = narrow.to(structure.device)
-        self._likelihoods = [
-            (site, _per_parameter(own, tensor), tensor(own))
-            for sigma in self.sigmas
-            for own in [[float(other is sigma) for other in self.sigmas]]
-            for site in sorted(sigma.likelihoods)
-        ]
+        self._likelihoods = _likelihoods(self.sigmas, tensor)
         self._check_modes(gammas)
 
     def _check_modes(self, sizes: Sequence[float]) -> None:
@@ -124,7 +126,7 @@ class SpikeAndSlabRule:
         :param initial: first values of the learned sites (sigma squared and delta), by name.
         """
         sigma = [self._first(s, initial) for s in self.sigmas]
-        sigma = [v.sqrt() if s.site else v for v, s in zip(sigma, self.sigmas, strict=True)]
+        sigma = [s.of_site(v) if s.site else v for v, s in zip(sigma, self.sigmas, strict=True)]
         delta = [self._first(d, initial) for d in self.deltas]
         rho = self._first_rho(options.initial_inclusion)
         # A clone: code is compiled for one tensor in two places, and anew once they differ.
@@ -213,6 +215,8 @@ class SpikeAndSlabRule:
             square = torch.addcmul(square, residuals[site].square.unsqueeze(-1), mask)
             data = residuals[site].data
             count = count + (data.unsqueeze(-1) if isinstance(data, Tensor) else data) * own
+        if self._terms is not None:
+            return scale_mode(absolute, square + self._nu_lambda, count, self._terms, sigma)
         return scale_update(absolute, square, count, self._nu, self._nu_lambda)
 
     def add_gradient(self, gradient: Tensor, latents: SpikeAndSlabLatents, beta: Tensor) -> None:
@@ -233,9 +237,12 @@ class SpikeAndSlabRule:
         return (spike + latents.slab * self.slab.energy(u)).sum(-1)
 
     def site_values(self, latents: SpikeAndSlabLatents) -> dict[str, Tensor]:
-        """Return the learned sites' values, sigma squared and delta, each of its site's shape."""
+        """Return the learned sites' values, sigma or its square and delta, of the sites' shapes."""
         groups: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)
-        found = (*latents.sigma.square().unbind(-1), *latents.delta.unbind(-1))
+        sigma = latents.sigma.square()
+        if self._terms is not None:
+            sigma = torch.where(self._are_variances, sigma, latents.sigma)
+        found = (*sigma.unbind(-1), *latents.delta.unbind(-1))
         return {
             group.site: value.reshape(value.shape + group.shape) if group.shape else value
             for group, value in zip(groups, found, strict=True)
@@ -299,6 +306,36 @@ def _maps(segments: Segments) -> tuple[Callable[[Tensor], Tensor], Callable[[Ten
 def _per_parameter(values: list[float], tensor: Callable[[list[float]], Tensor]) -> float | Tensor:
     """Return one value a parameter: a plain number where there is one, which saves operations."""
     return values[0] if len(values) == 1 else tensor(values)
+
+
+def _likelihoods(
+    sigmas: Sequence[Sigma], tensor: Callable[[list[float]], Tensor]
+) -> list[tuple[str, float | Tensor, Tensor]]:
+    """Return every likelihood of a sigma, and which sigma it is of, by a 1 among zeros, twice."""
+    return [
+        (site, _per_parameter(own, tensor), tensor(own))
+        for sigma in sigmas
+        for own in [[float(other is sigma) for other in sigmas]]
+        for site in sorted(sigma.likelihoods)
+    ]
+
+
+def _terms(sigmas: Sequence[Sigma], tensor: Callable[[list[float]], Tensor]) -> ScaleTerms | None:
+    """
+    Return the terms of the sigmas' priors, one number each or one a sigma; None where all priors
+    are InverseGamma, which (6) solves in closed form.
+    """
+    if all(sigma.terms is None for sigma in sigmas):
+        return None
+    # InverseGamma: log p(sigma^2) = -(nu + 2) log(sigma) - nu lambda / 2 sigma^2, up to a constant
+    terms = [sigma.terms or ScaleTerms(-(sigma.nu + 2.0)) for sigma in sigmas]
+    columns: dict[str, Any] = {}
+    for name, absent in zip(ScaleTerms._fields, (0.0, 0.0, 0.0, math.inf), strict=True):
+        values = [getattr(each, name) for each in terms]
+        if any(value is not None for value in values):
+            numbers = [absent if value is None else value for value in values]
+            columns[name] = _per_parameter(numbers, tensor)
+    return ScaleTerms(**columns)
 
 
 class _Learned:

@@ -46,6 +46,7 @@ from pyro_aeb.model.tracing import (
     unwrap,
 )
 from pyro_aeb.priors.group import group_size
+from pyro_aeb.priors.scales import scale_terms
 
 STARTS = 10
 """How many first values are tried where a model fails at zero."""
@@ -319,6 +320,9 @@ def _sigma(
     if link is None:
         return Sigma(None, fixed=_fixed(site, "sigma"))
     prior, shape = unwrap(latent[link]["fn"]), latent[link]["value"].shape
+    if not isinstance(prior, dist.InverseGamma):
+        terms = scale_terms(prior)
+        return Sigma(link, likelihoods=likelihoods[link], shape=shape, terms=terms)
     # sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2)
     nu, nu_lambda = (2.0 * float(x) for x in (prior.concentration, prior.rate))
     return Sigma(link, None, nu, nu_lambda, likelihoods[link], shape)

@@ -5,9 +5,10 @@
 Link the parameters of spike-and-slab priors to latent sites, and check that (6) and (7) hold.
 
 Provenance proposes the links: a sparse site's ``delta`` comes from a Beta site, its ``sigma`` from
-an InverseGamma site. Two traces at perturbed values verify them: ``delta`` must be the Beta site's
-value, ``sigma`` the square root of the InverseGamma site's, the scale of an observed Normal site a
-multiple of a sigma or unchanged, and nothing else may depend on them. A link that provenance lost
+an InverseGamma site or one of another prior of scales. Two traces at perturbed values verify them:
+``delta`` must be the Beta site's value, ``sigma`` the square root of the InverseGamma site's or the
+other's value, the scale of an observed Normal site a multiple of a sigma or unchanged, and nothing
+else may depend on them. A link that provenance lost
 (``float(x)``, ``x.item()``) and a form without a closed-form update are errors, never a silent
 wrong answer.
 """
@@ -26,15 +27,20 @@ from pyro_aeb.errors import ModelError
 from pyro_aeb.model.perturbation import has_same_density, is_close, trace_perturbed
 from pyro_aeb.model.tracing import Site, Tracer, is_plain, unwrap
 from pyro_aeb.priors import SpikeAndSlab
+from pyro_aeb.priors.scales import SCALE_PRIORS
 
 HandLinks = Mapping[str, Mapping[str, str]]
-"""Sparse site to ``{"delta": Beta site, "sigma": InverseGamma site}``, either or both."""
+"""Sparse site to ``{"delta": Beta site, "sigma": site of sigma or its square}``, either or both."""
 
-PRIORS = {"delta": dist.Beta, "sigma": dist.InverseGamma}
+PRIORS: Mapping[str, tuple[type, ...]] = {
+    "delta": (dist.Beta,),
+    "sigma": (dist.InverseGamma, *SCALE_PRIORS),
+}
 CURES = {
     "delta": "delta may be a number or the value of a pyro.sample site with a Beta prior",
-    "sigma": "sigma may be a number or the square root of the value of a pyro.sample site with an "
-    "InverseGamma prior, sigma2.sqrt()",
+    "sigma": "sigma may be a number, the square root of the value of a pyro.sample site with an "
+    "InverseGamma prior, sigma2.sqrt(), or the value itself of one with a "
+    f"{', '.join(kind.__name__ for kind in SCALE_PRIORS)} prior",
 }
 
 
@@ -147,9 +153,13 @@ def _hyperprior_error(sparse: str, parameter: str, site: str, origin: str) -> Mo
 
 
 def _prior_provenance(fn: Any) -> frozenset[str]:
-    if isinstance(fn, dist.Beta):
-        return get_provenance([fn.concentration1, fn.concentration0])
-    return get_provenance([fn.concentration, fn.rate])
+    return get_provenance([getattr(fn, name) for name in fn.arg_constraints])
+
+
+def read_parameter(parameter: str, site: Site, value: Tensor) -> Tensor:
+    """Return the delta or sigma that its site's value stands for."""
+    is_variance = parameter == "sigma" and isinstance(unwrap(site["fn"]), dist.InverseGamma)
+    return value.sqrt() if is_variance else value
 
 
 def check_links(
@@ -162,7 +172,7 @@ def check_links(
     Check the links by perturbation, and find the likelihoods whose scale is a multiple of sigma.
 
     :param sites: all sites of a trace at feasible values.
-    :returns: InverseGamma site to the names of those observed sites.
+    :returns: site of a sigma to the names of those observed sites.
     :raises ModelError: if anything else depends on the linked sites.
     """
     if not sparse:
@@ -174,7 +184,7 @@ def check_links(
     values, after = trace_perturbed(sites, values, learned, trace)
     _check_form(after, links, values)
     sigmas = {
-        site: values[site].sqrt() / feasible[site].sqrt()
+        site: read_parameter(parameter, sites[site], values[site] / feasible[site])
         for (_, parameter), site in links.items()
         if parameter == "sigma"
     }
@@ -223,12 +233,12 @@ def _check_form(
     links: Mapping[tuple[str, str], str],
     values: Mapping[str, Tensor],
 ) -> None:
-    """Check that delta is its site's value and sigma the square root of its site's value."""
+    """Check that delta is its site's value, and sigma that or its square root."""
     for (name, parameter), site in links.items():
         value = _parameter(perturbed[name], parameter)
-        expected = values[site] if parameter == "delta" else values[site].sqrt()
+        expected = read_parameter(parameter, perturbed[site], values[site])
         if not is_close(value, expected.reshape(()).expand_as(value)):
-            form = "the value" if parameter == "delta" else "the square root of the value"
+            form = "the value" if expected is values[site] else "the square root of the value"
             raise ModelError(
                 f"{describe(perturbed[name])}: {parameter} depends on site {site!r} but is not "
                 f"{form} of it, so it has no closed-form update; {CURES[parameter]}; or use "
@@ -239,7 +249,7 @@ def _check_form(
 def _find_sigma(
     before: Site, after: Site, sigmas: Mapping[str, Tensor], learned: Collection[str]
 ) -> str:
-    """Return the InverseGamma site whose square root multiplies an observed Normal's scale."""
+    """Return the site whose sigma multiplies an observed Normal's scale."""
     old, new = unwrap(before["fn"]), unwrap(after["fn"])
     if before["is_observed"] and type(old) is type(new) is dist.Normal:
         for name, factor in sigmas.items():
@@ -249,8 +259,9 @@ def _find_sigma(
     raise ModelError(
         f"{kind} site {before['name']!r} ~ {type(old).__name__} depends on one of {learned}, "
         "which are learned for the sparse prior, in a way that has no closed-form update: only an "
-        "observed Normal may, with scale = c * sigma2.sqrt(); give it a site of its own, or use "
-        "adaptation=None" + ("" if before["is_observed"] else "; if it is data, pass obs=")
+        "observed Normal may, with scale = c * sigma, that is c * sigma2.sqrt() under an "
+        "InverseGamma prior; give it a site of its own, or use adaptation=None"
+        + ("" if before["is_observed"] else "; if it is data, pass obs=")
     )
 
 

@@ -25,6 +25,7 @@ from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import LatentUpdate
 from pyro_aeb.model.side_effects import Place
 from pyro_aeb.priors import SSGL, SpikeAndSlab
+from pyro_aeb.priors.scales import ScaleTerms
 
 
 def has_weights(scale: Any) -> bool:
@@ -91,12 +92,14 @@ class Sigma:
     """
     A scale sigma of sites with a spike-and-slab prior.
 
-    :param str site: the InverseGamma site of sigma squared; None if sigma is a fixed number.
+    :param str site: the InverseGamma site of sigma squared, or the site of sigma under another
+        prior; None if sigma is a fixed number.
     :param float fixed: that number; None if sigma is learned.
     :param float nu: prior degrees of freedom; sigma squared ~ InverseGamma(nu/2, nu lambda/2).
     :param float nu_lambda: nu times lambda.
     :param frozenset likelihoods: observed Normal sites whose scale is a multiple of this sigma.
     :param torch.Size shape: of the site's value, one number.
+    :param ScaleTerms terms: of another prior of sigma itself; None for an InverseGamma.
     """
 
     site: str | None
@@ -105,6 +108,11 @@ class Sigma:
     nu_lambda: float = 0.0
     likelihoods: frozenset[str] = frozenset()
     shape: torch.Size = torch.Size()
+    terms: ScaleTerms | None = None
+
+    def of_site(self, value: Tensor) -> Tensor:
+        """Return sigma from the value of its site."""
+        return value.sqrt() if self.terms is None else value
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,10 @@ class _Scorer(Messenger):
         self._learned = {s.name: s.shape for s in structure.learned}
         self._shapes |= self._learned
         self._sigma_of = {
-            name: s.site for s in structure.sigmas if s.site for name in s.likelihoods
+            name: (s.site, s.terms is None)
+            for s in structure.sigmas
+            if s.site
+            for name in s.likelihoods
         }
         self._are_labels: dict[str, bool] = {}  # whole numbers that become floating-point ones
         self._zero = torch.zeros((), dtype=structure.dtype, device=structure.device)
@@ -319,7 +322,9 @@ class _Scorer(Messenger):
             log_scale = fn.scale.log() if mask is None else torch.where(mask, fn.scale.log(), 0.0)
             log_scale = log_scale if weights is None else log_scale * weights
             self._terms.append(-log_scale.sum() * scale)
-        sigma2 = self._values[self._sigma_of[name]].reshape(())
+        sigma, is_variance = self._sigma_of[name]
+        sigma2 = self._values[sigma].reshape(())
+        sigma2 = sigma2 if is_variance else sigma2.square()
         self.residuals[name] = Residuals(total.detach() * sigma2 * scale, data)
 
 

@@ -78,20 +78,24 @@ class _Sweep:
     before: SpikeAndSlabLatents
     residuals: Mapping[str, Residuals]
 
+    @property
+    def variances(self) -> set[str | None]:
+        """The sites of sigma squared."""
+        return {sigma.site for sigma in self.problem.structure.sigmas if sigma.terms is None}
+
     def update(self, weight: float) -> SpikeAndSlabLatents:
         return self.rule.update(self.before, self.beta, self.residuals, weight)
 
     def values(self, latents: SpikeAndSlabLatents) -> dict[str, Tensor]:
         """Return the learned sites' values, sigma in place of sigma squared: (8) averages sigma."""
-        sigmas = {sigma.site for sigma in self.problem.structure.sigmas}
         sites = self.rule.site_values(latents).items()
-        return {name: v.sqrt() if name in sigmas else v for name, v in sites}
+        return {name: v.sqrt() if name in self.variances else v for name, v in sites}
 
     def q(self, fixed: Mapping[str, Tensor], rho: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Return Q on the minibatch at ``fixed`` :meth:`values`, some replaced by ``values``."""
         structure = self.problem.structure
-        sigmas = {sigma.site for sigma in structure.sigmas}
-        sites = {n: v.square() if n in sigmas else v for n, v in {**fixed, **values}.items()}
+        values = {**fixed, **values}
+        sites = {n: v.square() if n in self.variances else v for n, v in values.items()}
         sites |= {n: i for n, i in self.indices.items() if len(i) < structure.plates[n][0]}
         return self.problem.objective(self.position, sites, rho)
 

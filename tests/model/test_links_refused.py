@@ -54,8 +54,8 @@ def test_a_function_of_a_latent_is_an_error(make, parameter, expected):
     [
         ("delta", dist.Uniform(0.0, 1.0)),
         ("delta", dist.Kumaraswamy(2.0, 2.0)),
-        ("sigma2", dist.HalfCauchy(1.0)),
-        ("sigma2", dist.Gamma(1.0, 1.0)),
+        ("sigma2", dist.LogNormal(0.0, 1.0)),
+        ("sigma2", dist.Uniform(0.1, 1.0)),
     ],
     ids=lambda x: type(x).__name__ if not isinstance(x, str) else x,
 )
@@ -67,8 +67,41 @@ def test_a_prior_without_a_closed_form_is_an_error(site, fn):
 
     message = refusal_message(model)
     assert f"site {site!r} ~ {type(fn).__name__}, which has no closed-form update" in message
-    assert {"delta": "Beta prior", "sigma2": "InverseGamma prior"}[site] in message
+    cures = {"delta": ["Beta prior"], "sigma2": ["InverseGamma prior", "HalfCauchy, HalfNormal"]}
+    assert all(cure in message for cure in cures[site])
     assert "adaptation=None" in message
+
+
+@pytest.mark.parametrize(
+    "of_sigma",
+    [torch.sqrt, torch.square, lambda s: 2.0 * s, lambda s: 0.1 + s, lambda s: 1.0 / s],
+    ids=["root", "square", "multiple", "sum", "inverse"],
+)
+@pytest.mark.parametrize(
+    "prior",
+    [dist.HalfCauchy(1.0), dist.HalfNormal(1.0), dist.Exponential(1.0), dist.Gamma(2.0, 2.0)],
+    ids=lambda prior: type(prior).__name__,
+)
+def test_a_function_of_a_scale_is_an_error_that_asks_for_the_scale_itself(prior, of_sigma):
+    def model():
+        sigma = of_sigma(pyro.sample("sigma", prior))
+        beta = pyro.sample("beta", ssgl_prior(0.5, sigma).expand([P]).to_event(1))
+        observe(X @ beta, 1.0)
+
+    message = refusal_message(model)
+    assert "sigma depends on site 'sigma' but is not the value of it" in message
+    assert "or the value itself of one with a HalfCauchy, HalfNormal" in message
+
+
+@pytest.mark.parametrize("lose", [lambda b: b, float], ids=["tensor", "float"])
+def test_a_hyperprior_of_a_scale_is_an_error(lose):
+    def model():
+        width = lose(pyro.sample("width", dist.HalfNormal(1.0)))
+        sigma = pyro.sample("sigma", dist.HalfNormal(width))
+        pyro.sample("beta", ssgl_prior(0.5, sigma).expand([P]).to_event(1))
+
+    message = refusal_message(model)
+    assert "site 'sigma', whose own prior" in message and "expected fixed numbers" in message
 
 
 @pytest.mark.parametrize("lose", [lambda b: b, float], ids=["tensor", "float"])
@@ -181,7 +214,7 @@ def a_factor(sigma2, delta, beta):
 def test_nothing_else_may_depend_on_a_learned_latent(use, site):
     message = refusal_message(model_with_use(use))
     assert site in message and "no closed-form update" in message
-    assert "Normal" in message and "c * sigma2.sqrt()" in message
+    assert "Normal" in message and "c * sigma, that is c * sigma2.sqrt()" in message
     assert "a site of its own" in message and "adaptation=None" in message
 
 
