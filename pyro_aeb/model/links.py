@@ -7,8 +7,8 @@ Link the parameters of spike-and-slab priors to latent sites, and check that (6)
 Provenance proposes the links: a sparse site's ``delta`` comes from a Beta site, its ``sigma`` from
 an InverseGamma site or one of another prior of scales. Two traces at perturbed values verify them:
 ``delta`` must be the Beta site's value, ``sigma`` the square root of the InverseGamma site's or the
-other's value, the scale of an observed Normal site a multiple of a sigma or unchanged, and nothing
-else may depend on them. A link that provenance lost
+other's value, the scale of an observed Normal or StudentT site a multiple of a sigma or unchanged,
+and nothing else may depend on them. A link that provenance lost
 (``float(x)``, ``x.item()``) and a form without a closed-form update are errors, never a silent
 wrong answer.
 """
@@ -36,6 +36,9 @@ PRIORS: Mapping[str, tuple[type, ...]] = {
     "delta": (dist.Beta,),
     "sigma": (dist.InverseGamma, *SCALE_PRIORS),
 }
+LIKELIHOODS = (dist.Normal, dist.StudentT)
+"""Distributions of data whose scale may be a multiple of sigma."""
+
 CURES = {
     "delta": "delta may be a number or the value of a pyro.sample site with a Beta prior",
     "sigma": "sigma may be a number, the square root of the value of a pyro.sample site with an "
@@ -249,18 +252,20 @@ def _check_form(
 def _find_sigma(
     before: Site, after: Site, sigmas: Mapping[str, Tensor], learned: Collection[str]
 ) -> str:
-    """Return the site whose sigma multiplies an observed Normal's scale."""
+    """Return the site whose sigma multiplies the scale of an observed Normal or StudentT."""
     old, new = unwrap(before["fn"]), unwrap(after["fn"])
-    if before["is_observed"] and type(old) is type(new) is dist.Normal:
-        for name, factor in sigmas.items():
-            if is_close(old.loc, new.loc) and is_close(new.scale, old.scale * factor):
-                return name
+    if before["is_observed"] and type(old) is type(new) and type(old) in LIKELIHOODS:
+        others = [n for n in old.arg_constraints if n != "scale"]
+        if all(is_close(getattr(old, n), getattr(new, n)) for n in others):
+            for name, factor in sigmas.items():
+                if is_close(new.scale, old.scale * factor):
+                    return name
     kind = "observed" if before["is_observed"] else "latent"
     raise ModelError(
         f"{kind} site {before['name']!r} ~ {type(old).__name__} depends on one of {learned}, "
         "which are learned for the sparse prior, in a way that has no closed-form update: only an "
-        "observed Normal may, with scale = c * sigma, that is c * sigma2.sqrt() under an "
-        "InverseGamma prior; give it a site of its own, or use adaptation=None"
+        "observed Normal or StudentT may, with scale = c * sigma, that is c * sigma2.sqrt() under "
+        "an InverseGamma prior; give it a site of its own, or use adaptation=None"
         + ("" if before["is_observed"] else "; if it is data, pass obs=")
     )
 

@@ -97,7 +97,8 @@ class Sigma:
     :param float fixed: that number; None if sigma is learned.
     :param float nu: prior degrees of freedom; sigma squared ~ InverseGamma(nu/2, nu lambda/2).
     :param float nu_lambda: nu times lambda.
-    :param frozenset likelihoods: observed Normal sites whose scale is a multiple of this sigma.
+    :param frozenset likelihoods: observed Normal or StudentT sites whose scale is a multiple of
+        this sigma.
     :param torch.Size shape: of the site's value, one number.
     :param ScaleTerms terms: of another prior of sigma itself; None for an InverseGamma.
     """
@@ -262,9 +263,10 @@ class Structure:
 
 class Residuals(NamedTuple):
     r"""
-    The residuals of an observed Normal site whose scale is a multiple of sigma.
+    The residuals of an observed Normal or StudentT site whose scale is a multiple of sigma.
 
-    :param Tensor square: :math:`I = (N/n) \sum ((y - loc)/c)^2`, with scale = c sigma.
+    :param Tensor square: :math:`I = (N/n) \sum w ((y - loc)/c)^2`, with scale = c sigma; w is 1
+        for a Normal, and for a StudentT the expected precision, relative to the scale's.
     :param data: N, the number of data.
     """
 

@@ -302,10 +302,17 @@ class _Scorer(Messenger):
         self._terms.append(total if scale == 1.0 else total * scale)
 
     def _score_residuals(self, msg: Any, name: str) -> None:
-        """Score Normal(loc, c sigma) where it depends on the weights, and record (6)'s I."""
+        """
+        Score Normal(loc, c sigma) where it depends on the weights, or a StudentT, and record (6)'s
+        I.
+        """
         scale, weights = msg["scale"], None
-        fn, mask = _normal_and_mask(msg["fn"], msg["mask"])
+        fn, mask = _base_and_mask(msg["fn"], msg["mask"])
         z = (msg["value"] - fn.loc) / fn.scale
+        is_normal = type(fn) is pyro.distributions.Normal
+        if not is_normal:
+            self._score(msg, msg["value"])
+            z = weigh_tails(z, fn.df).detach()
         if has_weights(scale):
             weights, scale = _per_number(scale, msg["fn"].event_dim).expand(z.shape), 1.0
         data = z.numel() * scale if weights is None else weights.sum()
@@ -317,8 +324,9 @@ class _Scorer(Messenger):
             total = (z.square() * weights).sum()
         else:
             total = torch.dot(z, z) if z.dim() == 1 else z.square().sum()
-        self._terms.append(total * (-0.5 * scale))
-        if fn.scale.requires_grad:  # c depends on the weights
+        if is_normal:
+            self._terms.append(total * (-0.5 * scale))
+        if is_normal and fn.scale.requires_grad:  # c depends on the weights
             log_scale = fn.scale.log() if mask is None else torch.where(mask, fn.scale.log(), 0.0)
             log_scale = log_scale if weights is None else log_scale * weights
             self._terms.append(-log_scale.sum() * scale)
@@ -335,9 +343,18 @@ def _per_number(factor: Any, event_dim: int) -> Any:
     return factor.reshape(factor.shape + (1,) * event_dim)
 
 
-def _normal_and_mask(fn: Any, mask: Any) -> tuple[Any, Tensor | None]:
+def weigh_tails(z: Tensor, df: Tensor) -> Tensor:
+    r"""
+    Return residuals z of a StudentT, in units of its scale, each times the root of
+    :math:`(\nu + 1) / (\nu + z^2)`: the expected precision, given z, of the Normal that a StudentT
+    is a mixture of. The E-step for its scale.
     """
-    Return the Normal inside ``to_event`` and ``mask``, and the mask of its numbers.
+    return z * ((df + 1.0) / (df + z.square())).sqrt()
+
+
+def _base_and_mask(fn: Any, mask: Any) -> tuple[Any, Tensor | None]:
+    """
+    Return the distribution inside ``to_event`` and ``mask``, and the mask of its numbers.
 
     :param mask: of the site, by ``poutine.mask``.
     """
