@@ -6,13 +6,14 @@ The source of the model's arguments, by the arguments of ``mcmc.run``: the same 
 batches of a DataLoader, or those of another iterable, a list or a loader of another library.
 
 Whether an iterable is the model's own argument or holds batches is not said by its type. A model
-that runs on it gets it as it is.
+that runs on it gets it as it is. A generator function is called for every epoch.
 """
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -83,10 +84,10 @@ def are_batches(
     """
     if len(args) != 1 or not _may_hold_batches(args[0]):
         return False
-    (value,) = args
     failure = find_failure(Arguments(args, kwargs))
     if failure is None:
         return False
+    value = as_iterable(args[0])
     kind = type(value).__name__
     if isinstance(value, Dataset):
         raise ModelError(
@@ -97,8 +98,8 @@ def are_batches(
     if iter(value) is value and not hasattr(value, "reset"):
         raise ModelError(
             f"the argument is a {kind}, which gives its batches once, and they are needed again in "
-            "every epoch; pass a list of them, list(batches), or an object whose __iter__ starts "
-            "anew, such as a DataLoader"
+            "every epoch; pass a list of them, list(batches), the generator function itself, or an "
+            "object whose __iter__ starts anew, such as a DataLoader"
         )
     if isinstance(value, (list, tuple)):
         again = find_failure(to_tensors(unpack(value[0], kwargs)))
@@ -110,8 +111,59 @@ def are_batches(
     return True
 
 
+class GeneratorFunction:
+    """The batches of a generator function, which is called anew for every pass over them."""
+
+    def __init__(self, function: Callable[[], Iterator[Any]]) -> None:
+        self._function = function
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._function()
+
+
+def as_iterable(value: Any) -> Any:
+    """Return an iterable of batches, a generator function as an object with ``__iter__``."""
+    return GeneratorFunction(value) if inspect.isgeneratorfunction(value) else value
+
+
+def holds_batches(values: Sequence[Any], find_failure: FindFailure) -> bool:
+    """
+    Whether a tuple or list holds batches, in the place of the model's arguments. A tuple on which
+    the model runs holds arguments.
+
+    :raises ModelError: if the model runs on a list either way, or on nested values on neither.
+    """
+    if not _may_hold_batches(values):
+        return False
+    failure = find_failure(Arguments(tuple(values), {}))
+    if failure is None and isinstance(values, tuple):
+        return False
+    kind = type(values).__name__
+    ends = [find_failure(to_tensors(unpack(values[i], {}))) for i in (0, -1)]
+    bad = next((end for end in ends if end is not None), None)
+    if failure is None and bad is None and len(values) > 1:
+        raise ModelError(
+            f"the data are a {kind} of {len(values)}, which may be the model's arguments or "
+            "batches, for the model runs on both: give arguments as a tuple, (X, y), and batches "
+            "as a list of tuples, [(X1, y1), (X2, y2)]"
+        )
+    nested = isinstance(values[0], (tuple, list, Mapping))
+    if failure is not None and bad is not None and nested:
+        raise ModelError(
+            f"the data are a {kind} of {len(values)}: the model fails on them as its arguments "
+            f"({first_line(failure)}), and on one of them taken for a batch ({first_line(bad)})"
+        ) from bad
+    return failure is not None and bad is None
+
+
 class IterableArguments(LoaderArguments):
     """The batches of an iterable, epoch after epoch, in its own order. Arrays become tensors."""
+
+    def __init__(
+        self, loader: Any, kwargs: Mapping[str, Any], seed: int | None, rank: int = 0
+    ) -> None:
+        super().__init__(as_iterable(loader), kwargs, seed, rank)
+        self.given = Arguments((loader,), kwargs)
 
     @property
     def _kind(self) -> str:
@@ -160,6 +212,8 @@ def _may_hold_batches(value: Any) -> bool:
         return not single and isinstance(value[0], (tuple, list, Mapping, torch.Tensor, np.ndarray))
     others = (torch.Tensor, np.ndarray, Mapping, str, bytes, torch.nn.Module)
     is_table = hasattr(value, "__array__") or hasattr(value, "columns")
+    if inspect.isgeneratorfunction(value):
+        return True
     return isinstance(value, (Iterable, Dataset)) and not isinstance(value, others) and not is_table
 
 

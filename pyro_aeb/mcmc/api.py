@@ -252,7 +252,7 @@ class MCMC(RunResults):
         """
         Run the chains, continue them, or extend a finished run; see the class.
 
-        :param args: the model's arguments; or a DataLoader, alone.
+        :param args: the model's arguments; or a DataLoader, or another iterable of batches, alone.
         :param kwargs: its keyword arguments.
         :raises ModelError: if the model or the data cannot be sampled.
         :raises NonFiniteError: if a chain diverges; the draws before are kept.

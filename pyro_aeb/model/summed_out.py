@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from pyro_aeb.errors import ModelError, first_line, is_domain_error
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
-from pyro_aeb.model.tracing import Site, as_numbers, draw_value, init_to_default
+from pyro_aeb.model.tracing import Site, as_numbers, first_value, init_to_default
 
 FACTOR = "sum over discrete sites"
 """The site of the factor, in error messages."""
@@ -269,12 +270,7 @@ def _run_plainly(
     Return a trace without enumeration, at samples of discrete sites, and at values of continuous
     ones that a strategy gives.
     """
-
-    def value_of(site: Site) -> Any:
-        is_discrete = site["fn"].support.is_discrete
-        return site["fn"].sample() if is_discrete else draw_value(site, strategy)
-
-    with _without_effects(seed), InitMessenger(value_of):
+    with _without_effects(seed), InitMessenger(partial(first_value, strategy=strategy)):
         return poutine.trace(model).get_trace(*args, **kwargs)
 
 

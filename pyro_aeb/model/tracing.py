@@ -418,6 +418,11 @@ def draw_value(site: Site, strategy: Callable[..., Any]) -> Any:
         return _init_improper(site, 2.0)
 
 
+def first_value(site: Site, strategy: Callable[..., Any] = init_to_default) -> Any:
+    """Return a sample of a discrete site, and a strategy's value of a continuous one."""
+    return site["fn"].sample() if site["fn"].support.is_discrete else draw_value(site, strategy)
+
+
 def draw_initial_values(
     model: Callable[..., Any],
     args: tuple[Any, ...],

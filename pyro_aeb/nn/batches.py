@@ -22,16 +22,24 @@ from torch.utils.data import (
 )
 
 from pyro_aeb.data.arguments import Arguments, move_to_device, named_numbers, unpack
-from pyro_aeb.data.iterables import FindFailure, are_batches, to_tensors
+from pyro_aeb.data.iterables import (
+    FindFailure,
+    are_batches,
+    as_iterable,
+    holds_batches,
+    to_tensors,
+)
+from pyro_aeb.data.loaders import sampler_of
 
 _RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 class Batches:
     """
-    The model's arguments, batch by batch. A DataLoader's batches are unpacked as in ``mcmc.run``.
+    The model's arguments, batch by batch. A loader's batches are unpacked as in ``mcmc.run``.
 
-    :param args: one DataLoader, or the positional arguments of the only batch.
+    :param args: one DataLoader or iterable of batches, or the positional arguments of the only
+        batch.
     :param str name: the caller's name for the data, for error messages.
     :param find_failure: runs the model, to tell an iterable of batches from an argument; by default
         an iterable is one.
@@ -56,7 +64,7 @@ class Batches:
             self._loader = copy.copy(args[0])
             self._loader._iterator = None
         elif are_batches(args, kwargs, find_failure):
-            self._loader = args[0]
+            self._loader = as_iterable(args[0])
         values = (*args, *kwargs.values())
         if self._loader is None and any(isinstance(value, DataLoader) for value in values):
             raise TypeError(
@@ -85,8 +93,7 @@ class Batches:
         """Whether the order is random, as far as the loader's sampler shows."""
         if self._loader is None:
             return False
-        inner = getattr(self._loader.batch_sampler, "sampler", None)
-        return isinstance(self._loader.sampler, _RANDOM) or isinstance(inner, _RANDOM)
+        return isinstance(sampler_of(self._loader), _RANDOM)
 
     def iterate(self, device: torch.device, limit: int | None = None) -> Iterator[Arguments]:
         """
@@ -125,17 +132,26 @@ def _fingerprint(arguments: Arguments) -> Tensor:
     return total
 
 
-def as_batches(data: Any, name: str) -> Batches:
+def as_batches(data: Any, name: str, find_failure: FindFailure) -> Batches:
     """
     Return :class:`Batches` of an option's value.
 
-    :param data: a DataLoader, the model's arguments as a tuple, list or mapping, or the only one.
+    :param data: a DataLoader or another iterable of batches, as ``mcmc.run`` takes; the model's
+        arguments as a tuple or mapping, or the only one.
+    :param find_failure: runs the model, to tell batches from arguments.
+    :raises ModelError: if they cannot be told.
     """
     if hasattr(data, "iterate"):
         return cast(Batches, data)
     if isinstance(data, Mapping):
         return Batches((), data, name)
-    return Batches(tuple(data) if isinstance(data, (tuple, list)) else (data,), {}, name)
+    if not isinstance(data, (tuple, list)):
+        return Batches((data,), {}, name, find_failure)
+    if not holds_batches(data, find_failure):
+        return Batches(tuple(data), {}, name, find_failure)
+    batches = Batches((), {}, name)
+    batches._loader = data
+    return batches
 
 
 def in_order(batches: Batches) -> Batches:

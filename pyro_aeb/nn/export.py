@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_aeb.errors import ModelError
+from pyro_aeb.model.tracing import find_failure
 from pyro_aeb.nn.batches import as_batches
 from pyro_aeb.nn.bayesian_module import BayesianModule
 from pyro_aeb.nn.copying import compute_weights, copy_module
@@ -45,7 +47,7 @@ def sparse_module(
     :param int draw: the number of the draw; chains count one after the other. -1 is the last draw,
         or the chain's current weights where the draws do not hold them.
     :param recalibrate: training data, as of :class:`~pyro_aeb.nn.PosteriorPredictive`: a DataLoader
-        or the model's arguments as a tuple.
+        or another iterable of batches, or the model's arguments as a tuple.
     :raises TypeError: if ``net`` or ``draw`` is of the wrong kind.
     :raises ModelError: if the weights are not available, or not of the network's shapes; or if a
         buffer follows the weights and is not that of the draw.
@@ -101,7 +103,8 @@ def _fit_buffers(
     fit_spectral_norms(module, follow.__contains__)
     estimated: Mapping[nn.Module, Any] = {}
     if recalibrate is not None:
-        batches = as_batches(recalibrate, "recalibrate")
+        failure = partial(find_failure, mcmc.kernel.model)
+        batches = as_batches(recalibrate, "recalibrate", failure)
         estimated = estimate_statistics(mcmc, values, batches, net.latent_sites)
     for part in copies.keys() & estimated.keys():
         copies[part]._buffers.update(estimated[part])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_aeb.data.iterables import IterableArguments
+from pyro_aeb.data.iterables import IterableArguments, as_iterable
 from pyro_aeb.errors import ModelError
+from pyro_aeb.model.tracing import find_failure
 from pyro_aeb.nn.batches import Batches, as_batches, in_order
 from pyro_aeb.nn.pointwise import Gather, PartBatches, PlateParts, record
 from pyro_aeb.nn.predictive import (
@@ -98,7 +100,8 @@ def to_arviz(
     :param bool log_likelihood: whether to add that group.
     :param posterior_predictive: True to add that group; or samples of
         :class:`pyro.infer.Predictive` by site, their first axis that of all draws, to put there.
-    :param data: for the two groups: a DataLoader, or the model's arguments as a tuple or mapping;
+    :param data: for the two groups: a DataLoader or another iterable of batches, such as a list of
+        tuples or a generator function, or the model's arguments as a tuple or mapping;
         by default the run's own.
     :return: ``arviz.InferenceData`` with ArviZ 0.x, :class:`xarray.DataTree` with ArviZ 1.x.
     :raises TypeError: if ``mcmc`` keeps no draws, or its kernel is not an ``AEBKernel``.
@@ -135,12 +138,13 @@ def _run_batches(mcmc: Any) -> Batches | None:
         return None
     batches = Batches(given.args, given.kwargs, "the data of the run")
     if isinstance(source, IterableArguments):
-        batches._loader = given.args[0]
+        batches._loader = as_iterable(given.args[0])
     return batches
 
 
 def _batches(mcmc: Any, data: Any) -> Batches:
-    batches = _run_batches(mcmc) if data is None else as_batches(data, "data")
+    failure = partial(find_failure, mcmc.kernel.model)
+    batches = _run_batches(mcmc) if data is None else as_batches(data, "data", failure)
     if batches is None:
         raise ModelError(
             "the data of this run were given in other processes and are not at hand, expected data "

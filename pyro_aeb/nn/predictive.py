@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.infer import MCMC
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.mcmc.api import StreamingMCMC
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -29,6 +30,7 @@ from pyro_aeb.errors import ModelError, shorten
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.seeds import worker_chain
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
+from pyro_aeb.model.tracing import as_numbers, first_value
 from pyro_aeb.nn.batches import Batches, as_batches
 from pyro_aeb.nn.by_draw import DrawPredictions
 from pyro_aeb.nn.draw_buffers import (
@@ -96,13 +98,14 @@ class PosteriorPredictive:
     :param MCMC mcmc: a finished run, with any kernel and number of chains.
     :param str site: the observed site to predict, if there are several. Soft constraints and sites
         that are computed from latent sites, as by ``poutine.reparam``, are none.
-    :param recalibrate: training data, a DataLoader or the model's arguments as a tuple; some
-        thousand data are enough. For every draw, the statistics of BatchNorm and InstanceNorm are
+    :param recalibrate: training data: a DataLoader or another iterable of batches (a list of
+        tuples, a generator function), or the model's arguments as a tuple; some thousand data are
+        enough. For every draw, the statistics of BatchNorm and InstanceNorm are
         first estimated from them, as by :func:`torch.optim.swa_utils.update_bn` except that dropout
         stays off. One pass over them serves all draws of ``mcmc``; the hook needs one a draw. For a
         model without such statistics this costs one run of the model.
-    :param data: instead of ``mcmc``, the data that :meth:`hook` predicts: a DataLoader that does
-        not shuffle, or the model's arguments as a tuple.
+    :param data: instead of ``mcmc``, the data that :meth:`hook` predicts: batches that do not
+        shuffle, of any kind that ``recalibrate`` may be, or the model's arguments as a tuple.
     :raises TypeError: if an argument is of the wrong kind, or not exactly one of ``mcmc`` and
         ``data`` is given.
     :raises RuntimeError: if ``mcmc`` has not been run.
@@ -131,14 +134,16 @@ class PosteriorPredictive:
         only_one = len(self._likelihoods) == 1
         self._site = self._likelihoods[0] if site is None and only_one else site
         self._model = model
-        self._recalibrate = None if recalibrate is None else as_batches(recalibrate, "recalibrate")
-        self._data = None if data is None else as_batches(data, "data")
+        self._changed = changed_buffers(mcmc)
+        self._recalibrate, self._data = (
+            None if value is None else as_batches(value, name, self._find_failure)
+            for name, value in (("recalibrate", recalibrate), ("data", data))
+        )
         if self._data is not None and self._data.shuffles:
             raise ValueError(
                 "the DataLoader given as data= shuffles, expected the same order at every pass, by "
                 "which a draw's predictions are added to the earlier ones; use shuffle=False"
             )
-        self._changed = changed_buffers(mcmc)
         self._is_checked = False
         self._streamed: tuple[Mixture, Mixture] | None = None
         self._fingerprint = torch.zeros(0)  # of the last pass over the data
@@ -243,16 +248,22 @@ class PosteriorPredictive:
         return self._streamed
 
     def _find_failure(self, arguments: Arguments) -> Exception | None:
-        """Return the exception that the model raises at the first draw, None if it runs."""
+        """
+        Return the exception that the model raises at the first draw, or at first values where there
+        is none; None if it runs.
+        """
         site = LikelihoodSite(self._model, self._site, self._likelihoods)
+        draw = self._draws[0] if self._draws else {}
         try:
-            with prediction_mode(self._changed):
-                values = [s.value for s in site.run(self._draws[0], arguments).values()]
+            with prediction_mode(self._changed), InitMessenger(first_value):
+                for recorded in site.run(draw, arguments).values():
+                    if isinstance(recorded.value, Tensor):
+                        recorded.fn.log_prob(as_numbers(recorded.fn, recorded.value))
+                    elif recorded.value is not None:
+                        return TypeError("an observed value is no tensor")
         except Exception as error:  # of whatever kind
             return error
-        if all(value is None or isinstance(value, Tensor) for value in values):
-            return None
-        return TypeError("an observed value is no tensor")
+        return None
 
     def _predict_state(
         self, chain: Any, data: Batches, limit: int | None = None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import numpy as np
@@ -58,6 +59,11 @@ class Resettable:
         return BATCHES[self.i - 1]
 
 
+def generate():
+    """A generator function, whose generators are read once each."""
+    yield from BATCHES
+
+
 ARRAYS = [(x.numpy(), y.numpy()) for x, y in BATCHES]
 ITERABLES = {
     "list": BATCHES,
@@ -69,6 +75,8 @@ ITERABLES = {
     "loader of arrays": Batches(ARRAYS),
     "loader of dicts": Batches([{"y": y, "x": x} for x, y in ARRAYS]),
     "its own iterator": Resettable(),
+    "generator function": generate,
+    "its partial": functools.partial(generate),
 }
 
 
@@ -160,6 +168,7 @@ def test_batches_of_different_sizes_are_told_of():
     "make",
     [
         lambda: BATCHES,
+        lambda: generate,
         lambda: Batches(ARRAYS),
         lambda: Batches([{"x": x, "y": y} for x, y in BATCHES]),
         lambda: [(x,) for x, _ in BATCHES],
@@ -174,6 +183,60 @@ def test_predictions_for_an_iterable_are_those_for_all_data(make):
     torch.testing.assert_close(predict(make()).mean, means.mean(0))
     with raises_with("gives its batches once", "list(batches)"):
         predict(iter(BATCHES))
+
+
+OPTIONS = {
+    "arguments": (X, Y),
+    "list": BATCHES,
+    "tuple": tuple(BATCHES),
+    "list of arrays": ARRAYS,
+    "one batch": [(X, Y)],
+    "dicts": [{"x": x, "y": y} for x, y in BATCHES],
+    "generator function": generate,
+    "loader of arrays": Batches(ARRAYS),
+}
+
+
+@pytest.mark.parametrize("data", OPTIONS.values(), ids=OPTIONS)
+def test_options_take_arguments_or_batches(data):
+    predict = aeb.nn.PosteriorPredictive(loader_regression, data=data)
+    kernel = aeb.AEBKernel(loader_regression, aeb.SGLD(1e-3), aeb.StochasticApproximation(0.3))
+    mcmc = MCMC(kernel, 3, 1, disable_progbar=True, hook_fn=predict.hook)
+    mcmc.run(BATCHES)
+    means = mcmc.get_samples()["beta"] @ X.T
+    torch.testing.assert_close(predict().mean, means.mean(0))
+    found = aeb.to_arviz(mcmc, log_likelihood=True, data=data).log_likelihood["y"].values
+    sigma = mcmc.get_samples()["sigma2"].sqrt()[:, None]
+    torch.testing.assert_close(torch.tensor(found)[0], dist.Normal(means, sigma).log_prob(Y))
+
+
+def test_a_list_of_inputs_alone():
+    """Of tensors, it is batches unless the model takes them as its arguments."""
+    mcmc = run_model(loader_regression, BATCHES, save=["beta", "sigma2", "delta"])
+    means = (mcmc.get_samples()["beta"] @ X.T).mean(0)
+    predict = aeb.nn.PosteriorPredictive(loader_regression, mcmc, recalibrate=list(X.split(5)))
+    torch.testing.assert_close(predict(X).mean, means)
+    assert len(predict._recalibrate) == 4
+    arguments = aeb.nn.PosteriorPredictive(loader_regression, mcmc, recalibrate=[X, Y])
+    assert len(arguments._recalibrate) == 1
+
+
+def test_a_list_that_may_be_either():
+    def model(x, y=None):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", N, subsample=x):
+            pyro.sample("y", dist.Normal(m * x, 1.0), obs=y)
+
+    mcmc = run_model(model, X[:, 0], Y)
+    for data in ([Y, Y], (Y, Y)):
+        predict = functools.partial(aeb.nn.PosteriorPredictive, model, mcmc, recalibrate=data)
+        if isinstance(data, tuple):
+            assert len(predict()._recalibrate) == 1
+            continue
+        with raises_with("a list of 2, which may be the model's arguments or batches", "(X, y)"):
+            predict()
+    with raises_with("a list of 1: the model fails on them as its arguments", "taken for a batch"):
+        aeb.nn.PosteriorPredictive(model, mcmc, recalibrate=[(Y, Y, Y)])
 
 
 # What is no iterable of batches

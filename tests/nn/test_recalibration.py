@@ -63,6 +63,23 @@ def test_statistics_are_the_draws_own_and_averages_over_batches():
     torch.testing.assert_close(predict(TEST), torch.stack(expected).mean(0))
 
 
+@pytest.mark.parametrize(
+    "batches",
+    [
+        TRAIN.split(4),
+        list(TRAIN.split(4)),
+        [(x,) for x in TRAIN.split(4)],
+        lambda: (yield from TRAIN.split(4)),
+    ],
+    ids=["tuple", "list", "list of tuples", "generator function"],
+)
+def test_batches_need_no_loader(batches):
+    draws = replay_draws(w=WEIGHTS)
+    found = PosteriorPredictive(make_model(Network()), draws, recalibrate=batches)
+    expected = PosteriorPredictive(make_model(Network()), draws, recalibrate=make_loader(TRAIN))
+    assert torch.equal(found(TEST), expected(TEST))
+
+
 def test_statistics_are_those_of_update_bn_where_there_is_no_dropout():
     network = Network().train()
     network.drop.p = 0.0
