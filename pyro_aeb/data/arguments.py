@@ -39,6 +39,16 @@ class Batch(NamedTuple):
     indices: Mapping[str, Tensor]
     per_chain: bool = False
 
+    def of_chain(self, chain: int) -> Batch:
+        """Return the batch of one of several chains."""
+        indices = {n: i[chain] if i.dim() > 1 else i for n, i in self.indices.items()}
+
+        def select(leaf: Any) -> Any:
+            return leaf[chain] if isinstance(leaf, Tensor) else leaf
+
+        arguments = map_leaves(select, self.arguments) if self.per_chain else self.arguments
+        return Batch(arguments, indices)
+
 
 def unpack(batch: Any, kwargs: Mapping[str, Any]) -> Arguments:
     """

@@ -227,8 +227,12 @@ def _fill(value: Any) -> Any:
 
 def _domain_error(chain: Chain, batch: Batch, error: Exception, step_size: float) -> NonFiniteError:
     """Say at which site a model has failed in a step."""
-    model, (args, kwargs) = chain.posterior.model, batch.arguments
-    failing = (find_failing_site(model, args, kwargs, v) for v in chain.values_by_chain())
+    model = chain.posterior.model
+    batches = enumerate(chain.values_by_chain())
+    failing = (
+        find_failing_site(model, *own.arguments, values, own.indices)
+        for values, own in ((values, batch.of_chain(i)) for i, values in batches)
+    )
     site = next((name for name in failing if name is not None), None)
     draws = chain.recording.recorder.read("posterior")
     return missing_density_error(chain.step + 1, site, error, step_size, draws)

@@ -185,8 +185,16 @@ def init_to_zero(site: Site) -> Tensor:
         ) from error
 
 
-class _PlateCheck(Messenger):
-    """Refuse plates without data, and batches larger than the data."""
+class _Plates(Messenger):
+    """
+    Refuse plates without data, and batches larger than the data.
+
+    :param indices: of plates that take a part of their data; by default the plates draw them.
+    """
+
+    def __init__(self, indices: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._indices = indices
 
     def _pyro_sample(self, msg: Any) -> None:
         if not site_is_subsample(msg):
@@ -199,6 +207,8 @@ class _PlateCheck(Messenger):
                 f"plate {msg['name']!r} has subsample_size {batch}, expected a number from 1 to "
                 f"its size, {size}"
             )
+        if msg["value"] is None:
+            msg["value"] = self._indices.get(msg["name"])
 
 
 class Tracer:
@@ -220,6 +230,8 @@ class Tracer:
         self._replaced: set[Any] = set()  # latent sites that poutine.reparam computes from others
         self.first_values: Mapping[str, Tensor] = {}
         """Values of latent sites in place of feasible ones."""
+        self.indices: Mapping[str, Tensor] = {}
+        """Indices of plates in place of those that the plates draw."""
 
     def __call__(
         self, values: Mapping[str, Tensor], *, validate: bool = False, grad: bool = False
@@ -266,7 +278,7 @@ class Tracer:
             torch.set_grad_enabled(grad),
             pyro.validation_enabled(validate),
             InitMessenger(value_of),
-            _PlateCheck(),
+            _Plates(self.indices),
             nullcontext() if writes is None else writes,
         ):
             pyro.set_rng_seed(0)
@@ -345,14 +357,19 @@ def find_failing_site(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     values: Mapping[str, Tensor],
+    indices: Mapping[str, Tensor],
 ) -> str | None:
     """
     Return the site that a model fails at, the last one that it reaches or the one whose density
     fails; None if it does not fail.
+
+    :param indices: of the data in its plates.
     """
     last = _LastSite()
+    tracer = Tracer(last(model), args, kwargs)
+    tracer.indices = indices
     try:
-        for site in Tracer(last(model), args, kwargs)(values, validate=True).values():
+        for site in tracer(values, validate=True).values():
             last.name = site["name"]
             log_density(site)
     except Exception:

@@ -16,6 +16,7 @@ from pyro.infer import MCMC
 from pyro.infer.autoguide.initialization import init_to_feasible, init_to_sample, init_to_value
 from refusals import raises_with
 from torch.distributions import constraints
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
 from pyro_aeb import SGLD, AEBKernel, ModelError, NonFiniteError
@@ -193,6 +194,61 @@ def test_others_stop_with_the_step_the_site_and_the_draws(transition):
     assert all(part in str(error) for part in parts), str(error)
     assert error.site == "w" and len(error.draws["w"]) == error.step - 1 > 0
     assert torch.equal(error.draws["w"], kernel.recover()["w"])
+
+
+ODD = 17
+COVARIANCES = torch.eye(2).repeat(N, 1, 1)
+COVARIANCES[ODD] = torch.tensor([[1.0, 2.0], [2.0, 1.0]])  # of no distribution
+
+
+class FactorsInItsDensity(dist.Normal):
+    """A density that factors a matrix of every datum."""
+
+    def log_prob(self, value):
+        torch.linalg.cholesky((2.0 - self.scale)[..., None, None])
+        return super().log_prob(value)
+
+
+def an_odd_covariance(x, y, batch):
+    """The model fails as it makes the distribution of the third site."""
+    w = normal("w")
+    pyro.sample("all", dist.Normal(w, 1.0), obs=torch.tensor(0.1))
+    with pyro.plate("data", N, subsample_size=batch) as i:
+        pyro.sample("first", dist.Normal(w, 1.0), obs=y[i])
+        pyro.sample("second", dist.MultivariateNormal(torch.zeros(2), COVARIANCES[i]), obs=x[i])
+
+
+def an_odd_density(x, y, batch):
+    """The density of the first of two sites of data fails."""
+    w = normal("w")
+    with pyro.plate("data", N, subsample_size=batch) as i:
+        scale = torch.where(i == ODD, 3.0, 1.0)
+        pyro.sample("first", FactorsInItsDensity(w, scale), obs=y[i])
+        pyro.sample("second", dist.Normal(w, torch.ones(2)).to_event(1), obs=x[i])
+
+
+def an_odd_datum(x, y, i):
+    """The data are a loader's."""
+    w = normal("w")
+    with pyro.plate("data", N, subsample=i):
+        pyro.sample("first", dist.Normal(w, 1.0), obs=y)
+        pyro.sample("second", dist.MultivariateNormal(torch.zeros(2), COVARIANCES[i]), obs=x)
+
+
+LOADER = DataLoader(TensorDataset(X, Y, torch.arange(N)), 2, shuffle=True)
+
+
+@pytest.mark.parametrize(
+    "model, data",
+    [(an_odd_covariance, (X, Y, 2)), (an_odd_density, (X, Y, 2)), (an_odd_datum, (LOADER,))],
+)
+@pytest.mark.parametrize("order", ["permutation", "replacement"])
+def test_a_datum_at_which_the_model_fails_is_looked_for_in_its_batch(model, data, order):
+    """Without it, the model does not fail, and no site is named."""
+    kernel = AEBKernel(model, SGLD(1e-3), seed=3, minibatches=order)
+    with pytest.raises(NonFiniteError, match="at or after site 'first': .*cholesky") as info:
+        MCMC(kernel, 300, 0, disable_progbar=True).run(*data)
+    assert info.value.site == "first"
 
 
 def test_a_parameter_outside_its_domain_is_one_of_them():
