@@ -257,9 +257,10 @@ class PosteriorPredictive:
         try:
             with prediction_mode(self._changed), InitMessenger(first_value):
                 for recorded in site.run(draw, arguments).values():
-                    if isinstance(recorded.value, Tensor):
-                        recorded.fn.log_prob(as_numbers(recorded.fn, recorded.value))
-                    elif recorded.value is not None:
+                    value: Any = recorded.value
+                    if isinstance(value, Tensor):
+                        recorded.fn.log_prob(as_numbers(recorded.fn, value))
+                    elif value is not None:
                         return TypeError("an observed value is no tensor")
         except Exception as error:  # of whatever kind
             return error
