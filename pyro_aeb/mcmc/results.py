@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pyro.infer import MCMC
 from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
+from pyro.ops import stats
 from torch import Tensor
 
 from pyro_aeb.mcmc.chain_group import ChainGroup, Plan
 from pyro_aeb.mcmc.run_record import RunRecord
+
+BLOCK = 2**20
+"""Numbers of draws whose diagnostics are computed at a time, in some ten times their memory."""
 
 
 class RunResults(MCMC):
@@ -53,7 +58,9 @@ class RunResults(MCMC):
         Return effective sample sizes and split Gelman-Rubin statistics of the draws that
         ``get_samples`` groups by chain, and the kernel's diagnostics of each of these chains.
         """
-        result: dict[str, Any] = diagnostics(self.get_samples(group_by_chain=True))
+        draws = self.get_samples(group_by_chain=True)
+        with _linear_cummin():
+            result: dict[str, Any] = {name: _diagnose(value) for name, value in draws.items()}
         chains, _ = self._table()
         by_chain = dict(zip(chains, self._diagnostics, strict=True))
         for name in by_chain[chains[0]]:
@@ -66,7 +73,8 @@ class RunResults(MCMC):
 
         :param float prob: of the credible interval.
         """
-        print_summary(self.get_samples(group_by_chain=True), prob=prob)
+        with _linear_cummin():
+            print_summary(self.get_samples(group_by_chain=True), prob=prob)
         diverging = sum(len(chain["divergences"]) for chain in self._diagnostics)
         print(f"Number of divergences: {diverging}")
 
@@ -139,3 +147,26 @@ class RunResults(MCMC):
 
     def _group_of(self, chain: int) -> ChainGroup:
         return self._groups[chain if len(self._groups) > 1 else 0]
+
+
+@contextmanager
+def _linear_cummin() -> Iterator[None]:
+    """
+    Give Pyro's effective sample size torch's cumulative minimum, of the same values: Pyro's own
+    makes a table of draws times draws for every weight.
+    """
+    own = stats._cummin
+    stats._cummin = lambda values: values.cummin(0).values
+    try:
+        yield
+    finally:
+        stats._cummin = own
+
+
+def _diagnose(draws: Tensor) -> dict[str, Tensor]:
+    """Return Pyro's diagnostics of a site, draws of shape (chains, draws, ...)."""
+    flat = draws.reshape(*draws.shape[:2], -1)
+    width = max(1, BLOCK // max(1, flat.shape[:2].numel()))
+    parts = [diagnostics({"": part})[""] for part in flat.split(width, dim=-1)]
+    shape = draws.shape[2:]
+    return {name: torch.cat([part[name] for part in parts]).reshape(shape) for name in parts[0]}
