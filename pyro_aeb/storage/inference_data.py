@@ -47,15 +47,20 @@ def to_arviz(
     sites = [*chains[0]["roles"], *(v.source for group in (more or {}).values() for v in group)]
     axes = AxisNames(groups, sites, chains[0]["dims"], coords or {}, dims or {})
     attributes = attributes_of_groups(groups["posterior"], chains[0].get("settings", {}))
-    datasets = {
-        group: xarray.Dataset(
-            {name: (axes.names(v), v.values, v.attributes) for name, v in variables.items()},
-            attrs=attributes[group],
-        )
+    names = {
+        group: {name: axes.names(variable) for name, variable in variables.items()}
         for group, variables in groups.items()
     }
     axes.check_coords()
-    return to_container({g: data.assign_coords(axes.labels(data)) for g, data in datasets.items()})
+    datasets = {
+        group: xarray.Dataset(  # with its coordinates: assigned later, each is compared with all
+            {name: (names[group][name], v.values, v.attributes) for name, v in variables.items()},
+            axes.labels(names[group].values()),
+            attributes[group],
+        )
+        for group, variables in groups.items()
+    }
+    return to_container(datasets)
 
 
 def chain_reports(mcmc: object, reader: str) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,11 +162,12 @@ class AxisNames:
                     f"coords labels {name!r}, but the dimensions are {sorted(self._used)}."
                 )
 
-    def labels(self, data: Any) -> dict[str, Any]:
-        """Return the coordinates of a dataset whose axes were named here."""
+    def labels(self, names: Iterable[tuple[str, ...]]) -> dict[str, np.ndarray]:
+        """Return the coordinates of a dataset, by the names of its variables' axes."""
+        labels = self._coords
         return {
-            name: np.asarray(self._coords[name]) if name in self._coords else np.arange(size)
-            for name, size in data.sizes.items()
+            name: np.asarray(labels[name]) if name in labels else np.arange(self._lengths[name])
+            for name in dict.fromkeys(chain.from_iterable(names))
         }
 
     def _site(self, variable: Variable) -> str:
@@ -173,12 +175,12 @@ class AxisNames:
         name = variable.source
         owners = [
             site
-            for site, plates in self._plates.items()
+            for site in (name[:end] for end, letter in enumerate(name) if letter == "_")
             if site in self._sites
-            and name.startswith(f"{site}_")
+            and site in self._plates
             and self._shapes.get(site, variable.shape) == variable.shape
-            and list(self._plates.get(name, plates)) == list(plates)
-            and len(plates) == len(variable.shape)
+            and list(self._plates.get(name, self._plates[site])) == list(self._plates[site])
+            and len(self._plates[site]) == len(variable.shape)
         ]
         return name if name in self._sites else max(owners, key=len, default=name)
 

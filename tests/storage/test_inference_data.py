@@ -6,6 +6,8 @@
 own ``MCMC``, whose report is known to the last digit, then on runs of ``AEBKernel``.
 """
 
+import cProfile
+import pstats
 import warnings
 from unittest import mock
 
@@ -478,3 +480,26 @@ def test_kernel_with_arviz_from_pyro(two_chains):
         np.testing.assert_array_equal(theirs.posterior[name], ours.posterior[name])
     xarray.testing.assert_equal(theirs.sample_stats["diverging"], ours.sample_stats["diverging"])
     assert theirs.observed_data["y"].shape == (10,)  # one batch: from_pyro runs the model again
+
+
+def test_work_grows_with_the_number_of_sites():
+    """Not with its square, as when every axis was compared with all others."""
+
+    def calls(sites):
+        shapes = {"beta": (P,), "delta": (), "sigma2": ()}
+        shapes |= {f"layers.{i}.weight": (2, i % 3 + 1) for i in range(sites)}
+        mcmc = MCMC(
+            Reported(shapes, {name: [None] * len(shape) for name, shape in shapes.items()}),
+            num_samples=4, warmup_steps=0, disable_progbar=True,
+        )  # fmt: skip
+        mcmc.run()
+        profile = cProfile.Profile()
+        idata = profile.runcall(to_arviz, mcmc)
+        assert idata.posterior["layers.1.weight"].dims[2:] == (
+            "layers.1.weight_dim_0",
+            "layers.1.weight_dim_1",
+        )
+        return pstats.Stats(profile).total_calls
+
+    first = calls(40)
+    assert calls(160) - calls(80) <= 2.2 * (calls(80) - first)
