@@ -7,7 +7,9 @@ Sums over the segments of a vector that share a parameter, and the way back.
 A few segments are summed one by one. For many, the vector is cut into tiles of :data:`TILE`
 numbers. Tiles inside one segment are summed as tiles; only the numbers of tiles that a boundary
 runs through are summed one by one. The number of operations is then the same for any number of
-segments, and the order of summation never changes from run to run.
+segments, and the order of summation never changes from run to run. What adds up to a parameter's
+sum is a row of a rectangle, or where the rows would be too uneven, several rows, whose sums are
+added likewise.
 """
 
 from __future__ import annotations
@@ -17,13 +19,18 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 TILE = 256
 """Numbers in a tile."""
 
 FEW = 4
 """The most segments that are summed one by one."""
+
+WIDTH = 8
+"""Numbers in a row where the parameters' rows would be too uneven."""
+
+PADDING = 4
+"""How much larger than its numbers a rectangle with a row for each parameter may be."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,14 @@ class Segments:
                 totals[group] = totals[group] + total if group in totals else total
             return torch.stack([totals[group] for group in range(self.count)], dim=-1)
         tiles = self._tiles
-        parts = [values.index_select(-1, tiles.loose), values.new_zeros(*values.shape[:-1], 1)]
+        zero = values.new_zeros(*values.shape[:-1], 1)
+        parts = [values.index_select(-1, tiles.loose)]
         if values.shape[-1] >= TILE:
             parts.insert(0, values.unfold(-1, TILE, TILE).sum(-1))
-        members = torch.cat(parts, dim=-1).index_select(-1, tiles.members)
-        return members.unflatten(-1, (self.count, -1)).sum(-1)
+        for members, rows in zip(tiles.members, tiles.rows, strict=True):
+            numbers = torch.cat([*parts, zero], dim=-1).index_select(-1, members)
+            parts = [numbers.unflatten(-1, (rows, -1)).sum(-1)]
+        return parts[0]
 
     def lengths(self) -> list[float]:
         """Return the number of weights of each parameter."""
@@ -94,14 +104,17 @@ class _Tiles:
 
     :param Tensor first: the parameter of the first number of every tile.
     :param Tensor loose: the indices of the numbers in short tiles and tiles of several parameters.
-    :param Tensor members: for every parameter, which of (the full tiles, the loose numbers, a zero)
-        add up to its sum: a rectangle with a row for each, flat, padded with the zero.
+    :param members: which of (the full tiles, the loose numbers, a zero) add up to the sum of each
+        row, a flat rectangle padded with the zero; then which of (these sums, a zero) add up to
+        that of each row of the next rectangle. The last has a row for every parameter.
+    :param rows: the number of rows of each rectangle.
     """
 
     first: Tensor
     loose: Tensor
     loose_group: Tensor
-    members: Tensor
+    members: tuple[Tensor, ...]
+    rows: tuple[int, ...]
 
     @classmethod
     def of(cls, groups: Segments) -> _Tiles:
@@ -114,14 +127,37 @@ class _Tiles:
         loose[: full.numel()] = ~inside.repeat_interleave(TILE)
         places = loose.nonzero().flatten()
         summed = torch.cat([whole, len(full) + torch.arange(len(places))])
-        of = torch.cat([full[whole, 0], group[places]])
-        members = pad_sequence(
-            [summed[of == g] for g in range(groups.count)],
-            batch_first=True,
-            padding_value=len(full) + len(places),
+        owner, order = torch.cat([full[whole, 0], group[places]]).sort(stable=True)
+        lengths = torch.bincount(owner, minlength=groups.count)
+        members, zero, rectangles, rows = summed[order], len(full) + len(places), [], []
+        while not rows or rows[-1] > groups.count:
+            rectangle, lengths = _rectangle(members, lengths, zero)
+            rectangles.append(rectangle.to(groups.device))
+            rows.append(zero := int(lengths.sum()))
+            members = torch.arange(zero)
+        parts = (group[::TILE], places, group[places])
+        return cls(
+            *(p.contiguous().to(groups.device) for p in parts), tuple(rectangles), tuple(rows)
         )
-        parts = (group[::TILE], places, group[places], members.flatten())
-        return cls(*(part.contiguous().to(groups.device) for part in parts))
+
+
+def _rectangle(members: Tensor, lengths: Tensor, zero: int) -> tuple[Tensor, Tensor]:
+    """
+    Lay out members in rows, flat, padded with the zero: a row for each group, or rows of
+    :data:`WIDTH` where that would be too much padding.
+
+    :param members: of all groups, one after the other.
+    :param lengths: the number of members of each group.
+    :returns: the rectangle, and the number of rows of each group.
+    """
+    width = max(int(lengths.max()), 1)
+    if len(lengths) * width > PADDING * len(members):
+        width = min(width, WIDTH)
+    rows = torch.div(lengths + width - 1, width, rounding_mode="floor").clamp(min=1)
+    starts = width * (rows.cumsum(0) - rows) - (lengths.cumsum(0) - lengths)
+    rectangle = torch.full((int(rows.sum()) * width,), zero)
+    rectangle[torch.arange(len(members)) + starts.repeat_interleave(lengths)] = members
+    return rectangle, rows
 
 
 class WeightGroups:

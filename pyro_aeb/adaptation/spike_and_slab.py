@@ -30,7 +30,7 @@ from pyro_aeb.adaptation.equations import (
     stochastic_approximation,
 )
 from pyro_aeb.adaptation.options import StochasticApproximation
-from pyro_aeb.adaptation.segments import Segments, WeightGroups
+from pyro_aeb.adaptation.segments import FEW, Segments, WeightGroups
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.structure import Delta, Residuals, Sigma, SparseBlock, Structure
 from pyro_aeb.priors.base import SpikeAndSlab
@@ -105,7 +105,7 @@ class SpikeAndSlabRule:
         self._delta_learned = _Learned([d.site is not None for d in self.deltas], structure.device)
         narrow = torch.as_tensor(self.spike.variance < self.slab.variance)
         self._spike_is_narrow = narrow.to(structure.device)
-        self._likelihoods = _likelihoods(self.sigmas, tensor)
+        self._residuals = _ResidualSums(self.sigmas, tensor)
         self._check_modes(gammas)
 
     def _check_modes(self, sizes: Sequence[float]) -> None:
@@ -210,11 +210,7 @@ class SpikeAndSlabRule:
             square = torch.zeros_like(sigma)
         else:
             square = self._sum_by_sigma(quadratic.mul_(size).mul_(size))
-        count = self._sigma_sizes
-        for site, own, mask in self._likelihoods:
-            square = torch.addcmul(square, residuals[site].square.unsqueeze(-1), mask)
-            data = residuals[site].data
-            count = count + (data.unsqueeze(-1) if isinstance(data, Tensor) else data) * own
+        square, count = self._residuals.add(square, self._sigma_sizes, residuals)
         if self._terms is not None:
             return scale_mode(absolute, square + self._nu_lambda, count, self._terms, sigma)
         return scale_update(absolute, square, count, self._nu, self._nu_lambda)
@@ -308,18 +304,6 @@ def _per_parameter(values: list[float], tensor: Callable[[list[float]], Tensor])
     return values[0] if len(values) == 1 else tensor(values)
 
 
-def _likelihoods(
-    sigmas: Sequence[Sigma], tensor: Callable[[list[float]], Tensor]
-) -> list[tuple[str, float | Tensor, Tensor]]:
-    """Return every likelihood of a sigma, and which sigma it is of, by a 1 among zeros, twice."""
-    return [
-        (site, _per_parameter(own, tensor), tensor(own))
-        for sigma in sigmas
-        for own in [[float(other is sigma) for other in sigmas]]
-        for site in sorted(sigma.likelihoods)
-    ]
-
-
 def _terms(sigmas: Sequence[Sigma], tensor: Callable[[list[float]], Tensor]) -> ScaleTerms | None:
     """
     Return the terms of the sigmas' priors, one number each or one a sigma; None where all priors
@@ -336,6 +320,41 @@ def _terms(sigmas: Sequence[Sigma], tensor: Callable[[list[float]], Tensor]) -> 
             numbers = [absent if value is None else value for value in values]
             columns[name] = _per_parameter(numbers, tensor)
     return ScaleTerms(**columns)
+
+
+class _ResidualSums:
+    """Sums over the likelihoods of each sigma: of squared residuals, and of numbers of data."""
+
+    def __init__(self, sigmas: Sequence[Sigma], tensor: Callable[..., Tensor]) -> None:
+        self._sites = [site for sigma in sigmas for site in sorted(sigma.likelihoods)]
+        sizes = {i: len(sigma.likelihoods) for i, sigma in enumerate(sigmas) if sigma.likelihoods}
+        self._segments = None
+        self._masks: list[tuple[float | Tensor, Tensor]] = []
+        if len(sizes) > FEW:
+            parts = tuple(sizes.values()), tuple(sizes), len(sigmas), tensor(0.0).device
+            self._segments = Segments(*parts)
+            return
+        for i in (i for i, size in sizes.items() for _ in range(size)):
+            own = [float(other == i) for other in range(len(sigmas))]
+            self._masks.append((_per_parameter(own, tensor), tensor(own)))
+
+    def add(
+        self, square: Tensor, count: float | Tensor, residuals: Mapping[str, Residuals]
+    ) -> tuple[Tensor, float | Tensor]:
+        """Add the sums of all sigmas to ``square``, shape (..., S), and to ``count``."""
+        found = [residuals[site] for site in self._sites]
+        if self._segments is not None:
+            squares = torch.stack([residual.square for residual in found], dim=-1)
+            data: Any = [residual.data for residual in found]
+            if any(isinstance(number, Tensor) for number in data):
+                data = torch.stack([torch.zeros_like(r.square) + r.data for r in found], dim=-1)
+            data = torch.as_tensor(data, dtype=squares.dtype, device=squares.device)
+            return square + self._segments.sum(squares), count + self._segments.sum(data)
+        for residual, (own, mask) in zip(found, self._masks, strict=True):
+            square = torch.addcmul(square, residual.square.unsqueeze(-1), mask)
+            data = residual.data
+            count = count + (data.unsqueeze(-1) if isinstance(data, Tensor) else data) * own
+        return square, count
 
 
 class _Learned:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_aeb.adaptation.segments import FEW, TILE, Segments
+from pyro_aeb.adaptation.segments import FEW, TILE, WIDTH, Segments
 
 
 def one_group_each(*sizes: int) -> Segments:
@@ -34,6 +34,9 @@ CASES = {
     "a boundary at the end of a row": one_group_each(100, TILE - 100, 2 * TILE, 7, TILE - 7, 1),
     "twenty in several runs": Segments(tuple(range(1, 401, 10)), tuple(range(20)) * 2, 20),
     "one large and many small": one_group_each(20 * TILE, *[2] * 30),
+    "one larger still": one_group_each(900 * TILE, *[2] * 30),
+    "two large among small ones": one_group_each(*[1] * 20, 40 * TILE, *[3] * 20, 90 * TILE),
+    "one large in many runs": Segments((TILE, 5) * 40, (0, 1, 0, 2) * 20, 3),
     "numbers without a row of one group": one_group_each(*[TILE // 2 + 1] * 9),
 }
 
@@ -82,7 +85,9 @@ def test_a_part_of_a_longer_vector_is_summed_where_it_lies(name):
     torch.testing.assert_close(groups.sum(values), groups.sum(values.contiguous()))
 
 
-@pytest.mark.parametrize("sizes", [(10**6,), (10**6, 3, 5 * 10**5), (10**5,) * 20])
+@pytest.mark.parametrize(
+    "sizes", [(10**6,), (10**6, 3, 5 * 10**5), (10**5,) * 20, (10**6, *[3] * 100)]
+)
 def test_single_precision_suffices_for_large_groups(sizes):
     """
     Summing in blocks, the error of a sum of positive numbers grows as the length of a block, the
@@ -105,11 +110,23 @@ def test_not_a_number_stays_in_its_group():
     assert torch.equal(found[1:-1], torch.tensor(groups.lengths()[1:-1]))
 
 
+@pytest.mark.parametrize("sizes", [(200 * TILE, *[2] * 3000), (2,) * 3000, (300 * TILE,) * 6])
+def test_the_numbers_held_are_of_the_order_of_the_weights(sizes):
+    """Not of the number of groups times the length of the longest."""
+    tiles = one_group_each(*sizes)._tiles
+    assert sum(part.numel() for part in tiles.members) <= 2 * WIDTH * sum(sizes)
+
+
+def test_groups_of_similar_sizes_are_one_rectangle():
+    """As in older versions, so that a run of theirs continues bit for bit."""
+    assert len(CASES["twenty of all sizes"]._tiles.members) == 1
+
+
 @pytest.mark.parametrize("method", ["spread", "sum"])
 def test_nothing_is_written_in_place(method):
     """Code that torch's compiler made of a copy in place read it before it was written."""
-    segments = Segments((1000,) * 10, tuple(range(10)), 10)
-    values = torch.rand(10 if method == "spread" else 10_000)
+    segments = Segments((1000,) * 10 + (3 * 10**5,), tuple(range(11)), 11)
+    values = torch.rand(11 if method == "spread" else 310_000)
     graph = make_fx(lambda x: getattr(segments, method)(x))(values).graph
     operations = [node.target for node in graph.nodes if node.op == "call_function"]
     assert operations and not any(operation._schema.is_mutable for operation in operations)

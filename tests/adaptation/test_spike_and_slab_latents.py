@@ -306,6 +306,47 @@ class TestUpdate:
         a, b = (rule.update(before, beta, residuals, 0.5) for residuals in (RESIDUALS, larger))
         assert a.sigma[0] < b.sigma[0] and a.sigma[1] == b.sigma[1]
 
+    @pytest.mark.parametrize("chains", [(), (3,)])
+    @pytest.mark.parametrize("each", ["number", "tensor", "some of both"])
+    @pytest.mark.parametrize("count", [3, 7])
+    def test_many_sigmas_with_likelihoods_are_as_each_alone(self, count, each, chains):
+        """One sigma has two likelihoods, one has none."""
+        sites = [{f"y{i}"} for i in range(count - 2)] + [set(), {"u", "v"}]
+        sigmas = [
+            Sigma(f"s{i}", nu=3.0, nu_lambda=2.0, likelihoods=frozenset(own))
+            for i, own in enumerate(sites)
+        ]
+        first = {f"s{i}": torch.tensor(1.0 + i) for i in range(count)} | FIRST
+        deltas, options = [LEARNED_DELTA], StochasticApproximation(0.5)
+        blocks = [make_block(f"b{i}", 2, sigma=i) for i in range(count)]
+        together = SpikeAndSlabRule(make_structure(*blocks, sigmas=sigmas, deltas=deltas))
+
+        def data(name):
+            number = 10.0 + len(name) + ord(name[-1])
+            is_number = each == "number" or (each == "some of both" and name == "y0")
+            return number if is_number else torch.full(chains, number).double()
+
+        residuals = {
+            name: Residuals(1.0 + torch.rand(chains).double(), data(name))
+            for name in set.union(*sites)
+        }
+        beta = torch.randn(*chains, 2 * count).double()
+        start = together.init(first, options)
+        start = start._replace(
+            **{n: getattr(start, n).expand(*chains, -1) for n in ("rho", "slab", "sigma", "delta")}
+        )
+        found = together.update(start, beta, residuals, 0.5).sigma
+        for i, sigma in enumerate(sigmas):
+            alone = SpikeAndSlabRule(make_structure(2, sigmas=[sigma], deltas=deltas))
+            part = slice(2 * i, 2 * i + 2)
+            own = start._replace(
+                rho=start.rho[..., part],
+                slab=start.slab[..., part],
+                sigma=start.sigma[..., i : i + 1],
+            )
+            expected = alone.update(own, beta[..., part], residuals, 0.5).sigma
+            torch.testing.assert_close(found[..., i : i + 1], expected, rtol=1e-13, atol=0.0)
+
     @pytest.mark.parametrize("sigma", [LEARNED_SIGMA, Sigma(None, fixed=0.7)])
     @pytest.mark.parametrize("delta", [LEARNED_DELTA, Delta(None, fixed=0.2)])
     def test_fixed_groups_stay_bit_by_bit(self, sigma, delta):
