@@ -29,6 +29,9 @@ Order = Literal["permutation", "replacement"]
 ORDERS = ("every datum at most once an epoch", "independent draws")
 """Meanings of the orders, for error messages."""
 
+LONG = 2000
+"""Data from which on a permutation is saved as the random state that it was drawn from."""
+
 
 class Minibatches:
     """
@@ -57,6 +60,7 @@ class Minibatches:
         self._generator = generator
         self._plates = {name: pair for name, pair in plates.items() if pair[1] < pair[0]}
         self._epochs: dict[str, Tensor] = {}
+        self._origins: dict[str, dict[str, Any]] = {}  # from which an epoch can be drawn again
         self._starts: dict[str, int] = {}
         self._indices = {
             name: torch.arange(size, device=device)
@@ -93,11 +97,22 @@ class Minibatches:
         start = self._starts.get(name, size)
         if start + count > size:
             start = 0
+            self._note_origin(name, size)
             self._epochs[name] = torch.randperm(
                 size, generator=self._generator, device=self._device
             )
         self._starts[name] = start + count
         return self._epochs[name][start : start + count]
+
+    def _note_origin(self, name: str, size: int) -> None:
+        """Note the random state that a permutation is drawn from, where it is the smaller one."""
+        self._origins.pop(name, None)
+        generator = self._generator
+        if generator is None and self._device.type == "cpu":
+            generator = torch.default_generator
+        if size >= LONG and generator is not None:
+            origin = {"device": str(generator.device), "size": size}
+            self._origins[name] = {**origin, "random": generator.get_state()}
 
     def cover(self) -> Iterator[dict[str, Tensor]]:
         """
@@ -121,12 +136,23 @@ class Minibatches:
                 yield {**self._indices, name: indices}
 
     def state(self) -> dict[str, Any]:
-        """Return the current permutations, and the positions in them."""
-        return {"epochs": dict(self._epochs), "starts": dict(self._starts)}
+        """
+        Return the current permutations, of many data the random states that they were drawn from,
+        and the positions in them.
+        """
+        epochs = {n: epoch for n, epoch in self._epochs.items() if n not in self._origins}
+        return {"epochs": epochs, "origins": dict(self._origins), "starts": dict(self._starts)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore a :meth:`state`, without that of the generator."""
         self._epochs = {n: epoch.to(self._device) for n, epoch in state["epochs"].items()}
+        self._origins = dict(state.get("origins", {}))  # version 0.1 saved all permutations
+        for name, origin in self._origins.items():
+            device = torch.device(origin["device"])
+            generator = torch.Generator(device)
+            generator.set_state(origin["random"])
+            epoch = torch.randperm(origin["size"], generator=generator, device=device)
+            self._epochs[name] = epoch.to(self._device)
         self._starts = dict(state["starts"])
 
 

@@ -10,7 +10,8 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from pyro_aeb.data.minibatches import Minibatches
+from pyro_aeb.data.minibatches import LONG, ChainMinibatches, Minibatches
+from pyro_aeb.storage.checkpoint import from_bytes, to_bytes
 
 CPU = torch.device("cpu")
 
@@ -130,3 +131,48 @@ def test_there_may_be_no_plate():
 def test_another_order_is_an_error_that_names_both():
     with pytest.raises(ValueError, match="'shuffle', expected 'permutation' .* 'replacement'"):
         make_minibatches({}, "shuffle")
+
+
+PLATES = {"long": (LONG + 3, 700), "short": (LONG - 1, 900)}
+
+
+@pytest.mark.parametrize("seed", [3, None])
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 7])
+def test_saved_permutations_continue(seed, steps):
+    """Also if the state is saved again before the epoch ends."""
+    torch.manual_seed(5)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    batches = Minibatches(PLATES, "permutation", CPU, generator)
+    for _ in range(steps):
+        batches.next()
+    source = torch.default_generator if seed is None else generator
+    random, saved = source.get_state(), to_bytes(batches.state())
+    expected = [{n: x.clone() for n, x in batches.next().items()} for _ in range(8)]
+    again = make_minibatches(PLATES)
+    again.load(from_bytes(saved, "state"))
+    other = Minibatches(PLATES, "permutation", CPU, generator)
+    other.load(from_bytes(to_bytes(again.state()), "state"))
+    source.set_state(random)
+    for step in expected:
+        found = other.next()
+        assert found.keys() == step.keys()
+        assert all(torch.equal(found[name], step[name]) for name in step)
+
+
+def test_a_permutation_of_an_older_checkpoint_continues():
+    batches = make_minibatches(PLATES)
+    expected = [{n: x.clone() for n, x in batches.next().items()} for _ in range(2)]
+    old = {"epochs": dict(batches._epochs), "starts": {"long": 700, "short": 900}}
+    again = make_minibatches(PLATES, seed=1)
+    again.load(old)
+    found = again.next()
+    assert all(torch.equal(found[name], expected[1][name]) for name in PLATES)
+    assert again.state()["epochs"].keys() == PLATES.keys()  # whose origins are not known
+
+
+def test_a_saved_state_does_not_grow_with_the_data():
+    chains = [make_minibatches({"data": (10**6, 100)}, seed=i) for i in range(3)]
+    together = ChainMinibatches(chains)
+    for _ in range(3):
+        together.next()
+    assert len(to_bytes(together.state())) < 40_000
