@@ -129,16 +129,18 @@ class _Tiles:
         summed = torch.cat([whole, len(full) + torch.arange(len(places))])
         owner, order = torch.cat([full[whole, 0], group[places]]).sort(stable=True)
         lengths = torch.bincount(owner, minlength=groups.count)
-        members, zero, rectangles, rows = summed[order], len(full) + len(places), [], []
+        members, zero = summed[order], len(full) + len(places)
+        rectangles: list[Tensor] = []
+        rows: list[int] = []
         while not rows or rows[-1] > groups.count:
             rectangle, lengths = _rectangle(members, lengths, zero)
             rectangles.append(rectangle.to(groups.device))
             rows.append(zero := int(lengths.sum()))
             members = torch.arange(zero)
-        parts = (group[::TILE], places, group[places])
-        return cls(
-            *(p.contiguous().to(groups.device) for p in parts), tuple(rectangles), tuple(rows)
+        first, loose, of_loose = (
+            part.contiguous().to(groups.device) for part in (group[::TILE], places, group[places])
         )
+        return cls(first, loose, of_loose, tuple(rectangles), tuple(rows))
 
 
 def _rectangle(members: Tensor, lengths: Tensor, zero: int) -> tuple[Tensor, Tensor]:

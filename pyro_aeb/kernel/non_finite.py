@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.data.arguments import Arguments, named_numbers
+from pyro_aeb.data.finite import count_non_finite
 from pyro_aeb.errors import NonFiniteError, first_line
 
 _KEPT = "The draws finished before are in this error's `draws` and in kernel.recover()"
@@ -44,7 +45,7 @@ def check_batch(k: int, arguments: Arguments, draws: dict[str, Tensor]) -> None:
     :raises NonFiniteError: if a number in the batch is not finite.
     """
     for name, value in named_numbers(arguments):
-        if value.is_floating_point() and (count := int((~torch.isfinite(value)).sum())):
+        if count := count_non_finite(value):
             raise NonFiniteError(
                 f"step {k}: argument {name} of this batch has {count} non-finite of "
                 f"{value.numel()} numbers, so the run stops here; remove or impute them in "

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from pyro_aeb.data.finite import count_non_finite
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.structure import has_weights
 from pyro_aeb.model.tracing import Site, check_distribution, is_masked, unwrap
@@ -134,12 +135,11 @@ def _check_value(name: str, site: Site) -> None:
     value, fn = site["value"], site["fn"]
     if not isinstance(value, Tensor):
         return
-    if value.is_floating_point():
-        if bad := int((~torch.isfinite(value)).sum()):
-            raise ModelError(
-                f"observed site {name!r} has {bad} non-finite of {value.numel()} values; remove "
-                "them, or fill them with any finite number and leave them out with poutine.mask"
-            )
+    if bad := count_non_finite(value):
+        raise ModelError(
+            f"observed site {name!r} has {bad} non-finite of {value.numel()} values; remove "
+            "them, or fill them with any finite number and leave them out with poutine.mask"
+        )
     _check_support(name, site)
     expected = _batch_shape(site) + fn.event_shape
     sizes = zip(reversed(expected), reversed(value.shape), strict=False)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_aeb.data.finite import count_non_finite
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.perturbation import is_close, perturb
 from pyro_aeb.model.structure import has_weights
@@ -50,7 +51,7 @@ def _check_weights_of(name: str, weights: Tensor, shape: torch.Size) -> None:
             "index the weights with the plate's indices, `with pyro.plate(..., subsample_size=n) "
             "as i, pyro.poutine.scale(scale=w[i]):`, and do not put data of one event in a plate"
         )
-    if bad := int((~torch.isfinite(weights)).sum()):  # Pyro finds those that are not positive
+    if bad := count_non_finite(weights):  # Pyro finds those that are not positive
         raise ModelError(
             f"site {name!r} is weighted by poutine.scale, and {bad} of {weights.numel()} weights "
             "are not finite, expected numbers greater than 0"

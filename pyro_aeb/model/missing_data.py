@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_aeb.data.finite import count_non_finite
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.perturbation import perturb
 from pyro_aeb.model.tracing import Site, Tracer
@@ -28,9 +29,8 @@ def _find_missing(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return which numbers of the model's arguments are not finite, where any are."""
     missing = {}
     for name, value in tensors.items():
-        if value.is_floating_point() and not value.is_meta:
-            if bool((bad := ~torch.isfinite(value)).any()):
-                missing[name] = bad
+        if not value.is_meta and count_non_finite(value):
+            missing[name] = ~torch.isfinite(value)
     return missing
 
 

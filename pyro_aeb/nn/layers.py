@@ -18,6 +18,7 @@ from pyro.nn.module import PyroModule
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pyro_aeb.data.finite import count_non_finite
 from pyro_aeb.errors import ModelError, shorten
 
 Sparse = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -114,7 +115,7 @@ def _check_parameter(name: str, parameter: nn.Parameter) -> None:
             "which noise and latents can be computed; call module.float(), and run it in lower "
             "precision by torch.autocast inside the model"
         )
-    if bad := int((~torch.isfinite(parameter.detach())).sum()):
+    if bad := count_non_finite(parameter.detach()):
         raise ModelError(
             f"parameter {name!r} has {bad} non-finite of {parameter.numel()} numbers, expected "
             "finite ones, at which the chain can start"
