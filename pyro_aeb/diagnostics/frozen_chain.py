@@ -26,6 +26,7 @@ from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.algorithm import step_numbers
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.chain_state import load, state_of
+from pyro_aeb.kernel.random_bits import convert_bits
 from pyro_aeb.mcmc.api import MCMC as AEBMCMC
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
 from pyro_aeb.storage.inference_data import chain_reports
@@ -102,8 +103,9 @@ class FrozenChain:
             before, batch = chain.state, chain.data.next()
             likelihood = chain.posterior.evaluate_likelihood(before.position, chain.latents, batch)
             target = chain.target(batch) if chain.needs_target else None
+            noise = convert_bits(chain.noise.draw())
             chain.state, _ = chain.update(
-                before, chain.latents, likelihood, chain.noise.draw(), numbers, 0.0, target
+                before, chain.latents, likelihood, noise, numbers, 0.0, target
             )
             if not bool(torch.isfinite(chain.state.position).all()):
                 raise NonFiniteError(

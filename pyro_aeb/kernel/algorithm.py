@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from pyro_aeb.kernel.non_finite import (
     non_finite_chains,
 )
 from pyro_aeb.kernel.options import KernelOptions
+from pyro_aeb.kernel.random_bits import convert_bits
 from pyro_aeb.model.side_effects import preserve_buffers
 from pyro_aeb.model.tracing import find_failing_site
 from pyro_aeb.posterior.likelihood import Evaluation
@@ -54,40 +55,66 @@ def step(options: KernelOptions, chain: Chain, measure: bool = False) -> None:
     k = chain.step + 1
     numbers, omega = step_numbers(options, k), sa_weight(options, chain, k)
     batch = chain.data.next()
+    target = chain.target(batch) if chain.needs_target else None
     try:
-        _advance(options, chain, batch, numbers, omega, measure)
+        stepped = _run(chain, k, batch, numbers, omega, target)
     except Exception as error:
         if not is_domain_error(error):
             raise
         raise _domain_error(chain, batch, error, numbers.step_size) from error
+    if measure:
+        chain.measure(options.transition, stepped, numbers, omega, target)
+    chain.state, chain.latents = stepped.state, stepped.latents
+    if chain.pruner is not None:
+        chain.state = chain.pruner.prune(chain.state, k, chain.wide_probability)  # (9), (10)
+    chain.step = k
+    chain.torn = False
 
 
-def _advance(
-    options: KernelOptions,
+class Stepped(NamedTuple):
+    """
+    The result of an iteration, before pruning.
+
+    :param state: the transition's.
+    :param Tensor log_density: of the likelihood, where the gradient was taken.
+    :param Tensor health: see :meth:`~pyro_aeb.posterior.likelihood.Evaluation.health`.
+    """
+
+    state: Any
+    latents: Latents | None
+    log_density: Tensor
+    health: Tensor
+
+
+def _run(
     chain: Chain,
+    k: int,
     batch: Batch,
     numbers: StepNumbers,
     omega: float,
-    measure: bool,
-) -> None:
-    """Advance a chain by one iteration with a batch."""
-    k = chain.step + 1
-    likelihood = chain.posterior.evaluate_likelihood(chain.state.position, chain.latents, batch)
-    if not chain.finite.passes(likelihood.log_density, likelihood.gradient):
+    target: StepTarget | None,
+) -> Stepped:
+    """Run the equations of step k on a batch, compiled or as written; the chain stays."""
+    state, latents, compiled, noise = chain.state, chain.latents, chain.compiled, None
+    if compiled is not None:
+        chain.torn = True  # until the state is that of step k
+        noise = chain.noise.draw()
+        stepped = compiled(state, latents, batch, noise, numbers, omega)
+        if stepped is None:
+            chain.compiled = None
+        elif chain.finite.passes(stepped.health):
+            compiled.warn()
+            return stepped
+    likelihood = chain.posterior.evaluate_likelihood(state.position, latents, batch)
+    health = likelihood.health()
+    if not chain.finite.passes(health):
         raise _gradient_error(chain, k, batch, likelihood, numbers.step_size)
-    target = chain.target(batch) if chain.needs_target else None
-    chain.torn = True  # until the state is that of step k
-    noise = chain.noise.draw()
-    state, latents = chain.update(
-        chain.state, chain.latents, likelihood, noise, numbers, omega, target
-    )
-    if measure:
-        chain.measure(options.transition, likelihood, state, latents, numbers, omega, target)
-    chain.state, chain.latents = state, latents
-    if chain.pruner is not None:
-        chain.state = chain.pruner.prune(state, k, chain.wide_probability)  # (9), (10)
-    chain.step = k
-    chain.torn = False
+    chain.torn = True
+    noise = convert_bits(chain.noise.draw() if noise is None else noise)
+    state, latents = chain.update(state, latents, likelihood, noise, numbers, omega, target)
+    if compiled is not None:
+        compiled.warn()
+    return Stepped(state, latents, likelihood.log_density, health)
 
 
 class Update:
@@ -178,16 +205,9 @@ class FiniteCheck:
         self._host = torch.zeros((), dtype=dtype, device="cpu", pin_memory=pinned)
         self._number = self._host.numpy()
 
-    def passes(self, log_density: Tensor, gradient: Tensor) -> bool:
-        """
-        Record a step's numbers; False where a step is known to have had a non-finite one.
-
-        :param Tensor log_density: shape (...).
-        :param Tensor gradient: shape (..., D).
-        """
-        if log_density.dim():
-            log_density = log_density.sum()
-        self._host.copy_(gradient.sum().add_(log_density), non_blocking=True)
+    def passes(self, health: Tensor) -> bool:
+        """Record a step's number; False where a step is known to have had a non-finite one."""
+        self._host.copy_(health, non_blocking=True)
         return math.isfinite(self._number)
 
     def settle(self) -> bool:

@@ -26,14 +26,14 @@ from pyro_aeb.kernel.draws import Recording, progress_figures
 from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Structure, rho_name
-from pyro_aeb.posterior.likelihood import Evaluation
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.posterior.step_target import StepTarget
 from pyro_aeb.pruning import Pruner
 from pyro_aeb.transitions import AnyTransition, StepNumbers, statistics_of
 
 if TYPE_CHECKING:
-    from pyro_aeb.kernel.algorithm import FiniteCheck
+    from pyro_aeb.kernel.algorithm import FiniteCheck, Stepped
+    from pyro_aeb.kernel.compiled_step import CompiledStep
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Chain:
     :param int warmup: draws of warm-up, which are not recorded.
     :param Buffers buffers: those of modules that the model changes.
     :param update: the part of a step that follows the likelihood's gradient.
+    :param compiled: a whole step, None where steps run as written.
     :param bool needs_target: whether the transition asks for Q at other positions.
     :param bool rejects: whether the transition rejects positions of density 0.
     :param FiniteCheck finite: detects a step whose numbers are not finite.
@@ -64,6 +65,7 @@ class Chain:
     buffers: Buffers
     noise: Noise
     update: Callable[..., tuple[Any, Latents | None]]
+    compiled: CompiledStep | None
     needs_target: bool
     finite: FiniteCheck
     rejects: bool = False
@@ -133,16 +135,15 @@ class Chain:
     def measure(
         self,
         transition: AnyTransition,
-        likelihood: Evaluation,
-        state: Any,
-        latents: Latents | None,
+        stepped: Stepped,
         numbers: StepNumbers,
         omega: float,
         target: StepTarget | None,
     ) -> None:
-        """Record the statistics of a step to ``state`` and ``latents``, before pruning."""
+        """Record the statistics of a step, before pruning."""
+        state, latents = stepped.state, stepped.latents
         self._potential = self.posterior.potential(
-            likelihood.log_density, self.state.position, self.latents
+            stepped.log_density, self.state.position, self.latents
         )
         self._measured = {**statistics_of(transition, self.state, state, numbers, target)}
         if self.latents is not None and latents is not None:

@@ -23,11 +23,11 @@ from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches, StepData
 from pyro_aeb.errors import ModelError, first_line, is_domain_error
 from pyro_aeb.kernel.algorithm import FiniteCheck, Update
 from pyro_aeb.kernel.chain import Chain
+from pyro_aeb.kernel.compiled_step import CompiledStep
 from pyro_aeb.kernel.draws import Recording, names_to_save
 from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.seeds import generator_of
-from pyro_aeb.kernel.update import CompiledUpdate
 from pyro_aeb.model.inspection import explain_failures, inspect_model, named_tensors
 from pyro_aeb.model.side_effects import Buffers, preserve_buffers
 from pyro_aeb.model.structure import Structure
@@ -83,12 +83,13 @@ def start_chain(
     position, latents = _find_starts(options, posterior, batch, generators, given, vectorized)
     if options.data_parallel:
         check_agreement(ranks, (position, *values_of(latents)))
-    if options.compile == "all":
-        posterior.compile(buffers)
     transition: Any = options.transition
     needs_target = isinstance(transition, TargetTransition)
-    compiled = options.compile is not None and not needs_target
-    update = Update(posterior, transition)
+    update, compiled = Update(posterior, transition), None
+    if options.compile and (needs_target or options.data_parallel):
+        posterior.compile(buffers, minibatches[0].partial)
+    elif options.compile:
+        compiled = CompiledStep(update, buffers, minibatches[0].partial, position)
     like = position.new_empty(*position.shape[:-1], noise_size(transition, structure.size))
     return Chain(
         structure=structure,
@@ -100,8 +101,9 @@ def start_chain(
         warmup=warmup,
         recording=Recording(structure, saved, position.shape[:-1], recorder),
         buffers=buffers,
-        noise=Noise(options.noise, like, generators, bits=compiled),
-        update=CompiledUpdate(update) if compiled else update,
+        noise=Noise(options.noise, like, generators, bits=compiled is not None),
+        update=update,
+        compiled=compiled,
         needs_target=needs_target,
         rejects=getattr(transition, "rejects", False),
         finite=FiniteCheck(structure.device, structure.dtype),

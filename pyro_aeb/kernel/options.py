@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any
 
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.data.minibatches import ORDERS, Order
@@ -19,11 +20,6 @@ from pyro_aeb.pruning import Pruning
 from pyro_aeb.schedules import Schedule, as_schedule
 from pyro_aeb.transitions import AnyTransition, TargetTransition
 from pyro_aeb.validation import choice, count, flag, names
-
-Compile = Literal["update", "all"]
-"""What a kernel compiles: the update that follows the likelihood's gradient, or that too."""
-
-COMPILED = ("what a step does after the likelihood's gradient", "the gradient too")
 
 
 @dataclass(eq=False, repr=False)
@@ -48,7 +44,7 @@ class KernelOptions:
     freeze_after_warmup: bool = False
     minibatches: Order = "permutation"
     noise: Kind = "normal"
-    compile: Compile | None = None
+    compile: bool = False
     seed: int | None = None
     data_parallel: bool = False
 
@@ -86,7 +82,7 @@ class KernelOptions:
         self.save = names("save", self.save)
         choice("minibatches", self.minibatches, Order, *ORDERS)
         choice("noise", self.noise, Kind, *KINDS)
-        choice("compile", self.compile, Compile, *COMPILED, optional=True)
+        self.compile = _compile_flag(self.compile)
         flag("freeze_after_warmup", self.freeze_after_warmup)
         flag("data_parallel", self.data_parallel)
         self.seed = None if self.seed is None else int(self.seed)
@@ -94,12 +90,6 @@ class KernelOptions:
     def _check_combinations(self) -> None:
         transition = self.transition
         if isinstance(transition, TargetTransition):
-            if self.compile == "update":
-                raise ValueError(
-                    f"compile is 'update' and a step of {transition!r} runs the model, which is "
-                    "not of the update; use compile='all', which compiles the model's gradient, "
-                    "or None"
-                )
             if self.noise != "normal" and transition.noise_size(1) > 1:
                 raise ValueError(
                     f"noise is {self.noise!r} and {transition!r} decides by its numbers, expected "
@@ -110,3 +100,17 @@ class KernelOptions:
                 "data_parallel=True without a seed, expected seed=..., the same on all ranks, from "
                 "which they draw the same noise and minibatches"
             )
+
+
+def _compile_flag(value: Any) -> bool:
+    """Return whether to compile; the values of version 0.1 are deprecated."""
+    if value in ("update", "all") or value is None:
+        new = value is not None
+        warnings.warn(
+            f"compile={value!r} is deprecated, expected compile={new}: a step is compiled as a "
+            "whole, or not at all",
+            DeprecationWarning,
+            stacklevel=6,
+        )
+        return new
+    return flag("compile", value)

@@ -44,6 +44,13 @@ class Evaluation(NamedTuple):
     gradient: Tensor
     statistics: SufficientStatistics
 
+    def health(self) -> Tensor:
+        """Return one number that is finite where log density and gradient are."""
+        log_density = self.log_density
+        if log_density.dim():
+            log_density = log_density.sum()
+        return self.gradient.sum().add_(log_density)
+
 
 class Likelihood:
     """

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from pyro_aeb.adaptation.sweep import Adaptation, Latents
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Structure
-from pyro_aeb.posterior.compiled_likelihood import CompiledLikelihood
 from pyro_aeb.posterior.likelihood import Evaluation, Likelihood
+from pyro_aeb.posterior.program import CompiledLikelihood
 
 
 class NormalPrior:
@@ -67,10 +67,14 @@ class Posterior:
         self._normal = normal if normal.size else None
         self._normal_range = slice(structure.sparse_size, structure.sparse_size + normal.size)
 
-    def compile(self, buffers: Buffers) -> None:
-        """Compile the likelihood's gradient."""
+    def compile(self, buffers: Buffers, partial: Collection[str]) -> None:
+        """
+        Compile the likelihood's gradient.
+
+        :param partial: the plates whose indices change from step to step.
+        """
         if isinstance(self.likelihood, Likelihood):
-            self.likelihood = CompiledLikelihood(self.likelihood, buffers)
+            self.likelihood = CompiledLikelihood(self.likelihood, buffers, partial)
 
     def evaluate(self, position: Tensor, latents: Latents | None, batch: Batch) -> Evaluation:
         """

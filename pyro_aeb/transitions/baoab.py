@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
-from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
+from pyro_aeb.transitions.base import (
+    StepNumbers,
+    add_scaled,
+    add_scaled_,
+    kinetic_temperature,
+    square_root,
+)
 from pyro_aeb.validation import number, set_fields
 
 
@@ -88,9 +94,10 @@ class BAOAB:
         """Step by B, A, O, A; see :meth:`pyro_aeb.transitions.base.Transition.step`."""
         eta, tau = numbers
         kept = math.exp(-self.friction)
-        momentum = torch.add(state.momentum, gradient, alpha=eta)
+        momentum = add_scaled(state.momentum, gradient, eta)
         position = torch.add(state.position, momentum, alpha=0.5)
-        momentum.mul_(kept).add_(noise, alpha=math.sqrt((1.0 - kept * kept) * eta / tau))
+        spread = square_root((1.0 - kept * kept) * eta / tau)
+        add_scaled_(momentum.mul_(kept), noise, spread)
         return BAOABState(position.add_(momentum, alpha=0.5), momentum)
 
     def statistics(

@@ -50,9 +50,11 @@ class names as ``held``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from pyro_aeb.schedules import Schedule
@@ -62,14 +64,31 @@ State = TypeVar("State")
 
 class StepNumbers(NamedTuple):
     """
-    The numbers of one step.
+    The numbers of one step; tensors of one number each where the step is compiled.
 
-    :param float step_size: the transition's own schedule at this step.
-    :param float inverse_temperature: tau; the target is proportional to exp(tau Q).
+    :param step_size: the transition's own schedule at this step.
+    :param inverse_temperature: tau; the target is proportional to exp(tau Q).
     """
 
-    step_size: float
-    inverse_temperature: float
+    step_size: float | Tensor
+    inverse_temperature: float | Tensor
+
+
+def square_root(number: float | Tensor) -> float | Tensor:
+    """Return the root of a number, or of a tensor."""
+    return number.sqrt() if isinstance(number, Tensor) else math.sqrt(number)
+
+
+def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
+    """Return x + factor y."""
+    if isinstance(factor, Tensor):
+        return torch.addcmul(x, y, factor)
+    return torch.add(x, y, alpha=factor)
+
+
+def add_scaled_(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
+    """Add factor y to x in place, and return x."""
+    return x.addcmul_(y, factor) if isinstance(factor, Tensor) else x.add_(y, alpha=factor)
 
 
 class Transition(Protocol[State]):

@@ -84,7 +84,10 @@ class CyclicalSGMCMC:
         Step by the inner transition, without noise during exploration; see
         :meth:`pyro_aeb.transitions.base.Transition.step`.
         """
-        if numbers.step_size > self.threshold:
+        explores = numbers.step_size > self.threshold
+        if isinstance(explores, Tensor):
+            noise = torch.where(explores, 0.0, noise)
+        elif explores:
             noise = torch.zeros_like(noise)
         return self.inner.step(state, gradient, noise, numbers)
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +13,12 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
-from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
+from pyro_aeb.transitions.base import (
+    StepNumbers,
+    add_scaled_,
+    kinetic_temperature,
+    square_root,
+)
 from pyro_aeb.validation import number, set_fields
 
 
@@ -79,10 +83,9 @@ class SGHMC:
     ) -> SGHMCState:
         """Step by equation (3b); see :meth:`pyro_aeb.transitions.base.Transition.step`."""
         eta, tau = numbers
-        momentum = torch.mul(state.momentum, 1.0 - self.friction)
-        momentum.add_(gradient, alpha=eta)
+        momentum = add_scaled_(torch.mul(state.momentum, 1.0 - self.friction), gradient, eta)
         variance = 2.0 * eta * (self.friction - self.gradient_noise) / tau
-        momentum.add_(noise, alpha=math.sqrt(variance))
+        add_scaled_(momentum, noise, square_root(variance))
         return SGHMCState(state.position + momentum, momentum)
 
     def statistics(

@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
-from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
+from pyro_aeb.transitions.base import (
+    StepNumbers,
+    add_scaled,
+    add_scaled_,
+    kinetic_temperature,
+    square_root,
+)
 from pyro_aeb.validation import set_fields
 
 
@@ -60,9 +64,8 @@ class SGLD:
     ) -> SGLDState:
         """Step by equation (3a); see :meth:`pyro_aeb.transitions.base.Transition.step`."""
         epsilon, tau = numbers
-        position = torch.add(state.position, gradient, alpha=epsilon)
-        position.add_(noise, alpha=math.sqrt(2.0 * epsilon / tau))
-        return SGLDState(position)
+        position = add_scaled(state.position, gradient, epsilon)
+        return SGLDState(add_scaled_(position, noise, square_root(2.0 * epsilon / tau)))
 
     def statistics(
         self, before: SGLDState, after: SGLDState, numbers: StepNumbers

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.schedules import Schedule, as_schedule
-from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
+from pyro_aeb.transitions.base import StepNumbers, add_scaled, kinetic_temperature
 from pyro_aeb.validation import positive, set_fields
 
 
@@ -102,7 +102,7 @@ class SGNHT:
             mean_square = (momentum * momentum * moving).sum(-1, keepdim=True) / count
             return friction + 0.5 * self.coupling * (mean_square * (tau / eta) - 1.0)
 
-        momentum = torch.add(state.momentum, gradient, alpha=eta)
+        momentum = add_scaled(state.momentum, gradient, eta)
         position = torch.add(state.position, momentum, alpha=0.5)
         friction = update_friction(state.friction, momentum)
         variance = 2.0 * self.friction * (eta / tau) * _mean_decay(2.0 * friction)

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-``compile="all"``: the likelihood's gradient, and what comes after it, compiled. Most tests have
-torch take down the operations of a step, as always, and run what it took down without generating
-code; those of machine code, at the end, compile it with a C++ compiler.
+Models in a compiled step. Most tests have torch record the operations of a step, as always, and run
+what it recorded without generating code; those of machine code, at the end, compile it with a C++
+compiler.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import pickle
 import random
 import shutil
 import warnings
-from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -37,16 +36,14 @@ from models import (
 from rank_runs import run_on_ranks
 from runs import Network, Stop, StopAt, assert_same_records, copy_records, make_mcmc, resume_mcmc
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
 from pyro_aeb.errors import CompileWarning, ModelError
-from pyro_aeb.posterior import compiled_likelihood as traced
+from pyro_aeb.posterior import program
 
 STEPS = 8
-STEP_SIZE = 2.0**-12
-"""A number of single precision too: compiled updates round to it."""
+STEP_SIZE = 1e-4
 X, Y = linear_data(dtype=torch.float64)
 ADAPTATION = aeb.StochasticApproximation(0.25)
 TOGETHER = range(3)
@@ -127,14 +124,14 @@ def assert_close(found, expected) -> None:
         )
 
 
-def run_and_catch_warning(run) -> tuple[dict[str, torch.Tensor], str]:
+def run_and_catch_warning(run, says="runs as it is written") -> tuple[dict[str, torch.Tensor], str]:
     """What a run found, and the one warning that something is not compiled."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = run()
     messages = [str(w.message) for w in caught if issubclass(w.category, CompileWarning)]
     assert len(messages) == 1, messages  # not at every step
-    assert "runs as it is written" in messages[0] and "compile='update'" in messages[0]
+    assert says in messages[0]
     return found, messages[0]
 
 
@@ -142,9 +139,6 @@ def run_and_catch_warning(run) -> tuple[dict[str, torch.Tensor], str]:
 def double():
     """Rounding is then too small to grow into a difference within a few steps."""
     torch.set_default_dtype(torch.float64)
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture
@@ -152,13 +146,11 @@ def programs(monkeypatch):
     """Runs without generating code; the programs that were made."""
     made = []
 
-    def program(graph, inputs):
+    def keep(graph, inputs):
         made.append(graph)
         return graph
 
-    monkeypatch.setattr(traced, "compile_graph", program)
-    compile = partial(torch.compile, backend=CompileCounter())
-    monkeypatch.setattr("pyro_aeb.kernel.update.torch.compile", compile)
+    monkeypatch.setattr(program, "compile_graph", keep)
     return made
 
 
@@ -177,9 +169,9 @@ def all_compiled(programs):
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_are_those_of_the_model_as_it_is_written(all_compiled, name, together):
     build, data, adaptation = MODELS[name]
-    expected = build_and_run(build, None, data, together, adaptation=adaptation)
+    expected = build_and_run(build, False, data, together, adaptation=adaptation)
     assert len(all_compiled) == 0
-    found = build_and_run(build, "all", data, together, adaptation=adaptation)
+    found = build_and_run(build, True, data, together, adaptation=adaptation)
     assert len(all_compiled) == 1
     assert_close(found, expected)
 
@@ -188,8 +180,8 @@ def test_steps_are_those_of_the_model_as_it_is_written(all_compiled, name, toget
     "options", [{"noise": "three-point"}, {"pruning": aeb.MagnitudePruning(0.5)}], ids=str
 )
 def test_other_options_go_with_it(all_compiled, options):
-    expected = build_and_run(make_network_model, None, **options)
-    assert_close(build_and_run(make_network_model, "all", **options), expected)
+    expected = build_and_run(make_network_model, False, **options)
+    assert_close(build_and_run(make_network_model, True, **options), expected)
 
 
 def test_python_runs_at_the_first_two_steps_only(all_compiled):
@@ -199,7 +191,7 @@ def test_python_runs_at_the_first_two_steps_only(all_compiled):
         runs.append(len(runs))
         sparse_regression(X, y)
 
-    kernel = make_kernel(model, "all")
+    kernel = make_kernel(model, True)
     kernel.start(0, 0, (X, Y), {})
     assert len(all_compiled) == 0  # looks at a model, and its start, are not worth compiling
     looks = len(runs)
@@ -212,7 +204,7 @@ def test_a_loader_whose_last_batch_is_short(all_compiled):
         loader = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)  # of 20 data
         return record_steps(make_kernel(loader_regression, compile), (loader,))
 
-    assert_close(run("all"), run(None))
+    assert_close(run(True), run(False))
     assert len(all_compiled) == 2
 
 
@@ -228,7 +220,7 @@ def test_weights_that_are_not_sampled_are_read_at_every_step(all_compiled):
         kernel.advance(3)
         return kernel.chain.state._asdict()
 
-    assert_close(run("all"), run(None))
+    assert_close(run(True), run(False))
     assert len(all_compiled) == 1
 
 
@@ -250,28 +242,27 @@ def with_a_branch(X, y):
 
 @pytest.mark.parametrize("model", [with_item, with_a_branch])
 def test_a_model_that_cannot_be_traced_runs_as_it_is_written(programs, model):
-    expected = record_steps(make_kernel(model, None))
-    found, message = run_and_catch_warning(lambda: record_steps(make_kernel(model, "all")))
+    expected = record_steps(make_kernel(model, False))
+    found, message = run_and_catch_warning(lambda: record_steps(make_kernel(model, True)))
     assert "cannot be traced" in message and ".item()" in message
     assert_close(found, expected)
     assert programs == []
 
 
 def test_an_error_of_the_models_own_stays_its_own(all_compiled):
-    kernel = make_kernel(sparse_regression, "all")
+    kernel = make_kernel(sparse_regression, True)
     kernel.start(0, 0, (X, Y), {})
-    model = kernel.chain.posterior.likelihood._likelihood
 
     def fails(*_):
         raise KeyError("of my own")
 
-    model._model = fails
+    kernel.chain.posterior.likelihood._model = fails
     with pytest.raises(KeyError, match="of my own"):
         kernel.advance(1)
 
 
 def test_a_model_that_several_chains_cannot_run_is_told_of_as_ever(all_compiled):
-    kernel = make_kernel(with_a_branch, "all")
+    kernel = make_kernel(with_a_branch, True)
     kernel.start(0, TOGETHER, (X, Y), {})
     with pytest.raises(ModelError, match='Use chain_method="sequential"'):
         kernel.advance(1)
@@ -279,18 +270,18 @@ def test_a_model_that_several_chains_cannot_run_is_told_of_as_ever(all_compiled)
 
 def test_batches_of_many_sizes_are_not_all_compiled(programs):
     def run(compile):
-        sizes = iter(range(5, 5 + 2 * traced.KINDS))
+        sizes = iter(range(5, 5 + 2 * program.KINDS))
         batches = [(X[:n], Y[:n]) for n in sizes]
         loader = DataLoader(batches, batch_size=None)
         return record_steps(
-            make_kernel(loader_regression, compile), (loader,), number=2 * traced.KINDS
+            make_kernel(loader_regression, compile), (loader,), number=2 * program.KINDS
         )
 
-    expected = run(None)
-    found, message = run_and_catch_warning(lambda: run("all"))
-    assert f"more than {traced.KINDS} kinds" in message and "drop_last=True" in message
+    expected = run(False)
+    found, message = run_and_catch_warning(lambda: run(True))
+    assert f"more than {program.KINDS} kinds" in message and "drop_last=True" in message
     assert_close(found, expected)
-    assert len(programs) == traced.KINDS
+    assert len(programs) == program.KINDS
 
 
 # -- what changes from step to step
@@ -347,8 +338,8 @@ def test_a_model_that_changes_in_python_runs_as_it_is_written(programs, kind, sa
         model.counts = True  # earlier, looks at the model would find it out
         return {i: kernel.advance(1)["w"] for i in range(STEPS)}
 
-    expected = run(None)
-    found, message = run_and_catch_warning(lambda: run("all"))
+    expected = run(False)
+    found, message = run_and_catch_warning(lambda: run(True))
     assert says in message and "buffer" in message
     assert_close(found, expected)
 
@@ -361,8 +352,8 @@ def test_a_model_that_changes_its_batch_runs_as_it_is_written(programs):
         loader = DataLoader(TensorDataset(X, Y), batch_size=5)
         return record_steps(make_kernel(model, compile), (loader,))
 
-    expected = run(None)
-    found, message = run_and_catch_warning(lambda: run("all"))
+    expected = run(False)
+    found, message = run_and_catch_warning(lambda: run(True))
     assert "changes a tensor in place" in message and "a copy of data" in message
     assert_close(found, expected)
 
@@ -387,9 +378,9 @@ def test_what_changes_in_a_buffer_is_compiled(all_compiled, together):
     def run(compile):
         return build_and_run(Averaging, compile, (X, Y, 5), together, adaptation=None)
 
-    expected = run(None)
+    expected = run(False)
     assert expected["buffer 0"].abs().max() > 0.0
-    assert_close(run("all"), expected)
+    assert_close(run(True), expected)
 
 
 # -- where there is no compiler
@@ -401,11 +392,11 @@ def failing_compiler(graph, inputs):
 
 
 @pytest.mark.parametrize("together", [0, TOGETHER], ids=["one chain", "chains together"])
-def test_where_the_compiler_fails_the_steps_are_those_as_written(programs, monkeypatch, together):
-    expected = build_and_run(make_network_model, None, together=together)
-    monkeypatch.setattr(traced, "compile_graph", failing_compiler)
+def test_where_the_compiler_fails_a_step_runs_its_operations(programs, monkeypatch, together):
+    expected = build_and_run(make_network_model, False, together=together)
+    monkeypatch.setattr(program, "compile_graph", failing_compiler)
     found, message = run_and_catch_warning(
-        lambda: build_and_run(make_network_model, "all", together=together)
+        lambda: build_and_run(make_network_model, True, together=together), "one by one"
     )
     assert "RuntimeError: no working compiler was found)" in message
     assert "needs a C++ compiler" in message
@@ -415,13 +406,13 @@ def test_where_the_compiler_fails_the_steps_are_those_as_written(programs, monke
 WITHOUT_A_COMPILER = """
 import warnings
 import torch
-from test_compiled_likelihood import CompileWarning, assert_close, build_and_run, make_network_model
+from test_program import CompileWarning, assert_close, build_and_run, make_network_model
 
 torch.set_default_dtype(torch.float64)
-expected = build_and_run(make_network_model, None)
+expected = build_and_run(make_network_model, False)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    found = build_and_run(make_network_model, "all")
+    found = build_and_run(make_network_model, True)
 assert_close(found, expected)
 print(*(w.message for w in caught if issubclass(w.category, CompileWarning)), sep="\\n")
 """
@@ -430,25 +421,25 @@ print(*(w.message for w in caught if issubclass(w.category, CompileWarning)), se
 @pytest.mark.slow
 def test_without_a_compiler_it_says_so_and_runs(tmp_path):
     printed = run_without_compiler(WITHOUT_A_COMPILER, tmp_path)
-    assert printed.count("needs a C++ compiler") == 2  # of the gradient and of the update
-    assert printed.count("runs as it is written") == 2
+    assert printed.count("needs a C++ compiler") == 1
+    assert printed.count("one by one") == 1
 
 
 # -- processes, and runs that go on
 
 
 def test_a_kernel_under_way_can_be_pickled(all_compiled):
-    kernel = make_kernel(sparse_regression, "all")
+    kernel = make_kernel(sparse_regression, True)
     expected = record_steps(kernel)
     again = pickle.loads(pickle.dumps(kernel))
-    assert again.compile == "all"
+    assert again.compile is True
     assert_same_records(record_steps(again), expected)
 
 
 @pytest.mark.parametrize("method", ["sequential", "vectorized"])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(all_compiled, tmp_path, method):
     def run(**options):
-        kernel = make_kernel(Network(), "all", adaptation=None, steps_per_draw=2)
+        kernel = make_kernel(Network(), True, adaptation=None, steps_per_draw=2)
         return make_mcmc(kernel, method=method, **options)
 
     torch.manual_seed(4)  # of dropout
@@ -460,14 +451,14 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(all_compiled, tmp_path, meth
         run(checkpoint=path, every=1, hook_fn=StopAt(stage, 3)).run(X, Y)
     torch.manual_seed(5)
     second = resume_mcmc(path, Network())
-    assert second.kernel.compile == "all"
+    assert second.kernel.compile is True
     second.run(X, Y)
     assert_same_records(copy_records(second), copy_records(whole))
 
 
 def test_chains_in_processes_are_those_one_after_the_other(all_compiled):
     def run(method):
-        own = make_mcmc(make_kernel(sparse_regression, "all"), method=method)
+        own = make_mcmc(make_kernel(sparse_regression, True), method=method)
         own.run(X, Y)
         return own.get_samples(group_by_chain=True)
 
@@ -476,17 +467,16 @@ def test_chains_in_processes_are_those_one_after_the_other(all_compiled):
 
 def together_on_ranks(rank: int) -> dict[str, torch.Tensor]:
     torch.set_default_dtype(torch.float64)
-    traced.compile_graph = lambda graph, inputs: graph
-    torch.compile = partial(torch.compile, backend=CompileCounter())
+    program.compile_graph = lambda graph, inputs: graph
     found = {}
-    for compile in (None, "all"):
+    for compile in (False, True):
         pyro.set_rng_seed(0)
         kernel = make_kernel(make_network_model(), compile, data_parallel=True)
         data = slice(rank * N // 2, (rank + 1) * N // 2)
         loader = DataLoader([(X[data], Y[data])], batch_size=None)
         found[compile] = record_steps(kernel, (loader,))
-    assert_close(found["all"], found[None])
-    return found["all"]
+    assert_close(found[True], found[False])
+    return found[True]
 
 
 @pytest.mark.slow
@@ -508,10 +498,10 @@ compiler = pytest.mark.skipif(
 @pytest.mark.parametrize("name", ["a plate that subsamples", "batch norm and dropout"])
 def test_steps_in_machine_code(name, together):
     build, data, adaptation = MODELS[name]
-    expected = build_and_run(build, None, data, together, adaptation=adaptation)
+    expected = build_and_run(build, False, data, together, adaptation=adaptation)
     with warnings.catch_warnings():
         warnings.simplefilter("error", CompileWarning)
-        found = build_and_run(build, "all", data, together, adaptation=adaptation)
+        found = build_and_run(build, True, data, together, adaptation=adaptation)
     assert_close(found, expected)
 
 
@@ -524,9 +514,9 @@ def with_a_size_of_the_data(X, y):
 
 @compiler
 def test_shapes_that_depend_on_values_are_not_compiled():
-    expected = record_steps(make_kernel(with_a_size_of_the_data, None))
+    expected = record_steps(make_kernel(with_a_size_of_the_data, False))
     found, message = run_and_catch_warning(
-        lambda: record_steps(make_kernel(with_a_size_of_the_data, "all"))
+        lambda: record_steps(make_kernel(with_a_size_of_the_data, True))
     )
-    assert "shapes that depend on values" in message
+    assert "the shape of a tensor depends on the values" in message
     assert_close(found, expected)
