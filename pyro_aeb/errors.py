@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 
 def shorten(names: Sequence[str], most: int = 12) -> str:
@@ -21,6 +23,11 @@ def shorten(names: Sequence[str], most: int = 12) -> str:
 def first_line(error: BaseException) -> str:
     """Format an error in one line, for a message."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def inform(message: str) -> None:
+    """Say something that asks for no action, on the standard error stream, beside progress bars."""
+    tqdm.write(message, file=sys.stderr)
 
 
 def is_domain_error(error: BaseException) -> bool:

@@ -176,10 +176,10 @@ def test_a_run_learns_its_latents(model, transition, way, method, device):
 
 
 COMPILED = {
-    "update": (regression, "SGLD", {"compile": "update"}),
-    "all": (regression, "SGHMC", {"compile": "all"}),
-    "update, pruned": (network, "SGHMC", {"compile": "update", **PRUNED}),
-    "all, three-point": (network, "SGLD", {"compile": "all", "noise": "three-point"}),
+    "regression": (regression, "SGLD", {"compile": True}),
+    "momentum": (regression, "SGHMC", {"compile": True}),
+    "pruned": (network, "SGHMC", {"compile": True, **PRUNED}),
+    "three-point": (network, "SGLD", {"compile": True, "noise": "three-point"}),
 }
 
 
@@ -291,8 +291,7 @@ def test_three_point_numbers_are_those_of_the_table(device):
 
 STEPS = {
     **WAYS,
-    "update compiled": {"compile": "update"},
-    "all compiled": {"compile": "all"},
+    "compiled": {"compile": True},
 }
 
 

@@ -54,6 +54,8 @@ def step(options: KernelOptions, chain: Chain, measure: bool = False) -> None:
     """
     k = chain.step + 1
     numbers, omega = step_numbers(options, k), sa_weight(options, chain, k)
+    if chain.step == chain.compile_from:
+        chain.compile()
     batch = chain.data.next()
     target = chain.target(batch) if chain.needs_target else None
     try:

@@ -47,7 +47,8 @@ class Chain:
     :param int warmup: draws of warm-up, which are not recorded.
     :param Buffers buffers: those of modules that the model changes.
     :param update: the part of a step that follows the likelihood's gradient.
-    :param compiled: a whole step, None where steps run as written.
+    :param make_compiled: compiles what can be; a whole step is returned.
+    :param int compile_from: the step after which steps are compiled, None to compile none.
     :param bool needs_target: whether the transition asks for Q at other positions.
     :param bool rejects: whether the transition rejects positions of density 0.
     :param FiniteCheck finite: detects a step whose numbers are not finite.
@@ -65,9 +66,10 @@ class Chain:
     buffers: Buffers
     noise: Noise
     update: Callable[..., tuple[Any, Latents | None]]
-    compiled: CompiledStep | None
     needs_target: bool
     finite: FiniteCheck
+    make_compiled: Callable[[], CompiledStep | None]
+    compile_from: int | None = None
     rejects: bool = False
     pruner: Pruner | None = None
     step: int = 0
@@ -75,6 +77,7 @@ class Chain:
 
     def __post_init__(self) -> None:
         self.shape = self.state.position.shape[:-1]
+        self.compiled: CompiledStep | None = None
         self._potential = torch.full(self.shape, torch.nan)
         self._measured: dict[str, Tensor] = {}
         if self.pruner is not None:
@@ -126,6 +129,12 @@ class Chain:
     def restart_clock(self) -> None:
         """Restart the count of steps a second."""
         self._clock = (time.perf_counter(), self.step)
+
+    def compile(self) -> None:
+        """Compile the steps that follow."""
+        self.compiled = self.make_compiled()
+        if self.compiled is not None:
+            self.noise = self.noise.with_bits()
 
     def move_to(self, params: Mapping[str, Tensor]) -> None:
         """Move the weights to other constrained values; learned latents and other sites stay."""

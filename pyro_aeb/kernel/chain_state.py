@@ -59,6 +59,8 @@ def load(chain: Chain, state: Mapping[str, Any]) -> None:
 
 
 def _load(chain: Chain, state: Mapping[str, Any]) -> None:
+    if chain.compile_from is not None and int(state["step"]) > chain.compile_from:
+        chain.compile()
     chain.noise.load(state["noise"])
     chain.step, chain.draws, chain.name = int(state["step"]), int(state["draws"]), state["name"]
     device = chain.state.position.device

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -20,10 +20,10 @@ from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.data.loaders import ArgumentSource
 from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches, StepData
-from pyro_aeb.errors import ModelError, first_line, is_domain_error
+from pyro_aeb.errors import ModelError, first_line, inform, is_domain_error
 from pyro_aeb.kernel.algorithm import FiniteCheck, Update
 from pyro_aeb.kernel.chain import Chain
-from pyro_aeb.kernel.compiled_step import CompiledStep
+from pyro_aeb.kernel.compiled_step import AUTO_STEPS, CompiledStep, first_compiled_step
 from pyro_aeb.kernel.draws import Recording, names_to_save
 from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.kernel.options import KernelOptions
@@ -85,11 +85,7 @@ def start_chain(
         check_agreement(ranks, (position, *values_of(latents)))
     transition: Any = options.transition
     needs_target = isinstance(transition, TargetTransition)
-    update, compiled = Update(posterior, transition), None
-    if options.compile and (needs_target or options.data_parallel):
-        posterior.compile(buffers, minibatches[0].partial)
-    elif options.compile:
-        compiled = CompiledStep(update, buffers, minibatches[0].partial, position)
+    update = Update(posterior, transition)
     like = position.new_empty(*position.shape[:-1], noise_size(transition, structure.size))
     return Chain(
         structure=structure,
@@ -101,14 +97,40 @@ def start_chain(
         warmup=warmup,
         recording=Recording(structure, saved, position.shape[:-1], recorder),
         buffers=buffers,
-        noise=Noise(options.noise, like, generators, bits=compiled is not None),
+        noise=Noise(options.noise, like, generators),
         update=update,
-        compiled=compiled,
+        make_compiled=partial(
+            _compile, options, update, needs_target, buffers, minibatches[0].partial, position
+        ),
+        compile_from=first_compiled_step(options.compile, warmup * options.steps_per_draw),
         needs_target=needs_target,
         rejects=getattr(transition, "rejects", False),
         finite=FiniteCheck(structure.device, structure.dtype),
         pruner=None if options.pruning is None else Pruner(options.pruning, structure),
     )
+
+
+def _compile(
+    options: KernelOptions,
+    update: Update,
+    needs_target: bool,
+    buffers: Buffers,
+    plates: Collection[str],
+    position: Tensor,
+) -> CompiledStep | None:
+    """Compile a whole step and return it; or the gradient alone, for steps that cannot be."""
+    report = None
+    if options.compile == "auto":
+        report = inform
+        inform(
+            f"This run has {AUTO_STEPS:,} steps or more, and so they are compiled now: some "
+            "seconds, up to a minute for a deep network. AEBKernel(..., compile=False) runs them "
+            "as written."
+        )
+    if needs_target or options.data_parallel:
+        update.posterior.compile(buffers, plates, report)
+        return None
+    return CompiledStep(update, buffers, plates, position, report)
 
 
 def _inspect(

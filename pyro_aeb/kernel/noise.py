@@ -75,6 +75,7 @@ class Noise:
         generators: Sequence[torch.Generator | None],
         bits: bool = False,
     ) -> None:
+        self._options = kind, like, generators
         size, apart = like.shape[-1], like.dim() > 1 and generators[0] is not None
         fill = _choose_row(kind, like, size if apart else like.numel(), bits)
         # Rows of pairs begin at even places.
@@ -91,6 +92,13 @@ class Noise:
         for row in self._rows:
             row.fill()
         return self._buffer
+
+    def with_bits(self) -> Noise:
+        """Return the source of the steps that follow, which draws bits where that is faster."""
+        after = Noise(*self._options, bits=True)
+        if states := self.state():
+            after.load(states)
+        return after
 
     def state(self) -> list[Tensor]:
         """Return the states of the generators that are not the chains'."""

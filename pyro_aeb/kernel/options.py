@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.data.minibatches import ORDERS, Order
@@ -44,7 +44,7 @@ class KernelOptions:
     freeze_after_warmup: bool = False
     minibatches: Order = "permutation"
     noise: Kind = "normal"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     seed: int | None = None
     data_parallel: bool = False
 
@@ -82,7 +82,7 @@ class KernelOptions:
         self.save = names("save", self.save)
         choice("minibatches", self.minibatches, Order, *ORDERS)
         choice("noise", self.noise, Kind, *KINDS)
-        self.compile = _compile_flag(self.compile)
+        self.compile = _compile_option(self.compile)
         flag("freeze_after_warmup", self.freeze_after_warmup)
         flag("data_parallel", self.data_parallel)
         self.seed = None if self.seed is None else int(self.seed)
@@ -102,8 +102,10 @@ class KernelOptions:
             )
 
 
-def _compile_flag(value: Any) -> bool:
-    """Return whether to compile; the values of version 0.1 are deprecated."""
+def _compile_option(value: Any) -> bool | Literal["auto"]:
+    """Return the option ``compile``; the values of version 0.1 are deprecated."""
+    if isinstance(value, str) and value == "auto":
+        return "auto"
     if value in ("update", "all") or value is None:
         new = value is not None
         warnings.warn(
@@ -113,4 +115,6 @@ def _compile_flag(value: Any) -> bool:
             stacklevel=6,
         )
         return new
-    return flag("compile", value)
+    if isinstance(value, bool):
+        return value
+    raise TypeError(f"compile is {value!r}, expected True, False or 'auto'")

@@ -59,8 +59,8 @@ def restore_kernel(
         if unknown := sorted(stored.keys() - {*OPTIONS}):
             raise ValueError(f"options {unknown}")
         values = {n: from_plain(n, value) for n, value in stored.items() if n not in options}
-        if "compile" in values:  # version 0.1 had None and names
-            values["compile"] = bool(values["compile"])
+        if values.get("compile") in (None, "update", "all"):  # those of version 0.1
+            values["compile"] = bool(values.get("compile"))
     with check_contents("the checkpoint's kernel") if not options else nullcontext():
         return AEBKernel(model, **{**values, **options})
 

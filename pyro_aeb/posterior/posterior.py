@@ -67,14 +67,17 @@ class Posterior:
         self._normal = normal if normal.size else None
         self._normal_range = slice(structure.sparse_size, structure.sparse_size + normal.size)
 
-    def compile(self, buffers: Buffers, partial: Collection[str]) -> None:
+    def compile(
+        self, buffers: Buffers, partial: Collection[str], report: Callable[[str], None] | None
+    ) -> None:
         """
         Compile the likelihood's gradient.
 
         :param partial: the plates whose indices change from step to step.
+        :param report: see :class:`~pyro_aeb.posterior.program.Program`.
         """
         if isinstance(self.likelihood, Likelihood):
-            self.likelihood = CompiledLikelihood(self.likelihood, buffers, partial)
+            self.likelihood = CompiledLikelihood(self.likelihood, buffers, partial, report)
 
     def evaluate(self, position: Tensor, latents: Latents | None, batch: Batch) -> Evaluation:
         """

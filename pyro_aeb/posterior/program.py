@@ -8,10 +8,10 @@ what follows run in Python only while they are traced.
 At the first batch of a kind :func:`torch.fx.experimental.proxy_tensor.make_fx` records the
 operations of a step, and torch's compiler compiles them; without a C++ compiler they run one by
 one, without the model's Python. A *kind* of batch is what the code depends on: shapes, dtypes,
-devices, and arguments that are no tensors. At the second batch of a kind the operations are
-recorded again and must be the same; otherwise the model's Python changes from step to step. Both
-steps use the numbers of the compiled code, so that a resumed run makes the steps of an
-uninterrupted one.
+devices, and arguments that are no tensors. At the second batch of a kind, and ever more rarely
+after it, the operations are recorded again and must be the same; otherwise the model's Python
+changes from step to step. All steps use the numbers of the compiled code, so that a resumed run
+makes the steps of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -37,6 +37,15 @@ from pyro_aeb.posterior.likelihood import Evaluation, Likelihood
 KINDS = 8
 """The most kinds of batches that are compiled; each takes seconds."""
 
+AGAIN = 16
+"""The operations are recorded again at batches 2, 32, 512, ... of a kind."""
+
+SMALL = 2**18
+"""
+Numbers in a step's inputs up to which its code runs in one thread: on a busy machine a second one
+may keep it waiting for longer than the step takes.
+"""
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 
 
@@ -52,12 +61,18 @@ class Program:
         tensors; of the batch; and of plain values that the code depends on. It returns such a tree.
     :param Buffers buffers: those that the model changes.
     :param partial: the plates whose indices change from step to step.
+    :param report: called with what could not be compiled, by default as a warning.
     """
 
     def __init__(
-        self, function: Callable[..., Any], buffers: Buffers, partial: Collection[str]
+        self,
+        function: Callable[..., Any],
+        buffers: Buffers,
+        partial: Collection[str],
+        report: Callable[[str], None] | None = None,
     ) -> None:
         self._function = function
+        self._report = report or _warn
         self._buffers = buffers
         self._partial = sorted(partial)
         self._codes: dict[Hashable, _Code] = {}
@@ -77,7 +92,7 @@ class Program:
         inputs += [batch.indices[name] for name in self._partial]
         inputs += arguments
         code = self._codes.get(kind)
-        if code is not None and code.checked:
+        if code is not None and code.next():
             return self._finish(code(inputs))
         if code is None and len(self._codes) == KINDS:
             return self._disable(
@@ -107,7 +122,7 @@ class Program:
         batch: Batch,
         static: tuple[Hashable, ...],
     ) -> Any:
-        """Compile at the first step of a kind, and check the operations at the second."""
+        """Compile at the first step of a kind, and check the operations at some of the others."""
         device = inputs[0].device
         before = _random_state(device)
         try:
@@ -135,18 +150,17 @@ class Program:
             )
             return self._finish(trace.outputs)
         if code is not None and not code.is_of(trace):
+            before = f". The {code.batches - 1} steps before may be those of the model at first"
             self._disable(
                 "the model has not run the same operations on the same constants in two steps: "
                 "something of Python's changes as it runs (a counter, a random number of Python "
-                "or NumPy, an attribute that is set anew)",
+                "or NumPy, an attribute that is set anew)" + (before if code.batches > 2 else ""),
                 "Hold what changes in a tensor, as a buffer of a module",
             )
             return self._finish(trace.outputs)
         after = _random_state(device)
         if code is None:
-            code = self._codes[kind] = _Code(trace, inputs, (moving, batch))
-        else:
-            code.checked = True
+            code = self._codes[kind] = _Code(trace, inputs, (moving, batch), self._report)
         _set_random_state(before, device)
         try:
             return self._finish(code(inputs))
@@ -198,7 +212,7 @@ class Program:
     def warn(self) -> None:
         """Say why the function was not compiled, once it has run as written without an error."""
         if self._explanation is not None:
-            warnings.warn(self._explanation, CompileWarning, stacklevel=6)
+            self._report(self._explanation)
             self._explanation = None
 
     def _disable(self, reason: str, cure: str) -> None:
@@ -216,11 +230,18 @@ class CompiledLikelihood:
     A likelihood whose gradient is compiled, for a step that is not compiled as a whole.
 
     :param partial: the plates whose indices change from step to step.
+    :param report: see :class:`Program`.
     """
 
-    def __init__(self, likelihood: Likelihood, buffers: Buffers, partial: Collection[str]) -> None:
+    def __init__(
+        self,
+        likelihood: Likelihood,
+        buffers: Buffers,
+        partial: Collection[str],
+        report: Callable[[str], None] | None = None,
+    ) -> None:
         self._likelihood = likelihood
-        self._program = Program(self._evaluate, buffers, partial)
+        self._program = Program(self._evaluate, buffers, partial, report)
 
     def evaluate(self, position: Tensor, latents: Mapping[str, Tensor], batch: Batch) -> Evaluation:
         """See :meth:`pyro_aeb.posterior.likelihood.Likelihood.evaluate`; equal up to rounding."""
@@ -258,8 +279,15 @@ class _Trace(NamedTuple):
 class _Code:
     """The compiled code for one kind of batches."""
 
-    def __init__(self, trace: _Trace, inputs: Sequence[Tensor], arguments: Any) -> None:
-        self.checked = False
+    def __init__(
+        self,
+        trace: _Trace,
+        inputs: Sequence[Tensor],
+        arguments: Any,
+        report: Callable[[str], None],
+    ) -> None:
+        self.batches = 1
+        self._check_at = 2
         self._operations = trace.graph.code
         self._constants = trace.constants
         self._kind = _take_apart(trace.outputs, [])
@@ -271,18 +299,24 @@ class _Code:
             with torch.no_grad():
                 self._run = compile_graph(trace.graph, [*inputs, *trace.constants])
         except Exception as error:  # of whatever kind the compiler's failures are
-            warnings.warn(
+            report(
                 f"the compiler has failed ({first_line(error)}), so a step runs its operations one "
                 "by one, without the model's Python. It needs a C++ compiler (g++ or clang) on "
-                "the path, on a GPU Triton",
-                CompileWarning,
-                stacklevel=7,
+                "the path, on a GPU Triton"
             )
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Tensor]) -> _Outputs:
         outputs: _Outputs = _put_together(self._outputs, iter(self._run(*inputs, *self._constants)))
         return outputs
+
+    def next(self) -> bool:
+        """Count a batch; False where the operations are to be recorded again."""
+        self.batches += 1
+        if self.batches < self._check_at:
+            return True
+        self._check_at *= AGAIN
+        return False
 
     def is_of(self, trace: _Trace) -> bool:
         """Return whether a trace has the same operations on the same constants."""
@@ -294,11 +328,18 @@ class _Code:
         )
 
 
+def _warn(explanation: str) -> None:
+    warnings.warn(explanation, CompileWarning, stacklevel=8)
+
+
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """Compile a graph; it draws the same random numbers as the model as written."""
     from torch._inductor import compile  # takes seconds to import
 
-    return compile(graph, [*inputs], options={"fallback_random": True})
+    options: dict[str, Any] = {"fallback_random": True}
+    if sum(value.numel() for value in inputs) <= SMALL:
+        options["cpp.threads"] = 1
+    return compile(graph, [*inputs], options=options)
 
 
 def _take_whole_plates(graph: GraphModule, inputs: Sequence[Tensor]) -> None:
@@ -437,4 +478,3 @@ def _find_place(error: Exception) -> str:
     ]
     last = frames[-1]
     return f"; {os.path.basename(last.filename)}, line {last.lineno}: {last.line}"
-

@@ -26,6 +26,7 @@ from runs import Stop, StopAt, assert_same_records, copy_records, make_mcmc, res
 import pyro_aeb as aeb
 from pyro_aeb import transitions
 from pyro_aeb.errors import CompileWarning
+from pyro_aeb.kernel import compiled_step
 from pyro_aeb.kernel.noise import LARGE
 from pyro_aeb.kernel.random_bits import convert_bits
 from pyro_aeb.posterior import program
@@ -198,6 +199,8 @@ def test_a_step_with_bits_is_one_with_their_numbers(traced, many, compile):
         kernel = make_kernel(sparse_regression, SMALL, True)
         kernel.start(0, 0, many, {})
         chain = kernel.chain
+        chain.compile()
+        chain.compile_from = None
         if not compile:
             chain.compiled = None
         bits = chain.noise.draw().clone()
@@ -265,9 +268,9 @@ def test_an_error_of_the_transitions_own_stays_its_own():
 
 def test_what_a_kernel_may_compile():
     for value in ("everything", 1, 0.0):
-        with raises_with(f"compile is {value!r}", "True or False", error=TypeError):
+        with raises_with(f"compile is {value!r}", "True, False or 'auto'", error=TypeError):
             make_kernel(sparse_layers, aeb.SGLD(STEP_SIZE), value)
-    for value in (True, False):
+    for value in (True, False, "auto"):
         assert make_kernel(sparse_layers, aeb.SGLD(STEP_SIZE), value).compile is value
 
 
@@ -277,6 +280,84 @@ def test_values_of_version_0_1(value):
     with pytest.warns(DeprecationWarning, match=f"compile={value!r}.*compile={new}"):
         kernel = make_kernel(sparse_layers, aeb.SGLD(STEP_SIZE), value)
     assert kernel.compile is new
+
+
+# -- compile="auto"
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Runs of 6 steps count as long."""
+    monkeypatch.setattr(compiled_step, "AUTO_STEPS", 6)
+
+
+@pytest.mark.parametrize("many_warmup", [False, True])
+@pytest.mark.parametrize("kind", ["normal", "three-point"])
+def test_a_long_run_is_compiled(traced, short, capsys, kind, many_warmup):
+    """At the start where warm-up alone is long, else after 6 steps; the numbers are the same."""
+
+    def start(compile):
+        kernel = make_kernel(sparse_layers, aeb.SGHMC(STEP_SIZE), compile, noise=kind, **CHANGING)
+        kernel.start(6 if many_warmup else 5, 0, (X, Y), {})
+        return kernel
+
+    expected, found = start(False), start("auto")
+    for k in range(1, STEPS):
+        assert_close(found.advance(1), expected.advance(1), rtol=1e-10, atol=1e-12)
+        assert len(traced) == int(k > 6 or many_warmup)
+    message = capsys.readouterr().err
+    assert message.count("compiled now") == 1 and "compile=False" in message
+
+
+@pytest.mark.parametrize("kind", ["normal", "three-point"])
+def test_a_large_model_changes_to_bits_with_new_numbers(traced, short, many, kind):
+    kernel = make_kernel(sparse_regression, SMALL, "auto", noise=kind, **CHANGING)
+    torch.set_default_dtype(many[0].dtype)
+    kernel.start(0, 0, many, {})
+    noise = []
+    for _ in range(9):
+        kernel.advance(1)
+        noise.append(convert_bits(kernel.chain.noise._buffer).clone())
+    assert len(traced) == 1
+    assert len({tuple(numbers[:50].tolist()) for numbers in noise}) == 9
+
+
+@pytest.mark.parametrize("stop", [1, 5])
+@pytest.mark.parametrize("kind", ["normal", "three-point"])
+def test_it_goes_on_bit_for_bit_before_and_after_it_compiles(
+    traced, short, tmp_path, many, kind, stop
+):
+    torch.set_default_dtype(many[0].dtype)
+
+    def run(**options):
+        kernel = make_kernel(sparse_regression, SMALL, "auto", noise=kind, **CHANGING)
+        return make_mcmc(kernel, draws=7, warmup=2, number=1, **options)
+
+    whole = run()
+    whole.run(*many)
+    assert len(traced) == 1
+    with pytest.raises(Stop):
+        run(checkpoint=tmp_path, every=1, hook_fn=StopAt("Sample", stop)).run(*many)
+    second = resume_mcmc(tmp_path, sparse_regression)
+    second.run(*many)
+    assert_same_records(copy_records(second), copy_records(whole))
+
+
+def test_what_it_cannot_compile_it_says_without_a_warning(short, capsys):
+    """Nobody asked for compiling."""
+    kernel = make_kernel(sparse_layers, Branching(STEP_SIZE), "auto", **CHANGING)
+    kernel.start(0, 0, (X, Y), {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernel.advance(9)
+    assert capsys.readouterr().err.count("cannot be traced") == 1
+
+
+def test_a_short_run_is_not_compiled(traced, capsys):
+    kernel = make_kernel(sparse_layers, aeb.SGLD(STEP_SIZE), "auto", **CHANGING)
+    kernel.start(4, 0, (X, Y), {})
+    kernel.advance(STEPS)
+    assert not traced and "compil" not in capsys.readouterr().err
 
 
 # -- pickling and resuming

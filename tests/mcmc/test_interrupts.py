@@ -28,7 +28,7 @@ from runs import (
     resume_mcmc,
 )
 
-from pyro_aeb.kernel.update import Update
+from pyro_aeb.kernel.algorithm import Update
 from pyro_aeb.mcmc.interrupts import between_steps
 
 WAIT = 60.0

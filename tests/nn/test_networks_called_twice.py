@@ -118,7 +118,7 @@ def test_steps_are_those_of_a_model_written_by_hand(form, method):
 def test_compiled_steps_are_those_of_a_model_written_by_hand():
     draws = []
     for model in make_pair("siamese"):
-        run = make_pyro_mcmc(make_kernel(model, 0.01, adaptation=None, compile="all"))
+        run = make_pyro_mcmc(make_kernel(model, 0.01, adaptation=None, compile=True))
         run.run(X, Y)
         draws.append(run.get_samples())
     for name in draws[0]:

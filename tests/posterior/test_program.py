@@ -344,6 +344,23 @@ def test_a_model_that_changes_in_python_runs_as_it_is_written(programs, kind, sa
     assert_close(found, expected)
 
 
+def test_a_change_of_the_model_is_noticed_later_on(programs):
+    """At batch 32; the message says which steps may have been others."""
+    scale = [1.0]
+
+    def model(X, y):
+        dense_regression(X * scale[0], y)
+
+    kernel = make_kernel(model, True, adaptation=None)
+    kernel.start(0, 0, (X, Y), {})
+    kernel.advance(20)
+    scale[0] = 2.0
+    kernel.advance(11)
+    _, message = run_and_catch_warning(lambda: kernel.advance(2))
+    assert "not run the same operations" in message
+    assert "The 31 steps before may be those of the model at first." in message
+
+
 def test_a_model_that_changes_its_batch_runs_as_it_is_written(programs):
     def model(x, y):
         loader_regression(x.clamp_(-1.0, 1.0), y)

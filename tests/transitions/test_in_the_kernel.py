@@ -107,12 +107,6 @@ def test_it_runs_with_all_that_the_kernel_has(name, tmp_path):
         assert stats[figure].shape == (2, 5)
 
 
-@pytest.mark.parametrize("name", ["PSGLD", "SVRG", "replicas", "contour", "HMC"])
-def test_a_transition_that_needs_q_refuses_a_compiled_update(name):
-    with pytest.raises(ValueError, match="a step of .* runs the model"):
-        aeb.AEBKernel(sparse_regression, CASES[name][0], compile="update")
-
-
 @pytest.mark.parametrize("name", ["PSGLD corrected", "replicas", "HMC"])
 def test_decisions_need_normal_noise(name):
     with pytest.raises(ValueError, match="noise is 'three-point'.*expected 'normal'"):
