@@ -88,16 +88,16 @@ class AEBKernel(KernelOptions, MCMCKernel):
         the next one.
     :param str noise: ``"normal"``, or ``"three-point"``, numbers of the same moments up to the
         fifth that cost less; see ``pyro_aeb.kernel.noise``.
-    :param str compile: ``"update"`` compiles what a step does after the likelihood's gradient
-        (prior, transition, latents) with :func:`torch.compile`, ``"all"`` the gradient too. The
-        numbers are the same up to rounding, except that the normal noise of 32,768 weights and
-        more on a CPU comes from other random bits. Compiling takes seconds at the start of every
-        chain, up to a minute for a deep network. With ``"all"`` the model's Python runs only in
-        the first two steps of every kind of batch (shapes, dtypes, other arguments). Python values
-        read during tracing, such as ``module.training``, are baked in; buffers, fixed weights and
-        torch's random numbers are not. What cannot be compiled (a model with ``.item()`` or
-        branches on values, Python that changes from step to step, a machine without a C++
-        compiler) runs as written, and a warning says why.
+    :param compile: True compiles a step as one piece of code, from the batch to the latents, which
+        takes a small model's step to a tenth of its time. The numbers are the same up to rounding,
+        except that the normal noise of 32,768 weights and more on a CPU comes from other random
+        bits. Compiling takes seconds at the start of every chain, up to a minute for a deep
+        network. Then the model's Python runs at steps 1, 2, 32, 512, ... of every kind of batch
+        (shapes, dtypes, other arguments), where it must do the same. Python values read then, such
+        as ``module.training``, are baked in; buffers, fixed weights and torch's random numbers are
+        not. What cannot be compiled (a model with ``.item()`` or branches on values, Python that
+        changes from step to step) runs as written, and a warning says why. ``"auto"`` compiles
+        where warm-up has 20,000 steps, otherwise after as many. False compiles nothing.
     :param int seed: for first values, minibatches and noise; chain i uses seed + i, counted over
         all sequential runs of this kernel object (a second run goes on with the next seed). Chains
         in processes count from 0 in every run. By default torch's global generator is used.

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ class CompiledStep:
     def _step(self, moving: Any, batch: Batch, learns: bool) -> Stepped:
         state, latents, noise, values = moving
         step_size, inverse_temperature, omega = values.unbind()
-        numbers = StepNumbers(step_size, inverse_temperature)
+        numbers = StepNumbers(cast(Any, step_size), cast(Any, inverse_temperature))
         likelihood = self._update.posterior.evaluate_likelihood(state.position, latents, batch)
         health = likelihood.health()
         state, latents = self._update(

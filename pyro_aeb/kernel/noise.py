@@ -15,7 +15,7 @@ one takes two 24-bit numbers, a logarithm and a cosine. As 256 is no multiple of
 two more values: :math:`\pm 1.128` once each, and :math:`\pm 1.737` 42 times each, so that the
 second and fourth moments are exactly 1 and 3.
 
-Where a CPU draws many three-point numbers, or many bits for a compiled update
+Where a CPU draws many three-point numbers, or many bits for a compiled step
 (:mod:`pyro_aeb.kernel.random_bits`), the source is NumPy's SFC64 [2], which is faster. All others
 are drawn by ``torch.normal_`` and ``torch.random_``. ``python -m tests.benchmarks.noise`` times
 these ways and others.
@@ -222,7 +222,7 @@ class _ThreePointWords(_Words):
 
 
 class _Bits(_Words):
-    """Bits for a compiled update."""
+    """Bits for a compiled step."""
 
     def fill(self) -> None:
         row = self._row.numpy()

@@ -4,7 +4,7 @@
 r"""
 Convert random bits to random numbers of single precision, elementwise.
 
-A compiled update gets bits and converts them where it uses them, without a pass over memory for the
+A compiled step gets bits and converts them where it uses them, without a pass over memory for the
 numbers. Integers of 32 bits become normal numbers, by Wichura's approximation of the inverse of the
 distribution function [1]; bytes become three-point ones, by :func:`three_point_table`.
 

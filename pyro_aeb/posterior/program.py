@@ -150,11 +150,11 @@ class Program:
             )
             return self._finish(trace.outputs)
         if code is not None and not code.is_of(trace):
-            before = f". The {code.batches - 1} steps before may be those of the model at first"
+            steps = f". The {code.batches - 1} steps before may be those of the model at first"
             self._disable(
                 "the model has not run the same operations on the same constants in two steps: "
                 "something of Python's changes as it runs (a counter, a random number of Python "
-                "or NumPy, an attribute that is set anew)" + (before if code.batches > 2 else ""),
+                "or NumPy, an attribute that is set anew)" + (steps if code.batches > 2 else ""),
                 "Hold what changes in a tensor, as a buffer of a module",
             )
             return self._finish(trace.outputs)
@@ -470,7 +470,7 @@ def _set_random_state(state: Sequence[Tensor], device: torch.device) -> None:
 
 def _find_place(error: Exception) -> str:
     """Return the innermost line of code, outside of torch and Pyro, that an error came from."""
-    others = tuple(os.path.dirname(module.__file__) for module in (torch, pyro))
+    others = tuple(os.path.dirname(str(module.__file__)) for module in (torch, pyro))
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

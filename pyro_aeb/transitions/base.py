@@ -70,13 +70,14 @@ class StepNumbers(NamedTuple):
     :param inverse_temperature: tau; the target is proportional to exp(tau Q).
     """
 
-    step_size: float | Tensor
-    inverse_temperature: float | Tensor
+    step_size: float
+    inverse_temperature: float
 
 
-def square_root(number: float | Tensor) -> float | Tensor:
-    """Return the root of a number, or of a tensor."""
-    return number.sqrt() if isinstance(number, Tensor) else math.sqrt(number)
+def square_root(number: float) -> float:
+    """Return the root of a number, or of a tensor, as numbers of a compiled step are."""
+    root: Any = getattr(number, "sqrt", None)
+    return math.sqrt(number) if root is None else root()
 
 
 def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:

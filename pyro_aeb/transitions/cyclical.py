@@ -84,7 +84,7 @@ class CyclicalSGMCMC:
         Step by the inner transition, without noise during exploration; see
         :meth:`pyro_aeb.transitions.base.Transition.step`.
         """
-        explores = numbers.step_size > self.threshold
+        explores: Any = numbers.step_size > self.threshold
         if isinstance(explores, Tensor):
             noise = torch.where(explores, 0.0, noise)
         elif explores:
