@@ -19,6 +19,9 @@ from functools import partial
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+from torch import Tensor
+
 from pyro_aeb.validation import check_fields, is_number, number, set_fields
 
 
@@ -242,3 +245,21 @@ class PruningSchedule:
     def __call__(self, k: int) -> float:
         """Equation (9)."""
         return self.target * (1.0 - self.damping ** (k / self.period))
+
+
+def square_root(number: float) -> float:
+    """Return the root of a number, or of a tensor, as numbers of a compiled step are."""
+    root: Any = getattr(number, "sqrt", None)
+    return math.sqrt(number) if root is None else root()
+
+
+def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
+    """Return x + factor y."""
+    if isinstance(factor, Tensor):
+        return torch.addcmul(x, y, factor)
+    return torch.add(x, y, alpha=factor)
+
+
+def add_scaled_(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
+    """Add factor y to x in place, and return x."""
+    return x.addcmul_(y, factor) if isinstance(factor, Tensor) else x.add_(y, alpha=factor)

@@ -112,7 +112,9 @@ def _run(
     if not chain.finite.passes(health):
         raise _gradient_error(chain, k, batch, likelihood, numbers.step_size)
     chain.torn = True
-    noise = convert_bits(chain.noise.draw() if noise is None else noise)
+    noise = chain.noise.draw() if noise is None else noise
+    if not noise.is_floating_point():
+        noise = convert_bits(noise)
     state, latents = chain.update(state, latents, likelihood, noise, numbers, omega, target)
     if compiled is not None:
         compiled.warn()

@@ -133,30 +133,11 @@ class Program:
                 f"it cannot be traced ({first_line(error)}{_find_place(error)})",
                 "Write model and transition without .item(), float(), branches on the values of "
                 "tensors, and shapes that depend on values; in a transition the step's numbers are "
-                "tensors, whose root is pyro_aeb.transitions.square_root",
+                "tensors, of which math.sqrt(x) is x ** 0.5",
             )
         # The function has run once, as in any step: the outputs of the trace are those of the step.
-        if operation := _find_dynamic_shape(trace.graph):
-            self._disable(
-                f"the shape of a tensor depends on the values of another ({operation})",
-                "Write the model with tensors of one shape, by torch.where or poutine.mask",
-            )
-            return self._finish(trace.outputs)
-        if _changes_inputs(trace.graph):
-            self._disable(
-                "the model changes a tensor in place that is not one of its modules' buffers",
-                "Change a copy of data, and let a tensor that is to be kept be a buffer of the "
-                "module that changes it, by register_buffer",
-            )
-            return self._finish(trace.outputs)
-        if code is not None and not code.is_of(trace):
-            steps = f". The {code.batches - 1} steps before may be those of the model at first"
-            self._disable(
-                "the model has not run the same operations on the same constants in two steps: "
-                "something of Python's changes as it runs (a counter, a random number of Python "
-                "or NumPy, an attribute that is set anew)" + (steps if code.batches > 2 else ""),
-                "Hold what changes in a tensor, as a buffer of a module",
-            )
+        if fault := _find_fault(trace.graph) or self._find_change(code, trace):
+            self._disable(*fault)
             return self._finish(trace.outputs)
         after = _random_state(device)
         if code is None:
@@ -171,6 +152,18 @@ class Program:
                 "A step must run the same operations on batches of the same kind",
             )
             return self._finish(trace.outputs)
+
+    def _find_change(self, code: _Code | None, trace: _Trace) -> tuple[str, str] | None:
+        """Say that a trace is not of the operations that were compiled, and the cure."""
+        if code is None or code.is_of(trace):
+            return None
+        steps = f". The {code.batches - 1} steps before may be those of the model at first"
+        return (
+            "the model has not run the same operations on the same constants in two steps: "
+            "something of Python's changes as it runs (a counter, a random number of Python or "
+            "NumPy, an attribute that is set anew)" + (steps if code.batches > 2 else ""),
+            "Hold what changes in a tensor, as a buffer of a module",
+        )
 
     def _trace(
         self, inputs: Sequence[Tensor], moving: Any, batch: Batch, static: tuple[Hashable, ...]
@@ -369,6 +362,22 @@ def _constants_as_inputs(graph: GraphModule) -> list[Tensor]:
         graph.graph.erase_node(node)
     graph.recompile()
     return constants
+
+
+def _find_fault(graph: GraphModule) -> tuple[str, str] | None:
+    """Say what in a graph cannot be compiled, and the cure."""
+    if operation := _find_dynamic_shape(graph):
+        return (
+            f"the shape of a tensor depends on the values of another ({operation})",
+            "Write the model with tensors of one shape, by torch.where or poutine.mask",
+        )
+    if _changes_inputs(graph):
+        return (
+            "the model changes a tensor in place that is not one of its modules' buffers",
+            "Change a copy of data, and let a tensor that is to be kept be a buffer of the module "
+            "that changes it, by register_buffer",
+        )
+    return None
 
 
 def _find_dynamic_shape(graph: GraphModule) -> str | None:

@@ -13,13 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.schedules import Schedule, add_scaled, add_scaled_, as_schedule, square_root
 from pyro_aeb.transitions.base import (
     StepNumbers,
-    add_scaled,
-    add_scaled_,
     kinetic_temperature,
-    square_root,
 )
 from pyro_aeb.validation import number, set_fields
 

@@ -10,7 +10,6 @@ weights. Gradient, noise, and the numbers of the step are arguments, so that a s
 exactly. This is a whole one, Langevin dynamics with averaged noise, whose law on a Gaussian is
 exact at any stable step size::
 
-    import math
     from dataclasses import dataclass
     from typing import NamedTuple
 
@@ -30,12 +29,13 @@ exact at any stable step size::
 
         def step(self, state, gradient, noise, numbers):
             epsilon, tau = numbers
-            noise = math.sqrt(2 * epsilon / tau) * noise
+            noise = (2 * epsilon / tau) ** 0.5 * noise
             position = state.position + epsilon * gradient + (state.noise + noise) / 2
             return NoisyState(position, noise)
 
     kernel = aeb.AEBKernel(model, AveragedNoise(aeb.Constant(0.05)))
 
+In a compiled step epsilon and tau are tensors of one number each, which ``math`` cannot take.
 Operations are elementwise, or along the last axis, so that a leading axis of chains needs no
 further code; :func:`pyro_aeb.testing.check_transition` checks that and the stationary law.
 
@@ -50,11 +50,9 @@ class names as ``held``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from pyro_aeb.schedules import Schedule
@@ -72,24 +70,6 @@ class StepNumbers(NamedTuple):
 
     step_size: float
     inverse_temperature: float
-
-
-def square_root(number: float) -> float:
-    """Return the root of a number, or of a tensor, as numbers of a compiled step are."""
-    root: Any = getattr(number, "sqrt", None)
-    return math.sqrt(number) if root is None else root()
-
-
-def add_scaled(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
-    """Return x + factor y."""
-    if isinstance(factor, Tensor):
-        return torch.addcmul(x, y, factor)
-    return torch.add(x, y, alpha=factor)
-
-
-def add_scaled_(x: Tensor, y: Tensor, factor: float | Tensor) -> Tensor:
-    """Add factor y to x in place, and return x."""
-    return x.addcmul_(y, factor) if isinstance(factor, Tensor) else x.add_(y, alpha=factor)
 
 
 class Transition(Protocol[State]):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, as_schedule
-from pyro_aeb.transitions.base import StepNumbers, add_scaled, kinetic_temperature
+from pyro_aeb.schedules import Schedule, add_scaled, as_schedule
+from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
 from pyro_aeb.validation import positive, set_fields
 
 
