@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-R-hat and effective sample size, by ArviZ, of the sampled sites only: a learned latent is a point
+R-hat and effective sample size, as by ArviZ, of the sampled sites only: a learned latent is a point
 estimate, to which neither applies.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from scipy import stats
@@ -16,11 +16,12 @@ from scipy import stats
 from pyro_aeb.diagnostics.batch_means import FALSE_ALARM
 from pyro_aeb.diagnostics.findings import Finding
 from pyro_aeb.diagnostics.movement import moving
+from pyro_aeb.diagnostics.rank_statistics import effective_size, r_hat
 from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.testing.linear import Array
 
 MAX_COORDINATES = 200
-"""Number of coordinates of a site that are checked, evenly spaced: ArviZ takes about 1 ms each."""
+"""Number of coordinates of a site that are checked, evenly spaced."""
 
 MAX_R_HAT = 1.05
 MIN_ESS = 100.0
@@ -49,9 +50,9 @@ def mixing_findings(run: Run, latents_settled: bool) -> list[Finding]:
     if not sites:
         return [Finding(check, "note", "not computed: no coordinate moves")]
     total = run.chains * run.draws
-    size = _effective_size(compute_by_arviz("ess", sites), total)
+    size = _effective_size(_by_site(effective_size, sites), total)
     if run.chains > 1:
-        r_hats = compute_by_arviz("rhat", sites)
+        r_hats = _by_site(r_hat, sites)
         return [_r_hat(r_hats, _r_hat_by_chance(run, r_hats), total), size]
     found = "not computed: there is one chain, whose halves are not independent"
     return [Finding(check, "note", found, "several chains", "num_chains=4"), size]
@@ -66,20 +67,11 @@ def _thin(values: Array) -> Array:
     return flat[..., np.linspace(0, count - 1, MAX_COORDINATES).astype(int)]
 
 
-def compute_by_arviz(function: str, sites: dict[str, Array]) -> dict[str, Array]:
-    """
-    Compute ``arviz.rhat`` or ``arviz.ess`` of draws of shape (chains, draws, coordinates), for
-    every coordinate.
-    """
-    import arviz  # imported on use: it takes as long as Pyro
-    import xarray
-
-    data = xarray.Dataset(
-        {f"v{i}": (("chain", "draw", f"d{i}"), draws) for i, draws in enumerate(sites.values())}
-    )
-    with np.errstate(divide="ignore", invalid="ignore"):  # a coordinate that does not move
-        computed: Any = getattr(arviz, function)(data)
-    return {name: np.asarray(computed[f"v{i}"]) for i, name in enumerate(sites)}
+def _by_site(function: Callable[[Array], Array], sites: dict[str, Array]) -> dict[str, Array]:
+    """Return a function's value of every coordinate, of draws of shape (chains, draws, ...)."""
+    ends = np.cumsum([values.shape[-1] for values in sites.values()])
+    values = function(np.concatenate([*sites.values()], axis=-1))
+    return dict(zip(sites, np.split(values, ends[:-1]), strict=True))
 
 
 def _r_hat_by_chance(run: Run, r_hats: dict[str, Array]) -> float:

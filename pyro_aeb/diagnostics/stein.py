@@ -39,7 +39,7 @@ from torch import Tensor
 
 from pyro_aeb.data.arguments import Batch, leading_lengths
 from pyro_aeb.diagnostics.frozen_chain import FrozenChain, freeze
-from pyro_aeb.diagnostics.mixing import compute_by_arviz
+from pyro_aeb.diagnostics.rank_statistics import effective_size
 from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.testing.linear import Array
@@ -156,9 +156,9 @@ def stein_matrix(x: Array, score: Array) -> Array:
 
 
 def _autocorrelation_time(x: Array) -> float:
-    """Return the largest integrated autocorrelation time of a coordinate, in draws, by ArviZ."""
+    """Return the largest integrated autocorrelation time of a coordinate, in draws."""
     some = x[:, np.unique(np.linspace(0, x.shape[1] - 1, 50).astype(int))]
-    return float(len(x) / np.nanmin(compute_by_arviz("ess", {"x": some[None]})["x"]))
+    return float(len(x) / np.nanmin(effective_size(some[None])))
 
 
 def _signs(count: int, length: int, flip: float, generator: np.random.Generator) -> Array:

@@ -162,13 +162,13 @@ def test_draws_between_prunings():
 def test_only_sampled_sites_get_r_hat(good, monkeypatch):
     seen = {}
 
-    def record_call(function, sites, compute=mixing.compute_by_arviz):
-        seen[function] = set(sites)
+    def record_call(function, sites, compute=mixing._by_site):
+        seen[function.__name__] = set(sites)
         return compute(function, sites)
 
-    monkeypatch.setattr(mixing, "compute_by_arviz", record_call)
+    monkeypatch.setattr(mixing, "_by_site", record_call)
     verdict = aeb.check(good, quiet=True)
-    assert seen == {"rhat": {"beta"}, "ess": {"beta"}}
+    assert seen == {"r_hat": {"beta"}, "effective_size": {"beta"}}
     for finding in verdict:
         if finding.check.startswith("learned"):
             assert "R-hat" not in str(finding)
