@@ -16,6 +16,7 @@ Format 2 is the one that Zarr 2 and 3 both write, and that xarray and ArviZ read
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import shutil
@@ -106,31 +107,39 @@ def create_store(
     root = zarr.open_group(str(partial), mode="w", **version)
     root.attrs.update({"creation_library": "pyro_aeb"})
     common = {"store": str(partial), "compressor": _compressor(), **version}
+    forms: dict[str, str] = {}  # zarr takes 20 ms an array, so each form is made once by it
 
-    def create(name: str, shape: Sequence[int], dims: Sequence[str], **options: Any) -> Any:
-        array = zarr.create(shape=tuple(shape), path=name, **options, **common)
-        array.attrs.update({"_ARRAY_DIMENSIONS": list(dims)})
-        return array
+    def create(
+        name: str, shape: Sequence[int], attributes: Mapping[str, Any], **options: Any
+    ) -> None:
+        place, form = partial / name, repr((tuple(shape), options))
+        if form in forms:
+            place.mkdir()
+            (place / ".zarray").write_text(forms[form], encoding="utf-8")
+        else:
+            zarr.create(shape=tuple(shape), path=name, **options, **common)
+            forms[form] = (place / ".zarray").read_text(encoding="utf-8")
+        (place / ".zattrs").write_text(json.dumps(attributes), encoding="utf-8")
 
     for group, variables in groups.items():
         root.create_group(group).attrs.update(attributes[group])
         for name, variable in variables.items():
             shape, dtype = variable.values.shape, variable.values.dtype
-            array = create(
+            dims = {"_ARRAY_DIMENSIONS": list(axes.names(variable))}
+            create(
                 f"{group}/{name}",
                 shape,
-                axes.names(variable),
+                {**dims, **variable.attributes, "source": variable.source},
                 dtype=dtype,
                 chunks=chunk_shape(shape, dtype.itemsize, length),
                 # xarray takes any other number for missing data, and integers to floats with it.
                 fill_value=math.nan if dtype.kind == "f" else None,
             )
-            array.attrs.update({**variable.attributes, "source": variable.source})
         for dim, size in zip(SAMPLE_DIMS, shape, strict=False):
-            labels = create(
-                f"{group}/{dim}", [size], [dim], dtype="i8", chunks=[size], fill_value=None
-            )
-            labels[:] = np.arange(size)
+            dims, options = {"_ARRAY_DIMENSIONS": [dim]}, {"dtype": "i8", "fill_value": None}
+            create(f"{group}/{dim}", [size], dims, chunks=[size], **options)
+            path_of_labels = {"store": str(partial), "path": f"{group}/{dim}"}
+            zarr.open_array(mode="r+", **path_of_labels, **version)[:] = np.arange(size)
 
     nodes = [file for kind in ("group", "array", "attrs") for file in partial.rglob(f".z{kind}")]
     keys = [file.relative_to(partial).as_posix() for file in nodes]
