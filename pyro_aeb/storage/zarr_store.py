@@ -106,40 +106,26 @@ def create_store(
     zarr, version = _zarr_and_version()
     root = zarr.open_group(str(partial), mode="w", **version)
     root.attrs.update({"creation_library": "pyro_aeb"})
-    common = {"store": str(partial), "compressor": _compressor(), **version}
-    forms: dict[str, str] = {}  # zarr takes 20 ms an array, so each form is made once by it
-
-    def create(
-        name: str, shape: Sequence[int], attributes: Mapping[str, Any], **options: Any
-    ) -> None:
-        place, form = partial / name, repr((tuple(shape), options))
-        if form in forms:
-            place.mkdir()
-            (place / ".zarray").write_text(forms[form], encoding="utf-8")
-        else:
-            zarr.create(shape=tuple(shape), path=name, **options, **common)
-            forms[form] = (place / ".zarray").read_text(encoding="utf-8")
-        (place / ".zattrs").write_text(json.dumps(attributes), encoding="utf-8")
-
+    create = _ArrayMaker(partial)
     for group, variables in groups.items():
         root.create_group(group).attrs.update(attributes[group])
         for name, variable in variables.items():
             shape, dtype = variable.values.shape, variable.values.dtype
-            dims = {"_ARRAY_DIMENSIONS": list(axes.names(variable))}
             create(
                 f"{group}/{name}",
                 shape,
-                {**dims, **variable.attributes, "source": variable.source},
+                axes.names(variable),
+                {**variable.attributes, "source": variable.source},
                 dtype=dtype,
                 chunks=chunk_shape(shape, dtype.itemsize, length),
                 # xarray takes any other number for missing data, and integers to floats with it.
                 fill_value=math.nan if dtype.kind == "f" else None,
             )
         for dim, size in zip(SAMPLE_DIMS, shape, strict=False):
-            dims, options = {"_ARRAY_DIMENSIONS": [dim]}, {"dtype": "i8", "fill_value": None}
-            create(f"{group}/{dim}", [size], dims, chunks=[size], **options)
-            path_of_labels = {"store": str(partial), "path": f"{group}/{dim}"}
-            zarr.open_array(mode="r+", **path_of_labels, **version)[:] = np.arange(size)
+            place = f"{group}/{dim}"
+            create(place, [size], [dim], {}, dtype="i8", chunks=[size], fill_value=None)
+            labels = zarr.open_array(store=str(partial), path=place, mode="r+", **version)
+            labels[:] = np.arange(size)
 
     nodes = [file for kind in ("group", "array", "attrs") for file in partial.rglob(f".z{kind}")]
     keys = [file.relative_to(partial).as_posix() for file in nodes]
@@ -147,6 +133,34 @@ def create_store(
     if path.exists():  # an empty folder
         path.rmdir()
     partial.rename(path)
+
+
+class _ArrayMaker:
+    """Makes the arrays of a store. Zarr takes some 20 ms for one, so it makes each form once."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._forms: dict[str, str] = {}
+
+    def __call__(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dims: Sequence[str],
+        attributes: Mapping[str, Any],
+        **options: Any,
+    ) -> None:
+        zarr, version = _zarr_and_version()
+        place, form = self._store / name, repr((tuple(shape), options))
+        if form in self._forms:
+            place.mkdir()
+            (place / ".zarray").write_text(self._forms[form], encoding="utf-8")
+        else:
+            common = {"store": str(self._store), "compressor": _compressor(), **version}
+            zarr.create(shape=tuple(shape), path=name, **options, **common)
+            self._forms[form] = (place / ".zarray").read_text(encoding="utf-8")
+        content = {"_ARRAY_DIMENSIONS": list(dims), **attributes}
+        (place / ".zattrs").write_text(json.dumps(content), encoding="utf-8")
 
 
 class ZarrStore:
