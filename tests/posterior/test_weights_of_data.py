@@ -71,6 +71,76 @@ def test_weights_of_chains_that_step_together():
     torch.testing.assert_close(together[:1], alone)
 
 
+MANY = {"num_chains": 100, "chain_method": "vectorized", "disable_progbar": True}
+
+
+def weighted_normal(y, w):
+    """Mean and variance are unknown, and conjugate."""
+    s2 = pyro.sample("s2", dist.InverseGamma(2.5, 1.5))
+    m = pyro.sample("m", dist.Normal(0.5, (s2 / 0.7).sqrt()))
+    with pyro.plate("data", len(y)), poutine.scale(scale=w):
+        pyro.sample("y", dist.Normal(m, s2.sqrt()), obs=y)
+
+
+def normal_inverse_gamma(y, w):
+    """The posterior's shape, rate, precision (in units of 1 / s2) and mean, in closed form."""
+    precision = 0.7 + w.sum()
+    mean = (0.7 * 0.5 + (w * y).sum()) / precision
+    square = 0.7 * 0.5**2 + (w * y.square()).sum() - precision * mean.square()
+    return 2.5 + 0.5 * w.sum(), 1.5 + 0.5 * square, precision, mean
+
+
+def test_the_density_with_an_unknown_variance_is_the_weighted_conjugate_one():
+    shape, rate, precision, mean = normal_inverse_gamma(DATA, WEIGHTS)
+    kernel = aeb.AEBKernel(weighted_normal, aeb.SGLD(1e-3), adaptation=None, seed=0)
+    kernel.setup(0, DATA, WEIGHTS)
+    chain = kernel.chain
+    batch = chain.data.next()
+    found, expected = [], []
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        m, log_s2 = torch.randn(2, generator=generator)
+        s2 = log_s2.exp().requires_grad_()
+        m.requires_grad_()
+        position = chain.structure.flatten({"m": m.detach(), "s2": s2.detach()})
+        evaluation = chain.posterior.evaluate(position, None, batch)
+        potential = chain.posterior.potential(evaluation.log_density, position, None)
+        density = dist.InverseGamma(shape, rate).log_prob(s2) + s2.log()  # of the log of s2
+        density = density + dist.Normal(mean, (s2 / precision).sqrt()).log_prob(m)
+        gradient = torch.autograd.grad(density, (m, s2))
+        slopes = {"m": gradient[0], "s2": gradient[1] * s2.detach()}
+        for name, value in chain.structure.unflatten(evaluation.gradient).items():
+            torch.testing.assert_close(value, slopes[name], rtol=1e-4, atol=1e-3)
+        found.append(float(-potential))
+        expected.append(float(density.detach()))
+    constant = found[0] - expected[0]
+    assert found == pytest.approx([x + constant for x in expected], rel=1e-5, abs=1e-3)
+
+
+def test_hmc_with_an_unknown_variance_has_the_weighted_conjugate_posterior():
+    """Moments within five standard errors, by the means of 100 chains."""
+    y, w = DATA[:12], WEIGHTS[:12]
+    shape, rate, precision, mean = normal_inverse_gamma(y, w)
+    kernel = aeb.AEBKernel(weighted_normal, aeb.transitions.HMC(0.02, 8), None, seed=0)
+    mcmc = aeb.MCMC(kernel, 60, 30, **MANY)
+    mcmc.run(y, w)
+    draws = mcmc.get_samples(group_by_chain=True)
+    mean_s2 = rate / (shape - 1)
+    exact = {
+        "m": (mean, mean_s2 / precision),
+        "s2": (mean_s2, mean_s2.square() / (shape - 2)),
+    }
+    for name, (first, variance) in exact.items():
+        for values, right in (
+            (draws[name], first),
+            ((draws[name] - first).square(), variance),
+        ):
+            of_chains = values.mean(1)
+            error = float(of_chains.std()) / 10.0
+            assert abs(float(of_chains.mean() - right)) < 5.0 * error
+            assert error < 0.1 * float(right)
+
+
 def sparse_weighted(X, y, w, batch_size=None):
     sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0))
     prior = aeb.SSGL(v0=0.1, v1=10.0, delta=0.3, sigma=sigma2.sqrt())
