@@ -12,7 +12,7 @@ as they are. As in Pyro's NUTS, no site needs the mark ``infer={"enumerate": "pa
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,13 +22,15 @@ import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide.initialization import InitMessenger
-from pyro.ops.contract import contract_to_tensor
+from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
+from pyro.ops.packed import unpack
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_aeb.errors import ModelError, first_line, is_domain_error
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
+from pyro_aeb.model.structure import has_weights
 from pyro_aeb.model.tracing import Site, as_numbers, first_value, init_to_default
 
 FACTOR = "sum over discrete sites"
@@ -148,6 +150,32 @@ class SummedOut:
             ) from error
         return sites.trace, visible.trace
 
+    def log_likelihood(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[str, Tensor]:
+        """
+        Return the observed site that depends on discrete sites, and the log density of each of its
+        data, their values summed out.
+
+        :raises ModelError: if a sum concerns several data or sites.
+        """
+        sites = _TakeOut(self._nesting)
+        self._enumerate(sites, args, kwargs)
+        trace = sites.trace
+        observed = [name for name, site in trace.nodes.items() if site["is_observed"]]
+        is_weighted = any(has_weights(site["scale"]) for site in trace.nodes.values())
+        summed = _pack(trace)
+        terms = contract_tensor_tree(_factors(trace, trace.nodes), summed)
+        if len(observed) != 1 or len(terms) != 1 or is_weighted or not all(terms):
+            raise ModelError(
+                f"the data {sorted(observed)} depend on discrete sites that are summed out, and "
+                "have no density for each datum, expected one observed site whose discrete sites "
+                "are in its plate; leave log_likelihood= out, or write the sum as a distribution, "
+                "such as dist.MixtureSameFamily"
+            )
+        (parts,) = terms.values()
+        return observed[0], unpack(sum(parts[1:], start=parts[0]), trace.symbol_to_dim)
+
 
 def hidden_sites(model: Any) -> dict[str, Site]:
     """Return the observed sites, but for factors, that the sums of a model have taken out."""
@@ -188,26 +216,35 @@ def _log_sum(trace: Any) -> Tensor:
     Return the log of the sum over all values of the enumerated sites, times the scale N/n that the
     sites of each sum share.
     """
-    scales: dict[str, Any] = {}
-    for name, site in trace.nodes.items():
-        scales[name], site["scale"] = site["scale"], 1.0
-    trace.compute_log_prob()
-    trace.pack_tensors()
-    plates = set(trace.plate_to_symbol.values())
-    summed = set(trace.symbol_to_dim) - plates
+    scales = {name: site["scale"] for name, site in trace.nodes.items()}
+    summed = _pack(trace)
     total: Tensor | None = None
     for names, scale in _components(trace, summed, scales):
-        factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-        for name in names:
-            site = trace.nodes[name]
-            frames = (frame for frame in site["cond_indep_stack"] if frame.vectorized)
-            ordinal = frozenset(trace.plate_to_symbol[frame.name] for frame in frames)
-            factors.setdefault(ordinal, []).append(site["packed"]["log_prob"])
-        log_sum = contract_to_tensor(factors, summed)
+        log_sum = contract_to_tensor(_factors(trace, names), summed)
         log_sum = log_sum if scale == 1.0 else log_sum * scale
         total = log_sum if total is None else total + log_sum
     assert total is not None
     return total
+
+
+def _pack(trace: Any) -> set[str]:
+    """Pack the log densities of a trace without scales; return the dimensions to sum over."""
+    for site in trace.nodes.values():
+        site["scale"] = 1.0
+    trace.compute_log_prob()
+    trace.pack_tensors()
+    return set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
+
+
+def _factors(trace: Any, names: Iterable[str]) -> OrderedDict[frozenset[str], list[Tensor]]:
+    """Return the packed log densities of some sites, by the plates around them."""
+    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    for name in names:
+        site = trace.nodes[name]
+        frames = (frame for frame in site["cond_indep_stack"] if frame.vectorized)
+        plates = frozenset(trace.plate_to_symbol[frame.name] for frame in frames)
+        factors.setdefault(plates, []).append(site["packed"]["log_prob"])
+    return factors
 
 
 def _components(

@@ -226,7 +226,7 @@ def _compute(mcmc: Any, sites: Sequence[str], batches: Batches) -> list[Variable
     with prediction_mode(changed_buffers(mcmc)):
         for batch in model.iterate(batches, device, limit=1):
             try:
-                found = [record(model, draw, batch, sites) for draw in draws]
+                found = [record(model, draw, batch, sites)[0] for draw in draws]
             except ModelError:  # the draws do not hold all latent sites
                 return []
             rows += [{n: as_array(site["value"]) for n, site in row.items()} for row in found]

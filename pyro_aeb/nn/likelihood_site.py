@@ -27,7 +27,7 @@ from pyro_aeb.model.observed_sites import (
     comes_from,
     track_arguments,
 )
-from pyro_aeb.model.tracing import unwrap
+from pyro_aeb.model.tracing import is_enumerable, unwrap
 from pyro_aeb.nn.mixture import Mixture, predict_from
 
 REMEDY = (
@@ -147,6 +147,14 @@ class LikelihoodSite:
                 f"{sorted(sites)}; choose with PosteriorPredictive(..., site=name)"
             )
         unknown = sorted(sites.keys() - {name, *observed, *self._likelihoods})
+        if discrete := [n for n in unknown if is_enumerable({"fn": sites[n].fn, "infer": {}})]:
+            raise ModelError(
+                f"the latent sites {shorten(discrete)} are discrete and summed out, so the draws "
+                f"do not hold them and {name!r} has no one distribution at a draw; draw both anew, "
+                f"pyro.infer.Predictive(model, mcmc.get_samples())(...)[{name!r}], find the "
+                "discrete sites of given data by pyro.infer.infer_discrete, or write the sum as a "
+                "distribution, such as dist.MixtureSameFamily"
+            )
         if unknown:
             raise ModelError(
                 f"the draws hold {shorten(sorted(values))} but not the latent sites "

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from pyro_aeb.data.arguments import Arguments, leading_lengths
 from pyro_aeb.errors import ModelError, SaveSizeWarning, shorten
-from pyro_aeb.model.tracing import as_numbers
+from pyro_aeb.model.summed_out import SummedOut
+from pyro_aeb.model.tracing import as_numbers, is_enumerable
 from pyro_aeb.nn.batches import Batches
 from pyro_aeb.storage.xarray_variables import as_array
 
@@ -106,6 +107,7 @@ class _Record(Messenger):
         self._draw = draw
         self._sites = sites
         self.sites: dict[str, Any] = {}
+        self.discrete: list[str] = []
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -114,12 +116,9 @@ class _Record(Messenger):
         if name in self._sites:
             self.sites[name] = dict(msg)
         elif not msg["is_observed"]:
-            if name not in self._draw and msg["infer"].get("enumerate"):
-                raise ModelError(
-                    f"site {name!r} is discrete and summed out of the run, so the data that depend "
-                    "on it have no density or draw of their own here; compute them from the draws "
-                    "with pyro.infer.infer_discrete, and give to_arviz posterior_predictive=samples"
-                )
+            if name not in self._draw and is_enumerable(msg):
+                self.discrete.append(name)
+                return
             if name not in self._draw:
                 raise ModelError(
                     f"the draws hold {shorten(sorted(self._draw))} but not the latent site "
@@ -135,11 +134,14 @@ def record(
     draw: Mapping[str, Tensor],
     arguments: Arguments,
     sites: Collection[str],
-) -> dict[str, Any]:
-    """Run a model at a draw's values; return the messages of some of its observed sites."""
+) -> tuple[dict[str, Any], list[str]]:
+    """
+    Run a model at a draw's values; return the messages of some of its observed sites, and the
+    discrete sites that the draws do not hold, which are drawn anew.
+    """
     with _Record(draw, sites) as handler:
         model(*arguments.args, **arguments.kwargs)
-    return handler.sites
+    return handler.sites, handler.discrete
 
 
 class Gather:
@@ -168,6 +170,7 @@ class Gather:
         self._batches = batches
         self._log_likelihood = log_likelihood
         self._replicate = replicate
+        self._summed: SummedOut | None = None
         self._axes: dict[str, int | None] = {}
         self._events: dict[str, int] = {}
         self._rows: list[dict[tuple[str, str], np.ndarray]] = []
@@ -176,12 +179,14 @@ class Gather:
     def __call__(self, i: int, draw: Mapping[str, Tensor], arguments: Arguments) -> None:
         """Add the values of draw number i for the current batch."""
         row = {}
-        for name, site in record(self._model, draw, arguments, self._sites).items():
+        sites, discrete = record(self._model, draw, arguments, self._sites)
+        summed = self._sum_out(draw, arguments) if discrete and self._log_likelihood else {}
+        for name, site in sites.items():
             axis = self._axes[name] = _data_axis(site, self._model, arguments)
             event = self._events[name] = int(site["fn"].event_dim)
             if axis is None and (name, "") in self._parts:
                 continue  # the same data in every batch
-            for kind, values in self._values(site).items():
+            for kind, values in self._values(site, summed.get(name)).items():
                 place = axis if axis is None or kind == "log_likelihood" else axis - event
                 if self._model.fresh and place is not None:
                     start = values.shape[place] - self._model.fresh
@@ -191,13 +196,21 @@ class Gather:
         if len(self._rows) == self._draws:
             self._finish_batch()
 
-    def _values(self, site: Any) -> dict[str, Tensor]:
+    def _sum_out(self, draw: Mapping[str, Tensor], arguments: Arguments) -> dict[str, Tensor]:
+        """Return log densities whose discrete sites are summed out, by site."""
+        if self._summed is None:
+            self._summed = SummedOut(self._model, *arguments)
+        with _Record(draw, ()):
+            name, log_prob = self._summed.log_likelihood(*arguments)
+        return {name: log_prob}
+
+    def _values(self, site: Any, log_prob: Tensor | None) -> dict[str, Tensor]:
         values = {}
         if site["is_observed"]:
             if not self._rows:
                 values["observed"] = torch.as_tensor(site["value"])
             if self._log_likelihood:
-                values["log_likelihood"] = log_likelihood(site)
+                values["log_likelihood"] = log_likelihood(site) if log_prob is None else log_prob
         if self._replicate:
             values["replicated"] = site["fn"].sample()
         return values

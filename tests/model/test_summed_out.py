@@ -422,10 +422,68 @@ def test_chains_that_step_together_are_refused():
 
 def test_predictions_say_what_is_missing():
     mcmc = run(mixture, DATA, draws=3)
-    with pytest.raises(aeb.ModelError, match=r"not the latent sites \['z'\]"):
+    with pytest.raises(aeb.ModelError, match=r"\['z'\] are discrete and summed out.*Predictive\("):
         PosteriorPredictive(mixture, mcmc)(DATA)
-    with pytest.raises(aeb.ModelError, match="'z' is discrete and summed out.*infer_discrete"):
-        aeb.to_arviz(mcmc, log_likelihood=True)
+    series = run(markov, SERIES, draws=3)
+    with pytest.raises(aeb.ModelError, match="'x_3'.*no density for each datum.*MixtureSame"):
+        aeb.to_arviz(series, log_likelihood=True)
+
+
+@pytest.mark.parametrize("batch_size", [None, 25])
+def test_replicated_data_are_drawn_with_their_discrete_sites(batch_size):
+    """From the mixture at every draw: 30 of 50 data near -2, the others near 2."""
+    mcmc = run(mixture, DATA, batch_size, draws=40, transition=aeb.SGLD(1e-3))
+    found = aeb.to_arviz(mcmc, posterior_predictive=True).posterior_predictive["x"].values[0]
+    assert found.shape == (40, 50)
+    draws = mcmc.get_samples()
+    weights, means = draws["weights"], draws["means"]
+    mean = float((weights * means).sum(-1).mean())
+    square = float((weights * (means.square() + 1.0)).sum(-1).mean())
+    assert float(found.mean()) == pytest.approx(mean, abs=5 * (square / 2000) ** 0.5)
+    assert float((found**2).mean()) == pytest.approx(square, rel=0.15)
+
+
+def causes_in_batches(data):
+    p = pyro.sample("p", dist.Beta(2.0, 3.0))
+    with pyro.plate("data", len(DATA), subsample=data):
+        a = pyro.sample("a", dist.Bernoulli(p))
+        b = pyro.sample("b", dist.Bernoulli(0.2 + 0.6 * a))
+        pyro.sample("x", dist.Normal(0.7 * (a - 2.0 * b), 1.0), obs=data)
+
+
+@pytest.mark.parametrize(
+    "model, args, names",
+    [
+        (mixture, (DATA,), ("weights", "means")),
+        (mixture, (DATA, 20), ("weights", "means")),
+        (causes_in_batches, (DataLoader(DATA, 25),), ("p",)),
+    ],
+)
+def test_log_densities_of_data_are_those_of_sums(model, args, names):
+    mcmc = run(model, *args, draws=6, transition=aeb.SGLD(1e-3))
+    found = aeb.to_arviz(mcmc, log_likelihood=True).log_likelihood["x"].values[0]
+    by_hand = mixture_by_hand if model is mixture else two_causes_by_hand
+    draws, size = mcmc.get_samples(), () if model is mixture else (torch.tensor(0.7),)
+    for i in range(6):
+        values = [draws[name][i] for name in names]
+        expected = torch.stack([by_hand(x[None], *values, *size) for x in DATA])
+        torch.testing.assert_close(torch.tensor(found[i]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_errors_of_predictions_advise():
+    mcmc = run(mixture, DATA, draws=20)
+    drawn = pyro.infer.Predictive(mixture, mcmc.get_samples())(DATA)
+    assert drawn["z"].shape == (20, 50)
+
+    @pyro.infer.config_enumerate
+    def at_a_draw(data):
+        with poutine.condition(data={n: v[-1] for n, v in mcmc.get_samples().items()}):
+            mixture(data)
+
+    discrete = pyro.infer.infer_discrete(at_a_draw, first_available_dim=-2, temperature=0)
+    z = poutine.trace(discrete).get_trace(DATA).nodes["z"]["value"]
+    share = float((z == (DATA > 0).long()).float().mean())
+    assert max(share, 1.0 - share) > 0.9  # components have no order
 
 
 def test_a_model_is_left_as_it_is_afterwards():
