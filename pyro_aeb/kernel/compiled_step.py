@@ -49,7 +49,7 @@ class CompiledStep:
     :param Update update: for a transition that does not ask for Q itself.
     :param Buffers buffers: those that the model changes.
     :param partial: the plates whose indices change from step to step.
-    :param Tensor position: the weights, for dtype and device.
+    :param Tensor like: of the weights' dtype and device.
     :param report: see :class:`~pyro_aeb.posterior.program.Program`.
     """
 
@@ -58,14 +58,14 @@ class CompiledStep:
         update: Update,
         buffers: Buffers,
         partial: Collection[str],
-        position: Tensor,
+        like: Tensor,
         report: Callable[[str], None] | None = None,
     ) -> None:
         self._update = update
         self._program = Program(self._step, buffers, partial, report)
         self.warn = self._program.warn
-        self._device = position.device
-        self._host = torch.zeros(3, dtype=position.dtype, device="cpu")
+        self._device = like.device
+        self._host = torch.zeros(3, dtype=like.dtype, device="cpu")
         self._view = self._host.numpy()
 
     def __call__(

@@ -86,7 +86,8 @@ def start_chain(
     transition: Any = options.transition
     needs_target = isinstance(transition, TargetTransition)
     update = Update(posterior, transition)
-    like = position.new_empty(*position.shape[:-1], noise_size(transition, structure.size))
+    shape = *position.shape[:-1], noise_size(transition, structure.size)
+    like = position.new_empty(()).expand(shape)  # it is kept, and takes no memory
     return Chain(
         structure=structure,
         posterior=posterior,
@@ -100,7 +101,7 @@ def start_chain(
         noise=Noise(options.noise, like, generators),
         update=update,
         make_compiled=partial(
-            _compile, options, update, needs_target, buffers, minibatches[0].partial, position
+            _compile, options, update, needs_target, buffers, minibatches[0].partial, like
         ),
         compile_from=first_compiled_step(options.compile, warmup * options.steps_per_draw),
         needs_target=needs_target,
@@ -116,7 +117,7 @@ def _compile(
     needs_target: bool,
     buffers: Buffers,
     plates: Collection[str],
-    position: Tensor,
+    like: Tensor,
 ) -> CompiledStep | None:
     """Compile a whole step and return it; or the gradient alone, for steps that cannot be."""
     report = None
@@ -130,7 +131,7 @@ def _compile(
     if needs_target or options.data_parallel:
         update.posterior.compile(buffers, plates, report)
         return None
-    return CompiledStep(update, buffers, plates, position, report)
+    return CompiledStep(update, buffers, plates, like, report)
 
 
 def _inspect(
