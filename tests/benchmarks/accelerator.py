@@ -8,11 +8,12 @@ What a step costs on an accelerator, by batch size, and what chains together cos
 
 writes ``accelerator.csv`` and ``accelerator.md``, anew after every case, so that a run that is cut
 short leaves what it had. A case is a workload and a batch size, or a number of chains; after
-``--seconds`` no further one is begun. ``--smoke`` runs a little of everything, on the CPU too.
+``--seconds`` no further one is begun, and ``--continue FOLDER`` begins with what an earlier run
+left. All of it takes some ten minutes, most of them for compiling. ``--smoke`` runs a little of
+everything, on the CPU too.
 
-The data are on the device, and models pick the rows of their batch by a plate's indices. The step
-and forward and backward alone are timed in turn, a few calls each, from a device that has nothing
-to do to one that has done all.
+The data are on the device, and samplers draw their batches there. Rows take turns
+(:mod:`.timing`), from a device that has nothing to do to one that has done all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own reports
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX leaves torch its memory
 
 import argparse  # noqa: E402
 import csv  # noqa: E402
@@ -27,124 +29,104 @@ import gc  # noqa: E402
 import importlib.util  # noqa: E402
 import platform  # noqa: E402
 import time  # noqa: E402
-import traceback  # noqa: E402
 import warnings  # noqa: E402
-from collections.abc import Callable, Iterator, Sequence  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
-from dataclasses import asdict, dataclass  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
+from dataclasses import asdict, dataclass, replace  # noqa: E402
 from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any, NamedTuple  # noqa: E402
+from statistics import median  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pyro  # noqa: E402
 import torch  # noqa: E402
 
 import pyro_aeb as aeb  # noqa: E402
 
+from . import rows  # noqa: E402
 from .counting import count  # noqa: E402
 from .device_workloads import MODELS, DeviceWorkload  # noqa: E402
 from .graphs import alone_in_a_graph, step_in_a_graph  # noqa: E402
-from .peers import authors, ours, posteriors_sghmc, sgd  # noqa: E402
+from .peers import alone, ours  # noqa: E402
 from .peers.base import Peer  # noqa: E402
-from .timing import Timing, as_in_mcmc  # noqa: E402
+from .timing import Turns, as_in_mcmc, failure, ratio  # noqa: E402
 from .workloads import Step, Workload  # noqa: E402
 
+TURNS, DURATION = 8, 0.05
+"""Of a case, and the seconds that a row is timed in one."""
 
-class Plan(NamedTuple):
-    """
-    :param int rounds: of all rows of a case.
-    :param int turns: of a row, a round.
-    :param calls: by workload, of a step and of forward and backward alone, a turn.
-    """
-
-    rounds: int
-    turns: int
-    calls: dict[str, int]
-
-
-WHOLE = Plan(3, 6, {"L": 10, "M": 10, "C": 10, "R": 3})
-SMOKE = Plan(1, 2, dict.fromkeys("LMCR", 1))
-
-SECONDS = 190.0
+SECONDS = 560.0
 """After which no case is begun."""
 
-BATCHES = (1, 8, 64, 256, 1024)
+BATCHES = (64, 1024, 1, 256, 8)
 CHAINS = (1, 4, 16, 64)
 
 
 @dataclass(frozen=True)
 class Row:
     """
-    What is timed beside forward and backward alone.
+    What is timed.
 
     :param str title: as the table has it.
     :param start: makes it of a workload.
     :param bool graph: whether it needs a CUDA device.
-    :param str compiles: what is compiled, ``""`` for nothing.
+    :param package: which it needs.
     """
 
     title: str
     start: Callable[[Workload], Peer]
     graph: bool = False
-    compiles: str = ""
+    package: str | None = None
+
+    def runs_on(self, device: torch.device) -> bool:
+        """Whether its package is there, and has the device."""
+        if self.package is not None and importlib.util.find_spec(self.package) is None:
+            return False
+        if self.package == "blackjax":
+            import jax
+
+            return device.type == ("cpu" if jax.default_backend() == "cpu" else "cuda")
+        return device.type == "cuda" or not self.graph
 
 
-def our(**options: Any) -> Callable[[Workload], Peer]:
-    """Ours, with options of the kernel."""
-    return partial(ours.start, **options)
+def _shared(name: str) -> Row:
+    """A row that the table of a CPU has, too."""
+    own = rows.ROWS[name]
+    return Row(own.title, own.start, package=own.package)
 
-
-def _compiled_alone(workload: Workload) -> Peer:
-    """Forward and backward alone, by torch's compiler and CUDA graphs."""
-    return Peer(compiled(workload), workload.alone())
-
-
-def compiled(workload: Workload) -> Step:
-    """The step of :meth:`Workload.alone`, compiled."""
-    parameters = list(workload.network.parameters())
-    total = torch.compile(
-        lambda x, y: workload.log_likelihood(workload.network(x), y) * workload.scale,
-        mode="reduce-overhead",
-        dynamic=False,
-    )
-    return lambda: torch.autograd.grad(total(*workload.batch()), parameters)
-
-
-PRUNED = {"pruning": aeb.MagnitudePruning(0.9)}
-THREE_POINT = {"noise": "three-point"}
 
 ROWS: dict[str, Row] = {
-    "graph": Row("forward + backward, CUDA graph", alone_in_a_graph, graph=True),
-    "compiled": Row("forward + backward, reduce-overhead", _compiled_alone, compiles="all"),
-    "ours": Row("AEBKernel", our()),
-    "ours-three-point": Row("… three-point noise", our(**THREE_POINT)),
-    "ours-pruned": Row("… 90 % pruned at every step", our(**PRUNED)),
-    "ours-update": Row("… compiled update", our(compile="update"), compiles="update"),
-    "ours-all": Row("… gradient and update compiled", our(compile="all"), compiles="all"),
-    "ours-all-three-point": Row(
-        "… and three-point noise", our(compile="all", **THREE_POINT), compiles="all"
-    ),
+    "alone": _shared("alone"),
+    "graph": Row("… as a CUDA graph", alone_in_a_graph, graph=True),
+    "compiled": Row("… reduce-overhead", partial(alone.start_compiled, mode="reduce-overhead")),
+    "ours": _shared("ours"),
+    "ours-three-point": _shared("ours-three-point"),
+    "ours-pruned": _shared("ours-pruned"),
     "ours-graph": Row("… a whole step as a CUDA graph (trial)", step_in_a_graph, graph=True),
-    "sgd": Row("torch.optim.SGD with momentum", sgd.start),
-    "posteriors": Row("posteriors, sghmc", posteriors_sghmc.start),
-    "authors": Row("the authors' manner", authors.start),
-    "authors-pruned": Row("… 90 % pruned at every step", partial(authors.start, prune=0.9)),
+    "ours-compiled": _shared("ours-compiled"),
+    "blackjax": _shared("blackjax"),
+    "posteriors": _shared("posteriors"),
+    "posteriors-compiled": _shared("posteriors-compiled"),
+    "sgd": _shared("sgd"),
+    "authors": _shared("authors"),
+    "authors-pruned": _shared("authors-pruned"),
 }
+COMPILED = ("compiled", "ours-compiled", "posteriors-compiled")
+"""Rows that take seconds to compile, those of a ResNet20 minutes."""
 
 
 @dataclass(frozen=True)
 class Case:
     """
-    :param str model: L, M, C or R.
+    :param str model: F, L, M, C or R.
     :param batch: the batch size, None for all rows.
-    :param compiles: what may be compiled: each costs seconds, of a deep network many.
+    :param compiled: which compiled rows are timed.
     :param chains: how many together, beside one; None for the rows.
     :param bool counts: whether operations are counted, of which any batch size has as many.
     """
 
     model: str
     batch: int | None
-    compiles: tuple[str, ...] = ("", "update", "all")
+    compiled: tuple[str, ...] = ()
     chains: int | None = None
     counts: bool = False
 
@@ -170,7 +152,6 @@ class Line:
     lower: float | None = None
     upper: float | None = None
     ms: float | None = None
-    alone_ms: float | None = None
     operations: int | None = None
     waits: int | None = None
     begin: float | None = None
@@ -179,22 +160,21 @@ class Line:
 
 def cases() -> list[Case]:
     """All of them, those that tell most first."""
-    plain, update = ("",), ("", "update")
-    first = [Case("L", None, counts=True), Case("M", 64, counts=True)]
-    first += [Case("C", 64, counts=True), Case("R", 64, update, counts=True)]
+    two = COMPILED[:2]
+    first = [Case("F", 50, COMPILED, counts=True), Case("L", None, COMPILED, counts=True)]
+    first += [Case(m, 64, COMPILED, counts=True) for m in "MC"]
+    first += [Case("R", 64, two, counts=True)]
     together = [Case("L", None, chains=n) for n in CHAINS[1:]]
-    together += [Case("M", 64, chains=n) for n in CHAINS[1:3]]
-    rest = [Case(m, n, plain if m == "R" else update) for n in (1, 1024, 8, 256) for m in "MCR"]
-    compiled = [Case("R", 64, ("all",)), Case("M", 64, chains=64)]
-    compiled += [Case(m, n, ("all",)) for n in (1024, 1) for m in "MC"]
-    return [*first, *together, *rest, *compiled]
+    together += [Case("M", 64, chains=n) for n in CHAINS[1:]]
+    rest = [Case(m, n, two) for n in BATCHES[1:] for m in "MC"]
+    rest += [Case("F", 1, two), *(Case("R", n, two[1:]) for n in BATCHES[1:])]
+    return [*first, *together, *rest]
 
 
 def smoke_cases() -> list[Case]:
     """A little of everything."""
-    plain = ("",)
-    first = Case("L", None, counts=True)
-    return [first, Case("M", 1, plain), Case("C", 1, plain), Case("L", None, chains=2)]
+    first = [Case("F", 50), Case("L", None, counts=True)]
+    return [*first, Case("M", 1), Case("C", 1), Case("L", None, chains=2)]
 
 
 # -- one case ------------------------------------------------------------------------------------
@@ -214,82 +194,70 @@ def waits(step: Step, device: torch.device) -> int | None:
     return sum("synchronizing CUDA operation" in str(warning.message) for warning in found)
 
 
-@contextmanager
-def _failure(note: list[str]) -> Iterator[None]:
-    """A row that fails leaves a note, and the others run."""
-    try:
-        yield
-    except Exception as error:
-        traceback.print_exc()
-        first = (str(error).strip().splitlines() or [""])[0]
-        note.append(f"{type(error).__name__}: {first}"[:200])
-
-
-def measure(case: Case, device: torch.device, names: Sequence[str], plan: Plan) -> list[Line]:
+def measure(case: Case, device: torch.device, names: Sequence[str], turns: int) -> list[Line]:
     """The lines of a case; its rows take turns."""
     torch.manual_seed(0)
-    make = MODELS[case.model]
+    workload = MODELS[case.model](case.batch, device)
     if case.chains is not None:
-        return [_together(case, make(case.batch, device), plan)]
+        return [_together(case, workload, turns)]
     peers: dict[str, Peer] = {}
-    about: dict[str, dict[str, Any]] = {}
-    notes: dict[str, list[str]] = {}
-    workload = make(case.batch, device)
+    lines: dict[str, Line] = {}
     for name in names:
         row = ROWS[name]
-        if row.compiles not in case.compiles or (row.graph and device.type != "cuda"):
+        if not row.runs_on(device) or (name in COMPILED and name not in case.compiled):
             continue
-        if name == "posteriors" and importlib.util.find_spec("posteriors") is None:
-            continue
-        notes[name] = []
-        with _failure(notes[name]):
-            start = time.perf_counter()
-            peer = row.start(workload)
-            for _ in range(4):
-                peer.step()
-            begin = time.perf_counter() - start
-            about[name] = {"waits": waits(peer.step, device), "begin": round(begin, 2)}
-            if case.counts:
-                counts = count(peer)
-                about[name]["operations"] = counts and counts.operations
-            peers[name] = peer
-    timings = {name: Timing() for name in peers}
-    for _ in range(plan.rounds):
-        for name, peer in peers.items():
-            with _failure(notes[name]):
-                timings[name].take_turns(peer, plan.turns, plan.calls[case.model])
-    return [
-        _line(case, name, timings.get(name, Timing()), notes[name], about.get(name, {}))
-        for name in notes
-    ]
+        lines[name] = Line(case.model, case.batch, name)
+        try:
+            peers[name], about = _begin(row, workload, device, case.counts)
+            lines[name] = replace(lines[name], **about)
+        except Exception as error:
+            lines[name] = replace(lines[name], note=failure(error))
+    timed = Turns(peers, DURATION)
+    timed.take(turns)
+    return [_timed(line, timed) for line in lines.values()]
 
 
-def _together(case: Case, workload: DeviceWorkload, plan: Plan) -> Line:
+def _begin(
+    row: Row, workload: DeviceWorkload, device: torch.device, counts: bool
+) -> tuple[Peer, dict[str, Any]]:
+    """Start a row, and tell what is known of it before it is timed."""
+    start = time.perf_counter()
+    peer = row.start(workload)
+    for _ in range(4):
+        peer.call()
+    peer.wait()
+    begin = round(time.perf_counter() - start, 2)
+    found = count(peer) if counts else None
+    waiting = waits(peer.call, device) if peer.torch else None
+    return peer, {"waits": waiting, "begin": begin, "operations": found and found.operations}
+
+
+def _together(case: Case, workload: DeviceWorkload, turns: int) -> Line:
     """Chains together beside one chain."""
-    note: list[str] = []
-    timing, about = Timing(), {}
-    with _failure(note):
-        together = workload.together(case.chains)
-        alone = ours.start(workload)
+    line = Line(case.model, case.batch, "chains", case.chains or 1)
+    try:
+        together = workload.together(line.chains)
         for _ in range(3):
             together()
-        waiting = waits(together, workload.x.device)
-        about = {"chains": case.chains, "waits": waiting}
-        turns = plan.rounds * plan.turns
-        timing.take_turns(Peer(together, alone.step), turns, plan.calls[case.model])
-    return _line(case, "chains", timing, note, about)
+        line = replace(line, waits=waits(together, workload.x.device))
+        timed = Turns({"chains": Peer(together), "alone": ours.start(workload)}, DURATION)
+    except Exception as error:
+        return replace(line, note=failure(error))
+    timed.take(turns)
+    return _timed(line, timed)
 
 
-def _line(
-    case: Case, name: str, timing: Timing, note: Sequence[str], about: dict[str, Any]
-) -> Line:
-    line = Line(case.model, case.batch, name, note="; ".join(note), **about)
-    if len(timing.step) < 2:
+def _timed(line: Line, timed: Turns) -> Line:
+    """A line with its times."""
+    times, others = timed.times.get(line.row, []), timed.times.get("alone", [])
+    note = line.note or timed.notes.get(line.row, "")
+    if len(times) < 2:
+        return replace(line, note=note)
+    line = replace(line, note=note, turns=len(times), ms=1e3 * median(times))
+    if len(others) < 2:
         return line
-    lower, ratio, upper = timing.ratio()
-    ms, alone = timing.milliseconds()
-    figures = {"ratio": ratio, "lower": lower, "upper": upper, "ms": ms, "alone_ms": alone}
-    return Line(**{**asdict(line), **figures, "turns": len(timing.step)})
+    low, middle, high = ratio(times, others)
+    return replace(line, ratio=middle, lower=low, upper=high)
 
 
 # -- the table -----------------------------------------------------------------------------------
@@ -299,14 +267,13 @@ def markdown(lines: Sequence[Line]) -> str:
     """A table for every workload and batch size, and one of chains together."""
     parts = []
     kinds = dict.fromkeys((line.model, line.batch) for line in lines if line.row != "chains")
-    for model, batch in kinds:
+    for model, batch in sorted(kinds, key=lambda kind: ("FLMCR".index(kind[0]), kind[1] or 0)):
         own = [x for x in lines if (x.model, x.batch) == (model, batch) and x.row != "chains"]
-        alone = next((line.alone_ms for line in own if line.alone_ms), None)
         size = "all rows" if batch is None else f"batches of {batch}"
         parts += [
-            f"**{model}, {size}**" + (f"; forward + backward alone {alone:.3g} ms" * bool(alone)),
+            f"**{model}, {size}**",
             "",
-            "| step | ratio | quartiles | ms | operations | waits | begins in s |",
+            "| step | ms | / forward + backward | quartiles | operations | waits | begins in s |",
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
             *("| " + " | ".join(_cells(line)) + " |" for line in own),
             "",
@@ -315,7 +282,7 @@ def markdown(lines: Sequence[Line]) -> str:
         parts += [
             "**Chains together**, in steps of one chain",
             "",
-            "| model | batch | chains | ratio | quartiles | ms | waits |",
+            "| model | batch | chains | ms | ratio | quartiles | waits |",
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
             *("| " + " | ".join(_chain_cells(line)) + " |" for line in together),
             "",
@@ -328,9 +295,10 @@ def _text(value: float | int | None, form: str = "") -> str:
 
 
 def _figures(line: Line) -> list[str]:
-    if line.ratio is None:
+    if line.ms is None:
         return [f"failed ({line.note})", "", ""]
-    return [f"{line.ratio:.2f}", f"{line.lower:.2f} – {line.upper:.2f}", _text(line.ms, ".3g")]
+    range_ = "" if line.lower is None else f"{line.lower:.2f} – {line.upper:.2f}"
+    return [_text(line.ms, ".3g"), _text(line.ratio, ".2f"), range_]
 
 
 def _cells(line: Line) -> list[str]:
@@ -362,31 +330,58 @@ def write(folder: Path, lines: Sequence[Line], text: str) -> None:
     (folder / "accelerator.md").write_text(text, encoding="utf-8")
 
 
-def main(arguments: Sequence[str] | None = None) -> str:
-    """The table, which is printed too."""
+def read(folder: Path) -> list[Line]:
+    """The lines of an earlier run."""
+    with (folder / "accelerator.csv").open(encoding="utf-8", newline="") as file:
+        return [_line(cells) for cells in csv.DictReader(file)]
+
+
+def _line(cells: dict[str, str]) -> Line:
+    words = {name: cells.pop(name) for name in ("model", "row", "note")}
+    numbers = {name: _number(cell) for name, cell in cells.items()}
+    return Line(**words, **numbers)  # type: ignore[arg-type]
+
+
+def _number(cell: str) -> float | int | None:
+    return None if not cell else int(cell) if cell.isdigit() else float(cell)
+
+
+def _left(cases: Sequence[Case], lines: Sequence[Line]) -> list[Case]:
+    """The cases that have no line yet."""
+    own = {(x.model, x.batch, x.chains if x.row == "chains" else None) for x in lines}
+    return [case for case in cases if (case.model, case.batch, case.chains) not in own]
+
+
+def _parser() -> argparse.ArgumentParser:
     about = str(__doc__).strip().splitlines()[0]
     parser = argparse.ArgumentParser("python -m tests.benchmarks.accelerator", description=about)
     parser.add_argument("--out", type=Path, help="a folder for the table and a CSV file")
+    parser.add_argument("--continue", dest="earlier", type=Path, help="a folder of an earlier run")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"default {SECONDS:.0f}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--smoke", action="store_true", help="a round of a little of everything")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--smoke", action="store_true", help="two turns of a little of everything")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> str:
+    """The table, which is printed too."""
+    options = _parser().parse_args(arguments)
     device, start = torch.device(options.device), time.monotonic()
     warnings.simplefilter("error", aeb.CompileWarning)  # what was not compiled is not timed as if
-    torch._dynamo.config.recompile_limit = 64  # a compiled row for every case
-    lines: list[Line] = []
+    lines = [] if options.earlier is None else read(options.earlier)
     text = ""
     with as_in_mcmc():
-        for case in smoke_cases() if options.smoke else cases():
+        for case in _left(smoke_cases() if options.smoke else cases(), lines):
             if (spent := time.monotonic() - start) > options.seconds:
                 print(f"{spent:.0f} s: left out {case}", flush=True)
                 continue
-            lines += measure(case, device, options.rows, SMOKE if options.smoke else WHOLE)
+            lines += measure(case, device, options.rows, 2 if options.smoke else TURNS)
             print(f"{time.monotonic() - start:.0f} s: {case}", flush=True)
             text = markdown(lines) + "\n" + machine(device) + "\n"
             if options.out is not None:
                 write(options.out, lines, text)
+            torch._dynamo.reset()
             gc.collect()
     print(text)
     return text

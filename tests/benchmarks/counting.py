@@ -35,14 +35,14 @@ class Counts(NamedTuple):
 
 
 def count(peer: Peer) -> Counts | None:
-    """The operations of one step, None where they are not torch's."""
-    if not peer.torch:
+    """The operations of a call that is one step, None where they are not torch's."""
+    if not peer.torch or peer.steps > 1:
         return None
     for _ in range(2):
-        peer.step()
+        peer.call()
     run = peer.inside or (lambda step: step())
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        run(peer.step)
+        run(peer.call)
     events = profiler.events()
     calls = [event for event in events if _called(event)]
     waits = sum(event.name in WAITS for event in events)

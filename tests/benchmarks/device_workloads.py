@@ -21,6 +21,8 @@ import pyro_aeb as aeb
 from pyro_aeb.kernel import algorithm
 
 from .workloads import (
+    FIRST,
+    FIRST_STEPS,
     SIZES,
     Linear,
     N,
@@ -41,39 +43,52 @@ class DeviceWorkload(Workload):
 
     def together(self, chains: int) -> Step:
         """One step a call of several chains."""
-        kernel = kernel_of(self.model, self.step_size, save=["sigma2"], seed=0)
+        transition = self.transition or aeb.SGHMC(self.step_size)
+        kernel = kernel_of(self.model, transition, save=["sigma2"], seed=0)
         kernel.start(0, range(chains), self.arguments, {})
         return lambda: algorithm.step(kernel, kernel.chain)
 
 
+def first(batch: int | None, device: torch.device) -> DeviceWorkload:
+    """The README's first program, p = 20, n = 100."""
+    own = {"transition": FIRST_STEPS, "friction": 1.0, "step_size": 1e-4}
+    return _linear("F", FIRST, batch, device, **own)
+
+
 def linear(batch: int | None, device: torch.device) -> DeviceWorkload:
     """Sparse regression, p = 1000, n = 100."""
-    X = torch.randn(N, P, device=device)
+    return _linear("L", P, batch, device, step_size=1e-6)
+
+
+def _linear(
+    name: str, features: int, batch: int | None, device: torch.device, **own: Any
+) -> DeviceWorkload:
+    X = torch.randn(N, features, device=device)
     y = 3.0 * X[:, 0] + torch.randn(N, device=device)
-    half, one, p = (torch.full((), v, device=device) for v in (0.5, 1.0, float(P)))
+    half, one, p = (torch.full((), v, device=device) for v in (0.5, 1.0, float(features)))
     scale, share = dist.InverseGamma(half, half), dist.Beta(one, p)
 
     def model(X: Tensor, y: Tensor, batch_size: int | None = None) -> None:
         sigma2, delta = pyro.sample("sigma2", scale), pyro.sample("delta", share)
-        with pyro.plate("features", P):
+        with pyro.plate("features", features):
             beta = pyro.sample("beta", aeb.SSGL(0.1, 10.0, delta=delta, sigma=sigma2.sqrt()))
         with pyro.plate("data", N, subsample_size=batch_size) as i:
             pyro.sample("y", dist.Normal(X[i] @ beta, sigma2.sqrt()), obs=y[i])
 
     return DeviceWorkload(
-        name="L",
-        network=Linear().to(device),
+        name=name,
+        network=Linear(features).to(device),
         x=X,
         y=y,
-        rows=torch.randperm(N, device=device)[:batch],
+        rows=None if batch is None else torch.arange(batch, device=device),
         data=N,
         log_likelihood=gaussian,
         sparse=("beta",),
         model=model,
         arguments=(X, y, batch),
         one_batch=(X, y, batch),
-        step_size=1e-6,
-        priors=Priors(0.1, 10.0, 1.0, float(P), 1.0, 1.0),
+        priors=Priors(0.1, 10.0, 1.0, float(features), 1.0, 1.0),
+        **own,
     )
 
 
@@ -109,7 +124,7 @@ def dense_network(batch: int | None, device: torch.device) -> DeviceWorkload:
         network=network,
         x=x,
         y=y,
-        rows=torch.randperm(data, device=device)[:batch],
+        rows=torch.arange(data, device=device)[:batch],
         data=data,
         log_likelihood=categorical,
         sparse=tuple(name for name, _ in network.named_parameters() if name.endswith("weight")),
@@ -160,7 +175,7 @@ def _images(
         network=network,
         x=x,
         y=y,
-        rows=torch.randperm(data, device=device)[:batch],
+        rows=torch.arange(data, device=device)[:batch],
         data=data,
         log_likelihood=categorical,
         sparse=net.sparse_sites,
@@ -185,6 +200,7 @@ def resnet(batch: int | None, device: torch.device) -> DeviceWorkload:
 
 
 MODELS: dict[str, Callable[[int | None, torch.device], Any]] = {
+    "F": first,
     "L": linear,
     "M": dense_network,
     "C": convolutional,

@@ -43,7 +43,7 @@ def captured(call: Step, *generators: torch.Generator | None) -> Step:
 
 def alone_in_a_graph(workload: Workload) -> Peer:
     """Forward and backward alone."""
-    return Peer(captured(workload.alone()), workload.alone())
+    return Peer(captured(workload.alone()))
 
 
 def step_in_a_graph(workload: Workload) -> Peer:
@@ -62,4 +62,4 @@ def step_in_a_graph(workload: Workload) -> Peer:
         for new, own in zip((*moved, *learned.ssgl), (*state, *latents.ssgl), strict=True):
             own.copy_(new)
 
-    return Peer(captured(step, *chain.generators), workload.alone())
+    return Peer(captured(step, *chain.generators))

@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What a step costs, ours beside others', as one table.
+What a step costs, ours beside others', as tables.
 
-    python -m tests.benchmarks.table
+    python -m tests.benchmarks.table --out docs/results/speed --pages
 
-writes Markdown: for every workload and row the quartiles of step / (forward + backward), the
-median milliseconds of a step, and the operations and waits of one step. Time a quiet machine; it
-takes about ten minutes. ``--smoke`` runs everything once, for nothing but to see that it runs.
+times every row of every workload, in CPU time of one thread and in wall time of two, each in a
+process of its own, for which the threads of torch and of JAX are set. Figures are added to those of
+the folder; ``--pages`` writes them into the pages (:mod:`.pages`). Time a quiet machine. Most of
+the time goes into compiling, once: code is kept in a folder of the machine's temporary files, and
+``--smoke``, which times nothing to speak of, fills it beforehand.
 """
 
 from __future__ import annotations
@@ -18,242 +20,162 @@ import os
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own reports
 
 import argparse  # noqa: E402
-import csv  # noqa: E402
-import importlib  # noqa: E402
+import gc  # noqa: E402
 import importlib.metadata  # noqa: E402
 import importlib.util  # noqa: E402
 import platform  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
 import warnings  # noqa: E402
-from collections.abc import Callable, Sequence  # noqa: E402
-from dataclasses import asdict, dataclass  # noqa: E402
-from functools import partial  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
 
 import pyro  # noqa: E402
 import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 import pyro_aeb as aeb  # noqa: E402
 
-from .counting import Counts, count  # noqa: E402
+from . import figures, pages  # noqa: E402
+from .counting import count  # noqa: E402
+from .figures import Figures, Line  # noqa: E402
 from .peers.base import Peer  # noqa: E402
-from .timing import THREADS, Timing, as_in_mcmc  # noqa: E402
-from .workloads import TITLES, WORKLOADS, Workload  # noqa: E402
+from .rows import ROWS  # noqa: E402
+from .timing import Turns, as_in_mcmc, failure  # noqa: E402
+from .workloads import WORKLOADS, Workload  # noqa: E402
 
-OUT = """a folder for a CSV file of each workload, and for table.md, which has those of earlier runs
-there too"""
+TURNS = {"F": 30, "L": 30, "M": 20, "C": 10, "R": 5}
+DURATION = {"F": 0.02, "L": 0.02, "M": 0.05, "C": 0.05, "R": 0.05}
+"""Seconds of a row in a turn; at least one call."""
 
-ROUNDS = 5
-"""Of all rows of a workload."""
-
-TURNS = {"L": 12, "M": 12, "C": 6, "R": 4}
-"""Of a row, a round."""
-
-CALLS = {"L": 50, "M": 5, "C": 1, "R": 1}
-"""Of a step and of forward and backward alone, a turn."""
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True)
-class Row:
+def environment(threads: int) -> dict[str, str]:
+    """For a process of so many threads. Code that torch compiled for another number is not used."""
+    cache = Path(tempfile.gettempdir()) / f"pyro_aeb_benchmarks_{os.getuid()}" / str(threads)
+    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    own = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "JAX_PLATFORMS": "cpu",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    return os.environ | own | ({"XLA_FLAGS": flags} if threads == 1 else {})
+
+
+def measure(workload: Workload, names: Sequence[str], turns: int, threads: int) -> list[Line]:
     """
-    What a workload's step is timed with.
+    The lines of a workload, whose rows take turns.
 
-    :param str title: as the table has it.
-    :param str module: of :mod:`benchmarks.peers`.
-    :param options: of its ``start``.
-    :param package: which it needs.
-    """
-
-    title: str
-    module: str
-    options: Callable[[], dict[str, Any]] = dict
-    package: str | None = None
-
-    def start(self, workload: Workload) -> Peer | None:
-        """None where its package is not installed."""
-        if self.package is not None and importlib.util.find_spec(self.package) is None:
-            return None
-        module = importlib.import_module(f".peers.{self.module}", __package__)
-        return module.start(workload, **self.options())
-
-
-def _pruned() -> dict[str, Any]:
-    return {"pruning": aeb.MagnitudePruning(0.9)}
-
-
-ROWS: dict[str, Row] = {
-    "ours": Row("AEBKernel, SGHMC-SA, all latents", "ours"),
-    "ours-pruned": Row("… 90 % pruned at every step", "ours", _pruned),
-    "ours-three-point": Row("… three-point noise", "ours", partial(dict, noise="three-point")),
-    "ours-compiled": Row("… compiled update", "ours", partial(dict, compile="update")),
-    "ours-compiled-three-point": Row(
-        "… both", "ours", partial(dict, compile="update", noise="three-point")
-    ),
-    "ours-all": Row("… gradient and update compiled", "ours", partial(dict, compile="all")),
-    "ours-all-three-point": Row(
-        "… and three-point noise", "ours", partial(dict, compile="all", noise="three-point")
-    ),
-    "ours-all-pruned": Row(
-        "… gradient and update compiled, 90 % pruned",
-        "ours",
-        lambda: _pruned() | {"compile": "all"},
-    ),
-    "sgd": Row("torch.optim.SGD with momentum", "sgd"),
-    "posteriors": Row("posteriors, sghmc", "posteriors_sghmc", package="posteriors"),
-    "blackjax": Row("BlackJAX, sghmc (beside JAX alone)", "blackjax_sghmc", package="blackjax"),
-    "traced": Row("a trace a step in Pyro, priors by autograd", "traced"),
-    "authors": Row("the authors' manner", "authors"),
-    "authors-pruned": Row("… 90 % pruned at every step", "authors", partial(dict, prune=0.9)),
-}
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table; None for what is not known, ``turns`` 0 for a package not there."""
-
-    workload: str
-    row: str
-    turns: int
-    ratio: float | None = None
-    lower: float | None = None
-    upper: float | None = None
-    ms: float | None = None
-    alone_ms: float | None = None
-    operations: int | None = None
-    update: int | None = None
-    waits: int | None = None
-    threads: int = THREADS
-
-
-def measure(workload: Workload, names: Sequence[str], rounds: int, turns: int) -> list[Line]:
-    """
-    The lines of a workload. Its rows take turns, a few at a time.
-
-    :param names: of :data:`ROWS`.
-    :param int turns: of a row, a round.
+    :param names: of :data:`~benchmarks.rows.ROWS`; those of other workloads are left out.
+    :param int threads: 1 for CPU time, otherwise wall time is taken.
     """
     warnings.simplefilter("error", aeb.CompileWarning)  # what was not compiled is not timed as if
+    clock = time.process_time if threads == 1 else time.perf_counter
+    names = [name for name in names if workload.name in ROWS[name].workloads]
+    notes = {name: "not installed" for name in names if not ROWS[name].installed}
     peers: dict[str, Peer] = {}
-    counts: dict[str, Counts | None] = {}
-    with as_in_mcmc():
+    counts: dict[str, tuple[int | None, int | None]] = {}
+    with as_in_mcmc(threads):
         for name in names:
-            peer = ROWS[name].start(workload)
-            if peer is not None:
-                peers[name], counts[name] = peer, count(peer)
-        timings = {name: Timing() for name in peers}
-        bar = tqdm(total=rounds * len(peers), desc=workload.name, unit="row")
-        for _ in range(rounds):
-            for name, peer in peers.items():
-                bar.set_postfix_str(name)
-                timings[name].take_turns(peer, turns, CALLS[workload.name])
-                bar.update()
-        bar.close()
+            if name in notes:
+                continue
+            try:
+                peer = ROWS[name].start(workload)
+                found = count(peer) if threads == 1 else None
+                counts[name] = (found.operations, found.waits) if found else (None, None)
+                peers[name] = peer
+            except Exception as error:
+                notes[name] = failure(error)
+        timed = Turns(peers, DURATION[workload.name], clock)
+        before = os.getloadavg()[0]
+        timed.take(turns)
+        load = before, os.getloadavg()[0]
+    notes |= timed.notes
     return [
-        _line(workload.name, name, timings[name], counts[name])
-        if name in peers
-        else Line(workload.name, name, 0)
+        Line(
+            workload.name,
+            threads,
+            name,
+            tuple(timed.times.get(name, ())),
+            *counts.get(name, (None, None)),
+            load,
+            notes.get(name, ""),
+        )
         for name in names
     ]
 
 
-def _line(workload: str, name: str, timing: Timing, counts: Counts | None) -> Line:
-    lower, ratio, upper = timing.ratio()
-    ms, alone = timing.milliseconds()
-    own = (None, None, None) if counts is None else counts
-    return Line(workload, name, len(timing.step), ratio, lower, upper, ms, alone, *own)
-
-
-def markdown(lines: dict[str, list[Line]]) -> str:
-    """
-    A table for every workload.
-
-    :param lines: by workload.
-    """
-    parts = []
-    for workload, own in lines.items():
-        alone = next((line.alone_ms for line in own if line.alone_ms), None)
-        beside = f"; forward + backward alone {alone:.3g} ms" if alone else ""
-        parts += [
-            f"**{workload}: {TITLES[workload]}**{beside}",
-            "",
-            "| step | ratio | quartiles | ms | turns | operations | of the update | waits |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-            *("| " + " | ".join(_cells(line)) + " |" for line in own),
-            "",
-        ]
-    return "\n".join(parts)
-
-
-def _cells(line: Line) -> list[str]:
-    title = ROWS[line.row].title
-    if not line.turns:
-        return [title, "not installed", *[""] * 6]
-    counts = ["" if n is None else str(n) for n in (line.operations, line.update, line.waits)]
-    quartiles = f"{line.lower:.2f} – {line.upper:.2f}"
-    return [title, f"{line.ratio:.2f}", quartiles, f"{line.ms:.3g}", str(line.turns), *counts]
-
-
 def machine() -> str:
     """What the figures depend on."""
-    device = "an accelerator" if torch.accelerator.is_available() else "no accelerator"
     versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
     versions += [f"pyro-ppl {pyro.__version__}"]
-    for package in ("posteriors", "blackjax", "jax"):
+    for package in ("posteriors", "blackjax", "jax", "numpyro"):
         if importlib.util.find_spec(package) is not None:
             versions.append(f"{package} {importlib.metadata.version(package)}")
-    cores = os.cpu_count()
-    return f"{THREADS} threads on {cores} cores, {device}; {', '.join(versions)}."
+    return f"{os.cpu_count()} cores, {_processor()}; {', '.join(versions)}."
 
 
-def _write(folder: Path, workload: str, lines: Sequence[Line]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{workload}.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(Line.__dataclass_fields__))
-        writer.writeheader()
-        writer.writerows(asdict(line) for line in lines)
+def _processor() -> str:
+    """The processor's name, where Linux tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
-def _read(folder: Path) -> dict[str, list[Line]]:
-    """The lines of earlier runs, by workload."""
-    found = {}
-    for name in WORKLOADS:
-        if (folder / f"{name}.csv").exists():
-            with (folder / f"{name}.csv").open(encoding="utf-8") as file:
-                found[name] = [_line_of(cells) for cells in csv.DictReader(file)]
-    return found
+def _run(options: argparse.Namespace) -> None:
+    """Measure in this process."""
+    if options.threads == [2] and hasattr(os, "sched_setaffinity"):  # JAX has as many as cores
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+    (threads,) = options.threads
+    for name in options.workloads:
+        start = time.monotonic()
+        torch.manual_seed(0)
+        turns = 2 if options.smoke else max(2, round(options.scale * TURNS[name]))
+        lines = measure(WORKLOADS[name](), options.rows, turns, threads)
+        found = figures.read(options.out).lines.values()
+        figures.write(options.out, Figures([*found, *lines]))
+        print(f"{name}, {threads} threads: {time.monotonic() - start:.0f} s", flush=True)
+        torch._dynamo.reset()
+        gc.collect()
 
 
-def _line_of(cells: dict[str, str]) -> Line:
-    text = {name: cells.pop(name) for name in ("workload", "row")}
-    return Line(**text, **{name: _number(cell) for name, cell in cells.items()})
-
-
-def _number(cell: str) -> Any:
-    return None if not cell else float(cell) if "." in cell else int(cell)
-
-
-def main(arguments: Sequence[str] | None = None) -> str:
-    """The table, which is printed too."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.table", description=__doc__)
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"by default {ROUNDS}")
-    parser.add_argument("--smoke", action="store_true", help="one round of two turns")
-    parser.add_argument("--out", type=Path, help=OUT)
-    options = parser.parse_args(arguments)
-    torch.manual_seed(0)
-    lines = {} if options.out is None else _read(options.out)
-    for name in options.workloads:
-        rounds, turns = (1, 2) if options.smoke else (options.rounds, TURNS[name])
-        lines[name] = measure(WORKLOADS[name](), options.rows, rounds, turns)
-        if options.out is not None:
-            _write(options.out, name, lines[name])
-    text = markdown({name: lines[name] for name in WORKLOADS if name in lines})
-    text += "\n" + machine() + "\n"
-    if options.out is not None:
-        (options.out / "table.md").write_text(text, encoding="utf-8")
-    print(text)
+    parser.add_argument("--threads", nargs="+", type=int, choices=[1, 2], default=[1, 2])
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of turns")
+    parser.add_argument("--smoke", action="store_true", help="two turns")
+    parser.add_argument("--here", action="store_true", help="in this process, one kind of figure")
+    parser.add_argument("--pages", action="store_true", help="write the figures into the pages")
+    parser.add_argument("--out", type=Path, help="a folder; by default one that is thrown away")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> str:
+    """The tables, which are printed too, except by a process for one kind of figure."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        options = _parser().parse_args(given)
+        options.out = options.out or Path(folder)
+        if options.here:
+            _run(options)
+        else:
+            for threads in options.threads:
+                rest = ["--out", str(options.out), "--here", "--threads", str(threads)]
+                command = [sys.executable, "-m", "tests.benchmarks.table", *given, *rest]
+                subprocess.run(command, check=True, env=environment(threads), cwd=ROOT)
+            (options.out / "machine.md").write_text(machine() + "\n", encoding="utf-8")
+            if options.pages:
+                pages.fill(options.out)
+        text = figures.tables(figures.read(options.out))
+    if not options.here:
+        print(text)
     return text
 
 

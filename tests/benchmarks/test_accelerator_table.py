@@ -17,15 +17,39 @@ CPU = torch.device("cpu")
 
 
 def test_a_little_of_everything_runs_and_is_written(tmp_path):
-    rows = ["ours", "ours-three-point", "sgd", "authors"]
+    rows = ["alone", "ours", "ours-three-point", "sgd", "authors"]
     arguments = ["--smoke", "--device", "cpu", "--out", str(tmp_path), "--rows", *rows]
     text = accelerator.main(arguments)
     assert (tmp_path / "accelerator.md").read_text(encoding="utf-8") == text
     with (tmp_path / "accelerator.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    assert [line["row"] for line in lines] == [*rows * 3, "chains"]
+    assert [line["row"] for line in lines] == [*rows * 4, "chains"]
     assert {(line["turns"], line["note"]) for line in lines} == {("2", "")}
-    assert text.count("| torch.optim.SGD with momentum |") == 3
+    assert text.count("| torch.optim.SGD |") == 4
+
+
+def test_a_run_goes_on_where_an_earlier_one_was_cut_short(tmp_path, monkeypatch, capsys):
+    cases = accelerator.smoke_cases()[:3]
+    monkeypatch.setattr(accelerator, "smoke_cases", lambda: cases)
+    earlier, later = tmp_path / "earlier", tmp_path / "later"
+    arguments = ["--smoke", "--device", "cpu", "--rows", "alone", "sgd", "--out"]
+    accelerator.main([*arguments, str(earlier)])
+    lines = accelerator.read(earlier)
+    accelerator.write(earlier, lines[:4], "")  # F and L
+    capsys.readouterr()
+    accelerator.main([*arguments, str(later), "--continue", str(earlier)])
+    assert capsys.readouterr().out.count(": Case(") == 1
+    again = accelerator.read(later)
+    assert again[:4] == lines[:4]
+    assert [(x.model, x.batch, x.row) for x in again] == [(x.model, x.batch, x.row) for x in lines]
+
+
+def test_every_model_has_its_batches():
+    """Those of a CPU's table and 1 to 1024; compiled rows in each case."""
+    found = {(case.model, case.batch) for case in accelerator.cases() if case.chains is None}
+    assert found >= {(m, n) for m in "MCR" for n in (1, 8, 64, 256, 1024)}
+    assert found >= {("F", 50), ("L", None)}
+    assert all(case.compiled or case.chains for case in accelerator.cases())
 
 
 def test_a_row_that_fails_leaves_a_note(monkeypatch, tmp_path, capsys):
@@ -56,7 +80,8 @@ def test_the_kernel_and_what_is_alone_have_the_same_gradient(name):
     with torch.no_grad():
         for site, parameter in pairs:
             sites[site].copy_(parameters[parameter])
-    indices = {**chain.data.minibatches.first(), "data": workload.rows}
+    rows = torch.arange(len(workload.y)) if workload.rows is None else workload.rows
+    indices = {**chain.data.minibatches.first(), "data": rows}
     batch = chain.data.next()._replace(indices=indices)
     found = chain.posterior.evaluate_likelihood(chain.state.position, chain.latents, batch)
     gradient = chain.structure.unflatten(found.gradient)

@@ -75,7 +75,7 @@ CHAINS = (4, 16, 64)
 def step_of(case: str, chains: int | range) -> Callable[[], object]:
     """One step a call, of one chain or of several together."""
     model, data, size, _, _ = CASES[case]
-    kernel = kernel_of(model, size)
+    kernel = kernel_of(model, aeb.SGHMC(size))
     kernel.seed = 0
     torch.manual_seed(0)
     kernel.start(0, chains if isinstance(chains, int) else tuple(chains), data(), {})

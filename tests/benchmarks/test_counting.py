@@ -21,7 +21,7 @@ UPDATE = 70
 
 def test_operations_are_those_that_the_program_calls_and_waits_those_that_read_a_value():
     x = torch.ones(3, 3)
-    peer = Peer(lambda: torch.nn.functional.linear(x, x).sum().item(), lambda: None)
+    peer = Peer(lambda: torch.nn.functional.linear(x, x).sum().item())
     # linear calls t and matmul in its turn.
     assert count(peer) == Counts(operations=3, update=None, waits=1)
 
@@ -35,11 +35,11 @@ def test_what_is_inside_of_the_gradient_is_no_part_of_the_update():
             x.log()
         return step()
 
-    assert count(Peer(lambda: x.add_(1.0), lambda: None, inside)) == Counts(3, 1, 0)
+    assert count(Peer(lambda: x.add_(1.0), inside=inside)) == Counts(3, 1, 0)
 
 
 def test_operations_of_another_framework_are_not_counted():
-    assert count(Peer(lambda: None, lambda: None, torch=False)) is None
+    assert count(Peer(lambda: None, torch=False)) is None
 
 
 # What operations there are does not depend on the size of a batch.

@@ -2,17 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A step beside forward and backward alone. The two are timed in turn, a few calls each, and the ratio
-is taken turn by turn, so that it holds when the machine's speed drifts.
+Times of steps. What is compared takes turns, in one process: in a turn each is timed once, in an
+order that changes, and ratios are taken turn by turn, so that they hold when the machine's speed
+drifts.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import pyro
 import torch
@@ -22,27 +24,35 @@ from .workloads import Step
 
 THREADS = 2
 
+Clock = Callable[[], float]
+
 
 @contextmanager
-def as_in_mcmc() -> Iterator[None]:
-    """Two threads and no validation, as pyro.infer.MCMC runs by default."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
+def as_in_mcmc(threads: int | None = None) -> Iterator[None]:
+    """No validation, as in pyro.infer.MCMC, and as many threads; :data:`THREADS` if not given."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or THREADS)
     try:
         with pyro.validation_enabled(False):
             yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
-def seconds(call: Step, calls: int) -> float:
+def seconds(call: Step, calls: int, clock: Clock = time.perf_counter) -> float:
     """Seconds a call, on average; on an accelerator until all is done."""
+    return _seconds(Peer(call), calls, clock)
+
+
+def _seconds(peer: Peer, calls: int, clock: Clock) -> float:
+    """Seconds a call, until all is done."""
     _wait()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
-        call()
+        peer.call()
+    peer.wait()
     _wait()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def _wait() -> None:
@@ -50,42 +60,62 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-@dataclass
-class Timing:
+class Turns:
     """
-    The turns so far.
+    The turns so far. Something that fails takes no further turns.
 
-    :param step: seconds a step, turn by turn.
-    :param alone: seconds of forward and backward alone, turn by turn.
+    :param peers: what takes turns, by name.
+    :param float duration: seconds that each is timed in a turn, about; one call at least.
+    :param clock: of seconds: :func:`time.perf_counter`, :func:`time.process_time`.
     """
 
-    step: list[float] = field(default_factory=list)
-    alone: list[float] = field(default_factory=list)
+    def __init__(
+        self, peers: Mapping[str, Peer], duration: float, clock: Clock = time.perf_counter
+    ) -> None:
+        self.times: dict[str, list[float]] = {name: [] for name in peers}
+        """Seconds a step, turn by turn."""
+        self.notes: dict[str, str] = {}
+        """How what failed did."""
+        self._peers, self._calls = dict(peers), dict.fromkeys(peers, 0)
+        self._duration, self._clock = duration, clock
+        self._random = random.Random(0)
 
-    def take_turns(self, peer: Peer, turns: int, calls: int) -> None:
-        """
-        Adds turns, after one call of each that is not timed. Which of the two goes first changes
-        from turn to turn.
+    def take(self, turns: int) -> None:
+        """Take some more turns."""
+        for _ in range(turns):
+            names = list(self._peers)
+            self._random.shuffle(names)
+            for name in names:
+                try:
+                    self.times[name].append(self._time(name))
+                except Exception as error:
+                    self.notes[name] = failure(error)
+                    del self._peers[name]
 
-        :param int calls: of each, a turn.
-        """
-        peer.step(), peer.alone()
-        for turn in range(turns):
-            if turn % 2:
-                alone = seconds(peer.alone, calls)
-                step = seconds(peer.step, calls)
-            else:
-                step = seconds(peer.step, calls)
-                alone = seconds(peer.alone, calls)
-            self.step.append(step)
-            self.alone.append(alone)
+    def _time(self, name: str) -> float:
+        peer = self._peers[name]
+        if not self._calls[name]:
+            _seconds(peer, 1, self._clock)
+            once = _seconds(peer, 1, time.perf_counter)
+            self._calls[name] = max(1, round(self._duration / once))
+        if self._calls[name] > 1:  # what others did before is not in the processor's caches
+            _seconds(peer, 1, self._clock)
+        return _seconds(peer, self._calls[name], self._clock) / peer.steps
 
-    def ratio(self) -> tuple[float, float, float]:
-        """The quartiles of step / alone: lower, median, upper."""
-        ratios = [step / alone for step, alone in zip(self.step, self.alone, strict=True)]
-        low, median, high = statistics.quantiles(ratios, n=4)
-        return low, median, high
 
-    def milliseconds(self) -> tuple[float, float]:
-        """Medians: of a step, and of forward and backward alone."""
-        return 1e3 * statistics.median(self.step), 1e3 * statistics.median(self.alone)
+def failure(error: Exception) -> str:
+    """Print an error, and return a line about it."""
+    traceback.print_exception(error)
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:200]
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
+
+
+def ratio(times: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
+    """The quartiles of ratios, turn by turn, as far as both have got."""
+    return quartiles([a / b for a, b in zip(times, others, strict=False)])

@@ -2,19 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What the benchmarks time: four models, each as a plain torch network on one batch and as a Pyro
+What the benchmarks time: five models, each as a plain torch network on one batch and as a Pyro
 model for :class:`pyro_aeb.AEBKernel`.
 
 ===  ====================================================================================
+F    the README's first program: sparse regression, p = 20, n = 100, batches of 50, SGLD
 L    sparse regression, p = 1000, n = 100, all rows at every step
 M    an MLP 784-400-400-10, 478,410 weights, batches of 100
 C    a network of two convolutions and two linear layers, 681,506 weights, batches of 100
 R    a ResNet20, 272,474 weights, batches of 128
 ===  ====================================================================================
 
-In L and M the model picks the rows of its batch from all data, by a plate's indices, and so does
-whatever else is timed. In C and R the kernel gets a new batch at every step from a shuffling
-DataLoader, and all else has one batch and keeps it.
+In F and M every sampler draws a batch at every step, the kernel by its plate's indices. In L all
+rows are the batch, and nothing is drawn. In C and R the kernel gets a new batch at every step from
+a shuffling DataLoader, and all else has one batch and keeps it. Forward and backward alone have one
+batch everywhere.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +36,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
+from pyro_aeb.transitions import AnyTransition
 
 REPRODUCE = Path(__file__).resolve().parents[2] / "tutorials" / "reproduce"
 sys.path.insert(0, str(REPRODUCE))
 networks = importlib.import_module("vision.networks")
 
 TITLES = {
+    "F": "the README's first program, p = 20, n = 100, batches of 50, SGLD",
     "L": "linear regression, p = 1000, n = 100",
     "M": "MLP 784–400–400–10, 478,410 weights, batches of 100",
     "C": "two convolutions and two linear layers, 681,506 weights, batches of 100",
     "R": "ResNet20, 272,474 weights, batches of 128",
 }
+
+FRICTION = 0.1
 
 Step = Callable[[], object]
 """One step of something, or one forward and backward pass."""
@@ -54,11 +61,12 @@ class Workload:
     """
     A model and its data.
 
-    :param str name: L, M, C or R.
+    :param str name: F, L, M, C or R.
     :param network: in plain torch, with the weights as its parameters; gives means or logits.
-    :param x: what batches are picked from; or one batch.
-    :param y: what batches are picked from; or one batch.
-    :param rows: of the batch; None where ``x`` and ``y`` are one.
+    :param x: the data that samplers draw batches from; or one batch.
+    :param y: as ``x``.
+    :param rows: of the batch that forward and backward alone have, as many as a sampler draws; None
+        where ``x`` and ``y`` are one batch.
     :param int data: N, what the batch stands for.
     :param log_likelihood: of the network's output and ``y``, summed over the batch.
     :param sparse: parameters of the network that have an SSGL prior.
@@ -66,7 +74,9 @@ class Workload:
     :param model: a Pyro model.
     :param arguments: what ``MCMC.run`` is called with.
     :param one_batch: the model's arguments for one step.
-    :param float step_size: one with which nothing blows up.
+    :param float step_size: one with which nothing diverges.
+    :param transition: the kernel's, if not SGHMC of ``step_size``.
+    :param float friction: of the other samplers; 1 for SGLD.
     """
 
     name: str
@@ -82,27 +92,34 @@ class Workload:
     one_batch: tuple[Any, ...]
     step_size: float
     priors: Priors = field(default_factory=lambda: Priors())
+    transition: AnyTransition | None = None
+    friction: float = FRICTION
+
+    @cached_property
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """The batch that lies ready."""
+        return (self.x, self.y) if self.rows is None else (self.x[self.rows], self.y[self.rows])
 
     @property
     def scale(self) -> float:
         """N / n."""
-        return self.data / len(self.y if self.rows is None else self.rows)
+        return self.data / len(self.batch[1])
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """One batch, picked anew."""
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Draw the batch of a step, with replacement; where there is only one, return it."""
         if self.rows is None:
-            return self.x, self.y
-        return self.x[self.rows], self.y[self.rows]
+            return self.batch
+        rows = torch.randint(len(self.y), self.rows.shape, device=self.rows.device)
+        return self.x[rows], self.y[rows]
 
     def alone(self) -> Step:
         """
-        Forward and backward of the likelihood in plain torch: no Pyro, no prior, no noise, no
-        latents and no update of the weights.
+        Forward and backward of the likelihood in plain torch, on a batch that lies ready: no Pyro,
+        no prior, no noise, no latents and no update of the weights.
         """
-        parameters = list(self.network.parameters())
+        parameters, (x, y) = list(self.network.parameters()), self.batch
 
         def alone() -> object:
-            x, y = self.batch()
             total = self.log_likelihood(self.network(x), y) * self.scale
             return torch.autograd.grad(total, parameters)
 
@@ -110,19 +127,28 @@ class Workload:
 
     def kernel(self, **options: Any) -> aeb.AEBKernel:
         """
-        SGHMC-SA, all latents learned, started.
+        The adaptive kernel with all latents learned, started.
 
         :param options: of the kernel, such as ``pruning``.
         """
-        kernel = kernel_of(self.model, self.step_size, save=["sigma2"], **options)
+        transition = self.transition or aeb.SGHMC(self.step_size)
+        kernel = kernel_of(self.model, transition, **{"save": ["sigma2"], **options})
         kernel.setup(0, *self.arguments)
         return kernel
 
 
-def kernel_of(model: Callable[..., object], step_size: float, **options: Any) -> aeb.AEBKernel:
-    """SGHMC-SA with all latents learned."""
+def kernel_of(
+    model: Callable[..., object], transition: AnyTransition, **options: Any
+) -> aeb.AEBKernel:
+    """An adaptive kernel with all latents learned."""
     adaptation = aeb.StochasticApproximation(aeb.Polynomial(10.0, 1000.0, 0.7))
-    return aeb.AEBKernel(model, aeb.SGHMC(step_size), adaptation, **options)
+    options = {"compile": compiled(False), **options}
+    return aeb.AEBKernel(model, transition, adaptation, **options)
+
+
+def compiled(whether: bool) -> bool:
+    """The kernel's argument ``compile``."""
+    return whether
 
 
 @dataclass(frozen=True)
@@ -141,17 +167,20 @@ class Priors:
     dense_scale: float = 0.2
 
 
-# -- L ---------------------------------------------------------------------------------------------
+# -- F and L ---------------------------------------------------------------------------------------
 
-P, N = 1000, 100
+FIRST, P, N, HALF = 20, 1000, 100, 50
+"""The features of F and of L, the rows of both, and those of a batch of F."""
+
+FIRST_STEPS = aeb.SGLD(aeb.Polynomial(scale=1e-3, offset=0.0, power=1 / 3))
 
 
 class Linear(nn.Module):
     """X beta."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__()
-        self.beta = nn.Parameter(torch.zeros(P))
+        self.beta = nn.Parameter(torch.zeros(features))
 
     def forward(self, x: Tensor) -> Tensor:
         """:param Tensor x: shape (n, p)."""
@@ -175,22 +204,45 @@ def linear_model(X: Tensor, y: Tensor, batch_size: int | None = None) -> None:
         pyro.sample("y", dist.Normal(X[i] @ beta, sigma2.sqrt()), obs=y[i])
 
 
-def linear(batch_size: int | None = None) -> Workload:
-    """:param batch_size: None for all rows."""
-    X = torch.randn(N, P)
-    y = 3.0 * X[:, 0] + torch.randn(N)
+def first() -> Workload:
+    """The README's first program."""
+    X = torch.randn(N, FIRST)
+    y = X[:, :3] @ torch.tensor([3.0, 2.0, 1.0]) + torch.randn(N)
     return Workload(
-        name="L",
-        network=Linear(),
+        name="F",
+        network=Linear(FIRST),
         x=X,
         y=y,
-        rows=torch.randperm(N)[:batch_size],
+        rows=torch.arange(HALF),
         data=N,
         log_likelihood=gaussian,
         sparse=("beta",),
         model=linear_model,
-        arguments=(X, y, batch_size),
-        one_batch=(X, y, batch_size),
+        arguments=(X, y, HALF),
+        one_batch=(X, y, HALF),
+        step_size=1e-4,
+        priors=Priors(0.1, 10.0, 1.0, float(FIRST), 1.0, 1.0),
+        transition=FIRST_STEPS,
+        friction=1.0,
+    )
+
+
+def linear() -> Workload:
+    """Sparse regression on all rows."""
+    X = torch.randn(N, P)
+    y = 3.0 * X[:, 0] + torch.randn(N)
+    return Workload(
+        name="L",
+        network=Linear(P),
+        x=X,
+        y=y,
+        rows=None,
+        data=N,
+        log_likelihood=gaussian,
+        sparse=("beta",),
+        model=linear_model,
+        arguments=(X, y),
+        one_batch=(X, y),
         step_size=1e-6,
         priors=Priors(0.1, 10.0, 1.0, float(P), 1.0, 1.0),
     )
@@ -242,7 +294,7 @@ def dense_network() -> Workload:
         network=network,
         x=x,
         y=y,
-        rows=torch.randperm(data)[:batch_size],
+        rows=torch.arange(batch_size),
         data=data,
         log_likelihood=categorical,
         sparse=tuple(name for name, _ in network.named_parameters() if name.endswith("weight")),
@@ -342,6 +394,7 @@ def resnet(batch_size: int = 128) -> Workload:
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
+    "F": first,
     "L": linear,
     "M": dense_network,
     "C": convolutional,

@@ -2,6 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What a step is compared with. Every module has ``start(workload)``, which gives a
-:class:`~benchmarks.peers.base.Peer`; it imports its package only there.
+What a step is compared with. Functions ``start(workload)`` give a
+:class:`~benchmarks.peers.base.Peer`, and import a peer's package only there.
 """

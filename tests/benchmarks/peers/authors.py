@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Laplace, Normal
 
 from ..workloads import Workload
-from .base import FRICTION, Peer
+from .base import Peer
 
 OMEGA = 10.0 / 1000.0**0.7
 TOLERANCE = 1e-3
@@ -114,16 +114,16 @@ def start(workload: Workload, prune: float = 0.0) -> Peer:
             param.add_(0.01 * torch.randn_like(param))  # L starts at zero, where all weights tie
     latents = Latents(workload, network, prune)
     velocity = [torch.zeros_like(param.data) for param in network.parameters()]
-    eta = workload.step_size
-    scale = np.sqrt(2.0 * eta * (FRICTION - 0.5 * eta))
+    eta, friction = workload.step_size, workload.friction
+    scale = np.sqrt(2.0 * eta * (friction - 0.5 * eta))
 
     def step() -> None:
         network.zero_grad()
-        latents.loss(*workload.batch()).backward()
+        latents.loss(*workload.next_batch()).backward()
         for v, (_, param) in zip(velocity, network.named_parameters(), strict=True):
             noise = torch.empty_like(param.data).normal_().mul(scale)
-            v.mul_(1 - FRICTION).add_(param.grad.data, alpha=-eta).add_(noise)
+            v.mul_(1 - friction).add_(param.grad.data, alpha=-eta).add_(noise)
             param.data.add_(v)
         latents.update()
 
-    return Peer(step, workload.alone())
+    return Peer(step)

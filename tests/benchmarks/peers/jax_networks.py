@@ -19,33 +19,36 @@ from torch import Tensor
 from ..workloads import Workload
 
 Params = dict[str, Array]
-Data = tuple[Array, Array, Array | None]
+Data = tuple[Array, Array]
 
 
 def parameters(workload: Workload) -> Params:
     """The network's parameters, convolutions' kernels as (height, width, in, out)."""
-    return {name: to_jax(value) for name, value in workload.network.named_parameters()}
+    named = workload.network.named_parameters()
+    return {n: to_jax(p.permute(2, 3, 1, 0) if p.ndim == 4 else p) for n, p in named}
 
 
 def to_jax(value: Tensor) -> Array:
-    """A copy; what has four axes gets its channels last."""
-    array = value.detach().numpy()
-    return jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
+    """A copy, int64 as int32."""
+    array = value.detach().cpu().numpy()
+    if array.dtype == np.int64:
+        array = array.astype(np.int32)
+    return jnp.array(array)
 
 
 def data(workload: Workload) -> Data:
-    """All data and the batch's rows, images as (n, height, width, channels)."""
-    x = workload.x.numpy()
-    x = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
-    y = workload.y.numpy()
-    rows = None if workload.rows is None else jnp.asarray(workload.rows.numpy())
-    return jnp.asarray(x), jnp.asarray(y.astype(np.int32) if y.dtype == np.int64 else y), rows
+    """All data, images as (n, height, width, channels)."""
+    return _images(workload.x), to_jax(workload.y)
 
 
-def batch(data: Data) -> tuple[Array, Array]:
-    """One batch, picked."""
-    x, y, rows = data
-    return (x, y) if rows is None else (x[rows], y[rows])
+def batch(workload: Workload) -> Data:
+    """The batch that lies ready."""
+    x, y = workload.batch
+    return _images(x), to_jax(y)
+
+
+def _images(x: Tensor) -> Array:
+    return to_jax(x.permute(0, 2, 3, 1) if x.ndim == 4 else x)
 
 
 def gaussian(mean: Array, y: Array) -> Array:
@@ -59,7 +62,7 @@ def categorical(logits: Array, y: Array) -> Array:
 
 
 def linear(params: Params, x: Array) -> Array:
-    """The network of L."""
+    """The network of F and L."""
     return x @ params["beta"]
 
 
@@ -124,6 +127,7 @@ def _dense(params: Params, name: str, x: Array) -> Array:
 
 
 NETWORKS: dict[str, tuple[Callable[[Params, Array], Array], Callable[[Array, Array], Array]]] = {
+    "F": (linear, gaussian),
     "L": (linear, gaussian),
     "M": (mlp, categorical),
     "C": (net1, categorical),

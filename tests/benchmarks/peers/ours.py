@@ -1,26 +1,36 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Steps of :class:`pyro_aeb.AEBKernel`: SGHMC-SA, all latents learned."""
+"""Steps of :class:`pyro_aeb.AEBKernel`, all latents learned."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
 
+import pyro_aeb as aeb
 from pyro_aeb.kernel import algorithm
 
 from ..counting import BATCH, GRADIENT
-from ..workloads import Step, Workload
+from ..workloads import Step, Workload, compiled
 from .base import Peer
 
+STEPS_PER_DRAW = 100
+"""The README's first program's."""
 
-def start(workload: Workload, **options: Any) -> Peer:
-    """:param options: of the kernel."""
-    kernel = workload.kernel(**options)
+
+def start(workload: Workload, compile: bool = False, **options: Any) -> Peer:
+    """
+    Steps, without the draws.
+
+    :param bool compile: whether a step is compiled.
+    :param options: of the kernel.
+    """
+    kernel = workload.kernel(compile=compiled(compile), **options)
     chain = kernel.chain
 
     def inside(call: Step) -> object:
@@ -34,7 +44,31 @@ def start(workload: Workload, **options: Any) -> Peer:
         ):
             return call()
 
-    return Peer(lambda: algorithm.step(kernel, kernel.chain), workload.alone(), inside)
+    return Peer(lambda: algorithm.step(kernel, kernel.chain), inside=inside)
+
+
+def start_traced(workload: Workload) -> Peer:
+    """Steps whose operations are recorded and run one by one, as where there is no compiler."""
+    peer = start(workload, compile=True)
+    missing = mock.patch("torch._inductor.compile", side_effect=RuntimeError("no compiler"))
+    with missing, warnings.catch_warnings():
+        warnings.simplefilter("ignore", aeb.CompileWarning)
+        peer.call()
+    return peer
+
+
+def start_run(workload: Workload, **options: Any) -> Peer:
+    """Steps compiled, with a draw of all sites every :data:`STEPS_PER_DRAW`, as in a run."""
+    kernel = workload.kernel(
+        compile=compiled(True), steps_per_draw=STEPS_PER_DRAW, save=None, **options
+    )
+    params = kernel.initial_params
+
+    def call() -> None:
+        nonlocal params
+        params = kernel.sample(params)
+
+    return Peer(call, STEPS_PER_DRAW)
 
 
 def _marked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:

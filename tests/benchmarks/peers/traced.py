@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..workloads import Workload
-from .base import FRICTION, Peer
+from .base import Peer
 
 
 def start(workload: Workload) -> Peer:
-    """SGHMC on the trace's density."""
+    """SGHMC on the trace's density; SGLD where that is the workload's."""
     pyro.clear_param_store()
     model, args = workload.model, workload.one_batch
     transforms, params = {}, {}
@@ -32,8 +32,8 @@ def start(workload: Workload) -> Peer:
             transforms[name] = biject_to(site["fn"].support)
             params[name] = transforms[name].inv(site["value"]).detach().clone()
     momentum = {name: torch.zeros_like(value) for name, value in params.items()}
-    eta = workload.step_size
-    sd = math.sqrt(2.0 * eta * FRICTION)
+    eta, friction = workload.step_size, workload.friction
+    sd = math.sqrt(2.0 * eta * friction)
 
     def log_density() -> Tensor:
         values, jacobian = {}, 0.0
@@ -50,7 +50,7 @@ def start(workload: Workload) -> Peer:
         with torch.no_grad():
             for (name, value), gradient in zip(params.items(), gradients, strict=True):
                 v = momentum[name]
-                v.mul_(1.0 - FRICTION).add_(gradient, alpha=eta).add_(torch.randn_like(v), alpha=sd)
+                v.mul_(1.0 - friction).add_(gradient, alpha=eta).add_(torch.randn_like(v), alpha=sd)
                 value.add_(v)
 
-    return Peer(step, workload.alone())
+    return Peer(step)
