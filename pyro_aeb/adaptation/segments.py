@@ -97,6 +97,58 @@ class Segments:
         return list(zip(self.index, self.sizes, strict=True))
 
 
+class Members:
+    """
+    The weights of a vector of P numbers by the parameter that they share, in any order.
+
+    :param Tensor index: the parameter of each weight, shape (P,).
+    :param int count: the number of parameters.
+    """
+
+    def __init__(self, index: Tensor, count: int) -> None:
+        self.count = count
+        self._index = index
+        self._order = torch.argsort(index, stable=True)
+        sizes = torch.bincount(index, minlength=count).tolist()
+        self._sorted = Segments(tuple(sizes), tuple(range(count)), count, index.device)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Spread one value a parameter, (..., count), to shape (..., P)."""
+        return values.index_select(-1, self._index)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the weights of each parameter, shape (..., P) to (..., count)."""
+        return self._sorted.sum(values.index_select(-1, self._order))
+
+    def lengths(self) -> list[float]:
+        """Return the number of weights of each parameter."""
+        return self._sorted.lengths()
+
+
+def find_segments(
+    owners: Sequence[int | Tensor], sizes: Sequence[int], count: int, device: torch.device
+) -> Segments | Members:
+    """
+    Return the segments of a vector of blocks, by the parameters that their weights share.
+
+    :param owners: the parameter of each block, or a tensor of that of each of its weights.
+    :param sizes: the number of weights of each block.
+    :param int count: the number of parameters.
+    """
+    if not any(isinstance(owner, Tensor) for owner in owners):
+        return Segments(tuple(sizes), tuple(int(owner) for owner in owners), count, device)
+    parts = [
+        torch.as_tensor(owner, device=device).reshape(-1).expand(size)
+        for owner, size in zip(owners, sizes, strict=True)
+    ]
+    members = torch.cat(parts)
+    runs, lengths = torch.unique_consecutive(members, return_counts=True)
+    if len(runs) > count + len(sizes):
+        return Members(members, count)
+    index, rest = runs.tolist(), set(range(count)) - set(runs.tolist())
+    return Segments((*lengths.tolist(), *(0 for _ in rest)), (*index, *sorted(rest)), count, device)
+
+
 @dataclass(frozen=True)
 class _Tiles:
     """

@@ -30,7 +30,7 @@ from pyro_aeb.adaptation.equations import (
     stochastic_approximation,
 )
 from pyro_aeb.adaptation.options import StochasticApproximation
-from pyro_aeb.adaptation.segments import FEW, Segments, WeightGroups
+from pyro_aeb.adaptation.segments import FEW, Members, Segments, WeightGroups, find_segments
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.structure import Delta, Residuals, Sigma, SparseBlock, Structure
 from pyro_aeb.priors.base import SpikeAndSlab
@@ -80,9 +80,10 @@ class SpikeAndSlabRule:
         self._share = _common([1.0 / block.group for block in blocks], sizes, tensor(0.0))
         self.sigmas: tuple[Sigma, ...] = structure.sigmas
         self.deltas: tuple[Delta, ...] = structure.deltas
-        of_sigma, of_delta = (tuple(getattr(b, n) for b in blocks) for n in ("sigma", "delta"))
-        sigmas = Segments(sizes, of_sigma, len(self.sigmas), structure.device)
-        deltas = Segments(sizes, of_delta, len(self.deltas), structure.device)
+        sigmas, deltas = (
+            find_segments([getattr(b, n) for b in blocks], sizes, len(of), structure.device)
+            for n, of in (("sigma", self.sigmas), ("delta", self.deltas))
+        )
         self._spread_sigma, self._sum_by_sigma = _maps(sigmas)
         self._spread_delta, self._sum_by_delta = _maps(deltas)
         self._nu = _per_parameter([s.nu for s in self.sigmas], tensor)
@@ -92,9 +93,7 @@ class SpikeAndSlabRule:
             [s.terms is None for s in self.sigmas], device=structure.device
         )
         self._sigma_sizes = _per_parameter(sigmas.lengths(), tensor)
-        gammas = [0.0] * len(self.deltas)
-        for block in blocks:
-            gammas[block.delta] += block.size // block.group
+        gammas = _count_gammas(blocks, len(self.deltas))
         self._delta_sizes = _per_parameter(gammas, tensor)
         self._delta_counts = beta_counts(
             self._delta_sizes,
@@ -105,7 +104,9 @@ class SpikeAndSlabRule:
         self._delta_learned = _Learned([d.site is not None for d in self.deltas], structure.device)
         narrow = torch.as_tensor(self.spike.variance < self.slab.variance)
         self._spike_is_narrow = narrow.to(structure.device)
-        self._residuals = _ResidualSums(self.sigmas, tensor)
+        self._residuals = _ResidualSums(self.sigmas, structure.sigmas_of_data, tensor)
+        numbers: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)
+        self._are_single = all(number.shape.numel() == 1 for number in numbers)
         self._check_modes(gammas)
 
     def _check_modes(self, sizes: Sequence[float]) -> None:
@@ -151,7 +152,7 @@ class SpikeAndSlabRule:
 
     def _first(self, group: Sigma | Delta, initial: Mapping[str, Tensor]) -> Tensor:
         if group.site is not None:
-            return initial[group.site].detach().reshape(()).to(self._tensor(0.0))
+            return initial[group.site].detach().reshape(-1)[group.index].to(self._tensor(0.0))
         return self._tensor(group.fixed)
 
     def update(
@@ -239,6 +240,8 @@ class SpikeAndSlabRule:
         if self._terms is not None:
             sigma = torch.where(self._are_variances, sigma, latents.sigma)
         found = (*sigma.unbind(-1), *latents.delta.unbind(-1))
+        if not self._are_single:
+            return _gather_sites(groups, found)
         return {
             group.site: value.reshape(value.shape + group.shape) if group.shape else value
             for group, value in zip(groups, found, strict=True)
@@ -268,11 +271,12 @@ class SpikeAndSlabRule:
         expected = latents.delta * self._delta_sizes
         counts = torch.stack([expected, self._delta_sizes - expected], dim=-1)
         low = counts.reshape(-1, len(self.deltas), 2).amin(0).tolist()
-        return [
+        sites = [
             delta.site
             for delta, (slab, rest) in zip(self.deltas, low, strict=True)
             if delta.site and (slab < 1e-3 and delta.a <= 1.0 or rest < 1e-3 and delta.b <= 1.0)
         ]
+        return list(dict.fromkeys(sites))
 
 
 def _prior(blocks: Sequence[SparseBlock]) -> type[SpikeAndSlab]:
@@ -292,7 +296,9 @@ def _prior(blocks: Sequence[SparseBlock]) -> type[SpikeAndSlab]:
     return blocks[0].prior
 
 
-def _maps(segments: Segments) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def _maps(
+    segments: Segments | Members,
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """Return how values spread over weights, and how weights are summed; nothing to do for one."""
     if segments.count > 1:
         return segments.spread, segments.sum
@@ -302,6 +308,31 @@ def _maps(segments: Segments) -> tuple[Callable[[Tensor], Tensor], Callable[[Ten
 def _per_parameter(values: list[float], tensor: Callable[[list[float]], Tensor]) -> float | Tensor:
     """Return one value a parameter: a plain number where there is one, which saves operations."""
     return values[0] if len(values) == 1 else tensor(values)
+
+
+def _count_gammas(blocks: Sequence[SparseBlock], count: int) -> list[float]:
+    """Return the number of gammas of each delta."""
+    gammas = [0.0] * count
+    for block in blocks:
+        if isinstance(block.delta, int):
+            gammas[block.delta] += block.size // block.group
+            continue
+        for delta, size in enumerate(torch.bincount(block.delta.flatten()).tolist()):
+            gammas[delta] += size // block.group
+    return gammas
+
+
+def _gather_sites(numbers: Sequence[Sigma | Delta], values: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the values of the sites of some numbers, each of its site's shape."""
+    parts: dict[str, list[Tensor]] = {}
+    for number, value in zip(numbers, values, strict=True):
+        if number.site is not None:
+            parts.setdefault(number.site, []).append(value)
+    shapes = {number.site: number.shape for number in numbers}
+    return {
+        site: torch.stack(own, -1).reshape(own[0].shape + shapes[site])
+        for site, own in parts.items()
+    }
 
 
 def _terms(sigmas: Sequence[Sigma], tensor: Callable[[list[float]], Tensor]) -> ScaleTerms | None:
@@ -323,11 +354,25 @@ def _terms(sigmas: Sequence[Sigma], tensor: Callable[[list[float]], Tensor]) -> 
 
 
 class _ResidualSums:
-    """Sums over the likelihoods of each sigma: of squared residuals, and of numbers of data."""
+    """
+    Sums over the likelihoods of each sigma: of squared residuals, and of numbers of data.
 
-    def __init__(self, sigmas: Sequence[Sigma], tensor: Callable[..., Tensor]) -> None:
-        self._sites = [site for sigma in sigmas for site in sorted(sigma.likelihoods)]
-        sizes = {i: len(sigma.likelihoods) for i, sigma in enumerate(sigmas) if sigma.likelihoods}
+    :param several: the indices of the sigmas of each likelihood that has several.
+    """
+
+    def __init__(
+        self,
+        sigmas: Sequence[Sigma],
+        several: Mapping[str, Tensor],
+        tensor: Callable[..., Tensor],
+    ) -> None:
+        own = [sorted(sigma.likelihoods - several.keys()) for sigma in sigmas]
+        self._sites = [site for sites in own for site in sites]
+        sizes = {i: len(sites) for i, sites in enumerate(own) if sites}
+        self._several = {
+            site: find_segments([index], [index.numel()], len(sigmas), index.device)
+            for site, index in several.items()
+        }
         self._segments = None
         self._masks: list[tuple[float | Tensor, Tensor]] = []
         if len(sizes) > FEW:
@@ -335,17 +380,21 @@ class _ResidualSums:
             self._segments = Segments(*parts)
             return
         for i in (i for i, size in sizes.items() for _ in range(size)):
-            own = [float(other == i) for other in range(len(sigmas))]
-            self._masks.append((_per_parameter(own, tensor), tensor(own)))
+            mask = [float(other == i) for other in range(len(sigmas))]
+            self._masks.append((_per_parameter(mask, tensor), tensor(mask)))
 
     def add(
         self, square: Tensor, count: float | Tensor, residuals: Mapping[str, Residuals]
     ) -> tuple[Tensor, float | Tensor]:
         """Add the sums of all sigmas to ``square``, shape (..., S), and to ``count``."""
+        for site, segments in self._several.items():
+            data: Any = residuals[site].data
+            square = square + segments.sum(residuals[site].square)
+            count = count + segments.sum(data)
         found = [residuals[site] for site in self._sites]
         if self._segments is not None:
             squares = torch.stack([residual.square for residual in found], dim=-1)
-            data: Any = [residual.data for residual in found]
+            data = [residual.data for residual in found]
             if any(isinstance(number, Tensor) for number in data):
                 data = torch.stack([torch.zeros_like(r.square) + r.data for r in found], dim=-1)
             data = torch.as_tensor(data, dtype=squares.dtype, device=squares.device)

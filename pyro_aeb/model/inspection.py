@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -25,6 +26,7 @@ from pyro_aeb.model.fixed_parameters import warn_of_parameters
 from pyro_aeb.model.learned_sites import check_forms, find_learned_sites
 from pyro_aeb.model.links import (
     HandLinks,
+    Links,
     check_links,
     check_plain,
     describe,
@@ -92,8 +94,8 @@ def inspect_model(
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
     tracked = trace_provenance(trace) if sparse else {}
     linked = find_links(latent, tracked, sparse, {} if links is None else links)
-    scaled = check_links(sites, sparse, linked, trace)
-    sparse_blocks, sigmas, deltas = _sparse_blocks(latent, sparse, linked, scaled)
+    uses = check_links(sites, sparse, linked, trace)
+    sparse_blocks, sigmas, deltas, several = _sparse_blocks(latent, sparse, linked, uses)
     learned = find_learned_sites(latent, latents or {}, {*sparse, *linked.values()})
     check_forms(sites, learned, trace)
     taken = {*sparse, *linked.values(), *(site.name for site in learned)}
@@ -117,6 +119,7 @@ def inspect_model(
         device=device,
         learned=learned,
         changed_buffers=trace.changed_buffers,
+        sigmas_of_data=several,
     )
 
 
@@ -289,50 +292,77 @@ def _sparse_blocks(
     latent: Mapping[str, Site],
     sparse: list[str],
     links: Mapping[tuple[str, str], str],
-    likelihoods: Mapping[str, frozenset[str]],
-) -> tuple[tuple[SparseBlock, ...], tuple[Sigma, ...], tuple[Delta, ...]]:
-    """Return the blocks of the sparse sites, and their distinct sigmas and deltas."""
+    uses: Links,
+) -> tuple[tuple[SparseBlock, ...], tuple[Sigma, ...], tuple[Delta, ...], dict[str, Tensor]]:
+    """
+    Return the blocks of the sparse sites, their distinct sigmas and deltas, and the
+    ``sigmas_of_data`` of the structure.
+    """
     blocks, sigmas, deltas = [], dict[Sigma, int](), dict[Delta, int]()
     for name in sparse:
         site = latent[name]
-        sigma = _sigma(site, links.get((name, "sigma")), latent, likelihoods)
-        delta = _delta(site, links.get((name, "delta")), latent)
+        of_sigma, of_delta = links.get((name, "sigma")), links.get((name, "delta"))
         fn, shape = unwrap(site["fn"]), site["value"].shape
         block = SparseBlock(
             name,
             shape,
             prior=type(fn),
             parameters={n: _number_or_tensor(v, shape) for n, v in fn.shape_parameters.items()},
-            sigma=sigmas.setdefault(sigma, len(sigmas)),
-            delta=deltas.setdefault(delta, len(deltas)),
+            sigma=_add(_sigmas(site, of_sigma, latent, uses), sigmas)
+            + uses.weights.get((name, "sigma"), 0),
+            delta=_add(_deltas(site, of_delta, latent), deltas)
+            + uses.weights.get((name, "delta"), 0),
             group=group_size(site["fn"]),
         )
         blocks.append(block)
-    return tuple(blocks), tuple(sigmas), tuple(deltas)
+    first = {sigma.site: index for sigma, index in reversed(sigmas.items())}
+    several = {n: first[s] + i for n, (s, i) in uses.data.items() if isinstance(i, Tensor)}
+    return tuple(blocks), tuple(sigmas), tuple(deltas), several
 
 
-def _sigma(
-    site: Site,
-    link: str | None,
-    latent: Mapping[str, Site],
-    likelihoods: Mapping[str, frozenset[str]],
-) -> Sigma:
+def _add(numbers: list[Any], known: dict[Any, int]) -> int:
+    """Add a site's numbers to those that are known, in order; return the index of the first."""
+    for number in numbers:
+        known.setdefault(number, len(known))
+    return known[numbers[0]]
+
+
+def _sigmas(site: Site, link: str | None, latent: Mapping[str, Site], uses: Links) -> list[Sigma]:
+    """Return the numbers of the site that a sparse site's sigma is linked to."""
     if link is None:
-        return Sigma(None, fixed=_fixed(site, "sigma"))
+        return [Sigma(None, fixed=_fixed(site, "sigma"))]
     prior, shape = unwrap(latent[link]["fn"]), latent[link]["value"].shape
+    of_data = {n: torch.as_tensor(index) for n, (s, index) in uses.data.items() if s == link}
+    likelihoods = [
+        frozenset(n for n, index in of_data.items() if bool((index == k).any()))
+        for k in range(shape.numel())
+    ]
+    sigmas = [
+        Sigma(link, likelihoods=names, shape=shape, index=k) for k, names in enumerate(likelihoods)
+    ]
     if not isinstance(prior, dist.InverseGamma):
-        terms = scale_terms(prior)
-        return Sigma(link, likelihoods=likelihoods[link], shape=shape, terms=terms)
+        terms = scale_terms(prior, shape)
+        return [replace(s, terms=own) for s, own in zip(sigmas, terms, strict=True)]
     # sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2)
-    nu, nu_lambda = (2.0 * float(x) for x in (prior.concentration, prior.rate))
-    return Sigma(link, None, nu, nu_lambda, likelihoods[link], shape)
+    numbers = _numbers(shape, prior.concentration, prior.rate)
+    return [
+        replace(s, nu=2.0 * a, nu_lambda=2.0 * b) for s, (a, b) in zip(sigmas, numbers, strict=True)
+    ]
 
 
-def _delta(site: Site, link: str | None, latent: Mapping[str, Site]) -> Delta:
+def _deltas(site: Site, link: str | None, latent: Mapping[str, Site]) -> list[Delta]:
+    """Return the numbers of the site that a sparse site's delta is linked to."""
     if link is None:
-        return Delta(None, fixed=_fixed(site, "delta"))
+        return [Delta(None, fixed=_fixed(site, "delta"))]
     prior, shape = unwrap(latent[link]["fn"]), latent[link]["value"].shape
-    return Delta(link, None, float(prior.concentration1), float(prior.concentration0), shape)
+    numbers = _numbers(shape, prior.concentration1, prior.concentration0)
+    return [Delta(link, None, a, b, shape, k) for k, (a, b) in enumerate(numbers)]
+
+
+def _numbers(shape: torch.Size, *parameters: Tensor) -> list[tuple[float, ...]]:
+    """Return a prior's parameters for each number of a site of some shape."""
+    columns = [torch.as_tensor(p).detach().expand(shape).flatten().tolist() for p in parameters]
+    return list(zip(*columns, strict=True))
 
 
 def _number_or_tensor(value: Any, shape: torch.Size) -> float | Tensor:

@@ -5,23 +5,24 @@
 Link the parameters of spike-and-slab priors to latent sites, and check that (6) and (7) hold.
 
 Provenance proposes the links: a sparse site's ``delta`` comes from a Beta site, its ``sigma`` from
-an InverseGamma site or one of another prior of scales. Two traces at perturbed values verify them:
+an InverseGamma site or one of another prior of scales. Traces at perturbed values verify them:
 ``delta`` must be the Beta site's value, ``sigma`` the square root of the InverseGamma site's or the
-other's value, the scale of an observed Normal or StudentT site a multiple of a sigma or unchanged,
-and nothing else may depend on them. A link that provenance lost
-(``float(x)``, ``x.item()``) and a form without a closed-form update are errors, never a silent
-wrong answer.
+other's value, or for each weight one number of these; the scale of an observed Normal or StudentT
+site must be a multiple of a sigma or unchanged, and nothing else may depend on them. A link that
+provenance lost (``float(x)``, ``x.item()``) and a form without a closed-form update are errors,
+never a silent wrong answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
 from pyro.ops.provenance import get_provenance
 from torch import Tensor
+from torch.distributions import biject_to
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.perturbation import has_same_density, is_close, trace_perturbed
@@ -113,7 +114,7 @@ def _check_hand_links(latent: Mapping[str, Site], sparse: list[str], by_hand: Ha
 def _check_prior(
     sparse: str, parameter: str, site: Site, tracked: Site | None, latent: Collection[str]
 ) -> None:
-    """Check that a linked site has the conjugate prior, with fixed parameters, and is scalar."""
+    """Check that a linked site has a prior with an update, with fixed parameters."""
     fn, is_sigma = unwrap(site["fn"]), parameter == "sigma"
     where = f"{sparse}: {parameter} comes from site {site['name']!r}"
     if not isinstance(fn, PRIORS[parameter]):
@@ -129,11 +130,6 @@ def _check_prior(
     if tracked is not None:
         if origins := _prior_provenance(unwrap(tracked["fn"])) & set(latent):
             raise _hyperprior_error(sparse, parameter, site["name"], str(sorted(origins)))
-    if site["value"].numel() != 1:
-        raise ModelError(
-            f"{where}, which has shape {tuple(site['value'].shape)}, expected a single number; "
-            "give every sparse site a site of its own instead"
-        )
 
 
 def check_plain(site: Site) -> None:
@@ -165,37 +161,117 @@ def read_parameter(parameter: str, site: Site, value: Tensor) -> Tensor:
     return value.sqrt() if is_variance else value
 
 
+class Links(NamedTuple):
+    """
+    The uses of the numbers of the linked sites.
+
+    :param weights: (sparse site, ``"delta"`` or ``"sigma"``) to the index, in the flat value of the
+        linked site, of the parameter of every weight: a tensor of the sparse site's shape, or one
+        number for all.
+    :param data: observed site whose scale is a multiple of a sigma to the site of the sigma and its
+        index, likewise, with an axis of length 1 where the index is the same for all data.
+    """
+
+    weights: Mapping[tuple[str, str], int | Tensor]
+    data: Mapping[str, tuple[str, int | Tensor]]
+
+
 def check_links(
     sites: Mapping[str, Site],
     sparse: Collection[str],
     links: Mapping[tuple[str, str], str],
     trace: Tracer,
-) -> dict[str, frozenset[str]]:
+) -> Links:
     """
-    Check the links by perturbation, and find the likelihoods whose scale is a multiple of sigma.
+    Check the links by perturbation, and find the numbers that they use and the likelihoods whose
+    scale is a multiple of sigma.
 
     :param sites: all sites of a trace at feasible values.
-    :returns: site of a sigma to the names of those observed sites.
     :raises ModelError: if anything else depends on the linked sites.
     """
     if not sparse:
-        return {}
+        return Links({}, {})
     learned = set(links.values())
     feasible = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
     values, before = trace_perturbed(sites, feasible, feasible.keys() - learned, trace)
     _check_no_lost_links(sites, before, sparse, links)
+    spaced = before
+    far = values
+    if any(sites[site]["value"].numel() > 1 for site in learned):
+        far = values | {site: _space(sites[site], values[site]) for site in learned}
+        spaced = trace(far)
     values, after = trace_perturbed(sites, values, learned, trace)
-    _check_form(after, links, values)
+    weights = _index_weights(spaced, links, far)
+    _check_form(after, links, values, weights)
     sigmas = {
-        site: read_parameter(parameter, sites[site], values[site] / feasible[site])
+        site: [
+            read_parameter("sigma", sites[site], v[site] / feasible[site]) for v in (far, values)
+        ]
         for (_, parameter), site in links.items()
         if parameter == "sigma"
     }
-    likelihoods: dict[str, set[str]] = {site: set() for site in sigmas}
+    data = {}
     for name in before.keys() - learned - set(sparse):
         if not has_same_density(before[name], after[name]):
-            likelihoods[_find_sigma(before[name], after[name], sigmas, sorted(learned))].add(name)
-    return {site: frozenset(names) for site, names in likelihoods.items()}
+            traced = before[name], spaced[name], after[name]
+            site, index = data[name] = _find_sigma(*traced, sigmas, sorted(learned))
+            _check_axes(before[name], index, sites[site])
+    return Links(weights, data)
+
+
+def _space(site: Site, value: Tensor) -> Tensor:
+    """Return a value whose numbers are moved by amounts that are as different as can be."""
+    transform = biject_to(site["fn"].support)
+    amounts = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype, device=value.device)
+    moved: Tensor = transform(transform.inv(value) + amounts.reshape(value.shape))
+    return moved
+
+
+def _index(values: Tensor, numbers: Tensor) -> int | Tensor:
+    """
+    Return the index of the nearest number for each value, with an axis of length 1 where it is the
+    same all along; one number where it is the same for all.
+    """
+    if numbers.numel() == 1:
+        return 0
+    ordered, order = numbers.reshape(-1).sort()
+    middle = 0.5 * (ordered[1:] + ordered[:-1])
+    index = order[torch.searchsorted(middle, values.contiguous())]
+    for axis in range(index.dim()):
+        first = index.narrow(axis, 0, 1)
+        index = first if torch.equal(first.expand_as(index), index) else index
+    return int(index) if index.numel() == 1 else index
+
+
+def _index_weights(
+    spaced: Mapping[str, Site],
+    links: Mapping[tuple[str, str], str],
+    values: Mapping[str, Tensor],
+) -> dict[tuple[str, str], int | Tensor]:
+    """Return the indices of :class:`Links` at values that differ."""
+    weights: dict[tuple[str, str], int | Tensor] = {}
+    for (name, parameter), site in links.items():
+        used = _parameter(spaced[name], parameter)
+        index = _index(used, read_parameter(parameter, spaced[site], values[site]))
+        weights[name, parameter] = index if isinstance(index, int) else index.expand(used.shape)
+    return weights
+
+
+def _check_axes(site: Site, index: int | Tensor, sigma: Site) -> None:
+    """Check that data of one plate have the same sigma, unless it is a plate of sigma's."""
+    shared = {frame.name for frame in sigma["cond_indep_stack"]}
+    for frame in site["cond_indep_stack"]:
+        if isinstance(index, int) or frame.dim is None or frame.name in shared:
+            continue
+        axis = index.dim() + frame.dim - site["fn"].event_dim
+        if axis >= 0 and index.shape[axis] > 1:
+            raise ModelError(
+                f"observed site {site['name']!r} has different numbers of {sigma['name']!r} along "
+                f"plate {frame.name!r}, expected one sigma for all of a plate's data, which a "
+                f"batch may change; sample {sigma['name']!r} in that plate, if it has one number "
+                "for each of its indices, make several outputs one event by .to_event(1), or fix "
+                "the sigma of the sparse prior and learn this one by latents.NewtonStep()"
+            )
 
 
 def _check_no_lost_links(
@@ -235,12 +311,13 @@ def _check_form(
     perturbed: Mapping[str, Site],
     links: Mapping[tuple[str, str], str],
     values: Mapping[str, Tensor],
+    weights: Mapping[tuple[str, str], int | Tensor],
 ) -> None:
-    """Check that delta is its site's value, and sigma that or its square root."""
+    """Check that delta is a number of its site's value, and sigma that or its square root."""
     for (name, parameter), site in links.items():
         value = _parameter(perturbed[name], parameter)
         expected = read_parameter(parameter, perturbed[site], values[site])
-        if not is_close(value, expected.reshape(()).expand_as(value)):
+        if not is_close(value, expected.reshape(-1)[weights[name, parameter]].expand_as(value)):
             form = "the value" if expected is values[site] else "the square root of the value"
             raise ModelError(
                 f"{describe(perturbed[name])}: {parameter} depends on site {site!r} but is not "
@@ -250,16 +327,27 @@ def _check_form(
 
 
 def _find_sigma(
-    before: Site, after: Site, sigmas: Mapping[str, Tensor], learned: Collection[str]
-) -> str:
-    """Return the site whose sigma multiplies the scale of an observed Normal or StudentT."""
+    before: Site,
+    spaced: Site,
+    after: Site,
+    sigmas: Mapping[str, Sequence[Tensor]],
+    learned: Collection[str],
+) -> tuple[str, int | Tensor]:
+    """
+    Return the site whose sigma multiplies the scale of an observed Normal or StudentT, and the
+    index of the number for its data.
+
+    :param sigmas: the factors of sigma between the first trace and the other two.
+    """
     old, new = unwrap(before["fn"]), unwrap(after["fn"])
     if before["is_observed"] and type(old) is type(new) and type(old) in LIKELIHOODS:
         others = [n for n in old.arg_constraints if n != "scale"]
         if all(is_close(getattr(old, n), getattr(new, n)) for n in others):
-            for name, factor in sigmas.items():
-                if is_close(new.scale, old.scale * factor):
-                    return name
+            ratio = unwrap(spaced["fn"]).scale / old.scale
+            for name, (far, factor) in sigmas.items():
+                index = _index(ratio, far)
+                if is_close(new.scale, old.scale * factor.reshape(-1)[index]):
+                    return name, index
     kind = "observed" if before["is_observed"] else "latent"
     raise ModelError(
         f"{kind} site {before['name']!r} ~ {type(old).__name__} depends on one of {learned}, "

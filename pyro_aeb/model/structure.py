@@ -60,8 +60,8 @@ class SparseBlock(Block):
     :param prior: the class of its prior.
     :param parameters: the parameters of the prior's components by name, each a number or a tensor
         of the site's shape.
-    :param int sigma: index of its sigma in :attr:`Structure.sigmas`.
-    :param int delta: index of its delta in :attr:`Structure.deltas`.
+    :param sigma: index of its sigma in :attr:`Structure.sigmas`, or that of every weight.
+    :param delta: index of its delta in :attr:`Structure.deltas`, likewise.
     :param int group: the number of consecutive weights that share a gamma.
     """
 
@@ -69,8 +69,8 @@ class SparseBlock(Block):
     parameters: Mapping[str, float | Tensor] = field(
         default_factory=lambda: {"v0": 0.1, "v1": 10.0}
     )
-    sigma: int = 0
-    delta: int = 0
+    sigma: int | Tensor = 0
+    delta: int | Tensor = 0
     group: int = 1
 
 
@@ -90,7 +90,7 @@ class NormalBlock(Block):
 @dataclass(frozen=True)
 class Sigma:
     """
-    A scale sigma of sites with a spike-and-slab prior.
+    A scale sigma of weights with a spike-and-slab prior, one number.
 
     :param str site: the InverseGamma site of sigma squared, or the site of sigma under another
         prior; None if sigma is a fixed number.
@@ -99,8 +99,9 @@ class Sigma:
     :param float nu_lambda: nu times lambda.
     :param frozenset likelihoods: observed Normal or StudentT sites whose scale is a multiple of
         this sigma.
-    :param torch.Size shape: of the site's value, one number.
+    :param torch.Size shape: of the site's value.
     :param ScaleTerms terms: of another prior of sigma itself; None for an InverseGamma.
+    :param int index: of this number in the site's flat value.
     """
 
     site: str | None
@@ -110,6 +111,7 @@ class Sigma:
     likelihoods: frozenset[str] = frozenset()
     shape: torch.Size = torch.Size()
     terms: ScaleTerms | None = None
+    index: int = 0
 
     def of_site(self, value: Tensor) -> Tensor:
         """Return sigma from the value of its site."""
@@ -119,13 +121,14 @@ class Sigma:
 @dataclass(frozen=True)
 class Delta:
     """
-    A prior inclusion probability delta of sites with a spike-and-slab prior.
+    A prior inclusion probability delta of weights with a spike-and-slab prior, one number.
 
     :param str site: the Beta site; None if delta is a fixed number.
     :param float fixed: that number; None if delta is learned.
     :param float a: the first parameter of Beta(a, b).
     :param float b: the second.
-    :param torch.Size shape: of the site's value, one number.
+    :param torch.Size shape: of the site's value.
+    :param int index: of this number in the site's flat value.
     """
 
     site: str | None
@@ -133,6 +136,7 @@ class Delta:
     a: float = 1.0
     b: float = 1.0
     shape: torch.Size = torch.Size()
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,8 @@ class Structure:
     :param learned: latent sites that are learned by updates given as ``latents=``.
     :param changed_buffers: the places of the module buffers that a run of the model changes.
     :param reparametrised: names of the latents that ``poutine.reparam`` computes from others.
+    :param sigmas_of_data: observed site to the indices of its sigmas in :attr:`sigmas`, which
+        broadcast to its value, where it has several.
     """
 
     sparse: tuple[SparseBlock, ...]
@@ -185,6 +191,7 @@ class Structure:
     learned: tuple[LearnedSite, ...] = ()
     changed_buffers: tuple[Place, ...] = ()
     reparametrised: tuple[str, ...] = ()
+    sigmas_of_data: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -206,7 +213,7 @@ class Structure:
         """Names of the sites that adaptation learns."""
         names = [sigma.site for sigma in self.sigmas] + [delta.site for delta in self.deltas]
         names += [site.name for site in self.learned]
-        return tuple(name for name in names if name is not None)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
     @cached_property
     def _transforms(self) -> dict[str, Transform]:
@@ -263,7 +270,8 @@ class Structure:
 
 class Residuals(NamedTuple):
     r"""
-    The residuals of an observed Normal or StudentT site whose scale is a multiple of sigma.
+    The residuals of an observed Normal or StudentT site whose scale is a multiple of sigma; where
+    it has several, one number for each.
 
     :param Tensor square: :math:`I = (N/n) \sum w ((y - loc)/c)^2`, with scale = c sigma; w is 1
         for a Normal, and for a StudentT the expected precision, relative to the scale's.

@@ -12,7 +12,7 @@ prior gradient. Spike-and-slab and normal priors are not evaluated here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -193,10 +193,14 @@ class _Scorer(Messenger):
         self._learned = {s.name: s.shape for s in structure.learned}
         self._shapes |= self._learned
         self._sigma_of = {
-            name: (s.site, s.terms is None)
+            name: (s.site, s.terms is None, s.index if s.shape.numel() > 1 else None)
             for s in structure.sigmas
             if s.site
             for name in s.likelihoods
+        }
+        self._several = {
+            name: _Several(index, [s.index for s in structure.sigmas])
+            for name, index in structure.sigmas_of_data.items()
         }
         self._are_labels: dict[str, bool] = {}  # whole numbers that become floating-point ones
         self._zero = torch.zeros((), dtype=structure.dtype, device=structure.device)
@@ -322,13 +326,15 @@ class _Scorer(Messenger):
             z = weigh_tails(z, fn.df).detach()
         if has_weights(scale):
             weights, scale = _per_number(scale, msg["fn"].event_dim).expand(z.shape), 1.0
-        data = z.numel() * scale if weights is None else weights.sum()
+        data, counts = z.numel() * scale if weights is None else weights.sum(), weights
         if mask is not None:
             mask = mask.expand(z.shape)
             counts = mask if weights is None else torch.where(mask, weights, 0.0)
             z, data = torch.where(mask, z, 0.0), counts.sum() * scale
-        if weights is not None:
-            total = (z.square() * weights).sum()
+        several = self._several.get(name)
+        if weights is not None or several is not None:
+            squares = z.square() if weights is None else z.square() * weights
+            total = squares.sum()
         else:
             total = torch.dot(z, z) if z.dim() == 1 else z.square().sum()
         if is_normal:
@@ -337,10 +343,50 @@ class _Scorer(Messenger):
             log_scale = fn.scale.log() if mask is None else torch.where(mask, fn.scale.log(), 0.0)
             log_scale = log_scale if weights is None else log_scale * weights
             self._terms.append(-log_scale.sum() * scale)
-        sigma, is_variance = self._sigma_of[name]
-        sigma2 = self._values[sigma].reshape(())
-        sigma2 = sigma2 if is_variance else sigma2.square()
-        self.residuals[name] = Residuals(total.detach() * sigma2 * scale, data)
+        site, is_variance, index = self._sigma_of[name]
+        sigma2 = self._values[site] if is_variance else self._values[site].square()
+        if several is None:
+            sigma2 = sigma2.reshape(()) if index is None else sigma2.reshape(-1)[index]
+            self.residuals[name] = Residuals(total.detach() * sigma2 * scale, data)
+        else:
+            self.residuals[name] = several.residuals(squares.detach(), counts, scale, sigma2)
+
+
+class _Several:
+    """
+    The sigmas of a likelihood that has several.
+
+    :param Tensor index: of the sigmas of its data, which broadcasts to their shape.
+    :param numbers: of all sigmas, their index in the flat value of their site.
+    """
+
+    def __init__(self, index: Tensor, numbers: Sequence[int]) -> None:
+        self._shape = index.shape
+        self._numbers = torch.tensor(numbers, device=index.device)[index.flatten()]
+
+    def residuals(
+        self, squares: Tensor, counts: Tensor | None, scale: Any, sigma2: Tensor
+    ) -> Residuals:
+        """
+        Return the residuals for each sigma.
+
+        :param Tensor squares: of all data, in units of sigma squared.
+        :param counts: how often each datum counts, None for once.
+        :param scale: N/n of the plates.
+        :param Tensor sigma2: the squares of all sigmas of the site.
+        """
+        own = sigma2.reshape(-1).index_select(0, self._numbers)
+        square = self._sum(squares) * own * scale
+        if counts is None:
+            each = squares.numel() // own.numel() * scale
+            return Residuals(square, torch.full_like(square, each))
+        return Residuals(square, self._sum(counts.to(squares.dtype)) * scale)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Sum over the axes along which sigma is the same."""
+        shape = (*(1 for _ in range(values.dim() - len(self._shape))), *self._shape)
+        axes = [axis for axis, size in enumerate(shape) if size == 1]
+        return (values.sum(axes) if axes else values).flatten()
 
 
 def _per_number(factor: Any, event_dim: int) -> Any:

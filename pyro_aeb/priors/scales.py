@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from pyro_aeb.priors.components import Number
@@ -56,8 +57,18 @@ SCALE_PRIORS: Mapping[type, Callable[[Any], ScaleTerms]] = {
 """The terms of a prior, by its class."""
 
 
-def scale_terms(fn: Any) -> ScaleTerms:
-    """Return the terms of a prior of one of the :data:`SCALE_PRIORS`, as plain numbers."""
+def scale_terms(fn: Any, shape: torch.Size) -> list[ScaleTerms]:
+    """
+    Return the terms of a prior of one of the :data:`SCALE_PRIORS` as plain numbers, for each number
+    of a site of some shape.
+    """
     terms = next(make(fn) for kind, make in SCALE_PRIORS.items() if isinstance(fn, kind))
-    numbers = {n: float(x) for n, x in terms._asdict().items() if isinstance(x, Tensor)}
-    return terms._replace(**numbers)
+    numbers = {
+        name: value.expand(shape).flatten().tolist()
+        for name, value in terms._asdict().items()
+        if isinstance(value, Tensor)
+    }
+    return [
+        terms._replace(**dict(zip(numbers, row, strict=True)))
+        for row in zip(*numbers.values(), strict=True)
+    ]

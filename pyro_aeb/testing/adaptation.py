@@ -134,14 +134,13 @@ def _check_m_steps(sweeps: list[_Sweep]) -> Outcome:
     """Check (5)-(8) for sigma and delta; sigma depends on the averaged rho of (5)."""
     problem, structure = sweeps[0].problem, sweeps[0].problem.structure
     sites = trace_sites(problem.model, *problem.arguments, {})
-    sigmas = [s.site for s in structure.sigmas if s.site is not None]
-    em_steps = [
-        s.site
+    em_steps = {
+        s.site: None
         for s in structure.sigmas
         if s.site and any(type(unwrap(sites[n]["fn"])) is StudentT for n in s.likelihoods)
-    ]
-    sigmas = [site for site in sigmas if site not in em_steps]
-    deltas = [d.site for d in structure.deltas if d.site is not None]
+    }
+    sigmas = [*dict.fromkeys(s.site for s in structure.sigmas if s.site and s.site not in em_steps)]
+    deltas = [*dict.fromkeys(d.site for d in structure.deltas if d.site)]
     limits = torch.finfo(structure.dtype)
     bounds = dict.fromkeys(deltas, (limits.tiny, 1.0 - limits.eps))
     for sweep in sweeps:

@@ -57,10 +57,8 @@ class Problem:
             if adaptation.spike_and_slab is None and not structure.learned:
                 yield position, None
                 continue
-            values = {s.site: 0.3 + uniform() for s in structure.sigmas if s.site is not None}
-            values |= {
-                d.site: 0.2 + 0.6 * uniform() for d in structure.deltas if d.site is not None
-            }
+            values = {s.site: 0.3 + uniform(*s.shape) for s in structure.sigmas if s.site}
+            values |= {d.site: 0.2 + 0.6 * uniform(*d.shape) for d in structure.deltas if d.site}
             for site in structure.learned:
                 unconstrained = uniform(*site.transform.inverse_shape(site.shape)) - 0.5
                 values[site.name] = site.transform(unconstrained)

@@ -50,6 +50,11 @@ def prior(request):
     return PRIORS[request.param]()
 
 
+def terms_of(prior):
+    (terms,) = scale_terms(prior, torch.Size())
+    return terms
+
+
 def q(sigma, absolute, square, count, prior):
     """Q as a function of sigma; ``absolute`` is B, ``square`` is C and ``count`` p, or N + p."""
     return (
@@ -71,7 +76,7 @@ STATISTICS = [(3.0, 2.0, 50.0), (0.0, 7.0, 20.0), (400.0, 90.0, 1000.0), (0.02, 
 @pytest.mark.parametrize("statistics", STATISTICS, ids=str)
 def test_the_mode_is_that_of_a_grid(prior, statistics, start):
     absolute, square, count = statistics
-    found = scale_mode(*double(absolute, square), count, scale_terms(prior), *double(start))
+    found = scale_mode(*double(absolute, square), count, terms_of(prior), *double(start))
     torch.testing.assert_close(found, grid_mode(*statistics, prior), rtol=1e-4, atol=0.0)
     leaf = found.clone().requires_grad_()
     (slope,) = torch.autograd.grad(q(leaf, *statistics, prior), leaf)
@@ -94,7 +99,7 @@ def test_several_priors_at_once_in_single_precision():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_it_is_finite_where_all_weights_are_zero(prior, dtype):
     zero = torch.zeros((), dtype=dtype)
-    found = scale_mode(zero, zero, 10.0, scale_terms(prior), zero + 1.0)
+    found = scale_mode(zero, zero, 10.0, terms_of(prior), zero + 1.0)
     assert found.isfinite() and found > 0.0
 
 

@@ -50,6 +50,18 @@ def loader_regression(x, y=None, size=N):
         return pyro.sample("y", dist.Normal(x @ beta, sigma2.sqrt()), obs=y)
 
 
+def outputs_regression(X, y=None, batch_size=None):
+    """Three outputs, with a sigma and a delta for each in one plate."""
+    with pyro.plate("outputs", 3):
+        sigma = pyro.sample("sigma", dist.HalfCauchy(1.0))
+        delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
+    prior = SSGL(v0=0.1, v1=10.0, delta=delta, sigma=sigma).expand([X.shape[1], 3])
+    beta = pyro.sample("beta", prior.to_event(2))
+    with pyro.plate("data", len(X), subsample_size=batch_size) as i:
+        obs = None if y is None else torch.stack([y, 2.0 * y, y - 1.0], -1)[i]
+        return pyro.sample("y", dist.Normal(X[i] @ beta, sigma).to_event(1), obs=obs)
+
+
 def double_regression(X, y=None):
     """Sparse regression in X's dtype, whatever torch's default."""
     one = torch.ones((), dtype=X.dtype)

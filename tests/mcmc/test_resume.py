@@ -20,6 +20,7 @@ from models import (
     dense_regression,
     linear_data,
     loader_regression,
+    outputs_regression,
     sparse_layers,
     sparse_regression,
 )
@@ -61,6 +62,7 @@ class Case(NamedTuple):
 
 CASES = {
     "plates": Case(kwargs=DATA),
+    "outputs": Case(lambda: outputs_regression, kwargs=DATA),
     "with replacement": Case(kwargs=DATA, options={"minibatches": "replacement"}),
     "masks": Case(
         lambda: sparse_layers,

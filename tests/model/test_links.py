@@ -178,6 +178,51 @@ def test_without_adaptation_all_sites_are_sampled():
     assert {block.name for block in found.general} == {"sigma2", "delta", "beta"}
 
 
+def test_every_weight_may_have_a_number_of_its_own():
+    def model():
+        with pyro.plate("features", P):
+            delta = pyro.sample("delta", dist.Beta(2.0, torch.tensor([3.0, 4.0, 5.0])))
+            sigma = pyro.sample("sigma", dist.HalfNormal(torch.tensor([1.0, 2.0, 0.5])))
+        pyro.sample("beta", ssgl_prior(delta, sigma).to_event(1))
+
+    found = inspect(model)
+    assert found.latent_sites == ("sigma", "delta")
+    assert [(d.site, d.a, d.b, d.index) for d in found.deltas] == [
+        ("delta", 2.0, 3.0, 0),
+        ("delta", 2.0, 4.0, 1),
+        ("delta", 2.0, 5.0, 2),
+    ]
+    assert [sigma.terms.quadratic for sigma in found.sigmas] == [1.0, 0.25, 4.0]
+    (block,) = found.sparse
+    assert block.sigma.tolist() == block.delta.tolist() == [0, 1, 2]
+
+
+def test_a_number_of_a_vector_is_one_for_all_weights():
+    def model():
+        with pyro.plate("layers", 2):
+            sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0))
+        for layer in range(2):
+            prior = ssgl_prior(0.5, sigma2.sqrt()[1 - layer]).expand([P]).to_event(1)
+            beta = pyro.sample(f"w{layer}", prior)
+            observe(X @ beta, sigma2.sqrt()[1 - layer], name=f"y{layer}")
+
+    found = inspect(model)
+    assert [block.sigma for block in found.sparse] == [1, 0]
+    assert [sigma.likelihoods for sigma in found.sigmas] == [{"y1"}, {"y0"}]
+    assert not found.sigmas_of_data
+
+
+@pytest.mark.parametrize("lose", [lambda x: x, lambda x: torch.tensor(x.tolist())])
+def test_a_vector_whose_link_is_lost_is_linked_by_hand(lose):
+    def model():
+        with pyro.plate("features", P):
+            delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
+        pyro.sample("beta", ssgl_prior(lose(delta), 1.0).to_event(1))
+
+    found = inspect(model, links={"beta": {"delta": "delta"}})
+    assert found.sparse[0].delta.tolist() == [0, 1, 2]
+
+
 # Likelihoods whose scale is a multiple of sigma
 
 

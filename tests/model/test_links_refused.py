@@ -118,17 +118,6 @@ def test_a_hyperprior_is_an_error(site, lose):
     assert "whose own prior" in message and "expected fixed numbers" in message
 
 
-def test_a_vector_of_deltas_is_an_error():
-    def model():
-        with pyro.plate("layers", P):
-            delta = pyro.sample("delta", dist.Beta(2.0, 3.0))
-        pyro.sample("beta", ssgl_prior(delta, 1.0).to_event(1))
-
-    message = refusal_message(model)
-    assert "site 'delta', which has shape (3,), expected a single number" in message
-    assert "a site of its own" in message
-
-
 @pytest.mark.parametrize("parameter", ["delta", "sigma"])
 def test_fixed_latents_of_several_values_are_an_error(parameter):
     values = {"delta": 0.5, "sigma": 1.0, parameter: torch.tensor([0.25, 0.5, 0.75])}
