@@ -302,6 +302,18 @@ def test_a_loader_s_batches_are_checked_and_scaled():
         run(unscaled, loader)
 
 
+@pytest.mark.slow
+def test_compiled_steps_are_those_as_written():
+    draws = []
+    for compile in (False, True):
+        kernel = aeb.AEBKernel(mixture, aeb.SGLD(1e-3), seed=0, compile=compile)
+        mcmc = aeb.MCMC(kernel, 8, 2, disable_progbar=True)
+        mcmc.run(DATA, 25)
+        draws.append(mcmc.get_samples())
+    for name in ("weights", "means"):
+        torch.testing.assert_close(draws[1][name], draws[0][name])
+
+
 def test_the_data_are_exported():
     found = aeb.to_arviz(run(mixture, DATA, draws=5))
     assert set(found.posterior.data_vars) == {"weights", "means"}
