@@ -94,7 +94,7 @@ def inspect_model(
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
     tracked = trace_provenance(trace) if sparse else {}
     linked = find_links(latent, tracked, sparse, {} if links is None else links)
-    uses = check_links(sites, sparse, linked, trace)
+    uses = check_links(sites, sparse, linked, trace, loader_sizes is not None)
     sparse_blocks, sigmas, deltas, several = _sparse_blocks(latent, sparse, linked, uses)
     learned = find_learned_sites(latent, latents or {}, {*sparse, *linked.values()})
     check_forms(sites, learned, trace)

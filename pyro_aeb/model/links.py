@@ -181,12 +181,14 @@ def check_links(
     sparse: Collection[str],
     links: Mapping[tuple[str, str], str],
     trace: Tracer,
+    by_loader: bool = False,
 ) -> Links:
     """
     Check the links by perturbation, and find the numbers that they use and the likelihoods whose
     scale is a multiple of sigma.
 
     :param sites: all sites of a trace at feasible values.
+    :param bool by_loader: whether the arguments are those of one batch of several.
     :raises ModelError: if anything else depends on the linked sites.
     """
     if not sparse:
@@ -216,6 +218,7 @@ def check_links(
             traced = before[name], spaced[name], after[name]
             site, index = data[name] = _find_sigma(*traced, sigmas, sorted(learned))
             _check_axes(before[name], index, sites[site])
+    _check_batches(sites, data, by_loader)
     return Links(weights, data)
 
 
@@ -271,6 +274,25 @@ def _check_axes(site: Site, index: int | Tensor, sigma: Site) -> None:
                 f"batch may change; sample {sigma['name']!r} in that plate, if it has one number "
                 "for each of its indices, make several outputs one event by .to_event(1), or fix "
                 "the sigma of the sparse prior and learn this one by latents.NewtonStep()"
+            )
+
+
+def _check_batches(
+    sites: Mapping[str, Site], data: Mapping[str, tuple[str, int | Tensor]], by_loader: bool
+) -> None:
+    """Check that data that change take all numbers of a sigma: else they may be a batch's own."""
+    used: dict[str, set[int]] = {}
+    for site, index in data.values():
+        used.setdefault(site, set()).update(torch.as_tensor(index).flatten().tolist())
+    for name, (site, _) in data.items():
+        frames = sites[name]["cond_indep_stack"]
+        is_batch = by_loader or any(frame.size != frame.full_size for frame in frames)
+        count = sites[site]["value"].numel()
+        if is_batch and len(used[site]) < count:
+            raise ModelError(
+                f"observed site {name!r} has minibatches, and the data take {len(used[site])} of "
+                f"the {count} numbers of {site!r}, which may be others in the next batch, expected "
+                "all of them to be some data's; give the sigma of the data a site of its own"
             )
 
 

@@ -316,6 +316,26 @@ def test_a_sigma_for_each_group_of_data_is_refused_with_the_cure():
     assert ".to_event(1)" in message and "latents.NewtonStep()" in message
 
 
+@pytest.mark.parametrize("by_loader", [False, True])
+def test_a_sigma_that_a_batch_chooses_is_refused_with_the_cure(by_loader):
+    """The group of a batch's first datum: another number in the next batch."""
+
+    def model(group, size=None):
+        with pyro.plate("groups", M):
+            sigma2 = pyro.sample("sigma2", dist.InverseGamma(1.5, 2.0))
+        w = pyro.sample("w", aeb.SSGL(0.1, 4.0, 0.5, sigma2.sqrt()[0]).expand([P]).to_event(1))
+        with pyro.plate("data", N, subsample_size=size) as i:
+            scale = sigma2.sqrt()[group[i][0]]
+            pyro.sample("y", dist.Normal(X[i] @ w, scale), obs=Y[i, 0])
+
+    options = {"loader_sizes": frozenset({N})} if by_loader else {}
+    group = torch.arange(N) % M
+    size = None if by_loader else BATCH
+    with pytest.raises(aeb.ModelError, match="take 1 of the 3 numbers.*a site of its own"):
+        inspect_model(model, (group, size), {}, adapt=True, **options)
+    inspect_model(model, (group,), {}, adapt=True)  # all data at every step
+
+
 def test_a_plate_that_is_not_sigmas_is_refused_with_the_cure():
     def use(delta, sigma):
         w = weights(delta, sigma)
