@@ -20,7 +20,7 @@ import os
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from itertools import repeat
+from itertools import count, repeat
 from typing import Any, NamedTuple
 
 import pyro
@@ -78,16 +78,18 @@ class Program:
         self._codes: dict[Hashable, _Code] = {}
         self._disabled = False
         self._explanation: str | None = None
+        self._collect: Callable[[Any], list[Tensor]] | None = None
         self._last: tuple[Arguments, Hashable, list[Tensor]] | None = None
 
     def __call__(self, moving: Any, batch: Batch, *static: Hashable) -> Any:
         """Return the function's result, equal up to rounding; None where it is not compiled."""
         if self._disabled:
             return None
-        inputs: list[Tensor] = []
-        _collect(moving, inputs)
+        if self._collect is None:
+            self._collect = _write_collector(moving)
+        inputs = self._collect(moving)
         own_kind, arguments = self._take_apart(batch.arguments)
-        kind = len(inputs), own_kind, batch.per_chain, static
+        kind = own_kind, batch.per_chain, static
         inputs += self._buffers.values()
         inputs += [batch.indices[name] for name in self._partial]
         inputs += arguments
@@ -284,7 +286,7 @@ class _Code:
         self._operations = trace.graph.code
         self._constants = trace.constants
         self._kind = _take_apart(trace.outputs, [])
-        self._outputs = _put_together(trace.outputs, repeat(torch.empty(0)))
+        self._make_outputs = _write_constructor(trace.outputs)
         # Kept alive: the kind of a batch has their ids.
         self._arguments = _put_together(arguments, repeat(torch.empty(0)))
         self._run: Callable[..., Sequence[Tensor]] = trace.graph
@@ -300,7 +302,7 @@ class _Code:
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Tensor]) -> _Outputs:
-        outputs: _Outputs = _put_together(self._outputs, iter(self._run(*inputs, *self._constants)))
+        outputs: _Outputs = self._make_outputs(self._run(*inputs, *self._constants))
         return outputs
 
     def next(self) -> bool:
@@ -329,7 +331,7 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[...,
     """Compile a graph; it draws the same random numbers as the model as written."""
     from torch._inductor import compile  # takes seconds to import
 
-    options: dict[str, Any] = {"fallback_random": True}
+    options: dict[str, Any] = {"fallback_random": True, "size_asserts": False}
     if sum(value.numel() for value in inputs) <= SMALL:
         options["cpp.threads"] = 1
     return compile(graph, [*inputs], options=options)
@@ -360,6 +362,8 @@ def _constants_as_inputs(graph: GraphModule) -> list[Tensor]:
             last = graph.graph.placeholder(f"constant_{len(constants)}")
         node.replace_all_uses_with(last)
         graph.graph.erase_node(node)
+    for name, _ in [*graph.named_buffers(), *graph.named_parameters()]:
+        delattr(graph, name)  # or they would be inputs of the code once more
     graph.recompile()
     return constants
 
@@ -414,16 +418,48 @@ def _changes_inputs(graph: GraphModule) -> bool:
     return False
 
 
-def _collect(value: Any, tensors: list[Tensor]) -> None:
-    """Append the tensors in tuples, lists and mappings, as :func:`_take_apart` does."""
-    if isinstance(value, Tensor):
-        tensors.append(value)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _collect(item, tensors)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            _collect(item, tensors)
+def _write_collector(example: Any) -> Callable[[Any], list[Tensor]]:
+    """Write the function that lists the tensors of a tree as :func:`_take_apart` does, but fast."""
+
+    def places(value: Any, path: str) -> Iterator[str]:
+        if isinstance(value, Tensor):
+            yield path
+        elif isinstance(value, (tuple, list)):
+            for i, item in enumerate(value):
+                yield from places(item, f"{path}[{i}]")
+        elif isinstance(value, Mapping):
+            for name, item in value.items():
+                yield from places(item, f"{path}[{name!r}]")
+
+    collector: Callable[[Any], list[Tensor]] = eval(
+        f"lambda v: [{', '.join(places(example, 'v'))}]"
+    )
+    return collector
+
+
+def _write_constructor(example: Any) -> Callable[[Sequence[Tensor]], Any]:
+    """Write the function that makes a tree of a list of tensors as :func:`_put_together` does."""
+    names: dict[str, Any] = {}
+    numbers = count()
+
+    def name_of(value: Any) -> str:
+        names[name := f"c{len(names)}"] = value
+        return name
+
+    def write(value: Any) -> str:
+        if isinstance(value, Tensor):
+            return f"t[{next(numbers)}]"
+        if isinstance(value, Mapping):
+            return f"{{{', '.join(f'{n!r}: {write(item)}' for n, item in value.items())}}}"
+        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+            items = ", ".join(map(write, value))
+            if hasattr(value, "_fields"):
+                return f"{name_of(type(value))}({items})"
+            return f"[{items}]" if isinstance(value, list) else f"({items},)"
+        return name_of(value)
+
+    constructor: Callable[[Sequence[Tensor]], Any] = eval(f"lambda t: {write(example)}", names)
+    return constructor
 
 
 def _take_apart(value: Any, tensors: list[Tensor]) -> Hashable:
