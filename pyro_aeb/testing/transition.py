@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pyro_aeb.testing.compiled import check_compiled_step
 from pyro_aeb.testing.contract import check_contract
 from pyro_aeb.testing.linear import linear_scheme
 from pyro_aeb.testing.reports import Outcome, Report
@@ -31,7 +32,8 @@ def check_transition(
 
         print(pyro_aeb.testing.check_transition(MySampler(1e-3)))
 
-    The contract is checked by :func:`~pyro_aeb.testing.contract.check_contract`. If a transition is
+    The contract is checked by :func:`~pyro_aeb.testing.contract.check_contract`, and a compiled
+    step by :func:`~pyro_aeb.testing.compiled.check_compiled_step`. If a transition is
     linear on Gaussians, its stationary law is computed and compared by
     :func:`~pyro_aeb.testing.stationary.check_stationary_law`; otherwise it is simulated by
     :func:`~pyro_aeb.testing.simulation.check_simulated_law`. The checks choose step sizes. A
@@ -46,11 +48,11 @@ def check_transition(
     :returns: the outcomes of the checks.
     :raises AssertionError: if a check fails: what was found, what was expected, what it means.
     """
-    contract = check_contract(transition)
+    contract, compiled = check_contract(transition), check_compiled_step(transition)
     if linear_scheme(transition, CURVATURE, MEAN, NUMBERS) is not None:
         kind = Outcome("kind", "linear on Gaussians: its stationary law is computed to rounding")
         law = check_stationary_law(transition, gradient_variance)
     else:
         kind = Outcome("kind", "not linear on Gaussians: checked by simulation")
         law = check_simulated_law(transition, step_size, tolerance, seed=seed)
-    return Report(repr(transition), (*contract.outcomes, kind, *law.outcomes))
+    return Report(repr(transition), (*contract.outcomes, compiled, kind, *law.outcomes))
