@@ -250,7 +250,7 @@ def test_em_does_not_converge(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DESIGNS)
-def test_the_kernel_under_mcmc_is_one_of_these_chains(name):
+def test_the_kernel_under_mcmc_is_one_of_these_chains(name, compile):
     torch.set_default_dtype(torch.float64)
     design, (x, y) = DESIGNS[name], design_tensors(DESIGNS[name])
     first = {"sigma2": torch.ones(()), "delta": torch.tensor(0.5), "beta": torch.zeros(design.p)}
@@ -262,6 +262,7 @@ def test_the_kernel_under_mcmc_is_one_of_these_chains(name):
         steps_per_draw=2048,
         init_strategy=init_to_value(values=first),
         seed=2,
+        compile=compile,
     )
     mcmc = MCMC(kernel, num_samples=1, warmup_steps=0, disable_progbar=True)
     mcmc.run(design, x, y)

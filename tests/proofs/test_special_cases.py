@@ -191,7 +191,7 @@ def by_hand(case, data, w, start, transition, omega, tau, seed):
     ids=["SGLD", "SGHMC"],
 )
 @pytest.mark.parametrize("case", [Regression(), Classification()], ids=lambda c: type(c).__name__)
-def test_the_kernel_is_algorithm_1_step_by_step(case, transition, omega, penalty):
+def test_the_kernel_is_algorithm_1_step_by_step(case, transition, omega, penalty, compile):
     torch.set_default_dtype(torch.float64)
     data, tau = case.data(), Geometric(0.5, 1.1)
     kernel = AEBKernel(
@@ -199,6 +199,7 @@ def test_the_kernel_is_algorithm_1_step_by_step(case, transition, omega, penalty
         transition,
         StochasticApproximation(omega, initial_inclusion=0.3, initial_penalty=penalty),
         inverse_temperature=tau,
+        compile=compile,
     )
     params = start = start_kernel(kernel, data)
     for name, layer in case.layers.items():

@@ -181,7 +181,7 @@ def posterior_mean(y, prior_mean):
     return (y.sum(0) / 0.9**2 + prior_mean / 1.5**2) / CURVATURE
 
 
-def run_mcmc(model, transition, data, batch, tau, adaptation=None, draws=2000):
+def run_mcmc(model, transition, data, batch, tau, adaptation=None, draws=2000, compile=False):
     kernel = AEBKernel(
         model,
         transition,
@@ -189,6 +189,7 @@ def run_mcmc(model, transition, data, batch, tau, adaptation=None, draws=2000):
         inverse_temperature=tau,
         minibatches="replacement",
         seed=5,
+        compile=compile,
     )
     mcmc = MCMC(kernel, num_samples=draws, warmup_steps=100, disable_progbar=True)
     mcmc.run(data, batch)
@@ -209,10 +210,10 @@ def assert_kernel_moments(draws, mean, variance):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_sgld_under_mcmc(data, name):
+def test_sgld_under_mcmc(data, name, compile):
     model, adaptation, prior_mean = MODELS[name]
     step_size, tau = 0.6 / CURVATURE, 2.0
-    draws = run_mcmc(model, SGLD(step_size), data, None, tau, adaptation)
+    draws = run_mcmc(model, SGLD(step_size), data, None, tau, adaptation, compile=compile)
     variance = sgld_variance(step_size, tau, CURVATURE)
     mean = posterior_mean(data, prior_mean).numpy()
     estimate, error = assert_kernel_moments(draws, mean, variance)
@@ -230,9 +231,9 @@ def test_sgld_under_mcmc_with_minibatches(data, batch):
 
 
 @pytest.mark.parametrize("batch", [None, 5])
-def test_sghmc_under_mcmc(data, batch):
+def test_sghmc_under_mcmc(data, batch, compile):
     step_size, tau, friction = 0.4 / CURVATURE, 2.0, 0.7
-    draws = run_mcmc(normal_means, SGHMC(step_size, friction), data, batch, tau)
+    draws = run_mcmc(normal_means, SGHMC(step_size, friction), data, batch, tau, compile=compile)
     noise = 0.0 if batch is None else gradient_variance(batch)
     variance = sghmc_covariance(step_size, tau, CURVATURE, friction, 0.0, noise)[1, 1]
     estimate, error = assert_kernel_moments(draws, posterior_mean(data, 5.0).numpy(), variance)

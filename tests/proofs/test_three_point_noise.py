@@ -113,7 +113,7 @@ def data():
 
 @pytest.mark.parametrize("batch", [None, 5])
 @pytest.mark.parametrize("name", ["SGLD", "SGHMC"])
-def test_under_mcmc(data, name, batch):
+def test_under_mcmc(data, name, batch, compile):
     tau, friction = 2.0, 0.7
     gradient_noise = 0.0 if batch is None else gradient_variance(batch)
     if name == "SGLD":
@@ -131,6 +131,7 @@ def test_under_mcmc(data, name, batch):
         minibatches="replacement",
         noise="three-point",
         seed=5,
+        compile=compile,
     )
     mcmc = MCMC(kernel, num_samples=2000, warmup_steps=100, disable_progbar=True)
     mcmc.run(data, batch)
