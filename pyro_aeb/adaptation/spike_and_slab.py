@@ -94,16 +94,18 @@ class SpikeAndSlabRule:
         )
         self._sigma_sizes = _per_parameter(sigmas.lengths(), tensor)
         gammas = _count_gammas(blocks, len(self.deltas))
-        self._delta_sizes = _per_parameter(gammas, tensor)
+        self._delta_sizes = gammas
         self._delta_counts = beta_counts(
-            self._delta_sizes,
+            _per_parameter(gammas, tensor),
             _per_parameter([d.a for d in self.deltas], tensor),
             _per_parameter([d.b for d in self.deltas], tensor),
         )
         self._sigma_learned = _Learned([s.site is not None for s in self.sigmas], structure.device)
         self._delta_learned = _Learned([d.site is not None for d in self.deltas], structure.device)
         narrow = torch.as_tensor(self.spike.variance < self.slab.variance)
-        self._spike_is_narrow = narrow.to(structure.device)
+        self._spike_is_narrow: bool | Tensor = narrow.to(structure.device)
+        if not narrow.dim():  # one number for all, which saves an operation
+            self._spike_is_narrow = bool(narrow)
         self._residuals = _ResidualSums(self.sigmas, structure.sigmas_of_data, tensor)
         numbers: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)
         self._are_single = all(number.shape.numel() == 1 for number in numbers)
@@ -253,28 +255,34 @@ class SpikeAndSlabRule:
         Return the share of sparse weights that more probably belong to the narrower component: rho
         below 1/2 where that is the spike (SSGL's Laplace), above where it is the slab.
         """
-        return (self.wide_probability(latents) < 0.5).to(latents.rho.dtype).mean(-1)
+        return (self.wide_probability(latents) < 0.5).mean(-1, dtype=latents.rho.dtype)
 
     def wide_probability(self, latents: SpikeAndSlabLatents) -> Tensor:
         """
         Return the probability that a weight belongs to the wider component, shape (..., P): rho
         where that is the slab (SSGL's Gaussian), 1 - rho where it is the spike.
         """
-        rho = latents.rho
-        return torch.where(self._spike_is_narrow, rho, 1.0 - rho)
+        rho, narrow = latents.rho, self._spike_is_narrow
+        if isinstance(narrow, bool):
+            return rho if narrow else 1.0 - rho
+        return torch.where(narrow, rho, 1.0 - rho)
 
     def collapsed(self, latents: SpikeAndSlabLatents) -> list[str]:
         """
         Return the learned delta sites that have reached 0 or 1: less than 1/1000 weight (or group)
         is expected on a side that the prior does not hold open (a = 1 or b = 1).
         """
-        expected = latents.delta * self._delta_sizes
-        counts = torch.stack([expected, self._delta_sizes - expected], dim=-1)
-        low = counts.reshape(-1, len(self.deltas), 2).amin(0).tolist()
+        chains = latents.delta.reshape(-1, len(self.deltas)).tolist()
         sites = [
             delta.site
-            for delta, (slab, rest) in zip(self.deltas, low, strict=True)
-            if delta.site and (slab < 1e-3 and delta.a <= 1.0 or rest < 1e-3 and delta.b <= 1.0)
+            for delta, size, *found in zip(self.deltas, self._delta_sizes, *chains, strict=True)
+            if delta.site
+            and (
+                min(found) * size < 1e-3
+                and delta.a <= 1.0
+                or (1.0 - max(found)) * size < 1e-3
+                and delta.b <= 1.0
+            )
         ]
         return list(dict.fromkeys(sites))
 

@@ -118,9 +118,9 @@ def latent_residuals(
         }
         for name in (name for name, learned in is_learned.items() if learned):
             change = getattr(after.ssgl, name) - getattr(before.ssgl, name)
-            residuals[name] = change.norm(dim=-1) * scale
+            residuals[name] = torch.linalg.vector_norm(change, dim=-1) * scale
     for site in structure.learned:
         change = after.sites[site.name] - before.sites[site.name]
         flat = change.reshape((*change.shape[: change.dim() - len(site.shape)], -1))
-        residuals[site.name] = flat.norm(dim=-1) * scale
+        residuals[site.name] = torch.linalg.vector_norm(flat, dim=-1) * scale
     return {f"sa_residual_{name}": residual for name, residual in residuals.items()}

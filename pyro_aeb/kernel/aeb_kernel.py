@@ -22,7 +22,7 @@ from pyro_aeb.kernel.algorithm import sa_weight, step, step_numbers
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.draws import dims_of
 from pyro_aeb.kernel.initialization import start_chain
-from pyro_aeb.kernel.non_finite import divergence_error, first_non_finite, non_finite_chains
+from pyro_aeb.kernel.non_finite import divergence_error, non_finite_chains
 from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.seeds import chain_number, loader_seed
 from pyro_aeb.model.side_effects import buffer_kind
@@ -167,9 +167,10 @@ class AEBKernel(KernelOptions, MCMCKernel):
         return self._draw(chain)
 
     def _draw(self, chain: Chain) -> dict[str, Tensor]:
-        k, draw = chain.step, chain.draw()
+        k, values = chain.step, chain.values()
+        draw = chain.recording.select(values)
         numbers = step_numbers(self, k)
-        site = first_non_finite({**chain.moving(), **draw})
+        site = chain.first_non_finite(draw)
         if site or not chain.finite.settle():
             what = f"site {site!r}" if site else "the potential"
             chains = non_finite_chains(chain.shape, chain.state.position)
@@ -178,7 +179,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
         stats = {**chain.statistics(), **numbers._asdict()}
         stats["sa_weight"] = sa_weight(self, chain, k)
         self._warn_of_collapse(chain)
-        return chain.record(draw, stats)
+        return chain.record(draw, values, stats)
 
     def _warn_of_collapse(self, chain: Chain) -> None:
         for site in chain.newly_collapsed():

@@ -24,6 +24,7 @@ from pyro_aeb.data.arguments import Batch
 from pyro_aeb.data.minibatches import StepData
 from pyro_aeb.kernel.draws import Recording, progress_figures
 from pyro_aeb.kernel.noise import Noise
+from pyro_aeb.kernel.non_finite import first_non_finite, sum_is_finite
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Structure, rho_name
 from pyro_aeb.posterior.posterior import Posterior
@@ -77,6 +78,8 @@ class Chain:
 
     def __post_init__(self) -> None:
         self.shape = self.state.position.shape[:-1]
+        blocks = self.structure.blocks
+        self._untransformed = {block.name for block in blocks if block.transform is None}
         self.compiled: CompiledStep | None = None
         self._potential = torch.full(self.shape, torch.nan)
         self._measured: dict[str, Tensor] = {}
@@ -120,11 +123,15 @@ class Chain:
         assert rule is not None and self.ssgl is not None
         return rule.wide_probability(self.ssgl)
 
-    def moving(self) -> dict[str, Tensor]:
-        """Return all weights, by site, and the other floating-point state of the transition."""
+    def first_non_finite(self, draw: Mapping[str, Tensor]) -> str | None:
+        """Return the first site, or state of the transition, that is not finite with a draw."""
+        numbers = [value for value in self.state if value.is_floating_point()]
+        numbers += [value for name, value in draw.items() if name not in self._untransformed]
+        if sum_is_finite(numbers):
+            return None
         _, *others = self.state._asdict().items()
         kept = {name: value for name, value in others if value.is_floating_point()}
-        return {**self.structure.unflatten(self.state.position), **kept}
+        return first_non_finite({**self.structure.unflatten(self.state.position), **kept, **draw})
 
     def restart_clock(self) -> None:
         """Restart the count of steps a second."""
@@ -188,13 +195,20 @@ class Chain:
         return self.recording.select(self.values())
 
     def record(
-        self, draw: dict[str, Tensor], statistics: Mapping[str, Tensor | float | bool]
+        self,
+        draw: dict[str, Tensor],
+        values: Mapping[str, Tensor],
+        statistics: Mapping[str, Tensor | float | bool],
     ) -> dict[str, Tensor]:
-        """Count a draw, record it unless it is one of warm-up, and return it."""
+        """
+        Count a draw, record it unless it is one of warm-up, and return it.
+
+        :param values: :meth:`values` now.
+        """
         self.last_draw = draw
         if not self.warming_up:
-            values = {**self.values(), **self.rho()}
-            self.recording.add(self.draws - self.warmup, draw, values, statistics)
+            everything = {**values, **self.rho()}
+            self.recording.add(self.draws - self.warmup, draw, everything, statistics)
         self._statistics = statistics
         self.draws += 1
         return draw
@@ -221,8 +235,10 @@ class Chain:
         """Return views of the inclusion probabilities, by the names of :func:`rho_name`."""
         if self.ssgl is None:
             return {}
-        parts = self.ssgl.rho.split([block.size for block in self.structure.sparse], dim=-1)
+        blocks, parts = self.structure.sparse, (self.ssgl.rho,)
+        if len(blocks) > 1:
+            parts = self.ssgl.rho.split([block.size for block in blocks], dim=-1)
         return {
             rho_name(block.name): part.reshape((*self.shape, *block.shape))
-            for block, part in zip(self.structure.sparse, parts, strict=True)
+            for block, part in zip(blocks, parts, strict=True)
         }

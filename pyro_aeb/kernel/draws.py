@@ -95,6 +95,7 @@ class Recording:
         self.moments = Moments()
         self.recorder = recorder
         self._saved = saved
+        self._last: dict[str, tuple[float | bool, Tensor]] = {}  # numbers change rarely
         self._shape = shape
         self._weights = [block.name for block in structure.blocks if block.name not in saved]
         summaries = [rho_name(block.name) for block in structure.sparse]
@@ -123,13 +124,23 @@ class Recording:
             weights = {name: left_out[name].reshape(*self._shape, -1) for name in self._weights}
             norms = {name: value.norm(dim=-1) for name, value in weights.items()}
             statistics = {**statistics, **{norm_name(name): norms[name] for name in norms}}
-        tensors = {name: torch.as_tensor(number) for name, number in statistics.items()}
         record = {
             "posterior": draw,
-            "sample_stats": {name: t.expand(self._shape) for name, t in tensors.items()},
+            "sample_stats": {name: self._number(name, n) for name, n in statistics.items()},
             "adaptation": {name: values[name] for name in self._rho if name in values},
         }
         self.recorder.add(number, record)
+
+    def _number(self, name: str, value: Tensor | float | bool) -> Tensor:
+        """Return a statistic as a tensor with one number a chain."""
+        if isinstance(value, Tensor):
+            return value if value.shape == self._shape else value.expand(self._shape)
+        last = self._last.get(name)
+        if last is None or last[0] != value:
+            tensor = torch.as_tensor(value)
+            last = value, tensor.expand(self._shape) if self._shape else tensor
+            self._last[name] = last
+        return last[1]
 
 
 class Moments:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,6 +16,16 @@ from pyro_aeb.data.finite import count_non_finite
 from pyro_aeb.errors import NonFiniteError, first_line
 
 _KEPT = "The draws finished before are in this error's `draws` and in kernel.recover()"
+
+
+def sum_is_finite(values: Sequence[Tensor]) -> bool:
+    """
+    Return whether all numbers have a finite sum, which shows at the least cost that all are finite.
+
+    :param values: at least one tensor.
+    """
+    first, *others = (value.sum() for value in values)
+    return math.isfinite(sum(others, start=first))
 
 
 def first_non_finite(values: Mapping[str, Tensor]) -> str | None:

@@ -231,7 +231,9 @@ def statistics_of(
     statistics: Any = getattr(transition, "statistics", None)
     if statistics is None:
         return {}
-    arguments = (target,) if isinstance(transition, TargetTransition) else ()
+    # The check of a protocol takes longer than a compiled step.
+    needs_target = target is not None and isinstance(transition, TargetTransition)
+    arguments = (target,) if needs_target else ()
     measured: Mapping[str, Tensor] = statistics(before, after, numbers, *arguments)
     return measured
 

@@ -273,6 +273,24 @@ class Bomb:
             pyro.sample("y", dist.Normal(a.sum() + size * b.sum(), 1.0), obs=Y)
 
 
+def test_a_draw_is_searched_for_numbers_that_are_not_finite():
+    chain = set_up_kernel(sparse_layers).chain
+    position, draw = chain.state.position, chain.draw()
+    assert chain.first_non_finite(draw) is None
+    enormous = torch.full_like(position, 3e38)  # finite, with an infinite sum
+    chain.state = chain.state._replace(position=enormous)
+    assert chain.first_non_finite(draw) is None
+    assert chain.first_non_finite({**draw, "sigma2": torch.tensor(math.nan)}) == "sigma2"
+    chain.state = chain.state._replace(position=position)
+    for bad in (math.inf, -math.inf, math.nan):
+        assert chain.first_non_finite({**draw, "delta0": torch.tensor(bad)}) == "delta0"
+        weights = position.clone()
+        weights[-1], weights[0] = bad, -bad  # of two infinite numbers the sum is NaN
+        chain.state = chain.state._replace(position=weights)
+        assert chain.first_non_finite(chain.draw()) == chain.structure.blocks[0].name
+        chain.state = chain.state._replace(position=position)
+
+
 def diverged_kernel(step: int, warmup: int = 0) -> tuple[AEBKernel, NonFiniteError]:
     """A kernel whose gradient is first infinite at a given step, and its error."""
     model = Bomb(at=10**9)
