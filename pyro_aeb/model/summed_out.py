@@ -41,8 +41,8 @@ STARTS = 5
 
 VECTORISE = (
     "write the model for tensors with the values of a discrete site along a new leading axis, as "
-    "for NUTS: no sum, sort, reshape or branch of such a tensor, and an index into several axes by "
-    "pyro.ops.indexing.Vindex"
+    "for NUTS: no sum, sort, reshape or branch of such a tensor, an index into several axes by "
+    "pyro.ops.indexing.Vindex, and data in a plate or in an event, .to_event(1)"
 )
 
 BY_HAND = """or sum it out by hand, in a function of the sites concerned:
@@ -107,13 +107,14 @@ class SummedOut:
         """
         with _without_effects(), poutine.replay(trace=first):
             plain = poutine.trace(self._plain).get_trace(*args, **kwargs)
-        hidden, visible = self._run_on(first, args, kwargs)
-        discrete = [name for name, site in hidden.nodes.items() if not site["is_observed"]]
-        expected, found, zero = _log_densities(plain), _log_densities(visible), torch.zeros(())
-        expected["sum"] = sum((expected.pop(name, zero) for name in hidden.nodes), start=zero)
-        for name in discrete:
-            _restrict(hidden, name, plain.nodes[name]["value"])
-        found["sum"] = _log_sum(hidden)
+        expected, zero = _log_densities(plain), torch.zeros(())
+        with _explain_failures():
+            hidden, visible = self._run_on(first, args, kwargs)
+            discrete = [name for name, site in hidden.nodes.items() if not site["is_observed"]]
+            expected["sum"] = sum((expected.pop(name, zero) for name in hidden.nodes), start=zero)
+            for name in discrete:
+                _restrict(hidden, name, plain.nodes[name]["value"])
+            found = {**_log_densities(visible), "sum": _log_sum(hidden)}
         for name, number in found.items():
             right = expected.get(name, zero)
             if not bool(torch.isfinite(right)):
@@ -138,16 +139,8 @@ class SummedOut:
         for name, site in first.iter_stochastic_nodes():
             if getattr(site["fn"], "has_enumerate_support", False):
                 continuous.remove_node(name)
-        try:
-            with _without_effects(), visible, poutine.replay(trace=continuous):
-                self._enumerate(sites, args, kwargs)
-        except ModelError:
-            raise
-        except Exception as error:  # of whatever kind
-            raise ModelError(
-                "the model fails where it runs with all values of its discrete sites at once, to "
-                f"sum them out: {first_line(error)} {VECTORISE}"
-            ) from error
+        with _without_effects(), visible, poutine.replay(trace=continuous):
+            self._enumerate(sites, args, kwargs)
         return sites.trace, visible.trace
 
     def log_likelihood(
@@ -286,6 +279,20 @@ def _scale_error(trace: Any, names: list[str]) -> ModelError:
         "only: the sum over them needs all data, and is no sum over data; give the plate "
         "subsample_size=None, put the discrete site into the plate, or leave poutine.scale out"
     )
+
+
+@contextmanager
+def _explain_failures() -> Iterator[None]:
+    """Turn the failure of a model with all values at once into a ModelError."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # of whatever kind
+        raise ModelError(
+            "the model fails where it runs with all values of its discrete sites at once, to sum "
+            f"them out: {first_line(error)} {VECTORISE}"
+        ) from error
 
 
 @contextmanager

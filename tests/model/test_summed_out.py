@@ -215,7 +215,15 @@ def binomial(data):
         pyro.sample("x", dist.Normal(means[0] + z * (means[1] - means[0]), 1.0), obs=data)
 
 
-@pytest.mark.parametrize("model", [one_hot, binomial])
+def without_an_event(data):
+    """The means have an axis outside of plates, which Pyro's check of shapes refuses."""
+    means = pyro.sample("means", dist.Normal(torch.tensor([-2.0, 2.0]), 1.0))
+    with pyro.plate("data", len(data)):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.6, 0.4])))
+        pyro.sample("x", dist.Normal(means[z], 1.0), obs=data)
+
+
+@pytest.mark.parametrize("model", [one_hot, binomial, without_an_event])
 def test_other_discrete_distributions_are_summed_out(model):
     means = VALUES["means"]
     sites = trace_sites(SummedOut(model, (DATA,), {}), (DATA,), {}, {"means": means})
@@ -407,6 +415,19 @@ def branch(data):
         pyro.sample("x", dist.Normal(mean, 1.0), obs=data)
 
 
+def no_plate(data):
+    """The axis of the data is where the values of z are."""
+    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    z = pyro.sample("z", dist.Bernoulli(0.3))
+    pyro.sample("x", dist.Normal(shift * z, 1.0), obs=data[:2])
+
+
+def no_plate_of_other_length(data):
+    shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+    z = pyro.sample("z", dist.Bernoulli(0.3))
+    pyro.sample("x", dist.Normal(shift * z, 1.0), obs=data)
+
+
 @pytest.mark.parametrize(
     "model, message",
     [
@@ -417,6 +438,11 @@ def branch(data):
         (unmarked_counts, r"'z' ~ Poisson .* no gradient; sum it out in the model \(e.g."),
         (sum_of_values, r"at one value of the discrete sites \['z'\] is -\d.* leading axis"),
         (order_of_axes, r"fails where it runs with all values|at one value of the discrete sites"),
+        (
+            no_plate,
+            r"log density .*at one value of the discrete sites \['z'\].*plate or in an event",
+        ),
+        (no_plate_of_other_length, r"fails where it runs with all values.*size.*in an event"),
         (branch, r"fails where it runs with all values .*ambiguous.* no sum, sort"),
     ],
 )
