@@ -94,12 +94,12 @@ class Recording:
     ) -> None:
         self.moments = Moments()
         self.recorder = recorder
-        self._saved = saved
+        self._saved = frozenset(saved)  # of many names
         self._last: dict[str, tuple[float | bool, Tensor]] = {}  # numbers change rarely
         self._shape = shape
-        self._weights = [block.name for block in structure.blocks if block.name not in saved]
+        self._weights = [block.name for block in structure.blocks if block.name not in self._saved]
         summaries = [rho_name(block.name) for block in structure.sparse]
-        self._rho = [name for name in summaries if name in saved]
+        self._rho = [name for name in summaries if name in self._saved]
 
     def select(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return copies of the sites that a draw holds."""
