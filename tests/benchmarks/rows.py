@@ -47,7 +47,9 @@ ROWS: dict[str, Row] = {
     "alone-compiled": Row("… compiled", alone.start_compiled, compiled=True),
     "jax": Row("forward + backward, JAX", jax_peers.start_gradient, "jax", workloads="FLMC"),
     "ours": Row("AEBKernel, as written", ours.start),
-    "ours-three-point": Row("… three-point noise", partial(ours.start, **THREE_POINT)),
+    "ours-three-point": Row(
+        "… three-point noise", partial(ours.start, **THREE_POINT), workloads="FLMC"
+    ),
     "ours-pruned": Row("… 90 % pruned at every step", partial(ours.start, **PRUNED)),
     "ours-traced": Row("… traced, without a compiler", ours.start_traced, workloads="FL"),
     "ours-compiled": Row("AEBKernel, compiled", partial(ours.start, compile=True), compiled=True),
@@ -61,7 +63,7 @@ ROWS: dict[str, Row] = {
     "ours-compiled-pruned": Row(
         "… 90 % pruned at every step",
         partial(ours.start, compile=True, **PRUNED),
-        workloads="LMR",
+        workloads="LM",
         compiled=True,
     ),
     "blackjax": Row("BlackJAX", jax_peers.start, "blackjax"),
@@ -86,7 +88,7 @@ ROWS: dict[str, Row] = {
         compiled=True,
     ),
     "sgd": Row("torch.optim.SGD", sgd.start),
-    "traced": Row("a trace a step in Pyro, priors by autograd", traced.start),
+    "traced": Row("a trace a step in Pyro, priors by autograd", traced.start, workloads="FLMC"),
     "authors": Row("the authors' manner", authors.start),
     "authors-pruned": Row(
         "… 90 % pruned at every step", partial(authors.start, prune=0.9), workloads="LMCR"

@@ -10,7 +10,8 @@ times every row of every workload, in CPU time of one thread and in wall time of
 process of its own, for which the threads of torch and of JAX are set. Figures are added to those of
 the folder; ``--pages`` writes them into the pages (:mod:`.pages`). Time a quiet machine. Most of
 the time goes into compiling, once: code is kept in a folder of the machine's temporary files, and
-``--smoke``, which times nothing to speak of, fills it beforehand.
+``--smoke``, which times nothing to speak of, fills it beforehand. A run that is killed may leave
+half a file there, with which a row fails: then remove the folder.
 """
 
 from __future__ import annotations
