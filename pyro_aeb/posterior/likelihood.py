@@ -12,11 +12,12 @@ prior gradient. Spike-and-slab and normal priors are not evaluated here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro.distributions.distribution import COERCIONS
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -29,6 +30,11 @@ from pyro_aeb.model.learned_sites import differentiate
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Residuals, Structure, has_weights
 from pyro_aeb.model.tracing import as_numbers
+
+CONSTANTS = 100
+"""The most distributions of fixed parameters that are kept from step to step."""
+
+_NUMBERS = (int, float, bool, type(None))
 
 
 class Evaluation(NamedTuple):
@@ -204,6 +210,42 @@ class _Scorer(Messenger):
         }
         self._are_labels: dict[str, bool] = {}  # whole numbers that become floating-point ones
         self._zero = torch.zeros((), dtype=structure.dtype, device=structure.device)
+        self._constants: dict[Any, tuple[dict[str, Any], list[tuple[Tensor, int]]]] = {}
+
+    def __enter__(self) -> Any:
+        COERCIONS.append(self._reuse)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        COERCIONS.remove(self._reuse)
+        super().__exit__(*error)
+
+    def _reuse(self, kind: type, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """
+        Return a distribution of Pyro whose parameters are numbers, as an earlier step has made it:
+        to make and validate it anew takes a tenth of a small model's step. None for any other.
+        """
+        for value in (*arguments, *options.values()):
+            if type(value) not in _NUMBERS:
+                return None
+        if not kind.__module__.startswith(("pyro.distributions.", "pyro.poutine.")):
+            return None
+        if len(COERCIONS) > 1 or _tensors_are_special():
+            return None
+        types = (*map(type, arguments), *map(type, options.values()))  # 1 is 1.0 in a key
+        validates = torch.distributions.Distribution._validate_args
+        key = kind, arguments, *options.items(), types, validates, torch.get_default_dtype()
+        fields, versions = self._constants.get(key, ({}, []))
+        if fields and all(tensor._version == version for tensor, version in versions):
+            again: Any = object.__new__(kind)  # of its own, in case the model sets an attribute
+            vars(again).update(fields)
+            return again
+        if not fields and len(self._constants) == CONSTANTS:
+            return None
+        made = type.__call__(kind, *arguments, **options)
+        versions = [(tensor, tensor._version) for tensor in _tensors_of(made)]
+        self._constants[key] = {**vars(made)}, versions
+        return made
 
     def start(
         self,
@@ -387,6 +429,26 @@ class _Several:
         shape = (*(1 for _ in range(values.dim() - len(self._shape))), *self._shape)
         axes = [axis for axis, size in enumerate(shape) if size == 1]
         return (values.sum(axes) if axes else values).flatten()
+
+
+def _tensors_of(distribution: Any) -> Iterator[Tensor]:
+    """Yield the parameters of a distribution, and of those that it is made from."""
+    for value in vars(distribution).values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, torch.distributions.Distribution):
+            yield from _tensors_of(value)
+
+
+def _tensors_are_special() -> bool:
+    """Whether tensors made now are not to be used later: they are traced, or of one transform."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.is_inference_mode_enabled()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def _per_number(factor: Any, event_dim: int) -> Any:

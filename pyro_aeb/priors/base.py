@@ -117,6 +117,8 @@ class SpikeAndSlab(TorchDistribution):
     def _check_parameters(self) -> None:
         advice = {**SHARED_ADVICE, **self.advice}
         for name, value in self.given.items():
+            if self._is_valid_number(name, value):
+                continue
             values = torch.as_tensor(value)
             valid = self.arg_constraints[name].check(values) & (values < math.inf)
             if not valid.all():
@@ -127,6 +129,16 @@ class SpikeAndSlab(TorchDistribution):
                     f"{type(self).__name__} expects {name} to be {expected}, but found "
                     f"{bad[0].item():g}{among}: {advice[name]}"
                 )
+
+    def _is_valid_number(self, name: str, value: Number) -> bool:
+        """Whether a parameter is one number, certainly valid; this is quick."""
+        if type(value) is Tensor and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, Tensor):
+            return False
+        if self.arg_constraints[name] is constraints.unit_interval:
+            return 0.0 <= value <= 1.0
+        return self.arg_constraints[name] is constraints.positive and 1e-30 < value < 1e30
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         new = self._get_checked_instance(type(self), _instance)

@@ -28,6 +28,7 @@ from models import (
     sparse_regression,
 )
 from pyro import poutine
+from pyro.distributions.distribution import COERCIONS
 from pyro.infer.mcmc.util import initialize_model
 from torch.autograd import grad
 
@@ -523,3 +524,107 @@ def test_a_gradient_with_respect_to_weights_that_no_datum_depends_on_is_zero():
     structure = inspect_model(model, (), {}, adapt=False)
     result = Likelihood(model, structure).evaluate(torch.ones(1), {}, Batch(Arguments((), {}), {}))
     assert result.gradient == 0.0
+
+
+def test_distributions_of_fixed_numbers_are_made_once():
+    made = []
+
+    def model(last):
+        own = [
+            dist.Gamma(2.0, 1.0),
+            dist.Normal(0.0, 1.0),
+            dist.Normal(0, 1, validate_args=False),
+            dist.Normal(torch.zeros(()), 1.0),
+            Own(0.0, 1.0),
+            dist.Normal(0.0, last),
+        ]
+        made.append(own)
+        w = pyro.sample("w", own[1])
+        pyro.sample("y", dist.Normal(w, 1.0), obs=Y[0])
+
+    class Own(dist.Normal):
+        """Not one of Pyro's, so its constructor may do anything."""
+
+    structure = inspect_model(model, (1.0,), {}, adapt=False)
+    likelihood = Likelihood(model, structure)
+    made.clear()
+    for last in (1.0, 1.0, 2.0):
+        batch = Batch(Arguments((last,), {}), {})
+        likelihood.evaluate(torch.zeros(1), {}, batch)
+    first, second, third = made
+
+    def are_shared(one, other):
+        return one.mean is other.mean or one.__dict__.get("loc") is other.__dict__.get("loc")
+
+    pairs = zip(first[1:], second[1:], strict=True)
+    assert [are_shared(a, b) for a, b in pairs] == [True, True, False, False, True]
+    assert first[0].concentration is second[0].concentration
+    assert are_shared(first[1], first[5]) and not are_shared(first[5], third[5])
+    assert third[5].scale == 2.0 and first[1] is not first[5]
+    assert not are_shared(first[2], first[1]) and not first[2]._validate_args
+    assert not COERCIONS
+
+
+def test_a_model_may_change_the_distributions_that_it_makes():
+    def model():
+        moved, plain = dist.Normal(0.0, 1.0), dist.Normal(0.0, 1.0)
+        w = pyro.sample("w", plain)
+        moved.loc = w
+        pyro.sample("y", moved, obs=Y[0])
+        shifted = dist.Normal(2.0, 1.0)
+        assert shifted.loc == 2.0 and plain.loc == 0.0
+        shifted.loc += 1.0
+        pyro.sample("z", shifted, obs=w)
+
+    structure = inspect_model(model, (), {}, adapt=False)
+    likelihood, batch = Likelihood(model, structure), Batch(Arguments((), {}), {})
+    for _ in range(3):
+        gradient = likelihood.evaluate(torch.zeros(1), {}, batch).gradient
+        torch.testing.assert_close(gradient, Y[:1] + 3.0)
+
+
+def test_kept_distributions_are_of_no_transform_and_of_the_default_dtype():
+    seen = []
+
+    def model():
+        prior = dist.Normal(0.0, 1.0)
+        slope = torch.func.grad(lambda x: dist.Normal(0.0, 3.0).log_prob(x))
+        with torch.inference_mode():
+            dist.Normal(0.0, 4.0)
+        w = pyro.sample("w", prior)
+        seen.append((prior, slope(torch.tensor(1.0))))
+        loc = w * dist.Normal(0.0, 4.0).scale
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=Y[0])
+
+    structure = inspect_model(model, (), {}, adapt=False)
+    likelihood, batch = Likelihood(model, structure), Batch(Arguments((), {}), {})
+    seen.clear()
+    for dtype in (torch.float64, torch.float64, torch.float32):
+        torch.set_default_dtype(dtype)
+        gradient = likelihood.evaluate(torch.zeros(1, dtype=torch.float64), {}, batch).gradient
+        torch.testing.assert_close(gradient, 4.0 * Y[:1])
+    priors, slopes = zip(*seen, strict=True)
+    assert priors[0].loc is priors[1].loc and priors[2].loc is not priors[1].loc
+    assert priors[2].loc.dtype == torch.float32
+    assert all(abs(float(slope) + 1.0 / 9.0) < 1e-6 for slope in slopes)
+
+
+def test_a_number_that_is_not_allowed_is_refused_at_every_step():
+    scale = [1.0]
+
+    def model():
+        w = pyro.sample("w", dist.Normal(0.0, scale[0]))
+        pyro.sample("y", dist.Normal(w, 1.0), obs=Y[0])
+
+    structure = inspect_model(model, (), {}, adapt=False)
+    likelihood, batch = Likelihood(model, structure), Batch(Arguments((), {}), {})
+    likelihood.evaluate(torch.zeros(1), {}, batch)
+    scale[0] = -1.0
+    for _ in range(2):
+        with pytest.raises(ValueError, match="Normal|scale"):
+            likelihood.evaluate(torch.zeros(1), {}, batch)
+    assert not COERCIONS
+    with pyro.validation_enabled(False):
+        likelihood.evaluate(torch.zeros(1), {}, batch)
+    with pytest.raises(ValueError, match="Normal|scale"):
+        likelihood.evaluate(torch.zeros(1), {}, batch)
