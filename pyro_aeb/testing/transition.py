@@ -32,8 +32,8 @@ def check_transition(
 
         print(pyro_aeb.testing.check_transition(MySampler(1e-3)))
 
-    The contract is checked by :func:`~pyro_aeb.testing.contract.check_contract`, and a compiled
-    step by :func:`~pyro_aeb.testing.compiled.check_compiled_step`. If a transition is
+    The contract is checked by :func:`~pyro_aeb.testing.contract.check_contract`. The operations of
+    a step that the kernel compiles must make the same steps. If a transition is
     linear on Gaussians, its stationary law is computed and compared by
     :func:`~pyro_aeb.testing.stationary.check_stationary_law`; otherwise it is simulated by
     :func:`~pyro_aeb.testing.simulation.check_simulated_law`. The checks choose step sizes. A

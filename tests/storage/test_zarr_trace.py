@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -407,6 +408,7 @@ def test_memory_does_not_grow_with_the_draws(path, tmp_path, monkeypatch):
 
     def peak(path, draws) -> int:
         trace = TraceFile(path, 1, draws)
+        gc.collect()  # what other tests left would be collected at any time
         tracemalloc.start()
         for draw in range(draws):
             trace.write(0, draw, make_record(0, draw, shapes))
