@@ -46,7 +46,7 @@ def check_compiled_step(transition: AnyTransition) -> Outcome:
     return Outcome("compiled", "the recorded operations make the same steps")
 
 
-def _compare(transition: AnyTransition, dtype: torch.dtype) -> float | Exception:
+def _compare(transition: Any, dtype: torch.dtype) -> float | Exception:
     """Return the relative difference of recorded steps; an error that recording them raises."""
     numbers = [StepNumbers(0.05 / k, 2.0 * k) for k in range(1, STEPS + 1)]
     state = transition.init(random_numbers(SIZE, dtype=dtype))
