@@ -88,6 +88,8 @@ def start_chain(
     update = Update(posterior, transition)
     shape = *position.shape[:-1], noise_size(transition, structure.size)
     like = position.new_empty(()).expand(shape)  # it is kept, and takes no memory
+    whole = not (needs_target or options.data_parallel)
+    announces = options.compile == "auto"
     return Chain(
         structure=structure,
         posterior=posterior,
@@ -100,8 +102,8 @@ def start_chain(
         buffers=buffers,
         noise=Noise(options.noise, like, generators),
         update=update,
-        make_compiled=partial(
-            _compile, options, update, needs_target, buffers, minibatches[0].partial, like
+        make_compiled=partial(  # without the kernel, whose chain would then be a part of itself
+            _compile, whole, announces, update, buffers, minibatches[0].partial, like
         ),
         compile_from=first_compiled_step(options.compile, warmup * options.steps_per_draw),
         needs_target=needs_target,
@@ -112,23 +114,29 @@ def start_chain(
 
 
 def _compile(
-    options: KernelOptions,
+    whole: bool,
+    announces: bool,
     update: Update,
-    needs_target: bool,
     buffers: Buffers,
     plates: Collection[str],
     like: Tensor,
 ) -> CompiledStep | None:
-    """Compile a whole step and return it; or the gradient alone, for steps that cannot be."""
+    """
+    Compile the steps that follow.
+
+    :param bool whole: whether steps are compiled as a whole; otherwise their gradient is.
+    :param bool announces: whether nobody has asked for it, so that it is said.
+    :returns: a whole step.
+    """
     report = None
-    if options.compile == "auto":
+    if announces:
         report = inform
         inform(
             f"This run has {AUTO_STEPS:,} steps or more, and so they are compiled now: some "
             "seconds, up to a minute for a deep network. AEBKernel(..., compile=False) runs them "
             "as written."
         )
-    if needs_target or options.data_parallel:
+    if not whole:
         update.posterior.compile(buffers, plates, report)
         return None
     return CompiledStep(update, buffers, plates, like, report)

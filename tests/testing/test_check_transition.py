@@ -148,8 +148,8 @@ def test_the_checks_leave_torchs_generator_alone():
 def test_a_report_reads_as_a_table():
     text = repr(check_transition(SGLD(0.05)))
     first, *lines = text.splitlines()
-    assert first == "SGLD(step_size=Constant(value=0.05)): 13 checks passed"
-    assert len(lines) == 13
+    assert first == "SGLD(step_size=Constant(value=0.05)): 14 checks passed"
+    assert len(lines) == 14
     column = lines[0].index("a NamedTuple")
     assert all(line[column - 1] == " " and line[column] != " " for line in lines)
 
