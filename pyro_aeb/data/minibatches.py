@@ -82,15 +82,16 @@ class Minibatches:
 
     def next(self) -> dict[str, Tensor]:
         """Return the indices of the next step, plate name to tensor of shape (n,)."""
+        world, rank = self._ranks.world, self._ranks.rank
         for name, (size, batch) in self._plates.items():
-            count = batch * self._ranks.world
+            count = batch * world
             if self._order == "replacement":
                 indices = torch.randint(
                     size, (count,), generator=self._generator, device=self._device
                 )
             else:
                 indices = self._next_of_permutation(name, size, count)
-            self._indices[name] = indices[batch * self._ranks.rank :][:batch]
+            self._indices[name] = indices if world == 1 else indices[batch * rank :][:batch]
         return self._indices
 
     def _next_of_permutation(self, name: str, size: int, count: int) -> Tensor:
@@ -192,7 +193,10 @@ class ChainMinibatches:
 
 
 class StepData:
-    """The batch of every step: the model's arguments, and the indices of its subsampled plates."""
+    """
+    The batch of every step: the model's arguments, and the indices of its subsampled plates.
+    ``fixed`` are the arguments of all steps, None with a loader.
+    """
 
     def __init__(
         self, arguments: ArgumentSource, minibatches: Minibatches | ChainMinibatches
@@ -200,14 +204,14 @@ class StepData:
         self.arguments = arguments
         self.minibatches = minibatches
         is_fixed = arguments.sizes is None  # read once: `sizes` may fetch a batch
-        self._fixed = arguments.peek() if is_fixed else None
+        self.fixed = arguments.peek() if is_fixed else None
         # None with a loader, which gives batches only.
         self.cover = minibatches.cover if is_fixed else None
 
     def next(self) -> Batch:
         """Return the batch of the next step."""
-        if self._fixed is not None:
-            return Batch(self._fixed, self.minibatches.next())
+        if self.fixed is not None:
+            return Batch(self.fixed, self.minibatches.next())
         source = self.arguments
         return Batch(source.next(), self.minibatches.next(), source.per_chain)
 

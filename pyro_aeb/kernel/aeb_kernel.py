@@ -18,7 +18,8 @@ from torch import Tensor
 from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
 from pyro_aeb.data.iterables import open_arguments
 from pyro_aeb.errors import CollapseWarning
-from pyro_aeb.kernel.algorithm import sa_weight, step, step_numbers
+from pyro_aeb.kernel import algorithm
+from pyro_aeb.kernel.algorithm import sa_weight, step_numbers
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.draws import dims_of
 from pyro_aeb.kernel.initialization import start_chain
@@ -156,14 +157,18 @@ class AEBKernel(KernelOptions, MCMCKernel):
         Advance the chain by some steps, and return the draw after them.
 
         :param int steps: how many, at least 1.
-        :param between: called before every step; if it raises, the chain stops between two steps
-            and can be resumed.
+        :param between: called before every step, or every few steps of a small compiled model; if
+            it raises, the chain stops between two steps and can be resumed.
         """
-        chain = self.chain
-        for left in reversed(range(steps)):
+        chain, left = self.chain, steps
+        while left > 0:
             if between is not None:
                 between()
-            step(self, chain, measure=left == 0)
+            if left > 1:
+                left -= algorithm.steps(self, chain, left - 1)
+            else:
+                left = 0
+                algorithm.step(self, chain, measure=True)
         return self._draw(chain)
 
     def _draw(self, chain: Chain) -> dict[str, Tensor]:

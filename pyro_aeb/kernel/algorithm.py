@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -41,6 +42,9 @@ from pyro_aeb.posterior.step_target import StepTarget
 from pyro_aeb.schedules import Schedule, number_at
 from pyro_aeb.transitions import AnyTransition, StepNumbers
 
+BLOCK = 64
+"""Most steps between two looks at the clock and at Ctrl-C: some milliseconds of a small model."""
+
 
 def step(options: KernelOptions, chain: Chain, measure: bool = False) -> None:
     """
@@ -52,14 +56,78 @@ def step(options: KernelOptions, chain: Chain, measure: bool = False) -> None:
     :raises NonFiniteError: if the gradient or the log density is not finite, or the model fails as
         its density does not exist at the weights.
     """
-    k = chain.step + 1
-    numbers, omega = step_numbers(options, k), sa_weight(options, chain, k)
     if chain.step == chain.compile_from:
         chain.compile()
-    batch = chain.data.next()
+    _step(options, chain, chain.step + 1, measure=measure)
+
+
+def steps(options: KernelOptions, chain: Chain, most: int) -> int:
+    """
+    Advance a chain by at least one iteration, by more where they are compiled and small, and return
+    by how many. They are the iterations of :func:`step`, whose statistics are not recorded.
+
+    :raises NonFiniteError: see :func:`step`.
+    """
+    compiled, arguments = chain.compiled, chain.data.fixed
+    if compiled is None or arguments is None or chain.pruner is not None or chain.needs_target:
+        step(options, chain)
+        return 1
+    batch, learns = Batch(arguments, {}), sa_weight(options, chain, chain.step + 1) > 0.0
+    numbers = _numbers_ahead(options, chain, min(most, BLOCK, compiled.ready(batch, learns)))
+    if len(numbers) < 2:
+        step(options, chain)
+        return 1
+    drawn: list[tuple[Mapping[str, Tensor], Tensor]] = []
+
+    def draw() -> Iterator[tuple[Mapping[str, Tensor], Tensor, StepNumbers, float]]:
+        for of_step, omega in numbers:
+            drawn.append((dict(chain.data.next().indices), chain.noise.draw().clone()))
+            yield *drawn[-1], of_step, omega
+
+    chain.torn = True
+    stepped, health = compiled.repeat(chain.state, chain.latents, batch, draw(), learns)
+    if not chain.finite.passes(health):
+        for indices, noise in drawn:
+            _step(options, chain, chain.step + 1, batch._replace(indices=indices), noise)
+        return len(drawn)
+    chain.state, chain.latents = stepped.state, stepped.latents
+    chain.step += len(drawn)
+    chain.torn = False
+    return len(drawn)
+
+
+def _numbers_ahead(
+    options: KernelOptions, chain: Chain, count: int
+) -> list[tuple[StepNumbers, float]]:
+    """Return the numbers of the steps that follow, up to one that learns where others do not."""
+    numbers: list[tuple[StepNumbers, float]] = []
+    for k in range(chain.step + 1, chain.step + 1 + count):
+        try:
+            omega = sa_weight(options, chain, k)
+            if numbers and (omega > 0.0) != (numbers[0][1] > 0.0):
+                break
+            numbers.append((step_numbers(options, k), omega))
+        except Exception:  # of the schedule, which comes again at its step
+            if not numbers:
+                raise
+            break
+    return numbers
+
+
+def _step(
+    options: KernelOptions,
+    chain: Chain,
+    k: int,
+    batch: Batch | None = None,
+    noise: Tensor | None = None,
+    measure: bool = False,
+) -> None:
+    """Make step k, on a batch and noise that are drawn here where they are not given."""
+    numbers, omega = step_numbers(options, k), sa_weight(options, chain, k)
+    batch = chain.data.next() if batch is None else batch
     target = chain.target(batch) if chain.needs_target else None
     try:
-        stepped = _run(chain, k, batch, numbers, omega, target)
+        stepped = _run(chain, k, batch, noise, numbers, omega, target)
     except Exception as error:
         if not is_domain_error(error):
             raise
@@ -92,15 +160,16 @@ def _run(
     chain: Chain,
     k: int,
     batch: Batch,
+    noise: Tensor | None,
     numbers: StepNumbers,
     omega: float,
     target: StepTarget | None,
 ) -> Stepped:
     """Run the equations of step k on a batch, compiled or as written; the chain stays."""
-    state, latents, compiled, noise = chain.state, chain.latents, chain.compiled, None
+    state, latents, compiled = chain.state, chain.latents, chain.compiled
     if compiled is not None:
         chain.torn = True  # until the state is that of step k
-        noise = chain.noise.draw()
+        noise = chain.noise.draw() if noise is None else noise
         stepped = compiled(state, latents, batch, noise, numbers, omega)
         if stepped is None:
             chain.compiled = None

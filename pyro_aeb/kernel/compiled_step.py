@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -78,15 +78,48 @@ class CompiledStep:
         omega: float,
     ) -> Stepped | None:
         """Return the result of the iteration; None where it is not compiled."""
-        self._view[:] = *numbers, omega
-        if latents is not None and latents.ssgl is not None:
-            excess = latents.ssgl.excess
-            if not isinstance(excess, Tensor):
-                excess = torch.full_like(self._host[0], excess, device=self._device)
-                latents = latents._replace(ssgl=latents.ssgl._replace(excess=excess))
-        values = self._host if self._device.type == "cpu" else self._host.to(self._device)
-        stepped: Stepped | None = self._program((state, latents, noise, values), batch, omega > 0.0)
+        moving = state, self._with_tensors(latents), noise, self._values(numbers, omega)
+        stepped: Stepped | None = self._program(moving, batch, omega > 0.0)
         return stepped
+
+    def ready(self, batch: Batch, learns: bool) -> int:
+        """Return how many iterations :meth:`repeat` can make now."""
+        return self._program.ready(batch, learns)
+
+    def repeat(
+        self,
+        state: Any,
+        latents: Latents | None,
+        batch: Batch,
+        steps: Iterable[tuple[Mapping[str, Tensor], Tensor, StepNumbers, float]],
+        learns: bool,
+    ) -> tuple[Stepped, Tensor]:
+        """
+        Make several iterations by the code of single ones, on the same numbers.
+
+        :param steps: of every iteration the indices of its batch, noise, numbers and omega.
+        :param bool learns: whether omega is above 0, in all of them.
+        :returns: the result of the last one; and a number that is finite where the health of all of
+            them is.
+        """
+        moving = state, self._with_tensors(latents), self._host, self._host
+        given = (
+            ((noise, self._values(numbers, omega)), indices)
+            for indices, noise, numbers, omega in steps
+        )
+        stepped, others = self._program.repeat(moving, batch, given, learns)
+        return stepped, torch.stack([health for _, health in others]).sum()
+
+    def _values(self, numbers: StepNumbers, omega: float) -> Tensor:
+        self._view[:] = *numbers, omega
+        return self._host if self._device.type == "cpu" else self._host.to(self._device)
+
+    def _with_tensors(self, latents: Latents | None) -> Latents | None:
+        """Return latents whose numbers are tensors, as they are after a compiled step."""
+        if latents is None or latents.ssgl is None or isinstance(latents.ssgl.excess, Tensor):
+            return latents
+        excess = torch.full_like(self._host[0], latents.ssgl.excess, device=self._device)
+        return latents._replace(ssgl=latents.ssgl._replace(excess=excess))
 
     def _step(self, moving: Any, batch: Batch, learns: bool) -> Stepped:
         state, latents, noise, values = moving

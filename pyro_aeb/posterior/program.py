@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import count, repeat
 from typing import Any, NamedTuple
 
@@ -103,6 +103,47 @@ class Program:
                 "Make batches of few sizes (drop_last=True, padding) that hold tensors",
             )
         return self._first_steps(kind, code, inputs, moving, batch, static)
+
+    def ready(self, batch: Batch, *static: Hashable) -> int:
+        """
+        Return how many runs on a batch :meth:`repeat` can make now; 0 for a large model, whose
+        steps take longer than what is saved.
+        """
+        kind = self._take_apart(batch.arguments)[0], batch.per_chain, static
+        code = self._codes.get(kind)
+        return 0 if code is None or not code.is_small else code.left()
+
+    @torch.no_grad()
+    def repeat(
+        self,
+        moving: Any,
+        batch: Batch,
+        given: Iterable[tuple[Sequence[Tensor], Mapping[str, Tensor]]],
+        *static: Hashable,
+    ) -> tuple[Any, list[Sequence[Tensor]]]:
+        """
+        Run the function on what it has returned, at most as often as :meth:`ready` says. This is
+        the code of single calls on the same numbers, with less Python around it.
+
+        :param moving: for the first run. The first tensors of a result take the place of the first
+            ones of ``moving``; the last ones are given anew.
+        :param given: for every run the last tensors of ``moving``, and the indices of the batch.
+        :returns: the last result; and of every result the tensors that the next run does not take.
+        """
+        assert self._collect is not None
+        own_kind, arguments = self._take_apart(batch.arguments)
+        code = self._codes[own_kind, batch.per_chain, static]
+        tensors, buffers = self._collect(moving), self._buffers.values()
+        others, outputs = [], ()
+        for numbers, indices in given:
+            kept = len(tensors) - len(numbers)
+            rows = [indices[name] for name in self._partial]
+            outputs = code.run([*tensors[:kept], *numbers, *buffers, *rows, *arguments])
+            end = len(outputs) - len(buffers)
+            tensors[:kept], buffers = outputs[:kept], outputs[end:]
+            others.append(outputs[kept:end])
+        code.batches += len(others)
+        return self._finish(code.make_outputs(outputs)), others
 
     def _take_apart(self, arguments: Arguments) -> tuple[Hashable, list[Tensor]]:
         """Return kind and tensors of the model's arguments, read anew where they may change."""
@@ -286,7 +327,8 @@ class _Code:
         self._operations = trace.graph.code
         self._constants = trace.constants
         self._kind = _take_apart(trace.outputs, [])
-        self._make_outputs = _write_constructor(trace.outputs)
+        self.is_small = sum(map(Tensor.numel, inputs)) <= SMALL
+        self.make_outputs = _write_constructor(trace.outputs)
         # Kept alive: the kind of a batch has their ids.
         self._arguments = _put_together(arguments, repeat(torch.empty(0)))
         self._run: Callable[..., Sequence[Tensor]] = trace.graph
@@ -302,8 +344,16 @@ class _Code:
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Tensor]) -> _Outputs:
-        outputs: _Outputs = self._make_outputs(self._run(*inputs, *self._constants))
+        outputs: _Outputs = self.make_outputs(self.run(inputs))
         return outputs
+
+    def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the outputs as a list of tensors."""
+        return self._run(*inputs, *self._constants)
+
+    def left(self) -> int:
+        """Return the number of batches until the operations are recorded again."""
+        return self._check_at - 1 - self.batches
 
     def next(self) -> bool:
         """Count a batch; False where the operations are to be recorded again."""

@@ -22,6 +22,12 @@ from .base import Peer
 STEPS_PER_DRAW = 100
 """The README's first program's."""
 
+IN_BLOCKS = "FL"
+"""The small models, whose compiled steps are made in blocks."""
+
+RECORDED = 600
+"""Steps before the timing, by when the operations have been recorded again for the last time."""
+
 
 def start(workload: Workload, compile: bool = False, **options: Any) -> Peer:
     """
@@ -44,7 +50,15 @@ def start(workload: Workload, compile: bool = False, **options: Any) -> Peer:
         ):
             return call()
 
-    return Peer(lambda: algorithm.step(kernel, kernel.chain), inside=inside)
+    if compile and workload.name in IN_BLOCKS and "pruning" not in options:
+        _make_steps(kernel, RECORDED)
+        return Peer(lambda: _make_steps(kernel, STEPS_PER_DRAW), STEPS_PER_DRAW)
+    return Peer(lambda: algorithm.step(kernel, chain), inside=inside)
+
+
+def _make_steps(kernel: aeb.AEBKernel, left: int) -> None:
+    while left:
+        left -= algorithm.steps(kernel, kernel.chain, left)
 
 
 def start_traced(workload: Workload) -> Peer:
@@ -63,6 +77,8 @@ def start_run(workload: Workload, **options: Any) -> Peer:
         compile=compiled(True), steps_per_draw=STEPS_PER_DRAW, save=None, **options
     )
     params = kernel.initial_params
+
+    _make_steps(kernel, RECORDED)
 
     def call() -> None:
         nonlocal params
