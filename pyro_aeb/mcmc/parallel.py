@@ -14,15 +14,17 @@ that dies, even in the middle of a message, closes its pipe and holds no lock th
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
@@ -44,6 +46,9 @@ FIGURES_SECONDS = 0.2
 
 POLL_SECONDS = 0.5
 """Seconds between two checks for Ctrl-C while no messages arrive."""
+
+END_SECONDS = 30.0
+"""Seconds that a worker has to end once it has sent everything."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ def run_in_processes(
     :raises RuntimeError: if a process died.
     """
     multiprocessing: Any = mp.get_context(context)
+    if multiprocessing.get_start_method() == "fork" and not _end_openmp_threads():
+        jobs = [replace(job, threads=1) for job in jobs]
     stop = multiprocessing.RawValue("b", 0)  # without a lock, which a dying worker could keep
     workers: dict[Connection, tuple[Any, Receiver]] = {}
     try:
@@ -122,7 +129,7 @@ def run_in_processes(
             outbox.close()  # the worker's alone, so that the pipe ends with it
         failure = _receive(dict(workers), stop, between)
         for process, _ in workers.values():
-            process.join()
+            process.join(END_SECONDS)
     finally:
         for inbox, (process, receiver) in workers.items():
             if process.is_alive():
@@ -131,6 +138,18 @@ def run_in_processes(
             receiver.close()
     if failure is not None:
         raise failure
+
+
+def _end_openmp_threads() -> bool:
+    """
+    End the threads of OpenMP, which start again when they are needed; return whether that was
+    possible. A forked process has its parent's records of them but not the threads, and would wait
+    for them for ever if it were to compute with more than one.
+    """
+    try:
+        return not ctypes.CDLL(None).omp_pause_resource_all(1)  # omp_pause_soft
+    except (AttributeError, OSError, TypeError):  # another OpenMP, or another way to link it
+        return False
 
 
 START_CURE = (
@@ -190,7 +209,7 @@ def _receive(
 
 
 def _death(process: Any) -> RuntimeError:
-    process.join()
+    process.join(END_SECONDS)
     if process.exitcode == 1:  # exceptions of a started worker are sent
         return RuntimeError(
             f"the process of chain {process.name} ended before it had read what to run; "
@@ -247,6 +266,8 @@ def _work(job: Job, outbox: Connection, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_main_process, daemon=True).start()
     torch.set_num_threads(job.threads)
+    if inductor := sys.modules.get("torch._inductor.config"):
+        inductor.compile_threads = 1  # a fork has none of the threads that compile
     pyro.set_rng_seed(job.random_seed)
     kernel, plan, group = job.kernel, job.plan, job.group
     sender = _Sender(group, outbox)

@@ -86,3 +86,48 @@ print(run(2))
 
 def test_chains_are_forked_after_a_compiled_run(tmp_path):
     assert run_without_compiler(COMPILED_THEN_FORKED, tmp_path) == "torch.Size([2, 3])\n"
+
+
+FORK_OF_THREADS = """
+import pyro, pyro.distributions as dist, pyro_aeb as aeb, torch
+import torch._inductor.config as inductor
+torch.set_num_threads(4)
+inductor.compile_threads = 4
+x = torch.randn(20_000, 50)
+
+def model():
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([50]).to_event(1))
+    with pyro.plate("data", 20_000):
+        pyro.sample("y", dist.Normal(x @ w, 1.0), obs=x.sum(-1))
+
+def look(*args):
+    assert inductor.compile_threads == 1
+
+def run(**options):
+    kernel = aeb.AEBKernel(model, aeb.SGLD(1e-6), seed=0)
+    mcmc = aeb.MCMC(kernel, 3, 1, disable_progbar=True, **options)
+    mcmc.run()
+    return mcmc.get_samples(group_by_chain=True)["w"]
+
+alone = run()
+together = run(num_chains=2, chain_method="parallel", mp_context="fork", hook_fn=look)
+torch.testing.assert_close(together[:1], alone)
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_chains_are_forked_from_a_process_with_threads():
+    """
+    A forked process has no threads of OpenMP nor of the compiler, and must not wait for any. One
+    that does is ended after five minutes.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "4"}
+    ran = subprocess.run(
+        [sys.executable, "-c", FORK_OF_THREADS],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert ran.stdout == "done\n", ran.stderr
