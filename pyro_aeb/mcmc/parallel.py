@@ -266,7 +266,8 @@ def _work(job: Job, outbox: Connection, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_main_process, daemon=True).start()
     torch.set_num_threads(job.threads)
-    if inductor := sys.modules.get("torch._inductor.config"):
+    inductor: Any = sys.modules.get("torch._inductor.config")
+    if inductor is not None:
         inductor.compile_threads = 1  # a fork has none of the threads that compile
     pyro.set_rng_seed(job.random_seed)
     kernel, plan, group = job.kernel, job.plan, job.group

@@ -134,7 +134,8 @@ class Program:
         own_kind, arguments = self._take_apart(batch.arguments)
         code = self._codes[own_kind, batch.per_chain, static]
         tensors, buffers = self._collect(moving), self._buffers.values()
-        others, outputs = [], ()
+        others: list[Sequence[Tensor]] = []
+        outputs: Sequence[Tensor] = ()
         for numbers, indices in given:
             kept = len(tensors) - len(numbers)
             rows = [indices[name] for name in self._partial]
