@@ -133,7 +133,8 @@ class Program:
         assert self._collect is not None
         own_kind, arguments = self._take_apart(batch.arguments)
         code = self._codes[own_kind, batch.per_chain, static]
-        tensors, buffers = self._collect(moving), self._buffers.values()
+        tensors = self._collect(moving)
+        buffers: Sequence[Tensor] = self._buffers.values()
         others: list[Sequence[Tensor]] = []
         outputs: Sequence[Tensor] = ()
         for numbers, indices in given:
