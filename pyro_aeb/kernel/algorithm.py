@@ -79,13 +79,13 @@ def steps(options: KernelOptions, chain: Chain, most: int) -> int:
         return 1
     drawn: list[tuple[Mapping[str, Tensor], Tensor]] = []
 
-    def draw() -> Iterator[tuple[Mapping[str, Tensor], Tensor, StepNumbers, float]]:
-        for of_step, omega in numbers:
+    def draw() -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
+        while True:
             drawn.append((dict(chain.data.next().indices), chain.noise.draw().clone()))
-            yield *drawn[-1], of_step, omega
+            yield drawn[-1]
 
     chain.torn = True
-    stepped, health = compiled.repeat(chain.state, chain.latents, batch, draw(), learns)
+    stepped, health = compiled.repeat(chain.state, chain.latents, batch, numbers, draw())
     if not chain.finite.passes(health):
         for indices, noise in drawn:
             _step(options, chain, chain.step + 1, batch._replace(indices=indices), noise)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -91,23 +91,26 @@ class CompiledStep:
         state: Any,
         latents: Latents | None,
         batch: Batch,
-        steps: Iterable[tuple[Mapping[str, Tensor], Tensor, StepNumbers, float]],
-        learns: bool,
+        numbers: Sequence[tuple[StepNumbers, float]],
+        drawn: Iterable[tuple[Mapping[str, Tensor], Tensor]],
     ) -> tuple[Stepped, Tensor]:
         """
         Make several iterations by the code of single ones, on the same numbers.
 
-        :param steps: of every iteration the indices of its batch, noise, numbers and omega.
-        :param bool learns: whether omega is above 0, in all of them.
+        :param numbers: of every iteration, and its omega, which is 0 in all of them or in none.
+        :param drawn: the indices of the batch and the noise of every iteration.
         :returns: the result of the last one; and a number that is finite where the health of all of
             them is.
         """
         moving = state, self._with_tensors(latents), self._host, self._host
-        given = (
-            ((noise, self._values(numbers, omega)), indices)
-            for indices, noise, numbers, omega in steps
+        values = torch.tensor(
+            [[*of_step, omega] for of_step, omega in numbers], dtype=self._host.dtype
         )
-        stepped, others = self._program.repeat(moving, batch, given, learns)
+        rows = values.to(self._device).unbind()
+        given = (
+            ((noise, row), indices) for row, (indices, noise) in zip(rows, drawn, strict=False)
+        )
+        stepped, others = self._program.repeat(moving, batch, given, numbers[0][1] > 0.0)
         return stepped, torch.stack([health for _, health in others]).sum()
 
     def _values(self, numbers: StepNumbers, omega: float) -> Tensor:
