@@ -15,7 +15,7 @@ never a silent wrong answer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Set
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -59,7 +59,7 @@ def find_links(
     :raises ModelError: if a link is ambiguous or leads to a prior without a closed-form update.
     """
     _check_hand_links(latent, sparse, by_hand)
-    links = {}
+    links, checked = {}, set()
     for name in sparse:
         where = describe(latent[name])
         fn = unwrap(latent[name]["fn"])
@@ -84,9 +84,11 @@ def find_links(
                     f"links={{{name!r}: {{{parameter!r}: ...}}}}"
                 )
             for site in origins:
-                _check_prior(where, parameter, latent[site], tracked.get(site), latent.keys())
-                check_plain(latent[site])
                 links[name, parameter] = site
+                if (site, parameter) not in checked:
+                    checked.add((site, parameter))
+                    _check_prior(where, parameter, latent[site], tracked.get(site), latent.keys())
+                    check_plain(latent[site])
     return links
 
 
@@ -112,7 +114,7 @@ def _check_hand_links(latent: Mapping[str, Site], sparse: list[str], by_hand: Ha
 
 
 def _check_prior(
-    sparse: str, parameter: str, site: Site, tracked: Site | None, latent: Collection[str]
+    sparse: str, parameter: str, site: Site, tracked: Site | None, latent: Set[str]
 ) -> None:
     """Check that a linked site has a prior with an update, with fixed parameters."""
     fn, is_sigma = unwrap(site["fn"]), parameter == "sigma"
@@ -128,7 +130,7 @@ def _check_prior(
             )
         )
     if tracked is not None:
-        if origins := _prior_provenance(unwrap(tracked["fn"])) & set(latent):
+        if origins := _prior_provenance(unwrap(tracked["fn"])) & latent:
             raise _hyperprior_error(sparse, parameter, site["name"], str(sorted(origins)))
 
 
@@ -193,41 +195,69 @@ def check_links(
     """
     if not sparse:
         return Links({}, {})
-    learned = set(links.values())
+    learned = sorted({*links.values()})
     feasible = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
     values, before = trace_perturbed(sites, feasible, feasible.keys() - learned, trace)
     _check_no_lost_links(sites, before, sparse, links)
-    spaced = before
-    far = values
-    if any(sites[site]["value"].numel() > 1 for site in learned):
-        far = values | {site: _space(sites[site], values[site]) for site in learned}
+    spaced, far = before, values
+    scales = sorted({site for (_, parameter), site in links.items() if parameter == "sigma"})
+    if len(scales) > 1 or any(values[site].numel() > 1 for site in learned):
+        far = values | _space(sites, values, learned)
         spaced = trace(far)
     values, after = trace_perturbed(sites, values, learned, trace)
     weights = _index_weights(spaced, links, far)
     _check_form(after, links, values, weights)
-    sigmas = {
-        site: [
-            read_parameter("sigma", sites[site], v[site] / feasible[site]) for v in (far, values)
-        ]
-        for (_, parameter), site in links.items()
-        if parameter == "sigma"
-    }
+    at_first, *moved = (_sigmas_at(v, sites, scales) for v in (feasible, far, values))
+    owners = [site for site in scales for _ in range(feasible[site].numel())]
+    sigmas = _Sigmas(owners, *(sigma / at_first for sigma in moved))
     data = {}
     for name in before.keys() - learned - set(sparse):
         if not has_same_density(before[name], after[name]):
             traced = before[name], spaced[name], after[name]
-            site, index = data[name] = _find_sigma(*traced, sigmas, sorted(learned))
+            site, index = data[name] = _find_sigma(*traced, sigmas, learned)
             _check_axes(before[name], index, sites[site])
     _check_batches(sites, data, by_loader)
     return Links(weights, data)
 
 
-def _space(site: Site, value: Tensor) -> Tensor:
-    """Return a value whose numbers are moved by amounts that are as different as can be."""
-    transform = biject_to(site["fn"].support)
-    amounts = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype, device=value.device)
-    moved: Tensor = transform(transform.inv(value) + amounts.reshape(value.shape))
-    return moved
+def _space(
+    sites: Mapping[str, Site], values: Mapping[str, Tensor], names: Collection[str]
+) -> dict[str, Tensor]:
+    """
+    Return values of some sites, with every number moved by an amount of its own. The amounts are as
+    different as can be, also between sigmas of sites that have them or their squares.
+    """
+    sizes = [values[name].numel() for name in names]
+    amounts = torch.linspace(0.5, 1.5, sum(sizes), dtype=torch.float64).split(sizes)
+    spaced = {}
+    for name, amount in zip(names, amounts, strict=True):
+        fn, value = sites[name]["fn"], values[name]
+        transform = biject_to(fn.support)
+        amount = amount * (0.5 if isinstance(unwrap(fn), tuple(SCALE_PRIORS)) else 1.0)
+        spaced[name] = transform(transform.inv(value) + amount.reshape(value.shape).to(value))
+    return spaced
+
+
+class _Sigmas(NamedTuple):
+    """
+    The sigmas that are learned.
+
+    :param sites: the site of each.
+    :param spaced: by how much each differs between the first trace and the spaced one.
+    :param after: by how much each differs between the first trace and the last one.
+    """
+
+    sites: list[str]
+    spaced: Tensor
+    after: Tensor
+
+
+def _sigmas_at(
+    values: Mapping[str, Tensor], sites: Mapping[str, Site], names: Collection[str]
+) -> Tensor:
+    """Return the sigmas of some sites at some values, in one vector."""
+    sigmas = [read_parameter("sigma", sites[name], values[name]).reshape(-1) for name in names]
+    return torch.cat(sigmas or [torch.empty(0)])
 
 
 def _index(values: Tensor, numbers: Tensor) -> int | Tensor:
@@ -303,7 +333,8 @@ def _check_no_lost_links(
     links: Mapping[tuple[str, str], str],
 ) -> None:
     """Check that no learned site and no unlinked sparse parameter depends on the other sites."""
-    for (name, parameter), site in links.items():
+    first = {site: key for key, site in reversed([*links.items()])}
+    for site, (name, parameter) in first.items():
         if not has_same_density(sites[site], perturbed[site]):
             where = describe(sites[name])
             raise _hyperprior_error(where, parameter, site, "another latent site")
@@ -352,24 +383,23 @@ def _find_sigma(
     before: Site,
     spaced: Site,
     after: Site,
-    sigmas: Mapping[str, Sequence[Tensor]],
+    sigmas: _Sigmas,
     learned: Collection[str],
 ) -> tuple[str, int | Tensor]:
     """
     Return the site whose sigma multiplies the scale of an observed Normal or StudentT, and the
     index of the number for its data.
-
-    :param sigmas: the factors of sigma between the first trace and the other two.
     """
     old, new = unwrap(before["fn"]), unwrap(after["fn"])
-    if before["is_observed"] and type(old) is type(new) and type(old) in LIKELIHOODS:
+    is_likelihood = before["is_observed"] and type(old) in LIKELIHOODS
+    if sigmas.sites and is_likelihood and type(old) is type(new):
         others = [n for n in old.arg_constraints if n != "scale"]
         if all(is_close(getattr(old, n), getattr(new, n)) for n in others):
-            ratio = unwrap(spaced["fn"]).scale / old.scale
-            for name, (far, factor) in sigmas.items():
-                index = _index(ratio, far)
-                if is_close(new.scale, old.scale * factor.reshape(-1)[index]):
-                    return name, index
+            index = _index(unwrap(spaced["fn"]).scale / old.scale, sigmas.spaced)
+            names = {sigmas.sites[k] for k in torch.as_tensor(index).unique().tolist()}
+            if len(names) == 1 and is_close(new.scale, old.scale * sigmas.after[index]):
+                (name,) = names
+                return name, index - sigmas.sites.index(name)
     kind = "observed" if before["is_observed"] else "latent"
     raise ModelError(
         f"{kind} site {before['name']!r} ~ {type(old).__name__} depends on one of {learned}, "

@@ -280,6 +280,34 @@ def test_several_likelihoods_and_several_sigmas():
     assert found == {"sigma2_a": {"y_a", "z_a"}, "sigma2_b": {"y_b", "z_b"}}
 
 
+@pytest.mark.parametrize("priors", ["InverseGamma", "HalfCauchy", "both"])
+def test_many_sigmas_are_told_apart(priors):
+    """Some of them change by nearly the same when they are perturbed at random."""
+
+    def model():
+        for i in range(120):
+            if priors == "HalfCauchy" or (priors == "both" and i % 2):
+                sigma = pyro.sample(f"s{i}", dist.HalfCauchy(1.0))
+            else:
+                sigma = pyro.sample(f"s{i}", dist.InverseGamma(1.0, 1.0)).sqrt()
+            beta = pyro.sample(f"b{i}", SSGL(0.1, 10.0, 0.5, sigma).expand([1]).to_event(1))
+            pyro.sample(f"y{i}", dist.Normal(beta.sum(), 2.0 * sigma), obs=torch.tensor(1.0))
+
+    found = {sigma.site: sigma.likelihoods for sigma in inspect(model).sigmas}
+    assert found == {f"s{i}": {f"y{i}"} for i in range(120)}
+
+
+def test_data_of_one_site_with_the_sigmas_of_two_are_refused():
+    def model():
+        sigmas = [pyro.sample(f"s{i}", dist.HalfCauchy(1.0)) for i in range(2)]
+        for i in range(2):
+            pyro.sample(f"b{i}", SSGL(0.1, 10.0, 0.5, sigmas[i]).expand([P]).to_event(1))
+        scale = torch.stack(sigmas)
+        pyro.sample("y", dist.Normal(torch.zeros(2), scale).to_event(1), obs=torch.ones(2))
+
+    assert "depends on one of ['s0', 's1']" in refusal_message(model)
+
+
 def test_a_likelihood_of_vectors():
     def model():
         sigma2, delta = sample_latents()
