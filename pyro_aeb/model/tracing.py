@@ -10,6 +10,7 @@ running averages, are restored after a trace.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -187,9 +188,10 @@ def init_to_zero(site: Site) -> Tensor:
 
 class _Plates(Messenger):
     """
-    Refuse plates without data, and batches larger than the data.
+    Refuse plates without data, and batches larger than the data. Give the others their indices.
 
-    :param indices: of plates that take a part of their data; by default the plates draw them.
+    :param indices: of plates that take a part of their data; by default some of all over the data,
+        without the permutation of all of them that Pyro draws.
     """
 
     def __init__(self, indices: Mapping[str, Tensor]) -> None:
@@ -209,6 +211,11 @@ class _Plates(Messenger):
             )
         if msg["value"] is None:
             msg["value"] = self._indices.get(msg["name"])
+        if msg["value"] is None and batch is not None and batch < size:
+            step = round(0.618 * size)
+            while math.gcd(step, size) > 1:  # no index comes twice
+                step += 1
+            msg["value"] = torch.arange(batch, device=msg["fn"].device) * step % size
 
 
 class Tracer:
@@ -231,7 +238,7 @@ class Tracer:
         self.first_values: Mapping[str, Tensor] = {}
         """Values of latent sites in place of feasible ones."""
         self.indices: Mapping[str, Tensor] = {}
-        """Indices of plates in place of those that the plates draw."""
+        """Indices of plates in place of those spread over their data."""
 
     def __call__(
         self, values: Mapping[str, Tensor], *, validate: bool = False, grad: bool = False
@@ -240,8 +247,7 @@ class Tracer:
         Run the model once; return its sites by name, in order.
 
         Latent sites take the given values, or else those of :attr:`first_values`, or else feasible
-        ones. Feasible values and all random numbers, subsamples among them, are the same in every
-        trace.
+        ones. Feasible values, subsamples and random numbers are the same in every trace.
 
         :param values: latent site name to constrained value.
         :param bool validate: whether distributions check their parameters, and writes into the
