@@ -61,7 +61,10 @@ def check_gradients(
         centers.append(_Center(sites, values, trace))
         return centers[-1].traced
 
-    trace_perturbed(sites, latent, latent.keys(), trace_there)
+    def densities_there(_: Collection[Site]) -> Collection[Tensor]:
+        return centers[-1].densities.values()
+
+    trace_perturbed(sites, latent, latent.keys(), trace_there, densities_there)
     center = centers[-1]
     for name in latent.keys() & center.traced.keys():
         _check_support(sites[name], center.traced[name])

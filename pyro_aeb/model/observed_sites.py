@@ -63,7 +63,7 @@ def find_observed(
     traced = _trace_arguments(model, arguments, moved) if len(observed) > 1 else {}
     from_arguments = {n for n in observed.keys() & traced.keys() if comes_from(traced[n]["value"])}
     if observed and not traced:
-        _, traced = trace_perturbed(sites, values, values.keys(), trace, finite=False)
+        _, traced = trace_perturbed(sites, values, values.keys(), trace, lambda _: ())
     computed = {
         name
         for name in observed.keys() & traced.keys()

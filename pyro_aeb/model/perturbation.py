@@ -10,7 +10,7 @@ then silently wrong. A perturbation shows every dependence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -52,17 +52,22 @@ def perturb(
     return perturbed
 
 
+def log_densities(sites: Collection[Site]) -> Iterable[Tensor]:
+    """Return the log densities of some sites of a trace."""
+    return map(log_density, sites)
+
+
 def trace_perturbed(
     sites: Mapping[str, Site],
     values: Mapping[str, Tensor],
     names: Collection[str],
     trace: Callable[[Mapping[str, Tensor]], dict[str, Site]],
-    finite: bool = True,
+    densities: Callable[[Collection[Site]], Iterable[Tensor]] = log_densities,
 ) -> tuple[dict[str, Tensor], dict[str, Site]]:
     """
     Perturb values, and trace the model there; nearer, where its density does not exist there.
 
-    :param bool finite: whether to come nearer also where it is not finite.
+    :param densities: those of a trace's sites that are to be finite.
     :returns: the perturbed values, and the sites of the trace.
     :raises ModelError: if its density does not exist nearby.
     """
@@ -70,8 +75,8 @@ def trace_perturbed(
         moved = perturb(sites, values, names, size)
         try:
             traced = trace(moved)
-            common = [site for name, site in traced.items() if name in sites and finite]
-            if all(bool(torch.isfinite(log_density(site)).all()) for site in common):
+            common = [site for name, site in traced.items() if name in sites]
+            if all(bool(torch.isfinite(density).all()) for density in densities(common)):
                 break
         except Exception as error:
             if not is_domain_error(error):

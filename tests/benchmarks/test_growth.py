@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
+import cProfile
+import pstats
 import sys
 from pathlib import Path
 
+import pyro
 import pytest
+
+from pyro_aeb.model.inspection import inspect_model
 
 from . import growth
 
@@ -28,6 +33,22 @@ def test_every_operation_of_every_axis_is_measured(monkeypatch, tmp_path):
 
 def _of(name, size, repeats):
     return growth.AXES[name], size, repeats
+
+
+def calls(make, size):
+    """How often the inspection of a model calls each function, of torch and of Python."""
+    model, args = make(size)
+    profile = cProfile.Profile()
+    with pyro.validation_enabled(False), profile:
+        inspect_model(model, args, {}, adapt=True)
+    return {function: counts[1] for function, counts in pstats.Stats(profile).stats.items()}
+
+
+@pytest.mark.parametrize("make", [growth.layers, growth.regressions])
+def test_setup_calls_each_function_twice_as_often_for_twice_the_sites(make):
+    calls(make, 2)  # first calls of functions that remember
+    few, many = calls(make, 40), calls(make, 80)  # past the limit of gradients
+    assert {f: n for f, n in many.items() if n > 2 * few.get(f, 0) + 20} == {}
 
 
 def test_sizes_double():
