@@ -13,6 +13,7 @@ from typing import Any
 import pyro_aeb.backend  # noqa: F401  (registers pyro.distributions.SSGL and the pyroapi backend)
 from pyro_aeb import latents, nn, priors, transitions
 from pyro_aeb._version import __version__
+from pyro_aeb.adaptation.gibbs import Gibbs
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.errors import (
     CheckpointError,
@@ -61,6 +62,7 @@ __all__ = [
     "Constant",
     "Cyclical",
     "Geometric",
+    "Gibbs",
     "MagnitudePruning",
     "ModelError",
     "NonFiniteError",

@@ -11,9 +11,11 @@ from pyro_aeb.adaptation.equations import (
     scale_update,
     stochastic_approximation,
 )
+from pyro_aeb.adaptation.gibbs import Gibbs
 from pyro_aeb.adaptation.options import StochasticApproximation
 
 __all__ = [
+    "Gibbs",
     "StochasticApproximation",
     "add_prior_gradient",
     "beta_counts",

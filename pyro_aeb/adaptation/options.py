@@ -9,14 +9,21 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from pyro_aeb.latents.contract import LatentUpdate, Seen, as_update
 from pyro_aeb.schedules import Constant, Schedule, as_schedule, number_at
-from pyro_aeb.validation import number, set_fields
+from pyro_aeb.validation import choice, number, set_fields
+
+Penalties = Literal["averaged", "current"]
+PENALTIES = ("by the averages of rho, as published", "by the current weights' own rho")
+"""Meanings of the options, for error messages."""
+
+SigmaFrom = Literal["all", "slab"]
+SIGMA_FROM = ("all sparse weights, as published", "the weights in the slab, spikes left out")
 
 WEIGHT = "the stochastic-approximation weight"
 WEIGHT_RANGE = "a number in [0, 1] (a larger offset brings the first weights down)"
@@ -39,6 +46,13 @@ class StochasticApproximation:
         :class:`~pyro_aeb.latents.closed_form.ClosedForm`,
         :class:`~pyro_aeb.latents.gradient_step.GradientStep`, a function of
         :class:`~pyro_aeb.latents.contract.Seen`, or an update of one's own.
+    :param penalties: the rho in equation (5). ``"averaged"``, as published: the averages of (8), so
+        that a weight feels one blend of both penalties. ``"current"``: (4) at the current weights.
+        Then (2) is the gradient of the spike-and-slab density itself, gamma summed out, and sigma
+        and delta go to the maximum of their marginal posterior: exact empirical Bayes.
+    :param sigma_from: the sparse weights in equation (6). ``"all"``, as published, takes spikes as
+        draws at tau = 1. ``"slab"`` leaves the narrower component out, so that neither the
+        temperature, nor pruned weights, nor an error of the spikes' size changes sigma.
 
     The first values of sigma and delta are those of their sites; see ``init_strategy`` of
     :class:`~pyro_aeb.kernel.aeb_kernel.AEBKernel`.
@@ -48,6 +62,10 @@ class StochasticApproximation:
     initial_inclusion: float | Mapping[str, Tensor] = 0.5
     initial_penalty: float | None = None
     latents: Mapping[str, LatentUpdate] = field(default_factory=dict, hash=False)
+    penalties: Penalties = "averaged"
+    sigma_from: SigmaFrom = "all"
+    absent_fields: ClassVar[Mapping[str, Any]] = {"penalties": "averaged", "sigma_from": "all"}
+    """Values of options that a checkpoint does not have: version 0.1 had no others."""
 
     def __init__(
         self,
@@ -55,6 +73,8 @@ class StochasticApproximation:
         initial_inclusion: float | Mapping[str, Tensor] = 0.5,
         initial_penalty: float | None = None,
         latents: Mapping[str, LatentUpdate | Callable[[Seen], Tensor]] | None = None,
+        penalties: Penalties = "averaged",
+        sigma_from: SigmaFrom = "all",
     ) -> None:
         set_fields(
             self,
@@ -62,8 +82,17 @@ class StochasticApproximation:
             initial_inclusion=initial_inclusion,
             initial_penalty=initial_penalty,
             latents={name: as_update(name, update) for name, update in (latents or {}).items()},
+            penalties=choice("penalties", penalties, Penalties, *PENALTIES),
+            sigma_from=choice("sigma_from", sigma_from, SigmaFrom, *SIGMA_FROM),
         )
-        given: Any = initial_inclusion
+        self._check_first_values()
+        if isinstance(self.weight, Constant):
+            self.weight_at(1)
+
+    def _check_first_values(self) -> None:
+        """Check the first values of rho and of the penalties."""
+        given: Any = self.initial_inclusion
+        initial_penalty = self.initial_penalty
         if not isinstance(given, (Real, Mapping)):
             raise TypeError(
                 f"initial_inclusion is {given!r}, expected a number or a tensor for each SSGL site"
@@ -83,8 +112,11 @@ class StochasticApproximation:
             number("StochasticApproximation: initial_penalty", initial_penalty)
         if initial_penalty is not None and not 0.0 < initial_penalty < math.inf:
             raise ValueError(f"{self!r}: expected initial_penalty > 0, or None for equation (5)")
-        if isinstance(self.weight, Constant):
-            self.weight_at(1)
+        if initial_penalty is not None and self.penalties == "current":
+            raise ValueError(
+                f"{self!r}: expected no initial_penalty, as penalties of the current weights have "
+                "no first values; start the weights elsewhere, by init_strategy"
+            )
 
     def __repr__(self) -> str:
         first: object = self.initial_inclusion
@@ -93,7 +125,10 @@ class StochasticApproximation:
         return (
             f"StochasticApproximation(weight={self.weight!r}, initial_inclusion={first!r}, "
             f"initial_penalty={self.initial_penalty!r}"
-            + (f", latents={self.latents!r})" if self.latents else ")")
+            + (f", latents={self.latents!r}" if self.latents else "")
+            + ("" if self.penalties == "averaged" else f", penalties={self.penalties!r}")
+            + ("" if self.sigma_from == "all" else f", sigma_from={self.sigma_from!r}")
+            + ")"
         )
 
     def weight_at(self, k: int) -> float:

@@ -9,6 +9,9 @@ The averaged responsibilities of both components are kept as one array. With ``s
 average of rho, that of the slab is ``slab`` and that of the spike ``1 + excess - slab``. For SSGL,
 kappa1 is ``slab / v1`` and kappa0 is ``(1 + excess - slab) / v0``. The number ``excess`` is the
 remainder of the first kappas, which decays by (1 - omega) a step.
+
+With ``penalties="current"`` rho is that of (4) at the current weights wherever (5) takes it, and
+``slab`` its value after the last step.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.segments import FEW, Members, Segments, WeightGroups, find_segments
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.structure import Delta, Residuals, Sigma, SparseBlock, Structure
-from pyro_aeb.priors.base import SpikeAndSlab
-from pyro_aeb.priors.components import inclusion_logit, penalties
+from pyro_aeb.priors.base import SpikeAndSlab, log_mixture
+from pyro_aeb.priors.components import Component, inclusion_logit, penalties, penalties_of
 from pyro_aeb.priors.scales import ScaleTerms
 
 
@@ -56,18 +59,52 @@ class SpikeAndSlabLatents(NamedTuple):
     delta: Tensor
 
 
+class GibbsLatents(NamedTuple):
+    """
+    The values of latents that are drawn, of P sparse weights, S sigmas and L deltas.
+    Its first fields are those of :class:`SpikeAndSlabLatents`.
+
+    :param Tensor rho: the probabilities that gammas were drawn with in the last scan, (..., P).
+    :param Tensor slab: gamma, shape (..., P), 0 or 1.
+    :param excess: 0.
+    :param Tensor sigma: scales, shape (..., S).
+    :param Tensor delta: prior inclusion probabilities, shape (..., L).
+    :param Tensor curvature: minus the second derivatives of the log likelihood within every unit,
+        where sigma is the scale of a likelihood in units of it; empty without flips.
+    :param Tensor counts: of flips proposed and accepted, and of sigmas proposed and accepted, since
+        the start, shape (..., 4).
+    """
+
+    rho: Tensor
+    slab: Tensor
+    excess: float | Tensor
+    sigma: Tensor
+    delta: Tensor
+    curvature: Tensor
+    counts: Tensor
+
+
+AnyLatents = SpikeAndSlabLatents | GibbsLatents
+
+
 class SpikeAndSlabRule:
     """
     The spike-and-slab prior of one model's sparse weights: its gradient and its latents' updates.
 
+    :param bool marginal: whether gamma is summed out, so that penalties are those of the current
+        weights.
+    :param bool from_slab: whether (6) leaves the narrower component out.
     :raises ModelError: if (7) has no solution under the prior, or the sites have priors of several
         kinds.
     """
 
-    def __init__(self, structure: Structure) -> None:
+    def __init__(
+        self, structure: Structure, marginal: bool = False, from_slab: bool = False
+    ) -> None:
+        self._marginal = marginal
         tensor = partial(torch.tensor, dtype=structure.dtype, device=structure.device)
         self._tensor = tensor
-        self._blocks = blocks = structure.sparse
+        self.blocks = blocks = structure.sparse
         sizes = tuple(block.size for block in blocks)
         self.size = sum(sizes)
         parameters = {
@@ -77,39 +114,56 @@ class SpikeAndSlabRule:
         self.spike, self.slab = _prior(blocks).components(*parameters.values())
         self._bends = self.spike.bends or self.slab.bends
         self._groups = WeightGroups.of([(block.size, block.group) for block in blocks])
-        self._share = _common([1.0 / block.group for block in blocks], sizes, tensor(0.0))
+        self.share = _common([1.0 / block.group for block in blocks], sizes, tensor(0.0))
         self.sigmas: tuple[Sigma, ...] = structure.sigmas
         self.deltas: tuple[Delta, ...] = structure.deltas
         sigmas, deltas = (
             find_segments([getattr(b, n) for b in blocks], sizes, len(of), structure.device)
             for n, of in (("sigma", self.sigmas), ("delta", self.deltas))
         )
-        self._spread_sigma, self._sum_by_sigma = _maps(sigmas)
-        self._spread_delta, self._sum_by_delta = _maps(deltas)
-        self._nu = _per_parameter([s.nu for s in self.sigmas], tensor)
-        self._nu_lambda = _per_parameter([s.nu_lambda for s in self.sigmas], tensor)
-        self._terms = _terms(self.sigmas, tensor)
-        self._are_variances = torch.tensor(
-            [s.terms is None for s in self.sigmas], device=structure.device
-        )
+        self.spread_sigma, self.sum_by_sigma = _maps(sigmas)
+        self.spread_delta, self.sum_by_delta = _maps(deltas)
+        self.nu = _per_parameter([s.nu for s in self.sigmas], tensor)
+        self.nu_lambda = _per_parameter([s.nu_lambda for s in self.sigmas], tensor)
+        self.terms = _terms(self.sigmas, tensor)
+        flags = partial(torch.tensor, device=structure.device)
+        self.are_variances = flags([s.terms is None for s in self.sigmas])
+        self.has_likelihood = flags([bool(s.likelihoods) for s in self.sigmas])
         self._sigma_sizes = _per_parameter(sigmas.lengths(), tensor)
         gammas = _count_gammas(blocks, len(self.deltas))
         self._delta_sizes = gammas
-        self._delta_counts = beta_counts(
+        self.delta_counts = beta_counts(
             _per_parameter(gammas, tensor),
             _per_parameter([d.a for d in self.deltas], tensor),
             _per_parameter([d.b for d in self.deltas], tensor),
         )
-        self._sigma_learned = _Learned([s.site is not None for s in self.sigmas], structure.device)
-        self._delta_learned = _Learned([d.site is not None for d in self.deltas], structure.device)
+        self.sigma_learned = _Learned([s.site is not None for s in self.sigmas], structure.device)
+        self.delta_learned = _Learned([d.site is not None for d in self.deltas], structure.device)
         narrow = torch.as_tensor(self.spike.variance < self.slab.variance)
-        self._spike_is_narrow: bool | Tensor = narrow.to(structure.device)
+        self.spike_is_narrow: bool | Tensor = narrow.to(structure.device)
         if not narrow.dim():  # one number for all, which saves an operation
-            self._spike_is_narrow = bool(narrow)
-        self._residuals = _ResidualSums(self.sigmas, structure.sigmas_of_data, tensor)
+            self.spike_is_narrow = bool(narrow)
+        self._wide = self._one_wide_component(narrow) if from_slab else None
+        self.residuals = _ResidualSums(self.sigmas, structure.sigmas_of_data, tensor)
         numbers: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)
         self._are_single = all(number.shape.numel() == 1 for number in numbers)
         self._check_modes(gammas)
+
+    def _one_wide_component(self, spike_is_narrow: Tensor) -> Component:
+        """
+        Return the wider component.
+
+        :raises ModelError: if it is the slab for some weights and the spike for others.
+        """
+        if bool(spike_is_narrow.all()):
+            return self.slab
+        if not bool(spike_is_narrow.any()):
+            return self.spike
+        raise ModelError(
+            "the component of gamma = 0 is the narrower one for some weights and the wider one for "
+            "others, expected one of both for all with sigma_from='slab', which leaves the "
+            "narrower one out; use sigma_from='all', or parameters of the prior in one order"
+        )
 
     def _check_modes(self, sizes: Sequence[float]) -> None:
         for delta, size in zip(self.deltas, sizes, strict=True):
@@ -128,9 +182,7 @@ class SpikeAndSlabRule:
 
         :param initial: first values of the learned sites (sigma squared and delta), by name.
         """
-        sigma = [self._first(s, initial) for s in self.sigmas]
-        sigma = [s.of_site(v) if s.site else v for v, s in zip(sigma, self.sigmas, strict=True)]
-        delta = [self._first(d, initial) for d in self.deltas]
+        sigma, delta = self.first_values(initial)
         rho = self._first_rho(options.initial_inclusion)
         # A clone: code is compiled for one tensor in two places, and anew once they differ.
         slab, excess = rho.clone(), 0.0 * self.spike.strength
@@ -138,12 +190,19 @@ class SpikeAndSlabRule:
             first = [options.initial_penalty / part.strength for part in (self.spike, self.slab)]
             slab = torch.zeros_like(rho) + first[1]
             excess = first[0] + first[1] - 1.0
-        return SpikeAndSlabLatents(rho, slab, excess, torch.stack(sigma), torch.stack(delta))
+        return SpikeAndSlabLatents(rho, slab, excess, sigma, delta)
+
+    def first_values(self, initial: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the first sigmas and deltas, from the values of their sites, by name."""
+        sigma = [self._first(s, initial) for s in self.sigmas]
+        sigma = [s.of_site(v) if s.site else v for v, s in zip(sigma, self.sigmas, strict=True)]
+        delta = [self._first(d, initial) for d in self.deltas]
+        return torch.stack(sigma), torch.stack(delta)
 
     def _first_rho(self, given: float | Mapping[str, Tensor]) -> Tensor:
         if not isinstance(given, Mapping):
             return self._tensor(given).repeat(self.size)
-        expected = {block.name: tuple(block.shape) for block in self._blocks}
+        expected = {block.name: tuple(block.shape) for block in self.blocks}
         found = {name: tuple(rho.shape) for name, rho in given.items()}
         if found != expected:
             raise ModelError(
@@ -163,6 +222,7 @@ class SpikeAndSlabRule:
         beta: Tensor,
         residuals: Mapping[str, Residuals],
         omega: float | Tensor,
+        inverse_temperature: float | Tensor = 1.0,
     ) -> SpikeAndSlabLatents:
         """
         Return the latents after one sweep over rho, kappa, sigma and delta, in the paper's order.
@@ -170,77 +230,119 @@ class SpikeAndSlabRule:
         :param Tensor beta: the sparse slab after the step, shape (..., P).
         :param residuals: of the likelihoods with a learned sigma, before the step, by site.
         :param omega: weight of (8).
+        :param inverse_temperature: tau, at which the weights were drawn.
         """
         rho, slab, excess, sigma, delta = latents
         size = beta.abs()
-        u = size / self._spread_sigma(sigma)
-        logit = self._inclusion_logit(u, self._spread_delta(torch.logit(delta)))  # (4)
-        rho = stochastic_approximation(rho, logit.sigmoid_(), omega)
-        slab = stochastic_approximation(slab, rho, omega)  # (5), and with it kappa
+        u = size / self.spread_sigma(sigma)
+        current = self.inclusion(u, delta)  # (4)
+        rho = stochastic_approximation(rho, current, omega)
+        # (5), and with it kappa
+        slab = current if self._marginal else stochastic_approximation(slab, rho, omega)
         excess = (1.0 - omega) * excess
-        if self._sigma_learned.any:
-            new = self._scale(size, u, slab, excess, sigma, residuals)  # (6)
-            sigma = stochastic_approximation(sigma, self._sigma_learned.select(new, sigma), omega)
-        if self._delta_learned.any:
-            gammas = rho if self._groups is None else rho * self._share
-            new = beta_mode(self._sum_by_delta(gammas), *self._delta_counts)  # (7)
-            delta = stochastic_approximation(delta, self._delta_learned.select(new, delta), omega)
+        if self.sigma_learned.any:
+            if self._wide is None:
+                sums = self._sums(size, u, slab, excess)
+            else:
+                share = current if self._marginal else rho
+                sums = self._slab_sums(size, u, share, inverse_temperature)
+            new = self._scale(*sums, sigma, residuals)  # (6)
+            sigma = stochastic_approximation(sigma, self.sigma_learned.select(new, sigma), omega)
+        if self.delta_learned.any:
+            gammas = rho if self._groups is None else rho * self.share
+            new = beta_mode(self.sum_by_delta(gammas), *self.delta_counts)  # (7)
+            delta = stochastic_approximation(delta, self.delta_learned.select(new, delta), omega)
         return SpikeAndSlabLatents(rho, slab, excess, sigma, delta)
 
-    def _inclusion_logit(self, u: Tensor, prior: Tensor) -> Tensor:
-        """Return the logit (4) of the gamma of every weight, or of the group that it is in."""
+    def inclusion(self, u: Tensor, delta: Tensor) -> Tensor:
+        """Return rho tilde of (4), of the gamma of every weight, or of the group that it is in."""
+        prior = self.spread_delta(torch.logit(delta))
         if self._groups is None:
-            return inclusion_logit(u, prior, self.spike, self.slab)
+            return inclusion_logit(u, prior, self.spike, self.slab).sigmoid_()
         # The evidence adds up over a group, the prior counts once.
-        return self._groups.total(inclusion_logit(u, prior * self._share, self.spike, self.slab))
+        logit = inclusion_logit(u, prior * self.share, self.spike, self.slab)
+        return self._groups.total(logit).sigmoid()
+
+    def _sums(
+        self, size: Tensor, u: Tensor, slab: Tensor, excess: float | Tensor
+    ) -> tuple[Tensor, Tensor, float | Tensor]:
+        """Return B, J and p of (6), each of shape (..., S), for weights of some sizes, u sigmas."""
+        linear, quadratic = penalties(slab, excess, self.spike, self.slab, u)
+        return *self.weigh(linear, quadratic, size), self._sigma_sizes
+
+    def _slab_sums(
+        self, size: Tensor, u: Tensor, rho: Tensor, inverse_temperature: float | Tensor
+    ) -> tuple[Tensor, Tensor, float | Tensor]:
+        r"""
+        Return B, J and p of (6) without the narrower component:
+        p is then :math:`\sum \rho / \tau`, as a component to the power of tau has a normalising
+        constant of the power :math:`1 / \tau`.
+        """
+        assert self._wide is not None
+        wide = rho if self._wide is self.slab else 1.0 - rho
+        sums = self.weigh(*penalties_of(wide, self._wide, u), size)
+        return *sums, self.sum_by_sigma(wide) / inverse_temperature
+
+    def weigh(
+        self, linear: Tensor | None, quadratic: Tensor | None, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return B and J of (6), the sums of both penalties by sigma; the penalties are changed."""
+        if linear is None:
+            absolute = size.new_zeros(*size.shape[:-1], len(self.sigmas))
+        else:
+            absolute = self.sum_by_sigma(linear.mul_(size))
+        if quadratic is None:
+            square = torch.zeros_like(absolute)
+        else:
+            square = self.sum_by_sigma(quadratic.mul_(size).mul_(size))
+        return absolute, square
 
     def _scale(
         self,
-        size: Tensor,
-        u: Tensor,
-        slab: Tensor,
-        excess: float | Tensor,
+        absolute: Tensor,
+        square: Tensor,
+        count: float | Tensor,
         sigma: Tensor,
         residuals: Mapping[str, Residuals],
     ) -> Tensor:
-        """Return sigma tilde of (6), shape (..., S), for weights of some sizes, u in sigmas."""
-        linear, quadratic = penalties(slab, excess, self.spike, self.slab, u)
-        if linear is None:
-            absolute = torch.zeros_like(sigma)
-        else:
-            absolute = self._sum_by_sigma(linear.mul_(size))
-        if quadratic is None:
-            square = torch.zeros_like(sigma)
-        else:
-            square = self._sum_by_sigma(quadratic.mul_(size).mul_(size))
-        square, count = self._residuals.add(square, self._sigma_sizes, residuals)
-        if self._terms is not None:
-            return scale_mode(absolute, square + self._nu_lambda, count, self._terms, sigma)
-        return scale_update(absolute, square, count, self._nu, self._nu_lambda)
+        """Return sigma tilde of (6), shape (..., S), from B, J and p."""
+        square, count = self.residuals.add(square, count, residuals)
+        if self.terms is not None:
+            return scale_mode(absolute, square + self.nu_lambda, count, self.terms, sigma)
+        return scale_update(absolute, square, count, self.nu, self.nu_lambda)
 
-    def add_gradient(self, gradient: Tensor, latents: SpikeAndSlabLatents, beta: Tensor) -> None:
+    def add_gradient(self, gradient: Tensor, latents: AnyLatents, beta: Tensor) -> None:
         """Add the prior's part of (2) to the gradient at the sparse weights, shape (..., P)."""
-        sigma = self._spread_sigma(latents.sigma)
-        u = torch.div(beta, sigma).abs_() if self._bends else None
-        both = penalties(latents.slab, latents.excess, self.spike, self.slab, u)
+        sigma, slab = self.spread_sigma(latents.sigma), latents.slab
+        u = torch.div(beta, sigma).abs_() if self._bends or self._marginal else None
+        if self._marginal and u is not None:
+            slab = self.inclusion(u, latents.delta)
+        both = penalties(slab, latents.excess, self.spike, self.slab, u)
         add_prior_gradient(gradient, beta, *both, sigma)
 
-    def potential(self, latents: SpikeAndSlabLatents, beta: Tensor) -> Tensor:
+    def potential(self, latents: AnyLatents, beta: Tensor) -> Tensor:
         r"""
         Return the prior's part of -Q, shape (...): the components' energies, weighted by their
         responsibilities. For SSGL it is
-        :math:`\sum \kappa_0 |\beta| / \sigma + \kappa_1 \beta^2 / 2 \sigma^2`.
+        :math:`\sum \kappa_0 |\beta| / \sigma + \kappa_1 \beta^2 / 2 \sigma^2`. Where gamma is
+        summed out it is minus the log density (1), in units of sigma.
         """
-        u = (beta / self._spread_sigma(latents.sigma)).abs()
+        u = (beta / self.spread_sigma(latents.sigma)).abs()
+        if self._marginal:
+            spike, slab = self.spike.log_density(u), self.slab.log_density(u)
+            if self._groups is not None:
+                spike, slab = self._groups.total(spike), self._groups.total(slab)
+            mixed = log_mixture(spike, slab, self.spread_delta(latents.delta))
+            return -(mixed * self.share).sum(-1)
         spike = (1.0 + latents.excess - latents.slab) * self.spike.energy(u)
         return (spike + latents.slab * self.slab.energy(u)).sum(-1)
 
-    def site_values(self, latents: SpikeAndSlabLatents) -> dict[str, Tensor]:
+    def site_values(self, latents: AnyLatents) -> dict[str, Tensor]:
         """Return the learned sites' values, sigma or its square and delta, of the sites' shapes."""
         groups: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)
         sigma = latents.sigma.square()
-        if self._terms is not None:
-            sigma = torch.where(self._are_variances, sigma, latents.sigma)
+        if self.terms is not None:
+            sigma = torch.where(self.are_variances, sigma, latents.sigma)
         found = (*sigma.unbind(-1), *latents.delta.unbind(-1))
         if not self._are_single:
             return _gather_sites(groups, found)
@@ -250,19 +352,19 @@ class SpikeAndSlabRule:
             if group.site is not None
         }
 
-    def sparsity(self, latents: SpikeAndSlabLatents) -> Tensor:
+    def sparsity(self, latents: AnyLatents) -> Tensor:
         """
         Return the share of sparse weights that more probably belong to the narrower component: rho
         below 1/2 where that is the spike (SSGL's Laplace), above where it is the slab.
         """
         return (self.wide_probability(latents) < 0.5).mean(-1, dtype=latents.rho.dtype)
 
-    def wide_probability(self, latents: SpikeAndSlabLatents) -> Tensor:
+    def wide_probability(self, latents: AnyLatents) -> Tensor:
         """
         Return the probability that a weight belongs to the wider component, shape (..., P): rho
         where that is the slab (SSGL's Gaussian), 1 - rho where it is the spike.
         """
-        rho, narrow = latents.rho, self._spike_is_narrow
+        rho, narrow = latents.rho, self.spike_is_narrow
         if isinstance(narrow, bool):
             return rho if narrow else 1.0 - rho
         return torch.where(narrow, rho, 1.0 - rho)
@@ -420,11 +522,11 @@ class _Learned:
     def __init__(self, learned: list[bool], device: torch.device) -> None:
         self.any = any(learned)
         self._all = all(learned)
-        self._mask = torch.tensor(learned, device=device)
+        self.mask = torch.tensor(learned, device=device)
 
     def select(self, new: Tensor, old: Tensor) -> Tensor:
         """Return new values of learned parameters and old ones of fixed parameters."""
-        return new if self._all else torch.where(self._mask, new, old)
+        return new if self._all else torch.where(self.mask, new, old)
 
 
 def _common(values: list[float | Tensor], sizes: tuple[int, ...], like: Tensor) -> float | Tensor:

@@ -1,19 +1,27 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Learn the latents of a model: one sweep of equations (4) to (8) after every step."""
+"""
+The latents of a model between two steps: the contract of an adaptation, and stochastic
+approximation, one sweep of equations (4) to (8) after every step.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.site_updates import SiteUpdates
-from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents, SpikeAndSlabRule
+from pyro_aeb.adaptation.spike_and_slab import (
+    AnyLatents,
+    SpikeAndSlabLatents,
+    SpikeAndSlabRule,
+)
 from pyro_aeb.latents.contract import Seen
 from pyro_aeb.model.structure import Residuals, Structure
 
@@ -34,34 +42,101 @@ class Latents(NamedTuple):
     """
     The values of all learned latents.
 
-    :param SpikeAndSlabLatents ssgl: of the spike-and-slab sites, None where there are none.
+    :param ssgl: of the spike-and-slab sites, None where there are none.
     :param dict sites: of the sites that have updates of their own, by name; beside them the
         averages of :class:`~pyro_aeb.latents.AveragedStatistics`.
     """
 
-    ssgl: SpikeAndSlabLatents | None
+    ssgl: AnyLatents | None
     sites: dict[str, Tensor]
 
 
-class Adaptation:
-    """The latents' updates for one model."""
+class Adaptation(ABC):
+    """
+    The latents of one model: what the weights' prior takes from them, and their updates after every
+    step.
 
-    def __init__(self, structure: Structure) -> None:
-        self.spike_and_slab = SpikeAndSlabRule(structure) if structure.sparse else None
-        self.sites = SiteUpdates(structure.learned) if structure.learned else None
-        self._structure = structure
+    :param rule: the spike-and-slab prior, None where there is none.
+    """
 
-    def init(
-        self, values: Mapping[str, Tensor], options: StochasticApproximation
-    ) -> Latents | None:
+    is_sampled: ClassVar[bool] = False
+    """Whether the latents' values are draws from their posterior."""
+
+    def __init__(self, rule: SpikeAndSlabRule | None) -> None:
+        self.spike_and_slab = rule
+
+    @abstractmethod
+    def init(self, values: Mapping[str, Tensor]) -> Latents | None:
         """
         Return the latents before the first step, None where nothing is learned.
 
-        :param values: first values of the latent sites, in constrained space, by name.
+        :param values: first values of all latent sites, in constrained space, by name.
         """
-        if self.spike_and_slab is None and self.sites is None:
+
+    @abstractmethod
+    def update(
+        self,
+        latents: Latents | None,
+        position: Tensor,
+        statistics: SufficientStatistics,
+        omega: float | Tensor,
+        inverse_temperature: float | Tensor = 1.0,
+    ) -> Latents | None:
+        """
+        Return the latents after a step.
+
+        :param Tensor position: the weights after the step, shape (..., D).
+        :param omega: weight of (8); 0 leaves the latents as they are.
+        :param inverse_temperature: tau of the step.
+        """
+
+    def values(self, latents: Latents | None) -> dict[str, Tensor]:
+        """Return the learned sites' values, by name."""
+        if latents is None or latents.ssgl is None or self.spike_and_slab is None:
+            return {}
+        return self.spike_and_slab.site_values(latents.ssgl)
+
+    def statistics(self, before: Latents, after: Latents, omega: float) -> dict[str, Tensor]:
+        """
+        Return statistics of a step, each of shape (...).
+
+        :param Latents before: the latents before its update.
+        :param Latents after: the latents after it.
+        """
+        return {}
+
+    def figures(self, latents: Latents | None) -> dict[str, Tensor]:
+        """Return figures of the latents at a draw, each of shape (...)."""
+        return {}
+
+    def collapsed(self, latents: Latents | None) -> list[str]:
+        """Return the learned delta sites that cannot leave 0 or 1."""
+        return []
+
+
+class AveragedAdaptation(Adaptation):
+    """
+    Stochastic approximation, one sweep of equations (4) to (8) after every step.
+
+    :param StochasticApproximation options: None where nothing is learned.
+    """
+
+    def __init__(
+        self, structure: Structure, options: StochasticApproximation | None = None
+    ) -> None:
+        self._options = options or StochasticApproximation(0.0)
+        marginal = self._options.penalties == "current"
+        from_slab = self._options.sigma_from == "slab"
+        has_rule = bool(structure.sparse)
+        super().__init__(SpikeAndSlabRule(structure, marginal, from_slab) if has_rule else None)
+        self.sites = SiteUpdates(structure.learned) if structure.learned else None
+        self._structure = structure
+
+    def init(self, values: Mapping[str, Tensor]) -> Latents | None:
+        rule = self.spike_and_slab
+        if rule is None and self.sites is None:
             return None
-        ssgl = None if self.spike_and_slab is None else self.spike_and_slab.init(values, options)
+        ssgl = None if rule is None else rule.init(values, self._options)
         return Latents(ssgl, {} if self.sites is None else self.sites.init(values))
 
     def update(
@@ -70,33 +145,34 @@ class Adaptation:
         position: Tensor,
         statistics: SufficientStatistics,
         omega: float | Tensor,
+        inverse_temperature: float | Tensor = 1.0,
     ) -> Latents | None:
-        """
-        Return the latents after one sweep of (4) to (8).
-
-        :param Tensor position: the weights after the step, shape (..., D).
-        :param omega: weight of the sweep; 0 leaves the latents as they are.
-        """
         if latents is None or (not isinstance(omega, Tensor) and omega == 0.0):
             return latents
         ssgl, sites = latents
-        if self.spike_and_slab is not None and ssgl is not None:
+        if self.spike_and_slab is not None and isinstance(ssgl, SpikeAndSlabLatents):
             beta = self._structure.select_sparse(position)
-            ssgl = self.spike_and_slab.update(ssgl, beta, statistics.residuals, omega)
+            ssgl = self.spike_and_slab.update(
+                ssgl, beta, statistics.residuals, omega, inverse_temperature
+            )
         if self.sites is not None:
             sites = self.sites.update(sites, statistics.seen, omega)
         return Latents(ssgl, sites)
 
     def values(self, latents: Latents | None) -> dict[str, Tensor]:
-        """Return the learned sites' values, by name."""
-        if latents is None:
-            return {}
-        values: dict[str, Tensor] = {}
-        if self.spike_and_slab is not None and latents.ssgl is not None:
-            values.update(self.spike_and_slab.site_values(latents.ssgl))
-        if self.sites is not None:
+        values = super().values(latents)
+        if self.sites is not None and latents is not None:
             values.update(self.sites.values(latents.sites))
         return values
+
+    def statistics(self, before: Latents, after: Latents, omega: float) -> dict[str, Tensor]:
+        return latent_residuals(before, after, omega, self._structure)
+
+    def collapsed(self, latents: Latents | None) -> list[str]:
+        ssgl = None if latents is None else latents.ssgl
+        if self.spike_and_slab is None or not isinstance(ssgl, SpikeAndSlabLatents):
+            return []
+        return self.spike_and_slab.collapsed(ssgl)
 
 
 def latent_residuals(

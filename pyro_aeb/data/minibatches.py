@@ -204,8 +204,8 @@ class StepData:
         self.arguments = arguments
         self.minibatches = minibatches
         is_fixed = arguments.sizes is None  # read once: `sizes` may fetch a batch
-        self.fixed = arguments.peek() if is_fixed else None
         # None with a loader, which gives batches only.
+        self.fixed = arguments.peek() if is_fixed else None
         self.cover = minibatches.cover if is_fixed else None
 
     def next(self) -> Batch:

@@ -17,7 +17,6 @@ import torch
 from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch, map_leaves
 from pyro_aeb.data.minibatches import Minibatches
@@ -77,7 +76,7 @@ class FrozenChain:
         ssgl = latents.ssgl
         if ssgl is not None:
             fields: list[Any] = [self._select(value) for value in ssgl]
-            ssgl = SpikeAndSlabLatents(*fields)
+            ssgl = type(ssgl)(*fields)
         return Latents(ssgl, {name: value[self._place] for name, value in latents.sites.items()})
 
     @property

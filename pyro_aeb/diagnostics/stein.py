@@ -179,7 +179,9 @@ def compute_scores(frozen: FrozenChain, points: Tensor) -> Tensor:
     """Compute the gradient of tau Q on all data at positions of shape (n, D)."""
     tau, latents = frozen.numbers.inverse_temperature, frozen.latents
     plates = {name: (size, size) for name, (size, _) in frozen.structure.plates.items()}
-    posterior = Posterior(frozen.chain.posterior.model, replace(frozen.structure, plates=plates))
+    structure = replace(frozen.structure, plates=plates)
+    model, adaptation = frozen.chain.posterior.model, frozen.kernel.adaptation
+    posterior = Posterior(model, structure, adaptation=adaptation)
     total, weight = torch.zeros_like(points), 0
     with whole_plates():
         for batch, count in _all_batches(frozen, plates):

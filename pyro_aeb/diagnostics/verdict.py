@@ -15,6 +15,7 @@ from pyro_aeb.diagnostics.kinetics import temperature_finding
 from pyro_aeb.diagnostics.mixing import mixing_findings
 from pyro_aeb.diagnostics.movement import movement_findings
 from pyro_aeb.diagnostics.recorded_run import Run
+from pyro_aeb.diagnostics.scans import scans_finding
 from pyro_aeb.diagnostics.settling import settling_finding
 
 
@@ -46,6 +47,8 @@ def check(mcmc: MCMC, quiet: bool = False) -> Verdict:
         settling = settling_finding(run)
         latents_settled = settling.severity != "warning"
         findings = [settling, agreement_finding(run), collapse_finding(run)]
+    if (scans := scans_finding(run)) is not None:
+        findings.append(scans)
     findings += movement_findings(run)
     findings += mixing_findings(run, latents_settled)
     findings += [temperature_finding(run)]

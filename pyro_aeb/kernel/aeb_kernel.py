@@ -15,7 +15,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
+from pyro_aeb.adaptation.spike_and_slab import AnyLatents
 from pyro_aeb.data.iterables import open_arguments
 from pyro_aeb.errors import CollapseWarning
 from pyro_aeb.kernel import algorithm
@@ -65,9 +65,11 @@ class AEBKernel(KernelOptions, MCMCKernel):
         or come from a DataLoader.
     :param transition: how the weights move: :class:`~pyro_aeb.transitions.sgld.SGLD`,
         :class:`~pyro_aeb.transitions.sghmc.SGHMC`, or another of :mod:`pyro_aeb.transitions`.
-    :param StochasticApproximation adaptation: how the latents are learned; its weight 1 is the
-        "-EM" variant and 0 freezes them. None samples every continuous site under the model's own
-        prior (an SSGL site then scores with its own ``log_prob``).
+    :param adaptation: how the latents are learned: by
+        :class:`~pyro_aeb.StochasticApproximation`, whose weight 1 is the "-EM" variant and 0
+        freezes them; or drawn from their posterior, by :class:`~pyro_aeb.Gibbs`. None samples every
+        continuous site under the model's own prior (an SSGL site then scores with its own
+        ``log_prob``).
     :param inverse_temperature: tau, a number or a schedule; the target is proportional to
         exp(tau Q). Rising schedules give the annealed "A-" variants.
     :param int steps_per_draw: steps between draws, at least 1 (thinning). Warm-up is counted in
@@ -77,9 +79,10 @@ class AEBKernel(KernelOptions, MCMCKernel):
     :param pruning: sets weights to zero after every step, by
         :class:`~pyro_aeb.pruning.base.MagnitudePruning` or another of :mod:`pyro_aeb.pruning`.
     :param save: names of the sites and summaries that a draw holds, by default all: every latent
-        site, and ``"<site>_rho"``, the inclusion probabilities of every SSGL site. If that takes
-        over 4 MiB a draw, sites of more than 1024 numbers are left out by default, with a warning.
-        Of sites left out the run keeps norms and running moments.
+        site, and ``"<site>_rho"``, the inclusion probabilities of every SSGL site, with
+        ``"<site>_gamma"`` where gammas are drawn. If that takes over 4 MiB a draw, sites of more
+        than 1024 numbers are left out by default, with a warning. Of sites left out the run keeps
+        norms and running moments.
     :param links: SSGL site to ``{"delta": Beta site, "sigma": InverseGamma site}``, where the model
         itself does not show the link (``float(x)`` loses it).
     :param bool freeze_after_warmup: whether the latents stay fixed once warm-up ends. False, as in
@@ -265,7 +268,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
         return self._chain
 
     @property
-    def latents(self) -> SpikeAndSlabLatents | None:
+    def latents(self) -> AnyLatents | None:
         """The current latents of spike-and-slab sites, None where none are learned."""
         return self.chain.ssgl
 
@@ -313,7 +316,8 @@ class AEBKernel(KernelOptions, MCMCKernel):
         roles = dict.fromkeys(structure.observed, "observed")
         roles |= dict.fromkeys(structure.reparametrised, "deterministic")
         roles |= {block.name: "draw" for block in structure.blocks}
-        roles |= {name: "stochastic approximation" for name in learned}
+        is_sampled = chain.posterior.adaptation.is_sampled
+        roles |= dict.fromkeys(learned, "draw" if is_sampled else "stochastic approximation")
         return {
             "divergences": [],
             "run": chain.name,

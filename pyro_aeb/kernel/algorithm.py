@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation.options import WEIGHT, WEIGHT_RANGE
+from pyro_aeb.adaptation.options import WEIGHT, WEIGHT_RANGE, StochasticApproximation
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch, map_leaves
 from pyro_aeb.errors import NonFiniteError, is_domain_error
@@ -138,6 +138,8 @@ def _step(
     if chain.pruner is not None:
         chain.state = chain.pruner.prune(chain.state, k, chain.wide_probability)  # (9), (10)
     chain.step = k
+    if chain.scan is not None:
+        chain.scan(chain)
     chain.torn = False
 
 
@@ -230,9 +232,9 @@ class Update:
         else:
             evaluated = target.evaluated(likelihood.log_density, gradient, state.position)
             state = self.transition.move(state, evaluated, noise, numbers, target)
-        statistics = likelihood.statistics
+        statistics, tau = likelihood.statistics, numbers.inverse_temperature
         return state, self.posterior.adaptation.update(  # (4) to (8)
-            latents, state.position, statistics, omega
+            latents, state.position, statistics, omega, tau
         )
 
 
@@ -251,8 +253,8 @@ def step_numbers(options: KernelOptions, k: int) -> StepNumbers:
 
 
 def sa_weight(options: KernelOptions, chain: Chain, k: int) -> float:
-    """Return omega, the weight of (8), at step k; 0 where no latent is learned any more."""
-    if options.adaptation is None or chain.latents is None:
+    """Return omega, the weight of (8), at step k; 0 where no latent is learned by it."""
+    if not isinstance(options.adaptation, StochasticApproximation) or chain.latents is None:
         return 0.0
     if options.freeze_after_warmup and not chain.warming_up:
         return 0.0

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
-from pyro_aeb.adaptation.sweep import Latents, latent_residuals
+from pyro_aeb.adaptation.spike_and_slab import AnyLatents
+from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.data.minibatches import StepData
 from pyro_aeb.kernel.draws import Recording, progress_figures
 from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.kernel.non_finite import first_non_finite, sum_is_finite
 from pyro_aeb.model.side_effects import Buffers
-from pyro_aeb.model.structure import Structure, rho_name
+from pyro_aeb.model.structure import Structure, gamma_name, rho_name
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.posterior.step_target import StepTarget
 from pyro_aeb.pruning import Pruner
@@ -54,6 +54,7 @@ class Chain:
     :param bool rejects: whether the transition rejects positions of density 0.
     :param FiniteCheck finite: detects a step whose numbers are not finite.
     :param Pruner pruner: sets weights to zero after every step, None for no pruning.
+    :param scan: draws latents after some of the steps, None where they are not drawn.
     """
 
     structure: Structure
@@ -73,6 +74,7 @@ class Chain:
     compile_from: int | None = None
     rejects: bool = False
     pruner: Pruner | None = None
+    scan: Callable[[Chain], None] | None = None
     step: int = 0
     draws: int = 0
 
@@ -101,7 +103,7 @@ class Chain:
         return self.draws < self.warmup
 
     @property
-    def ssgl(self) -> SpikeAndSlabLatents | None:
+    def ssgl(self) -> AnyLatents | None:
         """The latents of spike-and-slab sites, None where none are learned."""
         return None if self.latents is None else self.latents.ssgl
 
@@ -163,15 +165,15 @@ class Chain:
         )
         self._measured = {**statistics_of(transition, self.state, state, numbers, target)}
         if self.latents is not None and latents is not None:
-            residuals = latent_residuals(self.latents, latents, omega, self.structure)
-            self._measured.update(residuals)
+            figures = self.posterior.adaptation.statistics(self.latents, latents, omega)
+            self._measured.update(figures)
 
     # -- at a draw
 
     def statistics(self) -> dict[str, Tensor | float | bool]:
         """Return the statistics of a draw, but for the numbers of the step."""
         stats: dict[str, Tensor | float | bool] = {"diverging": False, "potential": self._potential}
-        stats |= self._measured
+        stats |= {**self._measured, **self.posterior.adaptation.figures(self.latents)}
         if self.pruner is not None:
             stats["sparsity"] = self.pruner.zeros()
             stats["pruning_flips"] = self.pruner.flips(self.state.position)
@@ -181,8 +183,7 @@ class Chain:
 
     def collapsed_now(self) -> list[str]:
         """Return the delta sites that are collapsed now."""
-        rule = self.posterior.adaptation.spike_and_slab
-        return [] if rule is None or self.ssgl is None else rule.collapsed(self.ssgl)
+        return self.posterior.adaptation.collapsed(self.latents)
 
     def newly_collapsed(self) -> list[str]:
         """Return the delta sites that have collapsed since the last call."""
@@ -207,7 +208,7 @@ class Chain:
         """
         self.last_draw = draw
         if not self.warming_up:
-            everything = {**values, **self.rho()}
+            everything = {**values, **self.summaries()}
             self.recording.add(self.draws - self.warmup, draw, everything, statistics)
         self._statistics = statistics
         self.draws += 1
@@ -231,14 +232,22 @@ class Chain:
             return [values]
         return [{name: value[i] for name, value in values.items()} for i in range(*self.shape)]
 
-    def rho(self) -> dict[str, Tensor]:
-        """Return views of the inclusion probabilities, by the names of :func:`rho_name`."""
+    def summaries(self) -> dict[str, Tensor]:
+        """
+        Return views of the inclusion probabilities, by the names of :func:`rho_name`, and of
+        gammas that are drawn, by those of :func:`gamma_name`.
+        """
         if self.ssgl is None:
             return {}
-        blocks, parts = self.structure.sparse, (self.ssgl.rho,)
-        if len(blocks) > 1:
-            parts = self.ssgl.rho.split([block.size for block in blocks], dim=-1)
+        kinds = [(rho_name, self.ssgl.rho)]
+        if self.posterior.adaptation.is_sampled:
+            kinds.append((gamma_name, self.ssgl.slab))
+        blocks = self.structure.sparse
+        sizes = [block.size for block in blocks]
         return {
-            rho_name(block.name): part.reshape((*self.shape, *block.shape))
-            for block, part in zip(blocks, parts, strict=True)
+            name(block.name): part.reshape((*self.shape, *block.shape))
+            for name, whole in kinds
+            for block, part in zip(
+                blocks, whole.split(sizes, dim=-1) if len(sizes) > 1 else (whole,), strict=True
+            )
         }

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents
+from pyro_aeb.adaptation.spike_and_slab import AnyLatents
 from pyro_aeb.errors import ModelError, SaveSizeWarning, shorten
-from pyro_aeb.model.structure import Structure, norm_name, rho_name
+from pyro_aeb.model.structure import Structure, gamma_name, norm_name, rho_name
 from pyro_aeb.storage.recorder import Recorder
 
 WARNING_BYTES = 2**20
@@ -31,18 +31,23 @@ SMALL_SITE = 1024
 """The most numbers of a site that a large draw holds."""
 
 
-def names_to_save(structure: Structure, wanted: Sequence[str] | None) -> tuple[str, ...]:
+def names_to_save(
+    structure: Structure, wanted: Sequence[str] | None, gammas: bool = False
+) -> tuple[str, ...]:
     """
     Return the names of the sites and summaries that a draw holds.
 
     :param wanted: names, or None for all where a draw takes at most :data:`LARGE_DRAW` bytes, and
         otherwise for those of at most :data:`SMALL_SITE` numbers, learned sites included.
+    :param bool gammas: whether gammas are drawn.
     :raises ModelError: if a name is unknown.
     :warns SaveSizeWarning: by default, if all of them take more than :data:`WARNING_BYTES`.
     """
     width = torch.finfo(structure.dtype).bits // 8
     sizes = {block.name: block.size for block in structure.blocks}
     sizes |= {rho_name(block.name): block.size for block in structure.sparse}
+    if gammas:
+        sizes |= {gamma_name(block.name): block.size for block in structure.sparse}
     sizes |= {name: 1 for name in structure.latent_sites}
     if wanted is not None:
         if unknown := [name for name in wanted if name not in sizes]:
@@ -98,8 +103,8 @@ class Recording:
         self._last: dict[str, tuple[float | bool, Tensor]] = {}  # numbers change rarely
         self._shape = shape
         self._weights = [block.name for block in structure.blocks if block.name not in self._saved]
-        summaries = [rho_name(block.name) for block in structure.sparse]
-        self._rho = [name for name in summaries if name in self._saved]
+        summaries = [n(block.name) for n in (rho_name, gamma_name) for block in structure.sparse]
+        self._summaries = [name for name in summaries if name in self._saved]
 
     def select(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return copies of the sites that a draw holds."""
@@ -127,7 +132,7 @@ class Recording:
         record = {
             "posterior": draw,
             "sample_stats": {name: self._number(name, n) for name, n in statistics.items()},
-            "adaptation": {name: values[name] for name in self._rho if name in values},
+            "adaptation": {name: values[name] for name in self._summaries if name in values},
         }
         self.recorder.add(number, record)
 
@@ -191,12 +196,17 @@ class Moments:
 def dims_of(structure: Structure) -> dict[str, list[str | None]]:
     """Return the plate of every axis of every site and summary, None where there is none."""
     dims = {name: list(plates) for name, plates in structure.dims.items()}
-    return {**dims, **{rho_name(block.name): dims[block.name] for block in structure.sparse}}
+    own = {
+        name: dims[block.name]
+        for block in structure.sparse
+        for name in (rho_name(block.name), gamma_name(block.name))
+    }
+    return {**dims, **own}
 
 
 def progress_figures(
     statistics: Mapping[str, Tensor | float],
-    ssgl: SpikeAndSlabLatents | None,
+    ssgl: AnyLatents | None,
     steps_per_second: float,
 ) -> OrderedDict[str, str]:
     """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_aeb.adaptation.options import StochasticApproximation
+from pyro_aeb.adaptation.gibbs import Gibbs
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.data.loaders import ArgumentSource
@@ -27,6 +27,7 @@ from pyro_aeb.kernel.compiled_step import AUTO_STEPS, CompiledStep, first_compil
 from pyro_aeb.kernel.draws import Recording, names_to_save
 from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.kernel.options import KernelOptions
+from pyro_aeb.kernel.scan import make_scan
 from pyro_aeb.kernel.seeds import generator_of
 from pyro_aeb.model.inspection import explain_failures, inspect_model, named_tensors
 from pyro_aeb.model.side_effects import Buffers, preserve_buffers
@@ -69,7 +70,7 @@ def start_chain(
     :raises ModelError: if the model or the data cannot be sampled.
     """
     model, structure = _inspect(options, source)
-    saved = names_to_save(structure, options.save)
+    saved = names_to_save(structure, options.save, isinstance(options.adaptation, Gibbs))
     ranks = ranks_of_data(options.data_parallel)
     generators = tuple(generator_of(options.seed, n, structure.device) for n in numbers)
     minibatches = [
@@ -78,7 +79,7 @@ def start_chain(
     ]
     buffers = Buffers(structure.changed_buffers, len(numbers) if vectorized else None)
     average = Average(ranks, buffers) if options.data_parallel else None
-    posterior = Posterior(model, structure, buffers, average)
+    posterior = Posterior(model, structure, buffers, average, options.adaptation)
     batch = Batch(source.peek(), minibatches[0].first())
     position, latents = _find_starts(options, posterior, batch, generators, given, vectorized)
     if options.data_parallel:
@@ -90,10 +91,11 @@ def start_chain(
     like = position.new_empty(()).expand(shape)  # it is kept, and takes no memory
     whole = not (needs_target or options.data_parallel)
     announces = options.compile == "auto"
+    data = StepData(source, ChainMinibatches(minibatches) if vectorized else minibatches[0])
     return Chain(
         structure=structure,
         posterior=posterior,
-        data=StepData(source, ChainMinibatches(minibatches) if vectorized else minibatches[0]),
+        data=data,
         generators=generators,
         state=transition.init(position),
         latents=latents,
@@ -110,6 +112,7 @@ def start_chain(
         rejects=getattr(transition, "rejects", False),
         finite=FiniteCheck(structure.device, structure.dtype),
         pruner=None if options.pruning is None else Pruner(options.pruning, structure),
+        scan=make_scan(posterior, data, buffers, generators),
     )
 
 
@@ -206,7 +209,7 @@ def _find_starts(
         draw = partial(
             draw_first_values, model, batch.arguments, structure, strategy, own, generator
         )
-        starts.append(find_start(posterior, options.adaptation, batch, draw))
+        starts.append(find_start(posterior, batch, draw))
     return _stack_starts(starts) if vectorized else starts[0]
 
 
@@ -266,14 +269,12 @@ def draw_first_values(
 
 def find_start(
     posterior: Posterior,
-    options: StochasticApproximation | None,
     batch: Batch,
     draw: Callable[[], Mapping[str, Tensor]],
 ) -> tuple[Tensor, Latents | None]:
     """
     Find a starting point with a finite log density.
 
-    :param StochasticApproximation options: the first latents, None to learn none.
     :param draw: draws first values, in constrained space.
     :returns: position and latents.
     :raises ModelError: if none is found.
@@ -283,9 +284,7 @@ def find_start(
     for _ in range(INITIAL_TRIES):
         try:
             values = draw()
-            position, latents = structure.flatten(values), None
-            if options is not None:
-                latents = adaptation.init(values, options)
+            position, latents = structure.flatten(values), adaptation.init(values)
             with preserve_buffers():
                 log_density = posterior.evaluate(position, latents, batch).log_density
         except Exception as error:
@@ -317,10 +316,8 @@ def _stack_starts(
     ssgl = [each.ssgl for each in latents if each.ssgl is not None]
     if not ssgl:
         return position, Latents(None, sites)
-    stacked = ssgl[0]._replace(  # what is left of the first kappas is the same in every chain
-        rho=torch.stack([each.rho for each in ssgl]),
-        slab=torch.stack([each.slab for each in ssgl]),
-        sigma=torch.stack([each.sigma for each in ssgl]),
-        delta=torch.stack([each.delta for each in ssgl]),
-    )
-    return position, Latents(stacked, sites)
+    first = ssgl[0]
+    # What is left of the first kappas is the same in every chain.
+    own = [name for name in first._fields if name != "excess"]
+    stacked = {name: torch.stack([getattr(each, name) for each in ssgl]) for name in own}
+    return position, Latents(first._replace(**stacked), sites)

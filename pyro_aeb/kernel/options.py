@@ -11,14 +11,15 @@ from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
 from typing import Any, Literal
 
-from pyro_aeb.adaptation.options import StochasticApproximation
+from pyro_aeb.adaptation.build import AnyAdaptation
+from pyro_aeb.adaptation.gibbs import Gibbs
 from pyro_aeb.data.minibatches import ORDERS, Order
 from pyro_aeb.kernel.noise import KINDS, Kind
 from pyro_aeb.model.links import HandLinks
 from pyro_aeb.model.tracing import init_to_default
 from pyro_aeb.pruning import Pruning
-from pyro_aeb.schedules import Schedule, as_schedule
-from pyro_aeb.transitions import AnyTransition, TargetTransition
+from pyro_aeb.schedules import Constant, Schedule, as_schedule
+from pyro_aeb.transitions import AnyTransition, ContourSGLD, ReplicaExchange, TargetTransition
 from pyro_aeb.validation import choice, count, flag, names
 
 
@@ -33,7 +34,7 @@ class KernelOptions:
 
     model: Callable[..., Any]
     transition: AnyTransition
-    adaptation: StochasticApproximation | None = None
+    adaptation: AnyAdaptation | None = None
     inverse_temperature: Schedule | float = 1.0
     steps_per_draw: int = 1
     _: KW_ONLY
@@ -66,8 +67,8 @@ class KernelOptions:
             ),
             (
                 "adaptation",
-                adaptation is None or isinstance(adaptation, StochasticApproximation),
-                "StochasticApproximation(weight) or None",
+                adaptation is None or isinstance(adaptation, AnyAdaptation),
+                "StochasticApproximation(weight), Gibbs() or None",
             ),
             ("pruning", pruning is None or isinstance(pruning, Pruning), pruned_by),
             ("init_strategy", callable(self.init_strategy), "one of Pyro's init_to_* functions"),
@@ -95,11 +96,46 @@ class KernelOptions:
                     f"noise is {self.noise!r} and {transition!r} decides by its numbers, expected "
                     "'normal'"
                 )
+        if isinstance(self.adaptation, Gibbs):
+            self._check_gibbs()
         if self.data_parallel and self.seed is None:
             raise ValueError(
                 "data_parallel=True without a seed, expected seed=..., the same on all ranks, from "
                 "which they draw the same noise and minibatches"
             )
+
+    def _check_gibbs(self) -> None:
+        """Check that draws are those of the posterior that Gibbs' conditional laws belong to."""
+        others = (ReplicaExchange, ContourSGLD)
+        for name, valid, expected in (
+            (
+                "inverse_temperature",
+                self.inverse_temperature == Constant(1.0),
+                "1: at another temperature the densities of spikes and slabs have other "
+                "normalising constants, and their number another law",
+            ),
+            ("pruning", self.pruning is None, "None: a weight held at zero is no draw of a spike"),
+            (
+                "freeze_after_warmup",
+                not self.freeze_after_warmup,
+                "False: gamma, sigma and delta are drawn for as long as the weights are",
+            ),
+            (
+                "data_parallel",
+                not self.data_parallel,
+                "False: a scan takes all data",
+            ),
+            (
+                "transition",
+                not isinstance(self.transition, others),
+                "one whose draws have the law of the posterior, such as SGLD, SGHMC or HMC",
+            ),
+        ):
+            if not valid:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r} with adaptation={self.adaptation!r}, "
+                    f"expected {expected}; StochasticApproximation takes any"
+                )
 
 
 def _compile_option(value: Any) -> bool | Literal["auto"]:

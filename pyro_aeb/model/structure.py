@@ -290,3 +290,8 @@ def norm_name(site: str) -> str:
 def rho_name(site: str) -> str:
     """Return the name of a sparse site's inclusion probabilities in a draw."""
     return f"{site}_rho"
+
+
+def gamma_name(site: str) -> str:
+    """Return the name of a sparse site's drawn gammas in a draw."""
+    return f"{site}_gamma"

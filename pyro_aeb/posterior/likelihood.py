@@ -35,6 +35,8 @@ CONSTANTS = 100
 """The most distributions of fixed parameters that are kept from step to step."""
 
 _NUMBERS = (int, float, bool, type(None))
+ROWS = 256
+"""Rows of second derivatives that are taken at once, a bound on their memory."""
 
 
 class Evaluation(NamedTuple):
@@ -98,6 +100,41 @@ class Likelihood:
             gradient = torch.zeros_like(position)
         statistics = SufficientStatistics(residuals, seen)
         return Evaluation(log_density.detach(), gradient.contiguous(), statistics)
+
+    def curvature(
+        self,
+        position: Tensor,
+        latents: Mapping[str, Tensor],
+        batch: Batch,
+        columns: Sequence[Tensor],
+    ) -> Tensor:
+        """
+        Return some of minus the second derivatives of the log density, shape (..., n).
+
+        :param columns: of the first rows, those of every row, shape (rows, m) each.
+        """
+        position = position.detach().requires_grad_()
+        run = self._of_chains if position.dim() > 1 else self._of_chain
+        with torch.enable_grad():
+            log_density, _, _ = run(self._structure.unflatten(position), latents, batch)
+            total = log_density.sum() + 0.0 * position.sum()  # which they may not enter
+            (gradient,) = torch.autograd.grad(total, position, create_graph=True)
+        found, row = [], 0
+        for own in columns:
+            for some in own.to(position.device).split(ROWS):
+                ends = torch.zeros(len(some), position.shape[-1], device=position.device)
+                ends = ends.to(position.dtype)
+                ends[torch.arange(len(some)), row + torch.arange(len(some))] = -1.0
+                rows = _rows(gradient, position, ends)
+                places = some.reshape(len(some), *(1 for _ in position.shape[:-1]), -1)
+                found.append(rows.gather(-1, places.expand(*rows.shape[:-1], -1)))
+                row += len(some)
+        return torch.cat([part.movedim(0, -2).flatten(-2) for part in found], dim=-1)
+
+    @property
+    def scored_scales(self) -> frozenset[str]:
+        """Sites that have a learned sigma as scale, and whose log density is not that of (6)."""
+        return frozenset(self._scorer.scored_scales)
 
     def _leaves(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the learned sites that need derivatives, as leaves of the graph."""
@@ -181,6 +218,19 @@ class Likelihood:
         return scored
 
 
+def _rows(gradient: Tensor, position: Tensor, ends: Tensor) -> Tensor:
+    """Return the derivatives of weighted sums of the gradient, shape (rows, ..., D)."""
+    if not gradient.requires_grad:  # the log density is linear
+        return ends.new_zeros(len(ends), *position.shape)
+    weights = ends.reshape(len(ends), *(1 for _ in position.shape[:-1]), -1).expand(
+        -1, *position.shape
+    )
+    (rows,) = torch.autograd.grad(
+        gradient, position, weights, retain_graph=True, is_grads_batched=True
+    )
+    return rows
+
+
 Scored = tuple[Tensor, dict[str, Residuals], dict[str, Tensor]]
 """The log density of a run of the model, residuals, and deterministic sites."""
 
@@ -208,6 +258,7 @@ class _Scorer(Messenger):
             name: _Several(index, [s.index for s in structure.sigmas])
             for name, index in structure.sigmas_of_data.items()
         }
+        self.scored_scales: set[str] = set()
         self._are_labels: dict[str, bool] = {}  # whole numbers that become floating-point ones
         self._zero = torch.zeros((), dtype=structure.dtype, device=structure.device)
         self._constants: dict[Any, tuple[dict[str, Any], list[tuple[Tensor, int]]]] = {}
@@ -364,6 +415,7 @@ class _Scorer(Messenger):
         z = (msg["value"] - fn.loc) / fn.scale
         is_normal = type(fn) is pyro.distributions.Normal
         if not is_normal:
+            self.scored_scales.add(name)
             self._score(msg, msg["value"])
             z = weigh_tails(z, fn.df).detach()
         if has_weights(scale):
@@ -382,6 +434,7 @@ class _Scorer(Messenger):
         if is_normal:
             self._terms.append(total * (-0.5 * scale))
         if is_normal and fn.scale.requires_grad:  # c depends on the weights
+            self.scored_scales.add(name)
             log_scale = fn.scale.log() if mask is None else torch.where(mask, fn.scale.log(), 0.0)
             log_scale = log_scale if weights is None else log_scale * weights
             self._terms.append(-log_scale.sum() * scale)

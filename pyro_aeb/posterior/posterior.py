@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation.sweep import Adaptation, Latents
+from pyro_aeb.adaptation.build import AnyAdaptation, make_adaptation
+from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Structure
@@ -49,6 +50,7 @@ class Posterior:
     :param Buffers buffers: those that the model changes, where several chains step together.
     :param average: turns a likelihood evaluated on this process's data into that on the data of all
         processes; None where there is one process.
+    :param adaptation: the options by which latents are learned, None where nothing is.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class Posterior:
         structure: Structure,
         buffers: Buffers | None = None,
         average: Callable[[Evaluation], Evaluation] | None = None,
+        adaptation: AnyAdaptation | None = None,
     ) -> None:
         self.model = model
         self.structure = structure
-        self.adaptation = Adaptation(structure)
-        self.likelihood: Likelihood | CompiledLikelihood = Likelihood(model, structure, buffers)
+        self.adaptation = make_adaptation(structure, adaptation)
+        self.as_written = Likelihood(model, structure, buffers)
+        self.likelihood: Likelihood | CompiledLikelihood = self.as_written
         self._average = average
         normal = NormalPrior(structure)
         self._normal = normal if normal.size else None

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from pyro_aeb.data.arguments import Batch
 from pyro_aeb.errors import ModelError, is_domain_error
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.posterior.posterior import Posterior
+from pyro_aeb.posterior.whole_data import mean_evaluation
 from pyro_aeb.transitions import Evaluated
 
 
@@ -106,19 +108,9 @@ class StepTarget:
     def _mean(
         self, position: Tensor, indices: Iterator[Mapping[str, Tensor]], prior: bool
     ) -> Evaluated:
-        total, count = None, 0
-        before = [value.clone() for value in self._buffers.values()]
-        try:
-            for batch_indices in indices:
-                batch = self._batch._replace(indices=batch_indices)
-                likelihood = self._posterior.evaluate_likelihood(position, self._latents, batch)
-                pair = (likelihood.log_density, likelihood.gradient)
-                total = pair if total is None else (total[0] + pair[0], total[1].add_(pair[1]))
-                count += 1
-        finally:
-            self._buffers.load(before)
-        assert total is not None
-        log_density, gradient = total[0] / count, total[1].div_(count)
+        batches = (self._batch._replace(indices=own) for own in indices)
+        evaluate = partial(self._posterior.evaluate_likelihood, position, self._latents)
+        log_density, gradient, _ = mean_evaluation(map(evaluate, batches), self._buffers)
         if not prior:
             return Evaluated(log_density, gradient)
         with torch.no_grad():

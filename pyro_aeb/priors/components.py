@@ -294,6 +294,20 @@ def penalties(
     )
 
 
+def penalties_of(
+    share: Tensor, component: Component, u: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """
+    Return one component's part of :func:`penalties`, L and K.
+
+    :param Tensor share: its probabilities, shape (..., P).
+    """
+    return (
+        _blend(share, 0.0, 0.0, component.linear),
+        _blend(share, 0.0, 0.0, component.quadratic(u)),
+    )
+
+
 def _blend(share: Tensor, excess: Number, spike: Number, slab: Number) -> Tensor | None:
     """Return (1 + excess - share) spike + share slab."""
     no_spike = isinstance(spike, float) and spike == 0.0

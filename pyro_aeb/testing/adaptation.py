@@ -57,7 +57,7 @@ def check_adaptation(model: Model, *args: Any, **kwargs: Any) -> Report:
     indices = {n: torch.arange(size)[-batch:] for n, (size, batch) in structure.plates.items()}
     sweeps = []
     for position, latents in problem.random_points(seed=0):
-        assert latents is not None and latents.ssgl is not None
+        assert latents is not None and isinstance(latents.ssgl, SpikeAndSlabLatents)
         residuals = problem.step_gradient(position, latents, indices).statistics.residuals
         beta = structure.select_sparse(position)
         sweeps.append(_Sweep(problem, rule, indices, position, beta, latents.ssgl, residuals))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_aeb.adaptation.options import StochasticApproximation
-from pyro_aeb.adaptation.sweep import Latents
+from pyro_aeb.adaptation.sweep import AveragedAdaptation, Latents
 from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
@@ -63,7 +63,8 @@ class Problem:
                 unconstrained = uniform(*site.transform.inverse_shape(site.shape)) - 0.5
                 values[site.name] = site.transform(unconstrained)
             inclusion = self._by_site(0.2 + 0.6 * uniform(structure.sparse_size))
-            yield position, adaptation.init(values, StochasticApproximation(1.0, inclusion))
+            first = StochasticApproximation(1.0, inclusion)
+            yield position, AveragedAdaptation(structure, first).init(values)
 
     def step_gradient(
         self, position: Tensor, latents: Latents | None, indices: Mapping[str, Tensor]

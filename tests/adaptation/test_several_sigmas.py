@@ -120,11 +120,12 @@ class Chain:
     def __init__(self, model, *args, **kwargs):
         self.arguments = Arguments((X, Y, *args), kwargs)
         self.structure = inspect_model(model, *self.arguments, adapt=True)
-        self.posterior = Posterior(model, self.structure)
+        adaptation = aeb.StochasticApproximation(0.3)
+        self.posterior = Posterior(model, self.structure, adaptation=adaptation)
 
     def start(self, position, values):
         self.position = position
-        self.latents = self.posterior.adaptation.init(values, aeb.StochasticApproximation(0.3))
+        self.latents = self.posterior.adaptation.init(values)
 
     def step(self, noise, indices):
         plates = self.structure.plates.items()
@@ -233,9 +234,9 @@ def test_groups_of_outputs_and_groups_of_weights():
     assert found.sparse[0].sigma[:, 0].tolist() == [0, 1, 0]
     assert found.sparse[0].delta[:, 0].tolist() == [0, 1, 2]
     assert found.sigmas_of_data["y"].flatten().tolist() == [0, 1, 0]
-    posterior = Posterior(model, found)
+    posterior = Posterior(model, found, adaptation=aeb.StochasticApproximation(1.0))
     w, values = torch.randn(M * P), {"sigma2": torch.tensor([1.0, 4.0]), "delta": torch.rand(M)}
-    latents = posterior.adaptation.init(values, aeb.StochasticApproximation(1.0))
+    latents = posterior.adaptation.init(values)
     indices = {name: torch.arange(size) for name, (size, _) in found.plates.items()}
     statistics = posterior.evaluate(w, latents, Batch(Arguments((), {}), indices)).statistics
     after = posterior.adaptation.update(latents, w, statistics, 1.0).ssgl

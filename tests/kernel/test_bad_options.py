@@ -41,7 +41,7 @@ from pyro_aeb import (
         (
             {"adaptation": StochasticApproximation},
             TypeError,
-            ["adaptation is", "expected StochasticApproximation(weight) or None"],
+            ["adaptation is", "expected StochasticApproximation(weight), Gibbs() or None"],
         ),
         ({"steps_per_draw": 0}, ValueError, ["steps_per_draw is 0, expected an integer"]),
         ({"steps_per_draw": -3}, ValueError, ["steps_per_draw is -3, expected an integer"]),

@@ -158,10 +158,11 @@ def test_the_position_of_constrained_values():
 
 
 def start_from(draw, model=sparse_regression, adaptation=ADAPTATION):
-    posterior = Posterior(model, inspect(model, adapt=adaptation is not None))
+    structure = inspect(model, adapt=adaptation is not None)
+    posterior = Posterior(model, structure, adaptation=adaptation)
     batch = Batch(Arguments((X, Y), {}), {"features": torch.arange(P), "data": torch.arange(N)})
     with pyro.validation_enabled(False):  # as in MCMC
-        return find_start(posterior, adaptation, batch, draw)
+        return find_start(posterior, batch, draw)
 
 
 def valid_draw():

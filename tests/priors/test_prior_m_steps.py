@@ -124,9 +124,8 @@ def test_sigma_zeroes_the_gradient_of_q(case):
     if has_bends(case):
         for _ in range(200):  # M-steps of sigma with all else as it is
             u = case.beta.abs() / after.sigma
-            sigma = case.rule._scale(
-                case.beta.abs(), u, case.after.slab, 0.0, after.sigma, case.residuals
-            )
+            sums = case.rule._sums(case.beta.abs(), u, case.after.slab, 0.0)
+            sigma = case.rule._scale(*sums, after.sigma, case.residuals)
             tops = [case.q(case.beta, rho, s[0], case.new["delta"]) for s in (after.sigma, sigma)]
             assert tops[1] >= tops[0] - 1e-12
             after = after._replace(sigma=sigma)

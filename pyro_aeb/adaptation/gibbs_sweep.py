@@ -1,0 +1,308 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Sample the latents of spike-and-slab priors, in scans between the steps of the weights.
+
+Given gamma, sigma and delta, a transition moves the weights for some steps; then a scan draws all
+three from their conditional laws: gammas by collapsed flips (:mod:`pyro_aeb.adaptation.flips`),
+delta from its Beta, sigma with the narrow weights in its units
+(:mod:`pyro_aeb.adaptation.sigma_draw`). A Student's t is a mixture of Normals, whose variances are
+drawn first and forgotten after the scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_aeb.adaptation.conditionals import Conditional, GaussianConditional, LaplaceConditional
+from pyro_aeb.adaptation.draws import Random, draw_beta, draw_mixing
+from pyro_aeb.adaptation.flips import UnitLaws, flip
+from pyro_aeb.adaptation.gibbs import Gibbs
+from pyro_aeb.adaptation.sigma_draw import Evaluated, WideWeights, move_sigma
+from pyro_aeb.adaptation.spike_and_slab import GibbsLatents, SpikeAndSlabRule
+from pyro_aeb.adaptation.sweep import Adaptation, Latents, SufficientStatistics
+from pyro_aeb.adaptation.units import Blocks, Units, make_positive
+from pyro_aeb.errors import ModelError
+from pyro_aeb.model.structure import Structure
+from pyro_aeb.priors.components import Component, Gaussian, Laplace, Student, penalties
+
+LARGEST_GROUP = 64
+"""The most weights of a group with flips, whose curvature is a matrix for every group."""
+
+
+class WholeData(Protocol):
+    """The likelihood of all data."""
+
+    def evaluate(self, position: Tensor, latents: Latents) -> Evaluated:
+        """Return the log likelihood, and its gradient at the whole position, shape (..., D)."""
+        ...
+
+    def curvature(self, position: Tensor, latents: Latents, columns: list[Tensor]) -> Tensor:
+        """
+        Return some of minus the second derivatives of the log likelihood, shape (..., n).
+
+        :param columns: of consecutive rows, those of every row, shape (rows, m) each.
+        """
+        ...
+
+
+class GibbsAdaptation(Adaptation):
+    """
+    Gibbs sampling of the latents.
+
+    :raises ModelError: if the prior is one that it cannot draw.
+    """
+
+    is_sampled: ClassVar[bool] = True
+
+    def __init__(self, structure: Structure, options: Gibbs) -> None:
+        self._structure = structure
+        self._options = options
+        rule = None
+        if structure.sparse:
+            rule = SpikeAndSlabRule(structure, marginal=not options.flips)
+            self._units = Units([(block.size, block.group) for block in structure.sparse])
+            self._check(rule)
+        super().__init__(rule)
+
+    def _check(self, rule: SpikeAndSlabRule) -> None:
+        for part in (rule.spike, rule.slab):
+            if type(part) not in (Laplace, Gaussian, Student):
+                raise ModelError(
+                    f"the prior has a {type(part).__name__} component, and Gibbs draws weights "
+                    "under Laplace, Gaussian and Student components; use StochasticApproximation"
+                )
+        if self._options.flips and self._units.largest > LARGEST_GROUP:
+            raise ModelError(
+                f"the largest group has {self._units.largest} weights, expected at most "
+                f"{LARGEST_GROUP} for flips, which draw all weights of a group at once; use "
+                "Gibbs(flips=False), or smaller groups"
+            )
+
+    def init(self, values: Mapping[str, Tensor]) -> Latents | None:
+        rule = self.spike_and_slab
+        if rule is None:
+            return None
+        sigma, delta = rule.first_values(values)
+        beta = torch.cat([values[block.name].detach().reshape(-1) for block in rule.blocks])
+        rho = rule.inclusion((beta.to(sigma) / rule.spread_sigma(sigma)).abs(), delta)
+        size = sum(columns.numel() for columns in self._units.columns())
+        curvature = sigma.new_zeros(size if self._options.flips else 0)
+        gamma = (rho > 0.5).to(rho)
+        excess = 0.0 * rule.spike.strength
+        counts = sigma.new_zeros(4)
+        return Latents(GibbsLatents(rho, gamma, excess, sigma, delta, curvature, counts), {})
+
+    def update(
+        self,
+        latents: Latents | None,
+        position: Tensor,
+        statistics: SufficientStatistics,
+        omega: float | Tensor,
+        inverse_temperature: float | Tensor = 1.0,
+    ) -> Latents | None:
+        """Return the latents as they are: they move in scans."""
+        return latents
+
+    def is_time(self, step: int) -> bool:
+        """Return whether a scan follows a step."""
+        return step % self._options.every == 0
+
+    def scan(
+        self,
+        position: Tensor,
+        latents: Latents,
+        whole: WholeData,
+        random: Random,
+        step: int,
+        warming_up: bool,
+    ) -> tuple[Tensor, Latents]:
+        """
+        Draw all latents, and the weights whose gammas change; return the position and the latents.
+
+        :param WholeData whole: the likelihood.
+        :param int step: the number of the step before the scan.
+        :param bool warming_up: whether the curvature may be taken anew. After warm-up it stays, so
+            that the law of a scan does.
+        """
+        assert self.spike_and_slab is not None and latents.ssgl is not None
+        rule, structure = self.spike_and_slab, self._structure
+        scan = _Scan(rule, structure, self._units, position, latents, whole, random)
+        if self._options.flips:
+            number = step // self._options.every
+            if number == 1 or (warming_up and number & (number - 1) == 0):
+                scan.take_curvature()
+            scan.draw_mixing()
+            scan.flip()
+        else:
+            scan.draw_gamma()
+            scan.draw_mixing()
+        scan.draw_delta()
+        if self.spike_and_slab.sigma_learned.any:
+            scan.draw_sigma()
+        return scan.position, Latents(scan.latents, {})
+
+    def figures(self, latents: Latents | None) -> dict[str, Tensor]:
+        if latents is None or not isinstance(latents.ssgl, GibbsLatents):
+            return {}
+        names = ("flips_proposed", "flips_accepted", "sigmas_proposed", "sigmas_accepted")
+        return dict(zip(names, latents.ssgl.counts.unbind(-1), strict=True))
+
+
+class _Scan:
+    """
+    One scan. Arithmetic is in double precision, whatever the precision of the model.
+
+    :param Tensor position: the weights, shape (..., D).
+    """
+
+    def __init__(
+        self,
+        rule: SpikeAndSlabRule,
+        structure: Structure,
+        units: Units,
+        position: Tensor,
+        latents: Latents,
+        whole: WholeData,
+        random: Random,
+    ) -> None:
+        assert latents.ssgl is not None
+        self.position = position
+        self.latents: Any = latents.ssgl
+        self._rule, self._structure, self._units = rule, structure, units
+        self._whole, self._random = whole, random
+        self._log_likelihood: Tensor | None = None
+        self._components: tuple[Component, Component] = (rule.spike, rule.slab)
+
+    @property
+    def _beta(self) -> Tensor:
+        return self._structure.select_sparse(self.position).double()
+
+    @property
+    def _sigma(self) -> Tensor:
+        """Sigma of every weight, shape (..., P)."""
+        return self._rule.spread_sigma(self.latents.sigma.double()).expand_as(self._beta)
+
+    @property
+    def _gamma(self) -> Tensor:
+        """Whether a weight is in the slab, shape (..., P)."""
+        return self.latents.slab > 0.5
+
+    def _store(self, beta: Tensor) -> None:
+        self.position = self._place(beta)
+
+    def _place(self, beta: Tensor) -> Tensor:
+        """Return the position with other sparse weights."""
+        position = self.position.clone()
+        self._structure.select_sparse(position).copy_(beta)
+        return position
+
+    def _evaluate(self, beta: Tensor, sigma: Tensor | None = None) -> Evaluated:
+        """Return the log likelihood at other sparse weights and sigmas."""
+        latents = self.latents
+        if sigma is not None:
+            latents = latents._replace(sigma=sigma.to(latents.sigma))
+        found = self._whole.evaluate(self._place(beta), Latents(latents, {}))
+        gradient = self._structure.select_sparse(found.gradient).double()
+        return Evaluated(found.value.double(), gradient, found.residuals)
+
+    # -- flips
+
+    def take_curvature(self) -> None:
+        """Take the curvature of the log likelihood at the current weights."""
+        flat = self._whole.curvature(
+            self.position, Latents(self.latents, {}), self._units.columns()
+        )
+        blocks = map(make_positive, self._units.blocks(flat.double()))
+        flat = torch.cat([block.flatten(-3) for block in self._in_sigmas(blocks, 1.0)], dim=-1)
+        self.latents = self.latents._replace(curvature=flat.to(self.latents.curvature))
+
+    def _in_sigmas(self, blocks: Iterable[Tensor], power: float) -> Blocks:
+        """Multiply a curvature by powers of the sigmas that are scales of a likelihood."""
+        has = self._rule.spread_sigma(self._rule.has_likelihood)
+        factors = self._units.split(torch.where(has, self._sigma, 1.0) ** power)
+        return [
+            block * (factor.unsqueeze(-1) * factor.unsqueeze(-2))
+            for block, factor in zip(blocks, factors, strict=True)
+        ]
+
+    def draw_mixing(self) -> None:
+        """Turn Student components into Gaussians, whose variances are drawn given the weights."""
+        u = self._beta / self._sigma
+        parts = []
+        for part, has in zip((self._rule.spike, self._rule.slab), (False, True), strict=True):
+            if isinstance(part, Student):
+                square = torch.where(self._gamma == has, u.square() / part.v, -1.0)
+                mixing = draw_mixing(part.df * torch.ones_like(u), square, self._random)
+                part = Gaussian(part.v * mixing)
+            parts.append(part)
+        self._components = (parts[0], parts[1])
+
+    def flip(self) -> None:
+        """Draw all gammas, each with its weights summed out."""
+        units, latents = self._units, self.latents
+        curvature = self._in_sigmas(units.blocks(latents.curvature.double()), -1.0)
+        spike, slab = (self._conditional(part, curvature) for part in self._components)
+        delta = self._rule.spread_delta(latents.delta.double()).expand_as(self._beta)
+        laws = UnitLaws(units, curvature, spike, slab, units.first(delta))
+        gamma = units.first(latents.slab.double())
+        found = flip(self._beta, gamma, laws, self._evaluate, self._random)
+        self._store(found.beta)
+        self._log_likelihood = found.log_likelihood
+        self.latents = latents._replace(
+            rho=units.spread(found.probability).to(latents.rho),
+            slab=units.spread(found.gamma).to(latents.slab),
+        )
+        self._count(found.proposed, found.accepted, 0)
+
+    def _conditional(self, part: Component, curvature: Blocks) -> Conditional:
+        if isinstance(part, Laplace):
+            return LaplaceConditional(self._units, curvature, self._sigma * part.v)
+        return GaussianConditional(self._units, curvature, self._sigma.square() * part.v)
+
+    def draw_gamma(self) -> None:
+        """Draw all gammas given the weights, by (4)."""
+        u = (self._structure.select_sparse(self.position) / self._sigma).abs()
+        rho = self._rule.inclusion(u.to(self.latents.rho), self.latents.delta)
+        probability = self._units.first(rho.double())
+        gamma = self._random.uniform(self._units.count) < probability
+        slab = self._units.spread(gamma).to(rho)
+        self.latents = self.latents._replace(rho=rho, slab=slab)
+
+    # -- delta and sigma
+
+    def draw_delta(self) -> None:
+        """Draw the learned deltas from their Beta laws given gamma."""
+        rule, delta = self._rule, self.latents.delta
+        if not rule.delta_learned.any:
+            return
+        less_one, less_two = rule.delta_counts
+        ones = rule.sum_by_delta(self.latents.slab * rule.share).double() + less_one + 1.0
+        drawn = draw_beta(ones, less_two + 2.0 - ones, self._random).to(delta)
+        limits = torch.finfo(delta.dtype)
+        drawn = drawn.clamp(limits.tiny, 1.0 - limits.eps)
+        self.latents = self.latents._replace(delta=rule.delta_learned.select(drawn, delta))
+
+    def draw_sigma(self) -> None:
+        """Draw the learned sigmas, and move the narrow weights with them."""
+        rule, beta, gamma = self._rule, self._beta, self._gamma
+        value = self._log_likelihood
+        if value is None:
+            value = self._evaluate(beta).value
+        mask = gamma == rule.spike_is_narrow
+        wide = WideWeights(mask, *penalties(gamma.double(), 0.0, *self._components))
+        sigma = self.latents.sigma.double()
+        moved = move_sigma(rule, beta, sigma, wide, value, self._evaluate, self._random)
+        self._store(moved.beta)
+        self.latents = self.latents._replace(sigma=moved.sigma.to(self.latents.sigma))
+        self._count(torch.ones_like(moved.accepted), moved.accepted, 2)
+
+    def _count(self, proposed: Tensor, accepted: Tensor, place: int) -> None:
+        counts = self.latents.counts.clone()
+        counts[..., place : place + 2] += torch.cat([proposed, accepted], dim=-1)
+        self.latents = self.latents._replace(counts=counts)

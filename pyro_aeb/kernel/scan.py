@@ -1,0 +1,81 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Scans of a chain, in which its latents are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pyro_aeb.adaptation.draws import Random
+from pyro_aeb.adaptation.gibbs_sweep import GibbsAdaptation
+from pyro_aeb.data.minibatches import StepData
+from pyro_aeb.errors import ModelError
+from pyro_aeb.model.side_effects import Buffers
+from pyro_aeb.posterior.posterior import Posterior
+from pyro_aeb.posterior.whole_data import WholeData
+
+
+class Scan:
+    """
+    Draws the latents of a chain after some of its steps.
+
+    :param WholeData whole: the likelihood.
+    :param generators: sources of the random numbers of every chain.
+    """
+
+    def __init__(
+        self,
+        adaptation: GibbsAdaptation,
+        whole: WholeData,
+        generators: Sequence[torch.Generator | None],
+    ) -> None:
+        self._adaptation = adaptation
+        self._whole = whole
+        self._generators = generators
+
+    @torch.no_grad()
+    def __call__(self, chain: Any) -> None:
+        """Make a scan, if it is time for one after the chain's last step."""
+        if chain.latents is None or not self._adaptation.is_time(chain.step):
+            return
+        position = chain.state.position
+        random = Random(self._generators, chain.shape, position.device)
+        position, chain.latents = self._adaptation.scan(
+            position, chain.latents, self._whole, random, chain.step, chain.warming_up
+        )
+        chain.state = chain.state._replace(position=position)
+
+
+def make_scan(
+    posterior: Posterior,
+    data: StepData,
+    buffers: Buffers,
+    generators: Sequence[torch.Generator | None],
+) -> Scan | None:
+    """
+    Make the scans of a chain whose first potential has been computed; None where latents are not
+    drawn.
+
+    :raises ModelError: if the data or the likelihood are such that they cannot be.
+    """
+    adaptation = posterior.adaptation
+    if not isinstance(adaptation, GibbsAdaptation):
+        return None
+    if data.cover is None or data.fixed is None:
+        raise ModelError(
+            "adaptation=Gibbs() draws the latents given all data, and the data come from a "
+            "DataLoader, which gives batches only; pass the data as tensors, to a model that takes "
+            "a part of them in pyro.plate(..., subsample_size=...), or use StochasticApproximation"
+        )
+    if scored := sorted(posterior.as_written.scored_scales):
+        raise ModelError(
+            f"the learned sigma is the scale of {scored}, expected Normal likelihoods whose scale "
+            "is a fixed multiple of sigma, as Gibbs draws sigma from its law under those; give the "
+            "likelihood a scale of its own, or use StochasticApproximation"
+        )
+    whole = WholeData(posterior, data.fixed, data.cover, buffers)
+    return Scan(adaptation, whole, generators)

@@ -1,0 +1,215 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Proof 7. With ``Gibbs`` a chain has the law of the joint posterior of weights, gammas, sigma and
+delta. Under Normal spikes and slabs that is a sum over all 2^p models, with every one in closed
+form.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import special, stats
+
+import pyro_aeb as aeb
+from pyro_aeb import priors, transitions
+from pyro_aeb.testing import check_mean
+
+N, P = 24, 5
+V0, V1, A, B, NU, NU_LAMBDA = 0.02, 1.0, 2.0, 4.0, 3.0, 2.0
+RNG = np.random.default_rng(7)
+X = RNG.standard_normal((N, P)) + 0.7 * RNG.standard_normal((N, 1))
+Y = X @ np.array([0.8, -0.5, 0.25, 0.0, 0.0]) + 0.9 * RNG.standard_normal(N)
+
+
+@pytest.fixture(autouse=True)
+def double():
+    torch.set_default_dtype(torch.float64)
+
+
+def regression(x, y, groups=None, batch_size=None):
+    sigma2 = pyro.sample("sigma2", dist.InverseGamma(NU / 2, NU_LAMBDA / 2))
+    delta = pyro.sample("delta", dist.Beta(A, B))
+    prior = priors.SpikeAndSlabNormal(V0, V1, delta, sigma2.sqrt())
+    if groups is None:
+        beta = pyro.sample("beta", prior.expand([P]).to_event(1))
+    else:
+        first = pyro.sample("first", prior.expand([1]).to_event(1))
+        pairs = pyro.sample("pairs", priors.Group(prior.expand([2, 2])).to_event(1))
+        beta = torch.cat([first, pairs.flatten()])
+    with pyro.plate("data", N, subsample_size=batch_size) as i:
+        pyro.sample("y", dist.Normal(x[i] @ beta, sigma2.sqrt()), obs=y[i])
+
+
+class Exact:
+    """
+    The posterior: of all models, and of sigma, delta and the weights by model.
+
+    :param groups: the sizes of the units.
+    """
+
+    def __init__(self, groups):
+        self.models = np.array(list(itertools.product([0, 1], repeat=len(groups))))
+        logs, squares, means = [], [], []
+        for model in self.models:
+            variances = np.where(np.repeat(model, groups), V1, V0)
+            covariance = np.eye(N) + (X * variances) @ X.T
+            solved = np.linalg.solve(covariance, Y)
+            squares.append(Y @ solved + NU_LAMBDA)
+            means.append(variances * (X.T @ solved))
+            size = model.sum()
+            logs.append(
+                -0.5 * np.linalg.slogdet(covariance)[1]
+                - 0.5 * (N + NU) * math.log(squares[-1])
+                + special.betaln(A + size, B + len(groups) - size)
+            )
+        weights = np.exp(np.array(logs) - max(logs))
+        weights /= weights.sum()
+        sizes, squares = self.models.sum(1), np.array(squares)
+        self.inclusion = weights @ self.models
+        self.pairs = np.einsum("m,mi,mj->ij", weights, self.models, self.models)
+        self.beta = weights @ np.array(means)
+        self.delta = weights @ ((A + sizes) / (A + B + len(groups)))
+        # E[log sigma^2] under InverseGamma(shape, rate) is log(rate) - digamma(shape).
+        self.log_sigma2 = weights @ np.log(squares / 2) - special.digamma((N + NU) / 2)
+        second = weights @ (
+            (np.log(squares / 2) - special.digamma((N + NU) / 2)) ** 2
+            + special.polygamma(1, (N + NU) / 2)
+        )
+        self.square_of_log_sigma2 = second
+
+    def expected(self):
+        upper = np.triu_indices(len(self.inclusion), 1)
+        scalars = [self.delta, self.log_sigma2, self.square_of_log_sigma2]
+        return np.concatenate([self.inclusion, self.pairs[upper], self.beta, scalars])
+
+
+def chain_means(mcmc, units):
+    """The means over the draws of each chain, of what :meth:`Exact.expected` lists."""
+    draws = mcmc.get_samples(group_by_chain=True)
+    report = mcmc.diagnostics()["adaptation"]
+    sites = ("beta",) if units == P else ("first", "pairs")
+    gamma = torch.stack([
+        torch.cat([
+            chain[f"{site}_gamma"].flatten(1)[:, :: 2 if site == "pairs" else 1] for site in sites
+        ], -1)
+        for chain in report.values()
+    ])  # fmt: skip
+    beta = torch.cat([draws[site].flatten(2) for site in sites], -1)
+    i, j = torch.triu_indices(units, units, 1)
+    log_sigma2 = draws["sigma2"].log()
+    parts = [gamma, gamma[..., i] * gamma[..., j], beta, draws["delta"].unsqueeze(-1)]
+    parts += [log_sigma2.unsqueeze(-1), log_sigma2.square().unsqueeze(-1)]
+    return torch.cat(parts, -1).mean(1).numpy()
+
+
+def run(transition, gibbs, rng, chains, draws, warmup, **options):
+    kernel = aeb.AEBKernel(
+        regression, transition, gibbs, seed=int(rng.integers(2**31)), steps_per_draw=5
+    )
+    mcmc = aeb.MCMC(
+        kernel, draws, warmup, num_chains=chains, chain_method="vectorized", disable_progbar=True
+    )
+    mcmc.run(torch.from_numpy(X), torch.from_numpy(Y), **options)
+    return mcmc
+
+
+HMC = transitions.HMC(8e-3, leapfrogs=5)
+
+
+@pytest.mark.parametrize("groups", [None, [1, 2, 2]], ids=["single", "groups"])
+@pytest.mark.parametrize("flips", [True, False])
+def test_a_run_has_the_posterior_of_all_models(flips, groups):
+    """HMC leaves no error of the step, so that means must agree within their Monte Carlo error."""
+    exact = Exact([1] * P if groups is None else groups)
+
+    def draw(size, rng):
+        own = {} if groups is None else {"groups": groups}
+        mcmc = run(HMC, aeb.Gibbs(every=5, flips=flips), rng, size, 60, 30, **own)
+        return chain_means(mcmc, P if groups is None else len(groups))
+
+    print(check_mean(draw, exact.expected(), size=100))
+
+
+def test_minibatches_between_scans():
+    """SGLD on half of the data a step; scans see all of them."""
+    exact = Exact([1] * P)
+
+    def draw(size, rng):
+        gibbs = aeb.Gibbs(every=5)
+        mcmc = run(aeb.SGLD(3e-4), gibbs, rng, size, 150, 60, batch_size=12)
+        return chain_means(mcmc, P)
+
+    check_mean(draw, exact.expected(), tolerance=0.03, size=64)
+
+
+# A Laplace spike, by quadrature
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "logistic"])
+def test_two_correlated_weights_under_ssgl(likelihood):
+    x, delta, v0, v1 = X[:, :2], 0.4, 0.2, 1.0
+    y = Y if likelihood == "normal" else (Y > 0).astype(float)
+
+    def model(x, y):
+        if likelihood == "normal":
+            sigma = pyro.sample("sigma2", dist.InverseGamma(NU / 2, NU_LAMBDA / 2)).sqrt()
+        else:
+            sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
+        prior = aeb.SSGL(v0, v1, delta, sigma).expand([2]).to_event(1)
+        mean = x @ pyro.sample("beta", prior)
+        with pyro.plate("data", N):
+            fn = dist.Normal(mean, sigma) if likelihood == "normal" else dist.Bernoulli(logits=mean)
+            pyro.sample("y", fn, obs=y)
+
+    expected = quadrature(likelihood, x, y, delta, v0, v1)
+
+    def draw(size, rng):
+        kernel = aeb.AEBKernel(
+            model, HMC, aeb.Gibbs(every=4), seed=int(rng.integers(2**31)), steps_per_draw=4
+        )
+        mcmc = aeb.MCMC(
+            kernel, 60, 40, num_chains=size, chain_method="vectorized", disable_progbar=True
+        )
+        mcmc.run(torch.from_numpy(x), torch.from_numpy(y))
+        draws = mcmc.get_samples(group_by_chain=True)
+        report = mcmc.diagnostics()["adaptation"]
+        gamma = torch.stack([chain["beta_gamma"] for chain in report.values()])
+        both = gamma.prod(-1, keepdim=True)
+        log_sigma = draws["sigma2"].log() / 2 if likelihood == "normal" else draws["sigma"].log()
+        parts = [gamma, both, draws["beta"], log_sigma.unsqueeze(-1)]
+        return torch.cat(parts, -1).mean(1).numpy()
+
+    check_mean(draw, expected, tolerance=1e-3, size=100)
+
+
+def quadrature(likelihood, x, y, delta, v0, v1, nodes=150):
+    """P(gamma_1), P(gamma_2), of both, E[beta] and E[log sigma]."""
+    shares = (np.arange(nodes) + 0.5) / nodes  # equal shares of the prior of a weight
+    quantiles = v0 * stats.laplace.ppf(shares), math.sqrt(v1) * stats.norm.ppf(shares)
+    logs, values = [], []
+    for log_sigma in np.linspace(-5.0, 2.0, 71):
+        s = math.exp(log_sigma)
+        for model in itertools.product([0, 1], repeat=2):
+            beta = np.stack(np.meshgrid(*(s * quantiles[g] for g in model), indexing="ij"), -1)
+            mean = beta @ x.T
+            if likelihood == "normal":
+                log = -N * log_sigma - ((y - mean) ** 2).sum(-1) / (2 * s**2)
+                prior = stats.invgamma(NU / 2, scale=NU_LAMBDA / 2).logpdf(s**2) + 2 * log_sigma
+            else:
+                log = (y * mean - np.logaddexp(0.0, mean)).sum(-1)
+                prior = stats.halfnorm.logpdf(s) + log_sigma
+            log = log + prior + sum(math.log(delta if g else 1 - delta) for g in model)
+            top = log.max()
+            mass = np.exp(log - top)
+            means = (mass[..., None] * beta).sum((0, 1)) / mass.sum()
+            logs.append(top + math.log(mass.sum()))
+            values.append([*model, model[0] * model[1], *means, log_sigma])
+    weights = np.exp(np.array(logs) - max(logs))
+    return weights @ np.array(values) / weights.sum()
