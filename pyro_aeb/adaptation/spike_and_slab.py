@@ -126,9 +126,8 @@ class SpikeAndSlabRule:
         self.nu = _per_parameter([s.nu for s in self.sigmas], tensor)
         self.nu_lambda = _per_parameter([s.nu_lambda for s in self.sigmas], tensor)
         self.terms = _terms(self.sigmas, tensor)
-        flags = partial(torch.tensor, device=structure.device)
-        self.are_variances = flags([s.terms is None for s in self.sigmas])
-        self.has_likelihood = flags([bool(s.likelihoods) for s in self.sigmas])
+        self.are_variances = tensor([s.terms is None for s in self.sigmas]).bool()
+        self.has_likelihood = tensor([bool(s.likelihoods) for s in self.sigmas]).bool()
         self._sigma_sizes = _per_parameter(sigmas.lengths(), tensor)
         gammas = _count_gammas(blocks, len(self.deltas))
         self._delta_sizes = gammas
@@ -140,9 +139,8 @@ class SpikeAndSlabRule:
         self.sigma_learned = _Learned([s.site is not None for s in self.sigmas], structure.device)
         self.delta_learned = _Learned([d.site is not None for d in self.deltas], structure.device)
         narrow = torch.as_tensor(self.spike.variance < self.slab.variance)
-        self.spike_is_narrow: bool | Tensor = narrow.to(structure.device)
-        if not narrow.dim():  # one number for all, which saves an operation
-            self.spike_is_narrow = bool(narrow)
+        # One bool for all weights saves an operation.
+        self.spike_is_narrow = narrow.to(structure.device) if narrow.dim() else bool(narrow)
         self._wide = self._one_wide_component(narrow) if from_slab else None
         self.residuals = _ResidualSums(self.sigmas, structure.sigmas_of_data, tensor)
         numbers: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)

@@ -123,8 +123,18 @@ def run(transition, gibbs, rng, chains, draws, warmup, **options):
 HMC = transitions.HMC(8e-3, leapfrogs=5)
 
 
-@pytest.mark.parametrize("groups", [None, [1, 2, 2]], ids=["single", "groups"])
-@pytest.mark.parametrize("flips", [True, False])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("flips", "groups"),
+    [
+        (True, None),
+        pytest.param(True, [1, 2, 2], marks=slow),
+        pytest.param(False, None, marks=slow),
+        pytest.param(False, [1, 2, 2], marks=slow),
+    ],
+)
 def test_a_run_has_the_posterior_of_all_models(flips, groups):
     """HMC leaves no error of the step, so that means must agree within their Monte Carlo error."""
     exact = Exact([1] * P if groups is None else groups)
@@ -137,6 +147,7 @@ def test_a_run_has_the_posterior_of_all_models(flips, groups):
     print(check_mean(draw, exact.expected(), size=100))
 
 
+@slow
 def test_minibatches_between_scans():
     """SGLD on half of the data a step; scans see all of them."""
     exact = Exact([1] * P)
@@ -152,7 +163,7 @@ def test_minibatches_between_scans():
 # A Laplace spike, by quadrature
 
 
-@pytest.mark.parametrize("likelihood", ["normal", "logistic"])
+@pytest.mark.parametrize("likelihood", ["normal", pytest.param("logistic", marks=slow)])
 def test_two_correlated_weights_under_ssgl(likelihood):
     x, delta, v0, v1 = X[:, :2], 0.4, 0.2, 1.0
     y = Y if likelihood == "normal" else (Y > 0).astype(float)
