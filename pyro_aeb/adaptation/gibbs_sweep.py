@@ -109,9 +109,9 @@ class GibbsAdaptation(Adaptation):
         """Return the latents as they are: they move in scans."""
         return latents
 
-    def is_time(self, step: int) -> bool:
-        """Return whether a scan follows a step."""
-        return step % self._options.every == 0
+    def steps_to_scan(self, step: int) -> int:
+        """Return the number of steps from a step to the next one that a scan follows."""
+        return self._options.every - step % self._options.every
 
     def scan(
         self,

@@ -73,7 +73,10 @@ def steps(options: KernelOptions, chain: Chain, most: int) -> int:
         step(options, chain)
         return 1
     batch, learns = Batch(arguments, {}), sa_weight(options, chain, chain.step + 1) > 0.0
-    numbers = _numbers_ahead(options, chain, min(most, BLOCK, compiled.ready(batch, learns)))
+    most = min(most, BLOCK, compiled.ready(batch, learns))
+    if chain.scan is not None:
+        most = min(most, chain.scan.steps_left(chain.step))
+    numbers = _numbers_ahead(options, chain, most)
     if len(numbers) < 2:
         step(options, chain)
         return 1
@@ -92,6 +95,8 @@ def steps(options: KernelOptions, chain: Chain, most: int) -> int:
         return len(drawn)
     chain.state, chain.latents = stepped.state, stepped.latents
     chain.step += len(drawn)
+    if chain.scan is not None:
+        chain.scan(chain)
     chain.torn = False
     return len(drawn)
 

@@ -35,6 +35,7 @@ from pyro_aeb.transitions import AnyTransition, StepNumbers, statistics_of
 if TYPE_CHECKING:
     from pyro_aeb.kernel.algorithm import FiniteCheck, Stepped
     from pyro_aeb.kernel.compiled_step import CompiledStep
+    from pyro_aeb.kernel.scan import Scan
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Chain:
     :param bool rejects: whether the transition rejects positions of density 0.
     :param FiniteCheck finite: detects a step whose numbers are not finite.
     :param Pruner pruner: sets weights to zero after every step, None for no pruning.
-    :param scan: draws latents after some of the steps, None where they are not drawn.
+    :param Scan scan: draws latents after some of the steps, None where they are not drawn.
     """
 
     structure: Structure
@@ -74,7 +75,7 @@ class Chain:
     compile_from: int | None = None
     rejects: bool = False
     pruner: Pruner | None = None
-    scan: Callable[[Chain], None] | None = None
+    scan: Scan | None = None
     step: int = 0
     draws: int = 0
 

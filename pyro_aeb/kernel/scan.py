@@ -39,8 +39,8 @@ class Scan:
 
     @torch.no_grad()
     def __call__(self, chain: Any) -> None:
-        """Make a scan, if it is time for one after the chain's last step."""
-        if chain.latents is None or not self._adaptation.is_time(chain.step):
+        """Make a scan, if one follows the chain's last step."""
+        if chain.latents is None or self.steps_left(chain.step - 1) > 1:
             return
         position = chain.state.position
         random = Random(self._generators, chain.shape, position.device)
@@ -48,6 +48,10 @@ class Scan:
             position, chain.latents, self._whole, random, chain.step, chain.warming_up
         )
         chain.state = chain.state._replace(position=position)
+
+    def steps_left(self, step: int) -> int:
+        """Return the number of steps from a step to the next scan."""
+        return self._adaptation.steps_to_scan(step)
 
 
 def make_scan(

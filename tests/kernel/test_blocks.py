@@ -114,6 +114,18 @@ def test_pruned_chains_make_single_steps(blocks, pruning):
     assert (max(blocks) == 1) == (pruning is not None)
 
 
+@pytest.mark.parametrize("flips", [True, False])
+@pytest.mark.parametrize("chains", [0, range(2)])
+def test_blocks_end_where_latents_are_drawn(blocks, chains, flips):
+    options = {"adaptation": aeb.Gibbs(every=7, flips=flips)}
+    found, expected = (run(sparse_layers, chains, single, **options) for single in (False, True))
+    assert blocks[:6] == [1, 1, 5, 7, 7, 7]  # and the step that is recorded again
+    for key, value in expected.items():
+        torch.testing.assert_close(
+            torch.as_tensor(found[key]), torch.as_tensor(value), rtol=0, atol=0, msg=key
+        )
+
+
 def test_a_loader_gives_single_steps(blocks):
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=len(X))
     kernel = aeb.AEBKernel(sparse_regression, aeb.SGLD(1e-4), compile=True, **OPTIONS)
