@@ -174,6 +174,7 @@ def test_coverage_by_hand() -> None:
         ("sbc", (), ("ranks.png",)),
         ("interval_coverage", (), ("against_exact.png",)),
         ("choosing", (), ("choices.png",)),
+        ("gibbs", ("--problems", "coverage", "logistic", "batches"), ()),
     ],
 )  # fmt: skip
 def test_a_script_runs_at_smoke_size(
@@ -184,6 +185,7 @@ def test_a_script_runs_at_smoke_size(
     results = tmp_path / "results"
     rows = read_rows(results / "replicates.csv")
     expected = {"convergence": 4, "sbc": len(ranks.SETTINGS), "interval_coverage": 10}
+    expected["gibbs"] = 6
     expected["choosing"] = 2 * len(choices.METHODS)
     assert len(rows) == expected[script]
     page = (results / "table.md").read_text(encoding="utf-8")
