@@ -21,7 +21,7 @@ from pyro_aeb.errors import CollapseWarning
 from pyro_aeb.kernel import algorithm
 from pyro_aeb.kernel.algorithm import sa_weight, step_numbers
 from pyro_aeb.kernel.chain import Chain
-from pyro_aeb.kernel.draws import dims_of
+from pyro_aeb.kernel.draws import dims_of, group_sizes, kinds_of_summaries
 from pyro_aeb.kernel.initialization import start_chain
 from pyro_aeb.kernel.non_finite import divergence_error, non_finite_chains
 from pyro_aeb.kernel.options import KernelOptions
@@ -326,6 +326,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
             "moments": {"mean": moments.mean(), "sd": moments.sd()},
             "dims": dims_of(structure),
             "roles": roles,
+            "summaries": kinds_of_summaries(structure, is_sampled),
             "changed_buffers": sorted({buffer_kind(*p) for p in structure.changed_buffers}),
             "observed_data": dict(structure.observations),
             "settings": {
@@ -336,6 +337,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
                 "steps_per_draw": str(self.steps_per_draw),
                 "minibatches": self.minibatches,
                 "seed": str(self.seed),
+                **group_sizes(structure),
             },
         }
 

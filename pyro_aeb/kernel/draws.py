@@ -8,6 +8,7 @@ a norm is recorded with every draw, and running moments over the draws.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
@@ -202,6 +203,21 @@ def dims_of(structure: Structure) -> dict[str, list[str | None]]:
         for name in (rho_name(block.name), gamma_name(block.name))
     }
     return {**dims, **own}
+
+
+def kinds_of_summaries(structure: Structure, are_sampled: bool) -> dict[str, str]:
+    """Return the kinds of all summaries, by name, as traces state them."""
+    names = [block.name for block in structure.sparse]
+    if not are_sampled:
+        return dict.fromkeys(map(rho_name, names), "stochastic approximation")
+    probabilities = dict.fromkeys(map(rho_name, names), "probability")
+    return {**probabilities, **dict.fromkeys(map(gamma_name, names), "draw")}
+
+
+def group_sizes(structure: Structure) -> dict[str, str]:
+    """Return the sizes of groups of weights with one gamma, by site, as a setting of the run."""
+    sizes = {block.name: block.group for block in structure.sparse if block.group > 1}
+    return {"groups": json.dumps(sizes)} if sizes else {}
 
 
 def progress_figures(

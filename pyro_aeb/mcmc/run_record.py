@@ -156,6 +156,7 @@ class RunRecord:
             roles=metadata["roles"],
             attrs=metadata["settings"],
             resume=self._resumed,
+            summaries=metadata.get("summaries", {}),
         )
 
 

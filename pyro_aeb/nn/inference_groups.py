@@ -57,7 +57,8 @@ def to_arviz(
       they are learned, ``sa_residual_sigma`` and ``sa_residual_delta``, the residuals of their
       equations (a Euclidean norm; NaN where omega is 0); with pruning ``pruning_flips``, the number
       of weights that have become zero or nonzero since the draw before;
-    - ``adaptation``: inclusion probabilities, such as ``beta_rho`` of the site ``beta``;
+    - ``adaptation``: rho, such as ``beta_rho`` of the site ``beta``; with :class:`~pyro_aeb.Gibbs`
+      it is the probability that gamma was drawn with, and ``beta_gamma`` has the draws;
     - ``moments``: of sites and inclusion probabilities that draws do not hold, the mean and
       standard deviation over the draws, ``<name>_mean`` and ``<name>_sd``, without the dimension
       ``draw``; ``<site>_norm`` in ``sample_stats`` is their Euclidean norm in every draw;
@@ -82,8 +83,9 @@ def to_arviz(
     another variable has another length under the same plate, as in a subsample.
 
     The attribute ``kind`` of a variable is ``"draw"``, or ``"stochastic approximation"`` for the
-    path of a point estimate, or ``"deterministic"`` for what is computed from draws; attributes of
-    the group ``posterior`` list the first two. Draws keep their dtype.
+    path of a point estimate, ``"probability"`` for that of a draw of gamma, or ``"deterministic"``
+    for what is computed from draws; attributes of the group ``posterior`` list the first two. Draws
+    keep their dtype.
 
     Example::
 

@@ -106,7 +106,7 @@ def _gather(
 
     draws, roles = mcmc.get_samples(group_by_chain=True), first["roles"]
     stats, adaptation = first["sample_stats"], first.get("adaptation", {})
-    observed = first.get("observed_data", {})
+    observed, kinds = first.get("observed_data", {}), first.get("summaries", {})
     moments = [
         Variable(f"{name}_{moment}", stack("moments", moment, name), None, ("chain",))
         for moment, values in first.get("moments", {}).items()
@@ -116,7 +116,8 @@ def _gather(
         "posterior": [Variable(k, as_array(v), roles.get(k, "draw")) for k, v in draws.items()],
         "sample_stats": [Variable(k, stack("sample_stats", k), None) for k in stats],
         "adaptation": [
-            Variable(k, stack("adaptation", k), "stochastic approximation") for k in adaptation
+            Variable(k, stack("adaptation", k), kinds.get(k, "stochastic approximation"))
+            for k in adaptation
         ],
         "moments": moments,
         "observed_data": [Variable(k, as_array(v), "observed", ()) for k, v in observed.items()],

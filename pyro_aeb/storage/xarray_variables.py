@@ -26,6 +26,10 @@ _COMMENTS = {
         "the path of a point estimate, not draws from a posterior: its spread is no posterior "
         "uncertainty, and its R-hat or effective sample size is no posterior diagnostic"
     ),
+    "probability": (
+        "the probability that gamma was drawn with in the last scan; where flips are accepted, its "
+        "mean over the draws estimates the inclusion probability"
+    ),
     "deterministic": "computed from the draws of other sites",
     "observed": "data",
 }

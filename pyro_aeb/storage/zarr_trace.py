@@ -67,6 +67,7 @@ class TraceFile:
     :param roles: kind of the values of every site, ``"draw"`` or ``"stochastic approximation"``.
         It becomes the attribute ``kind`` of the variable, as in :func:`~pyro_aeb.to_arviz`. None
         if all are draws.
+    :param summaries: kinds of the group ``adaptation``, by default stochastic approximation.
     :param attrs: attributes of the group ``posterior``, such as settings of the run.
     :param bool resume: continue the trace at this path, if there is one: a draw that it holds is
         overwritten, and those after it no longer count.
@@ -85,11 +86,13 @@ class TraceFile:
         roles: Mapping[str, str] | None = None,
         attrs: Mapping[str, Any] | None = None,
         resume: bool = False,
+        summaries: Mapping[str, str] | None = None,
     ) -> None:
         import_zarr()
         self.path = Path(path)
         self._dims = dict(dims or {})
         self._roles = dict(roles or {})
+        self._kinds = {**(summaries or {}), **self._roles}
         self._settings = dict(attrs or {})
         self._chains = chains
         self._draws = draws
@@ -181,7 +184,7 @@ class TraceFile:
 
         def variable(group: str, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Variable:
             room = np.broadcast_to(np.zeros((), dtype), (self._chains, self._draws, *shape))
-            return Variable(name, room, self._roles.get(name, _KINDS.get(group)))
+            return Variable(name, room, self._kinds.get(name, _KINDS.get(group)))
 
         groups: Groups = {
             group: by_name(variable(group, name, *form) for name, form in variables.items())
