@@ -45,8 +45,8 @@ def __getattr__(name: str) -> Any:
     """Import on request what takes half a second, for SciPy's tests."""
     if name in ("testing", "diagnostics"):
         return importlib.import_module(f"pyro_aeb.{name}")
-    if name == "check":
-        return importlib.import_module("pyro_aeb.diagnostics").check
+    if name in ("check", "inclusion", "intervals", "models", "select"):
+        return getattr(importlib.import_module("pyro_aeb.diagnostics"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -77,10 +77,14 @@ __all__ = [
     "__version__",
     "check",
     "diagnostics",
+    "inclusion",
+    "intervals",
     "latents",
+    "models",
     "nn",
     "open_trace",
     "priors",
+    "select",
     "testing",
     "to_arviz",
     "transitions",

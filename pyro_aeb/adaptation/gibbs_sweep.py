@@ -14,7 +14,7 @@ drawn first and forgotten after the scan.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -130,9 +130,8 @@ class GibbsAdaptation(Adaptation):
         :param bool warming_up: whether the curvature may be taken anew. After warm-up it stays, so
             that the law of a scan does.
         """
-        assert self.spike_and_slab is not None and latents.ssgl is not None
-        rule, structure = self.spike_and_slab, self._structure
-        scan = _Scan(rule, structure, self._units, position, latents, whole, random)
+        assert self.spike_and_slab is not None and isinstance(latents.ssgl, GibbsLatents)
+        scan = self._start(position, latents.ssgl, whole, random)
         if self._options.flips:
             number = step // self._options.every
             if number == 1 or (warming_up and number & (number - 1) == 0):
@@ -146,6 +145,29 @@ class GibbsAdaptation(Adaptation):
         if self.spike_and_slab.sigma_learned.any:
             scan.draw_sigma()
         return scan.position, Latents(scan.latents, {})
+
+    def take_curvature(self, position: Tensor, latents: GibbsLatents, whole: WholeData) -> Tensor:
+        """Return the curvature of the log likelihood at a position, a field of the latents."""
+        random = Random([None], position.shape[:-1], position.device)  # of which none is drawn
+        scan = self._start(position, latents, whole, random)
+        scan.take_curvature()
+        return scan.latents.curvature
+
+    def flip(
+        self, position: Tensor, latents: GibbsLatents, whole: WholeData, random: Random
+    ) -> tuple[Tensor, GibbsLatents]:
+        """Draw the gammas alone, and the weights that change with them; see :meth:`scan`."""
+        scan = self._start(position, latents, whole, random)
+        scan.draw_mixing()
+        scan.flip()
+        return scan.position, scan.latents
+
+    def _start(
+        self, position: Tensor, latents: GibbsLatents, whole: WholeData, random: Random
+    ) -> _Scan:
+        rule = self.spike_and_slab
+        assert rule is not None
+        return _Scan(rule, self._structure, self._units, position, latents, whole, random)
 
     def figures(self, latents: Latents | None) -> dict[str, Tensor]:
         if latents is None or not isinstance(latents.ssgl, GibbsLatents):
@@ -167,13 +189,12 @@ class _Scan:
         structure: Structure,
         units: Units,
         position: Tensor,
-        latents: Latents,
+        latents: GibbsLatents,
         whole: WholeData,
         random: Random,
     ) -> None:
-        assert latents.ssgl is not None
         self.position = position
-        self.latents: Any = latents.ssgl
+        self.latents = latents
         self._rule, self._structure, self._units = rule, structure, units
         self._whole, self._random = whole, random
         self._log_likelihood: Tensor | None = None

@@ -25,6 +25,26 @@ def mean_with_error(values: Array) -> tuple[float, float]:
     return float(mean), float(error)
 
 
+def error_of_mean(series: Array) -> Array:
+    r"""
+    Return the Monte Carlo standard error of the mean over all chains and draws,
+    :math:`\sqrt{\max(b / 10, c) / C}` for C chains: b is the variance of ten batch means within a
+    chain, averaged over the chains, and c the variance of the chains' means. NaN where a chain has
+    fewer than 20 draws.
+
+    :param series: values of shape (chains, draws, ...).
+    :returns: shape (...).
+    """
+    chains, draws = series.shape[:2]
+    if draws < 2 * BATCHES:
+        return np.full(series.shape[2:], np.nan)
+    means = np.stack([means_of_batches(chain, BATCHES) for chain in series])
+    variance: Array = means.var(1, ddof=1).mean(0) / BATCHES
+    if chains > 1:
+        variance = np.maximum(variance, series.mean(1, dtype=np.float64).var(0, ddof=1))
+    return np.sqrt(variance / chains)
+
+
 def critical_value(degrees: float, tests: int) -> float:
     """Return the critical value of the t statistics of several two-sided tests, by Bonferroni."""
     return float(stats.t.isf(FALSE_ALARM / (2 * max(tests, 1)), degrees))

@@ -9,12 +9,13 @@ have; draws of the sampled sites are for ``arviz.plot_trace`` of :func:`~pyro_ae
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pyro.infer import MCMC
 
+from pyro_aeb.diagnostics.inclusion_probabilities import SiteInclusion, inclusion
 from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.testing.linear import Array
 
@@ -47,34 +48,57 @@ def plot_latents(mcmc: MCMC, names: Sequence[str] | None = None) -> Any:
     return figure
 
 
-def plot_inclusion(mcmc: MCMC, sites: Sequence[str] | None = None) -> Any:
+def plot_inclusion(mcmc: Any, sites: Sequence[str] | None = None) -> Any:
     """
-    Plot the inclusion probabilities of every SSGL site, averaged over chains and the second half of
-    the draws. A matrix is a heat map, outputs by inputs as in torch; a convolution is a map of
-    filters by input channels, averaged over its kernel; a vector is a stem plot.
+    Plot the inclusion probabilities of every SSGL site, by
+    :func:`~pyro_aeb.diagnostics.inclusion`: of a vector with two Monte Carlo errors on either side,
+    and a dot for every chain. A matrix is a heat map, outputs by inputs as in torch; a convolution
+    is a map of filters by input channels, averaged over its kernel.
 
-    :param MCMC mcmc: a run of an AEBKernel that keeps inclusion probabilities.
+    Of a run by :class:`~pyro_aeb.StochasticApproximation`, which has none, its rho is shown, under
+    that name, averaged over chains and the second half of the draws.
+
+    :param mcmc: a run of an AEBKernel, its trace, or what
+        :func:`~pyro_aeb.diagnostics.inclusion` returned.
     :param sites: names of the sites to plot, by default all.
     :returns: ``matplotlib.figure.Figure``.
     :raises ImportError: if matplotlib is missing.
+    :raises TypeError: if ``mcmc`` is none of these.
     :raises ValueError: if no inclusion probabilities of these sites are kept.
     """
-    run = Run(mcmc, "plot_inclusion()")
-    chosen = [site for site in run.sparse_sites if sites is None or site in sites]
+    found = _find_inclusion(mcmc)
+    chosen = {n: own for n, own in found.items() if sites is None or n in sites}
     if not chosen:
         raise ValueError(
             f"no inclusion probabilities are kept of {sites or 'any site'}, expected some of "
-            f"{run.sparse_sites}; name <site>_rho in save="
+            f"{list(found)}; name <site>_rho in save="
         )
     figure, panels = _panels(len(chosen))
     image = None
-    for axes, site in zip(panels, chosen, strict=True):
-        rho = run.rho(site)[:, run.draws // 2 :]
-        image = _plot_map(axes, rho.mean((0, 1))) or image
-        axes.set_title(f"{site}: P(Gaussian component)")
+    for axes, (site, own) in zip(panels, chosen.items(), strict=True):
+        if isinstance(own, SiteInclusion):
+            axes.set_title(f"{site}: P(in)")
+            if own.probability.ndim < 2:
+                _plot_errors(axes, own)
+                continue
+            own = own.probability
+        else:
+            axes.set_title(f"{site}: rho")
+        image = _plot_map(axes, own) or image
     if image is not None:
         figure.colorbar(image, ax=panels)
     return figure
+
+
+def _find_inclusion(mcmc: Any) -> Mapping[str, SiteInclusion | Array]:
+    """Return the inclusion probabilities of every site, or rho where there are none."""
+    if not isinstance(mcmc, MCMC):
+        return inclusion(mcmc)
+    run = Run(mcmc, "plot_inclusion()")
+    if not run.learns and run.sparse_sites:
+        return inclusion(mcmc)
+    half = run.draws // 2
+    return {site: run.rho(site)[:, half:].mean((0, 1)) for site in run.sparse_sites}
 
 
 def plot_sparsity(mcmc: MCMC) -> Any:
@@ -128,6 +152,19 @@ def _panels(count: int, columns: int = COLUMNS) -> tuple[Any, list[Any]]:
 def _plot_lines(axes: Any, paths: Array) -> None:
     for chain, path in enumerate(paths):
         axes.plot(path, linewidth=0.9, label=f"chain {chain}")
+
+
+def _plot_errors(axes: Any, own: SiteInclusion) -> None:
+    """Plot one site's probabilities, shape (n,) or (), with errors and every chain's estimate."""
+    p = own.probability.reshape(-1)
+    places, error = np.arange(p.size), 2.0 * np.nan_to_num(own.error.reshape(-1))
+    ends = np.minimum(error, p), np.minimum(error, 1.0 - p)
+    axes.errorbar(places, p, yerr=np.stack(ends), fmt="o", markersize=4, capsize=2)
+    for chain in own.by_chain.reshape(-1, p.size):
+        axes.plot(places, chain, linestyle="", marker=".", markersize=3, color="0.6", zorder=0)
+    axes.axhline(0.5, color="0.85", linewidth=0.9, zorder=0)
+    axes.set(xlabel="weight", ylim=(-0.05, 1.05))
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def _plot_map(axes: Any, rho: Array) -> Any:
