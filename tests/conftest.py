@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+import functools  # noqa: E402
 import multiprocessing  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
@@ -37,6 +38,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Processes of the kind "forkserver" get what they run by pickling, as those of "spawn" do, and are
 # forks of a server that has imported all this once: they begin within milliseconds, not seconds.
 multiprocessing.set_forkserver_preload(["pyro_aeb", "arviz", "xarray", "zarr", "h5netcdf"])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """
+    Forked processes hold no end of pytest-xdist's pipes. One that hangs, and outlives the worker
+    that a timeout has ended, would keep them open, and pytest would wait for that worker forever.
+    """
+    for plugin in config.pluginmanager.get_plugins():
+        gateway = getattr(getattr(plugin, "channel", None), "gateway", None)
+        if gateway is not None:
+            pipes = [gateway._io.infile.fileno(), gateway._io.outfile.fileno()]
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for pipe in pipes:
+                os.register_at_fork(after_in_child=functools.partial(os.dup2, nothing, pipe))
 
 
 @pytest.fixture(scope="session", autouse=True)
