@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from many_chains import run_together
 from models import (
     SCHOOLS_SIGMA,
     SCHOOLS_Y,
@@ -187,11 +188,8 @@ def test_a_conjugate_posterior():
     mean = torch.linalg.solve(H, x.T @ y / 0.25)
     h, vectors = torch.linalg.eigh(H)
     epsilon, k = 0.4 / float(h.max()), 5
-    run = make_pyro_mcmc(
-        make_kernel(dense_regression, epsilon, steps_per_draw=k, adaptation=None), 2000, 100
-    )
-    run.run(x, y)
-    draws = (run.get_samples()["w"] - mean) @ vectors
+    draws = run_together(dense_regression, aeb.SGLD(epsilon), 2000, 100, x, y, steps_per_draw=k)
+    draws = (draws["w"] - mean) @ vectors
     correlation = (1 - epsilon * h) ** k
     variance = 1 / (h * (1 - epsilon * h / 2))
     assert_mean_of_ar1(draws, torch.zeros(P), variance, correlation)

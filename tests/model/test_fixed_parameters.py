@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from many_chains import run_together
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.distributions import constraints
@@ -117,12 +118,9 @@ def test_the_line_of_the_warning_learns_the_values_of_least_squares():
         a = pyro.sample("a", dist.Normal(0.0, 1.0).expand(()))
         observe(a + normal("b") * (X + 1.0))
 
-    kernel = aeb.AEBKernel(model, aeb.transitions.HMC(5e-5, 12), seed=0)
-    mcmc = aeb.MCMC(kernel, 200, 100, disable_progbar=True)
-    mcmc.run()
+    draws = run_together(model, aeb.transitions.HMC(5e-5, 12), 200, 100)
     design = torch.stack([torch.ones(N), X + 1.0], 1).double()
     precision = design.T @ design / 0.01 + torch.diag(torch.tensor([1.0, 1.0 / 9.0]).double())
     exact = torch.linalg.solve(precision, design.T @ Y.double() / 0.01)
-    draws = mcmc.get_samples()
     found = torch.stack([draws["a"].mean(), draws["b"].mean()]).double()
     assert ((found - exact).abs() < 0.02).all()

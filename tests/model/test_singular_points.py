@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from many_chains import run_together
 from pyro.infer import MCMC
 from pyro.infer.autoguide.initialization import init_to_feasible, init_to_sample, init_to_value
 from refusals import raises_with
@@ -106,7 +107,7 @@ def test_a_model_that_fails_everywhere_says_what_to_do():
 
 def test_the_scale_of_a_half_normal_has_its_posterior():
     start = {"init_strategy": init_to_value(values={"w": torch.tensor(1.0)})}
-    draws = run(a_scale_by_abs, HMC(5e-4, 8), 400, 20, **start)["w"].abs()
+    draws = run_together(a_scale_by_abs, HMC(5e-4, 8), 400, 20, **start)["w"].abs()
     w = torch.linspace(0.01, 4.0, 4000)
     log_density = dist.Normal(0.0, w[:, None]).log_prob(Y).sum(-1) - 0.5 * w.square()
     mean, sd = moments(w, log_density)
@@ -301,7 +302,7 @@ def test_an_improper_uniform_site_has_the_posterior_of_its_likelihood(strategy):
         s = pyro.sample("s", dist.ImproperUniform(constraints.positive, (), (2,)))
         pyro.factor("gamma", 2.0 * s.log().sum() - 2.0 * s.sum())
 
-    draws = run(model, HMC(0.3, 5), 800, 20, **strategy)
+    draws = run_together(model, HMC(0.3, 5), 800, 20, **strategy)
     assert abs(draws["x"].mean() - 2.0) < 0.2 and abs(draws["x"].std() - 1.0) < 0.15
     assert draws["s"].shape == (800, 2) and (draws["s"] > 0.0).all()
     assert ((draws["s"].mean(0) - 1.5).abs() < 0.2).all()

@@ -233,7 +233,9 @@ def test_other_discrete_distributions_are_summed_out(model):
 
 
 def test_a_run_is_the_same_with_and_without_marks():
-    marked, unmarked = run(mixture, DATA, draws=5), run(without_marks(mixture), DATA, draws=5)
+    marked, unmarked = (
+        run(model, DATA, draws=5, warmup=3) for model in (mixture, without_marks(mixture))
+    )
     for name, draws in marked.get_samples().items():
         assert torch.equal(draws, unmarked.get_samples()[name])
 
@@ -249,11 +251,16 @@ def test_minibatches_are_scaled_after_the_sum():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
-def run(model, *args, transition=None, draws=300, **kwargs):
+def run(model, *args, transition=None, draws=300, warmup=50, **kwargs):
     kernel = aeb.AEBKernel(model, transition or aeb.transitions.HMC(0.1, 8), seed=0)
-    mcmc = aeb.MCMC(kernel, draws, 50, disable_progbar=True)
+    mcmc = aeb.MCMC(kernel, draws, warmup, disable_progbar=True)
     mcmc.run(*args, **kwargs)
     return mcmc
+
+
+@pytest.fixture(scope="module")
+def mixture_run():
+    return run(mixture, DATA, draws=20)
 
 
 def one_mean(data, batch_size=None):
@@ -322,8 +329,8 @@ def test_compiled_steps_are_those_as_written():
         torch.testing.assert_close(draws[1][name], draws[0][name])
 
 
-def test_the_data_are_exported():
-    found = aeb.to_arviz(run(mixture, DATA, draws=5))
+def test_the_data_are_exported(mixture_run):
+    found = aeb.to_arviz(mixture_run)
     assert set(found.posterior.data_vars) == {"weights", "means"}
     assert found.observed_data["x"].dims == ("data",)
 
@@ -458,11 +465,10 @@ def test_chains_that_step_together_are_refused():
         mcmc.run(DATA)
 
 
-def test_predictions_say_what_is_missing():
-    mcmc = run(mixture, DATA, draws=3)
+def test_predictions_say_what_is_missing(mixture_run):
     with pytest.raises(aeb.ModelError, match=r"\['z'\] are discrete and summed out.*Predictive\("):
-        PosteriorPredictive(mixture, mcmc)(DATA)
-    series = run(markov, SERIES, draws=3)
+        PosteriorPredictive(mixture, mixture_run)(DATA)
+    series = run(markov, SERIES, draws=3, warmup=0)
     with pytest.raises(aeb.ModelError, match="'x_3'.*no density for each datum.*MixtureSame"):
         aeb.to_arviz(series, log_likelihood=True)
 
@@ -508,14 +514,14 @@ def test_log_densities_of_data_are_those_of_sums(model, args, names):
         torch.testing.assert_close(torch.tensor(found[i]), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_the_errors_of_predictions_advise():
-    mcmc = run(mixture, DATA, draws=20)
-    drawn = pyro.infer.Predictive(mixture, mcmc.get_samples())(DATA)
+def test_what_the_errors_of_predictions_advise(mixture_run):
+    samples = mixture_run.get_samples()
+    drawn = pyro.infer.Predictive(mixture, samples)(DATA)
     assert drawn["z"].shape == (20, 50)
 
     @pyro.infer.config_enumerate
     def at_a_draw(data):
-        with poutine.condition(data={n: v[-1] for n, v in mcmc.get_samples().items()}):
+        with poutine.condition(data={n: v[-1] for n, v in samples.items()}):
             mixture(data)
 
     discrete = pyro.infer.infer_discrete(at_a_draw, first_available_dim=-2, temperature=0)
@@ -525,5 +531,5 @@ def test_what_the_errors_of_predictions_advise():
 
 
 def test_a_model_is_left_as_it_is_afterwards():
-    run(mixture, DATA, draws=2)
+    run(mixture, DATA, draws=2, warmup=0)
     assert "z" in poutine.trace(mixture).get_trace(DATA).nodes

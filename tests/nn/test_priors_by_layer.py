@@ -11,10 +11,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from many_chains import run_together
 from pyro import poutine
 from pyro_runs import make_kernel, make_pyro_mcmc
 from torch import nn
 
+import pyro_aeb as aeb
 from pyro_aeb import ModelError
 from pyro_aeb.nn import bayesianize
 
@@ -88,15 +90,12 @@ def test_the_posterior_is_that_of_the_prior_means():
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
-    mcmc = make_pyro_mcmc(
-        make_kernel(model, 0.02, adaptation=None, steps_per_draw=5), draws=1500, warmup=20
-    )
-    mcmc.run(X.double(), y)
+    draws = run_together(model, aeb.SGLD(0.02), 1500, 20, X.double(), y, steps_per_draw=5)
     x, start = X.double(), module.weight.detach()[0]
     precision = x.T @ x + torch.eye(4, dtype=torch.float64) / 0.25
     expected = torch.linalg.solve(precision, x.T @ y + start / 0.25)
     spread = precision.inverse().diagonal().sqrt()
-    found = mcmc.get_samples()["weight"][:, 0].mean(0)
+    found = draws["weight"][:, 0].mean(0)
     assert ((found - expected).abs() < 0.2 * spread).all()
     around_zero = torch.linalg.solve(precision, x.T @ y)
     assert ((expected - around_zero).abs() > 0.2 * spread).any()
