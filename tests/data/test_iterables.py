@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from loader_data import BATCHES, DATA, X, Y
+from many_chains import run_together
 from models import N, linear_data, loader_regression
 from pyro.infer import MCMC
 from refusals import count_refusal, raises_with, run_model
@@ -102,10 +103,8 @@ def test_the_mean_from_a_list_of_batches_is_that_of_all_data():
         with pyro.plate("data", N, subsample=y):
             pyro.sample("y", dist.Normal(m, 1.0), obs=y)
 
-    kernel = aeb.AEBKernel(model, aeb.SGLD(2e-3), steps_per_draw=16, seed=0)
-    mcmc = MCMC(kernel, 300, 20, disable_progbar=True)
-    mcmc.run(list(Y.split(5)))
-    draws = mcmc.get_samples()["m"]
+    batches = list(Y.split(5))
+    draws = run_together(model, aeb.SGLD(2e-3), 300, 20, batches, steps_per_draw=16)["m"]
     assert float(draws.mean()) == pytest.approx(float(Y.sum() / (N + 1 / 25)), abs=0.08)
     assert float(draws.std()) == pytest.approx((N + 1 / 25) ** -0.5, rel=0.4)
 
