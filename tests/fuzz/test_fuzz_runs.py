@@ -190,11 +190,13 @@ def test_a_seed_gives_the_same_draws_twice(seed, method, batches, transition):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [None, 5])
-def test_spawned_chains_are_those_of_one_process(batch_size):
+@pytest.mark.parametrize("batch_size, context", [(None, "spawn"), (5, "forkserver")])
+def test_spawned_chains_are_those_of_one_process(batch_size, context):
+    """A fork of a server gets what it runs by pickling, too, and begins sooner."""
+
     def draws(method):
         kernel = make_kernel(sparse_regression, aeb.SGHMC(1e-4), steps_per_draw=2)
-        options = {"chain_method": method, "num_chains": 2, "mp_context": "spawn"}
+        options = {"chain_method": method, "num_chains": 2, "mp_context": context}
         run = aeb.MCMC(kernel, 6, 2, disable_progbar=True, **options)
         run.run(X, Y, batch_size=batch_size)
         return run.get_samples(group_by_chain=True)

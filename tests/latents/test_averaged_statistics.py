@@ -52,11 +52,13 @@ def em_step(alpha):
     return maximiser((mean**2 + variance) / 2.0)
 
 
+POINTS, WEIGHTS = np.polynomial.hermite_e.hermegauss(200)
+
+
 def average_of_maximisers(alpha):
     mean, variance = law(alpha)
-    points, weights = np.polynomial.hermite_e.hermegauss(200)
-    draws = mean + math.sqrt(variance) * points
-    return float(weights @ maximiser(draws**2 / 2.0) / weights.sum())
+    draws = mean + math.sqrt(variance) * POINTS
+    return float(WEIGHTS @ maximiser(draws**2 / 2.0) / WEIGHTS.sum())
 
 
 class Values(LatentUpdate):
