@@ -23,6 +23,7 @@ from pyro_aeb.errors import (
     NonFiniteError,
     RankError,
     SaveSizeWarning,
+    TuningWarning,
 )
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.mcmc.api import MCMC
@@ -73,6 +74,7 @@ __all__ = [
     "RankError",
     "SaveSizeWarning",
     "StochasticApproximation",
+    "TuningWarning",
     "UnitPruning",
     "__version__",
     "check",

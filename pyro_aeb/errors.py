@@ -71,6 +71,9 @@ class NonFiniteError(ArithmeticError):
     :param dict draws: the draws finished before, site name to tensor of shape (draws, ...).
     """
 
+    in_data = False
+    """Whether a number of the data is not finite."""
+
     def __init__(self, message: str, step: int, site: str | None, draws: dict[str, Tensor]) -> None:
         super().__init__(message)
         self.step = step
@@ -92,6 +95,10 @@ def _unpickle(
 ) -> NonFiniteError:
     draws = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return kind(message, step, site, draws)
+
+
+class TuningWarning(UserWarning):
+    """Warns of what tuning in warm-up has found to be wrong and cannot mend."""
 
 
 class CollapseWarning(UserWarning):

@@ -28,7 +28,7 @@ WINGS: tuple[set[str], ...] = (
     {"schedules", "latents", "data", "storage"},
     {"transitions", "priors"},
     {"model"},
-    {"adaptation", "pruning"},
+    {"adaptation", "pruning", "tuning"},
     {"posterior"},
     {"kernel", "testing"},
     {"mcmc", "nn", "backend"},

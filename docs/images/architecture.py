@@ -40,6 +40,7 @@ PURPOSE = {
     "model": "inspect a Pyro model",
     "adaptation": "4. latents: (4) to (8)",
     "pruning": "5. zeros: (9), (10)",
+    "tuning": "settings chosen\nin warm-up",
     "posterior": "2. gradient of Q: (2)",
     "kernel": "Algorithm 1\nfor one chain",
     "testing": "checks of samplers,\nmodels and updates",

@@ -32,8 +32,11 @@ class Run:
         self.roles: dict[str, str] = self._reports[0]["roles"]
         self.chains = len(self._reports)
         self.draws = next(iter(self.stats.values())).shape[1]
-        self._warmup: int = mcmc.warmup_steps
-        self.steps = self.kernel.steps_per_draw * getattr(mcmc, "thinning", 1)
+        # Of a run that was tuned, they are those of its first chain.
+        report, given = self._reports[0], self.kernel.steps_per_draw
+        spacing: int = report["steps_per_draw"] if isinstance(given, str) else given
+        self._first: int = report.get("warmup_steps", spacing * mcmc.warmup_steps)
+        self.steps = spacing * getattr(mcmc, "thinning", 1)
 
     def __str__(self) -> str:
         chains = "1 chain" if self.chains == 1 else f"{self.chains} chains"
@@ -42,8 +45,7 @@ class Run:
     @property
     def steps_of_draws(self) -> Array:
         """The number of the step of every draw, shape (draws,)."""
-        first = self.kernel.steps_per_draw * self._warmup
-        return first + self.steps * np.arange(1, self.draws + 1)
+        return self._first + self.steps * np.arange(1, self.draws + 1)
 
     @cached_property
     def stats(self) -> dict[str, Array]:
@@ -68,6 +70,13 @@ class Run:
             means = [_mean(as_array(report["adaptation"][name])[None]) for report in self._reports]
             paths[f"mean of {name}"] = np.concatenate(means)
         return paths
+
+    @property
+    def tuning(self) -> list[str] | None:
+        """The warnings of tuning, in all chains; None where nothing was tuned."""
+        if "tuning" not in self._reports[0]:
+            return None
+        return list(dict.fromkeys(m for report in self._reports for m in report["tuning"]))
 
     @property
     def weights(self) -> int:

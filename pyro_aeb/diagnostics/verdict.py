@@ -17,6 +17,7 @@ from pyro_aeb.diagnostics.movement import movement_findings
 from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.diagnostics.scans import scans_finding
 from pyro_aeb.diagnostics.settling import settling_finding
+from pyro_aeb.diagnostics.tuned import tuning_finding
 
 
 def check(mcmc: MCMC, quiet: bool = False) -> Verdict:
@@ -28,8 +29,8 @@ def check(mcmc: MCMC, quiet: bool = False) -> Verdict:
 
     Sampled sites get R-hat and effective sample sizes; learned latents, which are point estimates,
     get the residuals of their equations and the agreement of their paths between chains. The
-    temperature, the acceptance rate, chains that do not move, collapsed deltas and pruning are
-    checked, too. The model is not run;
+    temperature, the acceptance rate, chains that do not move, collapsed deltas, pruning and what
+    tuning in warm-up has found are checked, too. The model is not run;
     :func:`~pyro_aeb.diagnostics.gradient_noise.noise_ratio`,
     :func:`~pyro_aeb.diagnostics.halving.step_halving` and
     :func:`~pyro_aeb.diagnostics.stein.ksd` run it, and find errors that the record does not show.
@@ -52,8 +53,8 @@ def check(mcmc: MCMC, quiet: bool = False) -> Verdict:
     findings += movement_findings(run)
     findings += mixing_findings(run, latents_settled)
     findings += [temperature_finding(run)]
-    if (pruning := pruning_finding(run)) is not None:
-        findings.append(pruning)
+    optional = pruning_finding(run), tuning_finding(run)
+    findings += [finding for finding in optional if finding is not None]
     verdict = Verdict(str(run), tuple(findings))
     if not quiet:
         print(verdict)

@@ -26,10 +26,12 @@ from pyro_aeb.kernel.initialization import start_chain
 from pyro_aeb.kernel.non_finite import divergence_error, non_finite_chains
 from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.seeds import chain_number, loader_seed
+from pyro_aeb.kernel.tuned_steps import advance_while_tuning, warn_of_tuning
 from pyro_aeb.model.side_effects import buffer_kind
 from pyro_aeb.model.tracing import find_failure
 from pyro_aeb.posterior.data_parallel import ranks_of_data
 from pyro_aeb.storage.recorder import History, Recorder
+from pyro_aeb.tuning import Tuning
 from pyro_aeb.validation import names
 
 
@@ -64,7 +66,9 @@ class AEBKernel(KernelOptions, MCMCKernel):
     :param model: a Pyro model. Data may be subsampled with ``pyro.plate(..., subsample_size=n)``,
         or come from a DataLoader.
     :param transition: how the weights move: :class:`~pyro_aeb.transitions.sgld.SGLD`,
-        :class:`~pyro_aeb.transitions.sghmc.SGHMC`, or another of :mod:`pyro_aeb.transitions`.
+        :class:`~pyro_aeb.transitions.sghmc.SGHMC`, or another of :mod:`pyro_aeb.transitions`. By
+        default ``"auto"``: :class:`~pyro_aeb.transitions.tuned.TunedBAOAB`, whose settings are
+        chosen in warm-up; see :mod:`pyro_aeb.tuning`.
     :param adaptation: how the latents are learned: by
         :class:`~pyro_aeb.StochasticApproximation`, whose weight 1 is the "-EM" variant and 0
         freezes them; or drawn from their posterior, by :class:`~pyro_aeb.Gibbs`. None samples every
@@ -73,7 +77,8 @@ class AEBKernel(KernelOptions, MCMCKernel):
     :param inverse_temperature: tau, a number or a schedule; the target is proportional to
         exp(tau Q). Rising schedules give the annealed "A-" variants.
     :param int steps_per_draw: steps between draws, at least 1 (thinning). Warm-up is counted in
-        draws too.
+        draws too. ``"auto"``, the default with a tuned transition, chooses them in warm-up; with
+        another the default is 1.
     :param init_strategy: where a chain starts, one of Pyro's ``init_to_*``; by default
         ``pyro_aeb.model.tracing.init_to_default``.
     :param pruning: sets weights to zero after every step, by
@@ -150,20 +155,25 @@ class AEBKernel(KernelOptions, MCMCKernel):
         if params is not chain.last_draw:
             chain.move_to(params)
         try:
-            return self.advance(self.steps_per_draw)
+            return self.advance(self.given_steps)
         except BaseException:  # MCMC calls no cleanup() then
             chain.data.close()
             raise
 
-    def advance(self, steps: int, between: Callable[[], object] | None = None) -> dict[str, Tensor]:
+    def advance(
+        self, steps: int, between: Callable[[], object] | None = None, thinning: int = 1
+    ) -> dict[str, Tensor]:
         """
         Advance the chain by some steps, and return the draw after them.
 
-        :param int steps: how many, at least 1.
+        :param int steps: how many, at least 1. Those of a chain that is tuned follow from tuning.
         :param between: called before every step, or every few steps of a small compiled model; if
             it raises, the chain stops between two steps and can be resumed.
+        :param int thinning: draws of a tuned chain, after warm-up, for every one that is made.
         """
         chain, left = self.chain, steps
+        if chain.tuner is not None:
+            left = advance_while_tuning(self, chain, chain.tuner, thinning, between)
         while left > 0:
             if between is not None:
                 between()
@@ -172,6 +182,8 @@ class AEBKernel(KernelOptions, MCMCKernel):
             else:
                 left = 0
                 algorithm.step(self, chain, measure=True)
+        if chain.tuner is not None:
+            chain.tuner.draw(chain.draws, chain.step)
         return self._draw(chain)
 
     def _draw(self, chain: Chain) -> dict[str, Tensor]:
@@ -184,7 +196,9 @@ class AEBKernel(KernelOptions, MCMCKernel):
             chains = non_finite_chains(chain.shape, chain.state.position)
             draws = chain.recording.recorder.read("posterior")
             raise divergence_error(k, site, what, chains, numbers.step_size, draws)
-        stats = {**chain.statistics(), **numbers._asdict()}
+        stats = chain.statistics()
+        for name, number in numbers._asdict().items():
+            stats.setdefault(name, number)
         stats["sa_weight"] = sa_weight(self, chain, k)
         self._warn_of_collapse(chain)
         return chain.record(draw, values, stats)
@@ -273,6 +287,12 @@ class AEBKernel(KernelOptions, MCMCKernel):
         return self.chain.ssgl
 
     @property
+    def tuning(self) -> Tuning | None:
+        """The settings that warm-up has chosen so far; None where all of them are given."""
+        tuner = self.chain.tuner
+        return None if tuner is None else tuner.report()
+
+    @property
     def initial_params(self) -> Mapping[str, Tensor] | None:
         """
         The chain's last draw, site name to constrained value. Set it before a run to start there,
@@ -329,6 +349,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
             "summaries": kinds_of_summaries(structure, is_sampled),
             "changed_buffers": sorted({buffer_kind(*p) for p in structure.changed_buffers}),
             "observed_data": dict(structure.observations),
+            **chain.tuned_steps(),
             "settings": {
                 "transition": repr(self.transition),
                 "adaptation": repr(self.adaptation),
@@ -340,6 +361,11 @@ class AEBKernel(KernelOptions, MCMCKernel):
                 **group_sizes(structure),
             },
         }
+
+    def warn_of_draws(self) -> None:
+        """Warn of what the draws show of settings that warm-up has chosen."""
+        if self.chain.tuner is not None:
+            warn_of_tuning(self.chain.tuner.warnings_of_draws())
 
     def recover(self) -> dict[str, Tensor]:
         """
@@ -355,6 +381,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
     def cleanup(self) -> None:
         """Drop the draws, which MCMC has now, and stop a DataLoader's workers."""
         if self._chain is not None:
+            self.warn_of_draws()
             self._chain.recording.recorder.forget_draws()
             self._chain.data.close()
             self._chain.finished = True

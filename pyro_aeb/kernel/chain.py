@@ -31,6 +31,7 @@ from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.posterior.step_target import StepTarget
 from pyro_aeb.pruning import Pruner
 from pyro_aeb.transitions import AnyTransition, StepNumbers, statistics_of
+from pyro_aeb.tuning import Tuner
 
 if TYPE_CHECKING:
     from pyro_aeb.kernel.algorithm import FiniteCheck, Stepped
@@ -56,6 +57,7 @@ class Chain:
     :param FiniteCheck finite: detects a step whose numbers are not finite.
     :param Pruner pruner: sets weights to zero after every step, None for no pruning.
     :param Scan scan: draws latents after some of the steps, None where they are not drawn.
+    :param Tuner tuner: chooses settings in warm-up, None where all are given.
     """
 
     structure: Structure
@@ -76,6 +78,7 @@ class Chain:
     rejects: bool = False
     pruner: Pruner | None = None
     scan: Scan | None = None
+    tuner: Tuner | None = None
     step: int = 0
     draws: int = 0
 
@@ -165,6 +168,12 @@ class Chain:
             stepped.log_density, self.state.position, self.latents
         )
         self._measured = {**statistics_of(transition, self.state, state, numbers, target)}
+        if self.tuner is not None:
+            tau = numbers.inverse_temperature
+            heat = self.tuner.temperatures(
+                self.state.position, state.momentum, tau, not self.warming_up
+            )
+            self._measured.update(heat)
         if self.latents is not None and latents is not None:
             figures = self.posterior.adaptation.statistics(self.latents, latents, omega)
             self._measured.update(figures)
@@ -181,6 +190,18 @@ class Chain:
         elif self.posterior.adaptation.spike_and_slab is not None and self.ssgl is not None:
             stats["sparsity"] = self.posterior.adaptation.spike_and_slab.sparsity(self.ssgl)
         return stats
+
+    def tuned_steps(self) -> dict[str, Any]:
+        """Return the steps of warm-up and of a draw, where tuning has chosen them."""
+        if self.tuner is None:
+            return {}
+        progress = self.tuner.progress
+        messages = self.tuner.report().warnings() if progress.finished else []
+        return {
+            "warmup_steps": progress.warmup_end,
+            "steps_per_draw": progress.steps_per_draw,
+            "tuning": [*messages, *self.tuner.warnings_of_draws()],
+        }
 
     def collapsed_now(self) -> list[str]:
         """Return the delta sites that are collapsed now."""

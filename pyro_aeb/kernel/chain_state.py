@@ -42,6 +42,7 @@ def state_of(chain: Chain) -> dict[str, Any]:
         "noise": chain.noise.state(),
         "generators": [None if g is None else g.get_state() for g in chain.generators],
         "random": global_random_state(),
+        "tuning": None if chain.tuner is None else chain.tuner.state(),
     }
 
 
@@ -74,6 +75,8 @@ def _load(chain: Chain, state: Mapping[str, Any]) -> None:
         chain.pruner.load(state["pruner"])
         if state.get("zeros") is not None:
             chain.pruner.zero = move_to_device(state["zeros"], device)
+    if chain.tuner is not None:
+        chain.tuner.load(state["tuning"], device)
     chain.data.load(state)
     chain.buffers.load(state["buffers"])
     chain.recording.moments.load(state["moments"], device)

@@ -29,6 +29,7 @@ from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.scan import make_scan
 from pyro_aeb.kernel.seeds import generator_of
+from pyro_aeb.kernel.tuned_steps import make_tuner, planned_steps
 from pyro_aeb.model.inspection import explain_failures, inspect_model, named_tensors
 from pyro_aeb.model.side_effects import Buffers, preserve_buffers
 from pyro_aeb.model.structure import Structure
@@ -82,8 +83,6 @@ def start_chain(
     posterior = Posterior(model, structure, buffers, average, options.adaptation)
     batch = Batch(source.peek(), minibatches[0].first())
     position, latents = _find_starts(options, posterior, batch, generators, given, vectorized)
-    if options.data_parallel:
-        check_agreement(ranks, (position, *values_of(latents)))
     transition: Any = options.transition
     needs_target = isinstance(transition, TargetTransition)
     update = Update(posterior, transition)
@@ -92,6 +91,7 @@ def start_chain(
     whole = not (needs_target or options.data_parallel)
     announces = options.compile == "auto"
     data = StepData(source, ChainMinibatches(minibatches) if vectorized else minibatches[0])
+    tuner = make_tuner(options, structure, position, numbers, warmup, source.sizes is not None)
     return Chain(
         structure=structure,
         posterior=posterior,
@@ -107,12 +107,13 @@ def start_chain(
         make_compiled=partial(  # without the kernel, whose chain would then be a part of itself
             _compile, whole, announces, update, buffers, minibatches[0].partial, like
         ),
-        compile_from=first_compiled_step(options.compile, warmup * options.steps_per_draw),
+        compile_from=first_compiled_step(options.compile, planned_steps(options, tuner, warmup)),
         needs_target=needs_target,
         rejects=getattr(transition, "rejects", False),
         finite=FiniteCheck(structure.device, structure.dtype),
         pruner=None if options.pruning is None else Pruner(options.pruning, structure),
         scan=make_scan(posterior, data, buffers, generators),
+        tuner=tuner,
     )
 
 
@@ -210,7 +211,11 @@ def _find_starts(
             draw_first_values, model, batch.arguments, structure, strategy, own, generator
         )
         starts.append(find_start(posterior, batch, draw))
-    return _stack_starts(starts) if vectorized else starts[0]
+    position, latents = _stack_starts(starts) if vectorized else starts[0]
+    if options.data_parallel:
+        ranks = ranks_of_data(options.data_parallel)
+        check_agreement(ranks, (position, *values_of(latents)))
+    return position, latents
 
 
 def _constrain_given(structure: Structure, given: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def check_batch(k: int, arguments: Arguments, draws: dict[str, Tensor]) -> None:
     """
     for name, value in named_numbers(arguments):
         if count := count_non_finite(value):
-            raise NonFiniteError(
+            error = NonFiniteError(
                 f"step {k}: argument {name} of this batch has {count} non-finite of "
                 f"{value.numel()} numbers, so the run stops here; remove or impute them in "
                 f"the data set. {_KEPT}",
@@ -65,6 +65,8 @@ def check_batch(k: int, arguments: Arguments, draws: dict[str, Tensor]) -> None:
                 site=None,
                 draws=draws,
             )
+            error.in_data = True
+            raise error
 
 
 def divergence_error(

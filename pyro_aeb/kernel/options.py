@@ -19,7 +19,13 @@ from pyro_aeb.model.links import HandLinks
 from pyro_aeb.model.tracing import init_to_default
 from pyro_aeb.pruning import Pruning
 from pyro_aeb.schedules import Constant, Schedule, as_schedule
-from pyro_aeb.transitions import AnyTransition, ContourSGLD, ReplicaExchange, TargetTransition
+from pyro_aeb.transitions import (
+    AnyTransition,
+    ContourSGLD,
+    ReplicaExchange,
+    TargetTransition,
+    TunedBAOAB,
+)
 from pyro_aeb.validation import choice, count, flag, names
 
 
@@ -33,10 +39,10 @@ class KernelOptions:
     """
 
     model: Callable[..., Any]
-    transition: AnyTransition
+    transition: AnyTransition = "auto"  # type: ignore[assignment]
     adaptation: AnyAdaptation | None = None
     inverse_temperature: Schedule | float = 1.0
-    steps_per_draw: int = 1
+    steps_per_draw: int | Literal["auto"] = None  # type: ignore[assignment]
     _: KW_ONLY
     pruning: Pruning | None = None
     init_strategy: Callable[..., Any] = init_to_default
@@ -50,9 +56,22 @@ class KernelOptions:
     data_parallel: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.transition, str) and self.transition == "auto":
+            self.transition = TunedBAOAB()
         self._check_kinds()
         self._check_values()
         self._check_combinations()
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether some settings are chosen in warm-up."""
+        tunes = bool(getattr(self.transition, "tuned", ()))
+        return tunes or self.steps_per_draw == "auto"
+
+    @property
+    def given_steps(self) -> int:
+        """Steps per draw; 1 where they are chosen in warm-up."""
+        return 1 if isinstance(self.steps_per_draw, str) else self.steps_per_draw
 
     def _check_kinds(self) -> None:
         transition, adaptation, pruning = self.transition, self.adaptation, self.pruning
@@ -63,7 +82,7 @@ class KernelOptions:
             (
                 "transition",
                 moves and not isinstance(transition, type),
-                "a transition such as SGLD(step_size=1e-5)",
+                'a transition such as SGLD(step_size=1e-5), or "auto"',
             ),
             (
                 "adaptation",
@@ -79,7 +98,7 @@ class KernelOptions:
 
     def _check_values(self) -> None:
         self.inverse_temperature = as_schedule(self.inverse_temperature, "inverse_temperature")
-        self.steps_per_draw = count("steps_per_draw", self.steps_per_draw)
+        self.steps_per_draw = self._steps_option(self.steps_per_draw)
         self.save = names("save", self.save)
         choice("minibatches", self.minibatches, Order, *ORDERS)
         choice("noise", self.noise, Kind, *KINDS)
@@ -88,7 +107,27 @@ class KernelOptions:
         flag("data_parallel", self.data_parallel)
         self.seed = None if self.seed is None else int(self.seed)
 
+    def _steps_option(self, steps: Any) -> int | Literal["auto"]:
+        """Return the option ``steps_per_draw``; by default "auto" for a tuned transition, or 1."""
+        can_tune = isinstance(self.transition, TunedBAOAB)
+        if steps is None:
+            return "auto" if can_tune else 1
+        if not (isinstance(steps, str) and steps == "auto"):
+            return count("steps_per_draw", steps)
+        if not can_tune:
+            raise ValueError(
+                f"steps_per_draw is 'auto', which is chosen for transitions.TunedBAOAB, and the "
+                f"transition is {self.transition!r}; expected an integer of at least 1"
+            )
+        return "auto"
+
     def _check_combinations(self) -> None:
+        if self.is_tuned and isinstance(self.adaptation, Gibbs):
+            raise ValueError(
+                "adaptation=Gibbs() and settings that are chosen in warm-up, expected one of them: "
+                "a drawn gamma changes a weight's curvature from step to step. Give a transition "
+                "with a step size, such as SGHMC(1e-4), or use StochasticApproximation"
+            )
         transition = self.transition
         if isinstance(transition, TargetTransition):
             if self.noise != "normal" and transition.noise_size(1) > 1:

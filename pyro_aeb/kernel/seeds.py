@@ -38,6 +38,14 @@ def generator_of(seed: int | None, chain: int, device: torch.device) -> torch.Ge
     return torch.Generator(device=device).manual_seed((seed + chain) % 2**64)
 
 
+def tuning_seed(seed: int | None, chain: int) -> int:
+    """Return the seed of tuning's random numbers, which are not to be those of the noise."""
+    if seed is None:
+        return int(torch.randint(2**62, ()))
+    words = np.random.SeedSequence([(seed + chain) % 2**64, 2, 0]).generate_state(1, np.uint64)
+    return int(words[0] >> 1)
+
+
 def loader_seed(seed: int | None, chain: int, rank: int = 0) -> int | None:
     """
     Return the seed of a DataLoader. With the seed of :func:`generator_of` the loader's random

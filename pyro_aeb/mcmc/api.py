@@ -138,7 +138,7 @@ class MCMC(RunResults):
         samples, chains = count("num_samples", num_samples), count("num_chains", num_chains)
         self.thinning, self._every = count("thinning", thinning), count("every", every)
         warmup = samples if warmup_steps is None else count("warmup_steps", warmup_steps, least=0)
-        plan = Plan(warmup, samples, self.thinning, kernel.steps_per_draw)
+        plan = Plan(warmup, samples, self.thinning, kernel.given_steps)
         _check_run_options(initial_params, hook_fn, mp_context, trace=trace, checkpoint=checkpoint)
         check_transforms(transforms)
         choice("chain_method", chain_method, ChainMethod, optional=True)

@@ -173,7 +173,7 @@ class ChainGroup:
             try:
                 while chain.draws < plan.draws:
                     steps = plan.step_of(chain.draws + 1) - chain.step
-                    draw = kernel.advance(steps, between if alone else None)
+                    draw = kernel.advance(steps, between if alone else None, plan.thinning)
                     self.draws = chain.draws
                     stop = agree_to_stop(ranks, chain, between)
                     sink.draw(kernel.logging)
@@ -219,6 +219,7 @@ class ChainGroup:
         """Keep the chain for a later run, and leave its buffers in the modules."""
         chain = kernel.chain
         self.metadata = kernel.metadata()
+        kernel.warn_of_draws()
         chain.finished = True
         chain.data.suspend()
         chain.buffers.copy_last_to_modules()
@@ -245,9 +246,19 @@ def share_random_stream(
     for group in groups:
         group.own_random = False
     started = [group.saved for group in groups if group.saved is not None]
-    before = plan.step_of(plan.draws - last) if plan.kept > last else -1
-    in_turn = [saved for saved in started if saved["step"] > before] or started
+    in_turn = [saved for saved in started if _has_begun(saved, plan, last)] or started
     return in_turn[-1]["random"] if in_turn else None
+
+
+def _has_begun(saved: Mapping[str, Any], plan: Plan, last: int) -> bool:
+    """Return whether a saved chain has made a step of the last draws of a plan."""
+    if plan.kept <= last:
+        return True
+    first = plan.draws - last
+    if saved.get("tuning") is None:
+        return bool(saved["step"] > plan.step_of(first))
+    drawn_at = saved["tuning"]["progress"]["drawn_at"]
+    return bool(saved["draws"] > first or (saved["draws"] == first and saved["step"] > drawn_at))
 
 
 def agree_to_stop(ranks: Ranks, chain: Chain, between: Callable[[], object]) -> bool:

@@ -23,6 +23,7 @@ from pyro_aeb.transitions.sghmc import SGHMC, SGHMCState
 from pyro_aeb.transitions.sgld import SGLD, SGLDState
 from pyro_aeb.transitions.sgnht import SGNHT, SGNHTState
 from pyro_aeb.transitions.svrg import SVRG
+from pyro_aeb.transitions.tuned import TunedBAOAB, TunedState
 
 __all__ = [
     "BAOAB",
@@ -50,5 +51,7 @@ __all__ = [
     "Target",
     "TargetTransition",
     "Transition",
+    "TunedBAOAB",
+    "TunedState",
     "statistics_of",
 ]

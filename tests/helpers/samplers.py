@@ -20,6 +20,7 @@ from pyro_aeb.transitions import (
     ContourSGLD,
     CyclicalSGMCMC,
     ReplicaExchange,
+    TunedBAOAB,
 )
 
 CYCLES = Cyclical(1.0, period=20)
@@ -54,6 +55,8 @@ SIMULATED = [
     ReplicaExchange(SGHMC(0.05), 2.0, 1.5, swap_every=3, energies="batch"),
     ContourSGLD(0.05, energies=(0.0, 60.0), bins=30, weight=0.02),
     HMC(0.05, leapfrogs=5),
+    # With s = 1 its steps are BAOAB's (test_tuned.py); its settings are state, and not linear.
+    TunedBAOAB(),
 ]
 
 ALL_TRANSITIONS = [*LINEAR, *SIMULATED]

@@ -52,6 +52,7 @@ TRANSITIONS = {
     "ReplicaExchange": transitions.ReplicaExchange(INSIDE, 3.0, 2.0, 5, "batch", 4),
     "ContourSGLD": transitions.ContourSGLD(1e-3, (0.0, 9.0), 5, 0.5, SCHEDULES["Polynomial"]),
     "HMC": transitions.HMC(1e-3, leapfrogs=4),
+    "TunedBAOAB": transitions.TunedBAOAB(friction=0.3),
 }
 
 

@@ -31,7 +31,7 @@ MODULES = [
     *(f"pyro_aeb.{page}" for page in PAGES if page not in ("pyro_aeb", "schedules", "storage")),
 ]
 # Internal, though other wings import it; a type without documentation of its own.
-LEFT_OUT = {"pruning.Pruner", "transitions.AnyTransition"}
+LEFT_OUT = {"pruning.Pruner", "transitions.AnyTransition", "tuning.Tuner"}
 # Met by programs, but not imported from a wing: what public functions return, a protocol, a helper.
 ADDED = {
     "nn.by_draw.DrawPredictions",

@@ -157,6 +157,7 @@ WITH_STEP_SIZE = {
     pyro_aeb.transitions.BAOAB: {},
     pyro_aeb.transitions.PSGLD: {},
     pyro_aeb.transitions.HMC: {},
+    pyro_aeb.transitions.TunedBAOAB: {},
     pyro_aeb.transitions.ContourSGLD: {"energies": (0.0, 1.0)},
 }
 

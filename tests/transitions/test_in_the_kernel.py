@@ -24,6 +24,7 @@ from pyro_aeb.transitions import (
     ContourSGLD,
     CyclicalSGMCMC,
     ReplicaExchange,
+    TunedBAOAB,
 )
 
 CYCLES = aeb.Cyclical(1e-3, period=6)
@@ -45,6 +46,8 @@ CASES = {
     ),
     "contour": (ContourSGLD(1e-3, energies=(0.0, 100.0), bins=10), {"log_weight"}),
     "HMC": (HMC(1e-3, leapfrogs=3), {"acceptance_rate"}),
+    # Its tuning: tests/tuning.
+    "tuned": (TunedBAOAB(1e-3, 0.1, 1.0), {"kinetic_temperature"}),
 }
 PRUNING = aeb.MagnitudePruning(aeb.PruningSchedule(0.34, 0.5, 4), freeze=True)
 

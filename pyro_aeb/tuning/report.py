@@ -1,0 +1,122 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The outcome of tuning, in numbers and words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+HOT = 1.2
+"""Kinetic temperature of a site above which its curvature changes too much within a step."""
+
+WARM = 1.1
+"""Kinetic temperature above which minibatches widen the variances by more than a tenth."""
+
+CURE = "; cure: "
+"""What parts a warning from its cure."""
+
+FEW_DRAWS = 10.0
+"""Draws per effective draw above which a thousand of them are few."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """
+    The settings that tuning has chosen.
+
+    :param float step_size: of the transition, relative to the scale.
+    :param float friction: of the transition.
+    :param int steps_per_draw: steps between draws.
+    :param scale: site to the scales of its weights, of the site's shape in unconstrained space.
+    :param float largest_curvature: of the weights divided by their scale.
+    :param kinetic_temperature: site to its temperature in the pilot, which should be 1.
+    :param float autocorrelation: steps that an independent draw takes, as far as the pilot shows.
+    :param int steps: steps so far, or in all of warm-up once it is over.
+    :param bool minibatches: whether gradients are of minibatches.
+    :param bool finished: whether warm-up is over and the settings are frozen.
+    """
+
+    step_size: float
+    friction: float
+    steps_per_draw: int
+    scale: Mapping[str, Tensor]
+    largest_curvature: float
+    kinetic_temperature: Mapping[str, float]
+    autocorrelation: float
+    steps: int
+    minibatches: bool
+    finished: bool
+
+    def __str__(self) -> str:
+        """Return the choice in one line."""
+        done = "" if self.finished else " so far"
+        return (
+            f"Tuned in {self.steps:,} steps{done}: step size {self.step_size:.3g} (largest "
+            f"curvature {self.largest_curvature:.3g}), friction {self.friction:.2g}, scales "
+            f"{self._range()}, {self.steps_per_draw} step(s) per draw, of "
+            f"{self.autocorrelation:.0f} for an independent one; kinetic temperature "
+            f"{self._hottest()}."
+        )
+
+    def __repr__(self) -> str:
+        """Return the choice, with a line for every site."""
+        rows = [str(self)]
+        width = max(map(len, self.scale), default=0)
+        for site, scale in self.scale.items():
+            temperature = self.kinetic_temperature.get(site)
+            heat = "" if temperature is None else f", kinetic temperature {temperature:.3f}"
+            low, high = float(scale.min()), float(scale.max())
+            rows.append(f"  {site:{width}}  scales {low:.3g} to {high:.3g}{heat}")
+        return "\n".join(rows)
+
+    def _range(self) -> str:
+        low = min((float(scale.min()) for scale in self.scale.values()), default=1.0)
+        high = max((float(scale.max()) for scale in self.scale.values()), default=1.0)
+        return f"{low:.3g} to {high:.3g}"
+
+    def _hottest(self) -> str:
+        if not self.kinetic_temperature:
+            return "not measured yet"
+        site, heat = max(self.kinetic_temperature.items(), key=lambda item: item[1])
+        return f"at most {heat:.2f} ({site!r})"
+
+    def warnings(self) -> list[str]:
+        """Return what the pilot shows to be wrong, with the cure."""
+        messages = temperature_warnings(self.kinetic_temperature, self.minibatches)
+        draws = self.autocorrelation / self.steps_per_draw
+        if draws > FEW_DRAWS:
+            messages.append(
+                f"an independent draw takes some {self.autocorrelation:,.0f} steps, so 1000 draws "
+                f"of {self.steps_per_draw} step(s) are worth {1000.0 / draws:,.0f}{CURE}raise "
+                "steps_per_draw or num_samples, or look for weights that depend strongly on each "
+                "other and reparametrise them"
+            )
+        return messages
+
+
+def temperature_warnings(temperatures: Mapping[str, float], minibatches: bool) -> list[str]:
+    """Return a message on the sites that are too hot, with the cure, if there are any."""
+    hot = [site for site, heat in temperatures.items() if heat > (WARM if minibatches else HOT)]
+    if not hot:
+        return []
+    worst = max(hot, key=lambda site: temperatures[site])
+    others = f" and {len(hot) - 1} more" if len(hot) > 1 else ""
+    heat = f"{temperatures[worst]:.2f}, expected 1"
+    found = f"the kinetic temperature of site {worst!r}{others} is {heat}"
+    if minibatches:
+        cure = (
+            "the noise of the minibatches widens its posterior by more than a tenth: use larger "
+            "minibatches. If that does not help, its curvature changes too much within a step, as "
+            "in a funnel: reparametrise it"
+        )
+    else:
+        cure = (
+            "its curvature changes too much within a step, as in a funnel, where the scale of a "
+            "site is another site, and draws from there are wrong: reparametrise it, e.g. by "
+            "pyro.infer.reparam.LocScaleReparam"
+        )
+    return [f"{found}{CURE}{cure}"]
