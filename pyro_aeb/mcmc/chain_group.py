@@ -212,6 +212,8 @@ class ChainGroup:
             saved = {**content["chain"], "step": int(content["chain"]["step"])}
             if "random" not in saved:
                 raise ValueError("no random state")
+            if saved.get("tuning") is not None:
+                int(saved["tuning"]["progress"]["drawn_at"])
             self.draws, self.metadata = int(saved["draws"]), {**content["facts"], **observed}
         self.saved, self.chain, self.buffers = saved, None, None
 

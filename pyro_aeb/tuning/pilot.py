@@ -42,14 +42,16 @@ class Pilot(Saved):
         """Record a position, shape (..., D)."""
         self.records.append(position[..., self.selected].reshape(-1).clone())
 
-    def autocorrelation_time(self) -> float:
+    def slowest(self) -> tuple[float, int]:
         """
-        Return the steps that one independent draw takes, of the slowest weight, or of its square.
+        Return the steps that an independent draw of the slowest weight takes, or of its square, and
+        the weight's place in the position.
         """
         values = torch.stack(self.records).double().cpu().numpy()
         values = values - values.mean(0)
         times = autocorrelation_times(np.concatenate([values, values**2], axis=1))
-        return EVERY * float(times.max())
+        weight = int(times.argmax()) % len(self.selected)
+        return EVERY * float(times.max()), int(self.selected[weight])
 
 
 def autocorrelation_times(values: np.ndarray) -> np.ndarray:

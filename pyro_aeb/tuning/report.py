@@ -35,6 +35,7 @@ class Tuning:
     :param float largest_curvature: of the weights divided by their scale.
     :param kinetic_temperature: site to its temperature in the pilot, which should be 1.
     :param float autocorrelation: steps that an independent draw takes, as far as the pilot shows.
+    :param str slowest: the site of that draw.
     :param int steps: steps so far, or in all of warm-up once it is over.
     :param bool minibatches: whether gradients are of minibatches.
     :param bool finished: whether warm-up is over and the settings are frozen.
@@ -47,6 +48,7 @@ class Tuning:
     largest_curvature: float
     kinetic_temperature: Mapping[str, float]
     autocorrelation: float
+    slowest: str
     steps: int
     minibatches: bool
     finished: bool
@@ -90,10 +92,12 @@ class Tuning:
         draws = self.autocorrelation / self.steps_per_draw
         if draws > FEW_DRAWS:
             messages.append(
-                f"an independent draw takes some {self.autocorrelation:,.0f} steps, so 1000 draws "
-                f"of {self.steps_per_draw} step(s) are worth {1000.0 / draws:,.0f}{CURE}raise "
-                "steps_per_draw or num_samples, or look for weights that depend strongly on each "
-                "other and reparametrise them"
+                f"an independent draw of site {self.slowest!r} takes some "
+                f"{self.autocorrelation:,.0f} steps, so 1000 draws of {self.steps_per_draw} "
+                f"step(s) are worth {1000.0 / draws:,.0f}{CURE}raise steps_per_draw or "
+                "num_samples, or look for weights that depend strongly on each other, or for a "
+                "site that is the scale of another, and reparametrise them, e.g. by "
+                "pyro.infer.reparam.LocScaleReparam"
             )
         return messages
 

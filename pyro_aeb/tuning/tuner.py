@@ -81,6 +81,7 @@ class Progress(Saved):
     share: float = 1.0
     recoveries: int = 0
     autocorrelation: float = math.nan
+    slowest: str = ""
     steps: int = 0
     finished: bool = False
     logarithms: list[float] = field(default_factory=list)
@@ -299,7 +300,9 @@ class Tuner:
     def _decide(self, position: Tensor, step: int, gradients: Callable[[], Gradient]) -> None:
         """Extend the pilot, begin another round, or finish."""
         progress = self.progress
-        progress.autocorrelation = self._pilot.autocorrelation_time()
+        progress.autocorrelation, place = self._pilot.slowest()
+        inside = (n for n, part in self._sites.items() if part.start <= place < part.stop)
+        progress.slowest = next(inside)
         progress.temperatures = self._temperatures.by_site(self._sites)
         short = progress.pilot < ENOUGH * progress.autocorrelation
         if short and progress.pilot < LONGEST_PILOT * progress.length:
@@ -397,6 +400,7 @@ class Tuner:
             largest_curvature=self._largest.value,
             kinetic_temperature=dict(progress.temperatures),
             autocorrelation=progress.autocorrelation,
+            slowest=progress.slowest,
             steps=progress.steps,
             minibatches=self._minibatches,
             finished=progress.finished,

@@ -322,7 +322,8 @@ def test_current_penalties_end_at_the_maximum_of_the_marginal_posterior():
             aeb.Polynomial(1.0, 20.0, 0.7), penalties=penalties
         )
         kernel = aeb.AEBKernel(model, aeb.SGLD(5e-4), adaptation, steps_per_draw=10, seed=1)
-        mcmc = aeb.MCMC(kernel, 800, 400, num_chains=16, disable_progbar=True)
+        options = {"num_chains": 16, "chain_method": "vectorized", "disable_progbar": True}
+        mcmc = aeb.MCMC(kernel, 800, 400, **options)
         mcmc.run(torch.as_tensor(x), torch.as_tensor(y))
         draws = mcmc.get_samples()
         found[penalties] = float(draws["sigma2"].sqrt().mean()), float(draws["delta"].mean())

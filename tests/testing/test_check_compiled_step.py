@@ -21,6 +21,7 @@ from pyro_aeb.transitions import (
     ContourSGLD,
     CyclicalSGMCMC,
     ReplicaExchange,
+    TunedBAOAB,
 )
 
 WHOLE = [
@@ -28,6 +29,7 @@ WHOLE = [
     aeb.SGHMC(0.1),
     SGNHT(0.1),
     BAOAB(0.1),
+    TunedBAOAB(0.1, friction=0.1, scale=1.0),
     CyclicalSGMCMC(aeb.SGHMC(aeb.Cyclical(0.08, period=8)), exploration=0.5),
 ]
 OF_Q = [

@@ -86,11 +86,17 @@ def centred_schools(errors, y):
 
 @pytest.mark.slow
 def test_a_funnel_is_said():
+    """
+    By the temperature of its scale where that is above 1.2, or by how slow the chain is there; both
+    are near their limits, and which of the two comes is a matter of the seed.
+    """
     run = make_run(centred_schools, 200, 100, {"adaptation": None, "steps_per_draw": 10})
-    with pytest.warns(TuningWarning, match="kinetic temperature of site 'tau'.*reparametrise"):
+    said = "(kinetic temperature|independent draw) of site '(tau|mu)'.*reparametrise"
+    with pytest.warns(TuningWarning, match=said):
         run.run(ERRORS, EFFECTS)
     finding = aeb.check(run, quiet=True)["tuning"]
-    assert finding.severity == "warning" and "'tau'" in finding.found
+    assert finding.severity == "warning"
+    assert "site 'tau'" in finding.found or "site 'mu'" in finding.found
     assert "LocScaleReparam" in finding.cure
 
 
