@@ -52,7 +52,9 @@ class StochasticApproximation:
         and delta go to the maximum of their marginal posterior: exact empirical Bayes.
     :param sigma_from: the sparse weights in equation (6). ``"all"``, as published, takes spikes as
         draws at tau = 1. ``"slab"`` leaves the narrower component out, so that neither the
-        temperature, nor pruned weights, nor an error of the spikes' size changes sigma.
+        temperature, nor pruned weights, nor an error of the spikes' size changes sigma. It is for
+        chains that have found the effects: with far more weights than data, and a start at the
+        prior, sigma may stay at the sd of the data.
 
     The first values of sigma and delta are those of their sites; see ``init_strategy`` of
     :class:`~pyro_aeb.kernel.aeb_kernel.AEBKernel`.
