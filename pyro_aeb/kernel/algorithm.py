@@ -43,7 +43,7 @@ from pyro_aeb.schedules import Schedule, number_at
 from pyro_aeb.transitions import AnyTransition, StepNumbers
 
 BLOCK = 64
-"""Most steps between two looks at the clock and at Ctrl-C: some milliseconds of a small model."""
+"""Most steps of a block, after which a run may stop: some milliseconds of a small model."""
 
 
 def step(options: KernelOptions, chain: Chain, measure: bool = False) -> None:

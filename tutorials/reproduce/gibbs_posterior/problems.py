@@ -159,7 +159,7 @@ def _exact(x: Array, y: Array, prior: Prior, lengths: Lengths, seed: int) -> tup
 
 
 def _inclusion(method: str, records: dict[str, Array]) -> Array:
-    """By Gibbs, the mean over draws; by stochastic approximation, that of the chains' last rho."""
+    """The mean over draws by Gibbs; by stochastic approximation, that of the chains' last rho."""
     rho = records["beta_rho"]
     return rho.mean((0, 1)) if isinstance(ADAPTATIONS[method], aeb.Gibbs) else rho[:, -1].mean(0)
 
