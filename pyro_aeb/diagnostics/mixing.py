@@ -16,12 +16,9 @@ from scipy import stats
 from pyro_aeb.diagnostics.batch_means import FALSE_ALARM
 from pyro_aeb.diagnostics.findings import Finding
 from pyro_aeb.diagnostics.movement import moving
-from pyro_aeb.diagnostics.rank_statistics import effective_size, r_hat
 from pyro_aeb.diagnostics.recorded_run import Run
+from pyro_aeb.mcmc.rank_statistics import effective_size, evenly_spaced, r_hat
 from pyro_aeb.testing.linear import Array
-
-MAX_COORDINATES = 200
-"""Number of coordinates of a site that are checked, evenly spaced."""
 
 MAX_R_HAT = 1.05
 MIN_ESS = 100.0
@@ -59,12 +56,10 @@ def mixing_findings(run: Run, latents_settled: bool) -> list[Finding]:
 
 
 def _thin(values: Array) -> Array:
-    """Return at most :data:`MAX_COORDINATES` coordinates, shape (chains, draws, coordinates)."""
+    """Return the coordinates that are checked, shape (chains, draws, coordinates)."""
     flat = values.reshape(*values.shape[:2], -1)
-    count = flat.shape[-1]
-    if count <= MAX_COORDINATES:
-        return flat
-    return flat[..., np.linspace(0, count - 1, MAX_COORDINATES).astype(int)]
+    thin: Array = flat[..., evenly_spaced(flat.shape[-1])]
+    return thin
 
 
 def _by_site(function: Callable[[Array], Array], sites: dict[str, Array]) -> dict[str, Array]:

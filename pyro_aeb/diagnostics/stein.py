@@ -39,8 +39,8 @@ from torch import Tensor
 
 from pyro_aeb.data.arguments import Batch, leading_lengths
 from pyro_aeb.diagnostics.frozen_chain import FrozenChain, freeze
-from pyro_aeb.diagnostics.rank_statistics import effective_size
 from pyro_aeb.diagnostics.recorded_run import Run
+from pyro_aeb.mcmc.rank_statistics import effective_size
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.testing.linear import Array
 from pyro_aeb.testing.objective import whole_plates

@@ -29,11 +29,12 @@ from pyro_aeb.data.fingerprint import (
     warn_of_opaque,
 )
 from pyro_aeb.data.ranks import check_world
-from pyro_aeb.errors import NonFiniteError
+from pyro_aeb.errors import NonFiniteError, inform
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.mcmc.chain_group import ChainGroup, Hook, Plan, share_random_stream
 from pyro_aeb.mcmc.distributed import process_group, run_on_ranks, synchronize
+from pyro_aeb.mcmc.goal import LIMIT, WARMUP, Goal, TimeLimit, make_goal
 from pyro_aeb.mcmc.interrupts import between_steps
 from pyro_aeb.mcmc.kernel_options import options_of, restore_kernel
 from pyro_aeb.mcmc.parallel import Job, Receiver, run_in_processes
@@ -73,8 +74,10 @@ class MCMC(RunResults):
     three times that.
 
     :param AEBKernel kernel: the sampler. Chain i of a kernel with a seed has seed + i.
-    :param int num_samples: draws of every chain that are kept.
-    :param int warmup_steps: draws of warm-up, which are not; by default ``num_samples``.
+    :param int num_samples: draws of every chain that are kept; with ``ess`` the most of them, by
+        default 10,000.
+    :param int warmup_steps: draws of warm-up, which are not; by default ``num_samples``, with
+        ``ess`` at most 1,000.
     :param initial_params: starting point in unconstrained space, with a leading axis of chains if
         there are several.
     :param int num_chains: number of chains.
@@ -102,6 +105,12 @@ class MCMC(RunResults):
         ended; see :meth:`resume`.
     :param int every: draws, warm-up included, between two checkpoints. One is also written at the
         start and at the end, on Ctrl-C, and after an error other than divergence.
+    :param float ess: the run stops when the smallest bulk effective sample size of all chains
+        together reaches it, or at ``num_samples`` or ``max_seconds``, and :attr:`stopped_by` says
+        which. It is computed after 100 draws or more, and again after as many as should be enough:
+        at most twice as many as before. Not for ``"distributed"`` chains and ``data_parallel``.
+    :param ess_sites: names of the sites that need it; by default all that are sampled.
+    :param float max_seconds: of a call of :meth:`run`, warm-up included; only with ``ess``.
     :raises TypeError: if the kernel is not an AEBKernel, or an option is of the wrong kind.
     :raises ValueError: if an option is invalid, or two exclude each other.
     :raises FileExistsError: if there is a run in the checkpoint's folder, or a file at ``trace``.
@@ -110,10 +119,13 @@ class MCMC(RunResults):
     _data_after: Fingerprint | None = None  # of objects, which a run may change
     _compares_contents = True  # False for a run of version 0.1
 
+    stopped_by: str | None = None
+    """Why a run with ``ess`` has stopped; None while it has not."""
+
     def __init__(
         self,
         kernel: AEBKernel,
-        num_samples: int,
+        num_samples: int | None = None,
         warmup_steps: int | None = None,
         initial_params: Mapping[str, Tensor] | None = None,
         num_chains: int = 1,
@@ -129,20 +141,24 @@ class MCMC(RunResults):
         trace: str | os.PathLike[str] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         every: int = 100,
+        ess: float | None = None,
+        ess_sites: Sequence[str] | None = None,
+        max_seconds: float | None = None,
     ) -> None:
         if not isinstance(kernel, AEBKernel):
             raise TypeError(
                 f"kernel is a {type(kernel).__name__}, expected an AEBKernel; use pyro.infer.MCMC "
                 "for other kernels"
             )
-        samples, chains = count("num_samples", num_samples), count("num_chains", num_chains)
+        goal, chains = make_goal(ess, ess_sites, max_seconds), count("num_chains", num_chains)
+        samples, warmup = _lengths(goal, num_samples, warmup_steps)
         self.thinning, self._every = count("thinning", thinning), count("every", every)
-        warmup = samples if warmup_steps is None else count("warmup_steps", warmup_steps, least=0)
-        plan = Plan(warmup, samples, self.thinning, kernel.given_steps)
+        kept = samples if goal is None else goal.first_length(chains, samples)
+        plan = Plan(warmup, kept, self.thinning, kernel.given_steps)
         _check_run_options(initial_params, hook_fn, mp_context, trace=trace, checkpoint=checkpoint)
         check_transforms(transforms)
         choice("chain_method", chain_method, ChainMethod, optional=True)
-        _check_ranks(kernel, chain_method, trace)
+        _check_ranks(kernel, chain_method, trace, goal)
         super().__init__(
             kernel,
             samples,
@@ -152,7 +168,7 @@ class MCMC(RunResults):
             transforms=transforms,
             save_params=save_params,
         )
-        self.num_chains = chains
+        self.num_chains, self._goal, self._round = chains, goal, kept
         self.chain_method: ChainMethod = chain_method or _default_method(kernel, chains)
         if initial_params:
             if chains > 1:
@@ -225,6 +241,7 @@ class MCMC(RunResults):
         with check_contents(str(checkpoint.path)):
             transformed = [str(name) for name in run.get("transforms", [])]
             world = int(run.get("ranks", 0)) or None
+            goal = dict(run.get("goal", {}))
             contents = bool(run.get("contents", False))
         _check_transforms(transformed, transforms)
         kernel = restore_kernel(run["kernel"], model, options)
@@ -237,14 +254,16 @@ class MCMC(RunResults):
                 disable_validation=disable_validation,
                 transforms=transforms,
                 **{name: run[name] for name in _STORED},
+                **goal,
             )
+            mcmc._round = int(run.get("round", mcmc._round))
             mcmc._data = [(name, word) for name, word in run["data"]]
             mcmc._world, mcmc._compares_contents = world, contents
             mcmc._record.extend(replace(mcmc._plan, kept=run["kept"]))
             mcmc._record.trace = None if run["trace"] is None else Path(run["trace"])
         mcmc._record.restore(checkpoint, mcmc._groups)
         if mcmc.chain_method in ("sequential", "vectorized"):
-            mcmc._random = share_random_stream(mcmc._groups, mcmc._plan, mcmc.num_samples)
+            mcmc._random = share_random_stream(mcmc._groups, mcmc._plan, mcmc._round)
         return mcmc
 
     @poutine.block
@@ -272,16 +291,14 @@ class MCMC(RunResults):
             if self.chain_method == "distributed":
                 self._run_on_ranks(between)
                 return
-            self._extend_if_finished()
             ranks = ranks_of_data(self.kernel.data_parallel)
             check_world(ranks, self._world)
             self._shows_progress = self._record.is_writer = ranks.rank == 0
-            if self.chain_method == "parallel" and self.num_chains > 1:
-                self._run_in_processes(between)
-            else:
-                for group in self._groups:
-                    if group.draws < self._plan.draws:
-                        self._run_group(group, between)
+            if self._goal is not None:
+                self._run_to(self._goal, between)
+                return
+            self._extend_if_finished()
+            self._run_chains(between)
 
     @contextmanager
     def chain(self, number: int) -> Iterator[tuple[Chain, int | None]]:
@@ -356,10 +373,61 @@ class MCMC(RunResults):
         sink = RunSink(record, group, self._description, disable_progbar)
         group.run(kernel, self._plan, sink, between, self._hook, self._every)
 
+    def _run_chains(self, between: Callable[[], None]) -> None:
+        """Make the remaining draws of all chains."""
+        if self.chain_method == "parallel" and self.num_chains > 1:
+            self._run_in_processes(between)
+            return
+        for group in self._groups:
+            if group.draws < self._plan.draws:
+                self._run_group(group, between)
+
+    def _run_to(self, goal: Goal, between: Callable[[], None]) -> None:
+        """Run the chains to a goal, or to a limit, and say which."""
+        limit = self.num_samples * -(-self._plan.kept // self.num_samples)
+        if self._is_finished() and self._plan.kept == limit:
+            limit += self.num_samples
+        watch, self.stopped_by = goal.watch(between), None
+        try:
+            while not self._is_finished() or not self._is_enough(goal, limit):
+                self._run_chains(watch)
+        except TimeLimit:
+            self._stop(f"max_seconds={goal.seconds:g} have passed", goal)
+
+    def _is_enough(self, goal: Goal, limit: int) -> bool:
+        """Return whether a run has reached its goal or its limit; else make its plan longer."""
+        kept, draws = self._plan.kept, self.get_samples(group_by_chain=True)
+        size = goal.smallest(draws, self._metadata(0)["roles"]).size
+        if size >= goal.ess:
+            self._stop(f"ess={goal.ess:g} is reached", goal)
+        elif kept >= limit:
+            self._stop(f"the limit of {limit:,} draws of every chain is reached", goal)
+        else:
+            self._extend(goal.next_length(kept, size, limit) - kept)
+        return self.stopped_by is not None
+
+    def _stop(self, reason: str, goal: Goal) -> None:
+        """Say why a run has stopped."""
+        if any(self._counts()):
+            draws = self.get_samples(group_by_chain=True)
+            size = goal.smallest(draws, self._metadata(0)["roles"])
+            reason += f": {size} of {goal.ess:g}, after {sum(self._counts()):,} draws"
+        else:
+            reason += " in warm-up: there are no draws; run() again continues"
+        self.stopped_by = reason
+        if self._shows_progress:
+            inform(f"Stopped, {reason}.")
+
+    def _is_finished(self) -> bool:
+        return all(group.draws >= self._plan.draws for group in self._groups)
+
+    def _extend(self, draws: int) -> None:
+        self._round = draws
+        self._record.extend(replace(self._plan, kept=self._plan.kept + draws))
+
     def _extend_if_finished(self) -> None:
-        if all(group.draws >= self._plan.draws for group in self._groups):
-            longer = replace(self._plan, kept=self._plan.kept + self.num_samples)
-            self._record.extend(longer)
+        if self._is_finished():
+            self._extend(self.num_samples)
 
     def _run_on_ranks(self, between: Callable[[], None]) -> None:
         """Run this rank's chains, and gather those of all ranks."""
@@ -408,6 +476,8 @@ class MCMC(RunResults):
             "kernel": options_of(self.kernel),
             "num_samples": self.num_samples,
             "kept": plan.kept,
+            "round": self._round,
+            "goal": {} if self._goal is None else self._goal.options(),
             "warmup_steps": plan.warmup,
             "num_chains": self.num_chains,
             "chain_method": self.chain_method,
@@ -427,7 +497,23 @@ def _default_method(kernel: AEBKernel, chains: int) -> ChainMethod:
     return "parallel" if 1 < chains < torch.multiprocessing.cpu_count() else "sequential"
 
 
-def _check_ranks(kernel: AEBKernel, chain_method: Any, trace: Any) -> None:
+def _lengths(goal: Goal | None, samples: int | None, warmup: int | None) -> tuple[int, int]:
+    """Return the draws of a chain and of its warm-up."""
+    if samples is None and goal is not None:
+        samples = LIMIT
+    samples = count("num_samples", samples, "or ess=400, which needs none")
+    if warmup is None:
+        return samples, samples if goal is None else min(samples, WARMUP)
+    return samples, count("warmup_steps", warmup, least=0)
+
+
+def _check_ranks(kernel: AEBKernel, chain_method: Any, trace: Any, goal: Goal | None) -> None:
+    if goal is not None and (kernel.data_parallel or chain_method == "distributed"):
+        raise ValueError(
+            f"ess is {goal.ess:g}, and the processes of a run of several would have to agree on "
+            "when it ends; give num_samples, look at aeb.check(mcmc), and call run() again, which "
+            "adds draws"
+        )
     if kernel.data_parallel and chain_method in ("parallel", "distributed"):
         raise ValueError(
             f"chain_method is {chain_method!r} and the kernel has data_parallel=True, by which "

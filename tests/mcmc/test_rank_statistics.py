@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import xarray
 
-from pyro_aeb.diagnostics import rank_statistics
-from pyro_aeb.diagnostics.rank_statistics import effective_size, r_hat
+from pyro_aeb.mcmc import rank_statistics
+from pyro_aeb.mcmc.rank_statistics import effective_size, r_hat
 
 
 def by_arviz(function, draws):

@@ -12,14 +12,24 @@ localization: an improved R-hat for assessing convergence of MCMC".
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import fft, special, stats
 
-from pyro_aeb.testing.linear import Array
+Array = NDArray[Any]
 
 BLOCK = 2**20
 """Numbers of draws that are looked at together."""
+
+MAX_COORDINATES = 200
+"""Number of coordinates of a site that are looked at, evenly spaced."""
+
+
+def evenly_spaced(count: int, most: int = MAX_COORDINATES) -> Array:
+    """Return at most so many of the numbers below ``count``."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int)
 
 
 def r_hat(draws: Array) -> Array:

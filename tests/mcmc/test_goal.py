@@ -1,0 +1,169 @@
+# Copyright Contributors to the pyro_aeb project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Runs that stop at an effective sample size, or at a limit, and say which."""
+
+from __future__ import annotations
+
+import arviz as az
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro_runs import ADAPTATION
+from runs import METHODS, Stop, StopAt, X, Y, assert_same_records, copy_records, resume_mcmc
+
+import pyro_aeb as aeb
+from pyro_aeb.mcmc import goal
+from pyro_aeb.mcmc.goal import Goal, smallest_size
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch):
+    monkeypatch.setattr(goal, "FIRST", 10)
+
+
+def two_scales():
+    pyro.sample("fast", dist.Normal(0.0, 0.5))
+    pyro.sample("slow", dist.Normal(0.0, 1.0))
+
+
+def make_run(model=two_scales, number=2, method="sequential", seed=7, **options) -> aeb.MCMC:
+    kernel = aeb.AEBKernel(
+        model, aeb.transitions.BAOAB(0.3, 0.5), adaptation=None, seed=seed, steps_per_draw=2
+    )
+    options = {"warmup_steps": 5, "num_chains": number, "chain_method": method, **options}
+    return aeb.MCMC(kernel, mp_context="fork", disable_progbar=True, **options)
+
+
+def bulk(run: aeb.MCMC, site: str) -> float:
+    draws = run.get_samples(group_by_chain=True)[site].numpy()
+    return float(az.ess(draws, method="bulk"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_stops_when_it_has_enough(method, capsys):
+    run = make_run(method=method, ess=60)
+    run.run()
+    assert bulk(run, "slow") >= 60
+    assert run.stopped_by.startswith("ess=60 is reached: the smallest effective sample size is ")
+    assert "(site 'slow') of 60, after " in run.stopped_by
+    assert f"Stopped, {run.stopped_by}." in capsys.readouterr().err
+    counts = run.get_samples(group_by_chain=True)["slow"].shape[:2]
+    assert counts[0] == 2 and 30 <= counts[1] < 1000
+    run.run()  # nothing is missing
+    assert run.get_samples(group_by_chain=True)["slow"].shape[:2] == counts
+
+
+def test_chosen_sites_need_it_alone():
+    whole, fast = make_run(ess=60), make_run(ess=60, ess_sites=["fast"])
+    whole.run()
+    fast.run()
+    assert bulk(fast, "fast") >= 60 and "'fast'" in fast.stopped_by
+    assert len(fast.get_samples()["fast"]) < len(whole.get_samples()["fast"])
+
+
+def test_draws_limit_a_run_and_a_further_one(capsys):
+    run = make_run(ess=1e6, num_samples=20)
+    for length in (20, 40):
+        run.run()
+        assert run.get_samples(group_by_chain=True)["slow"].shape[:2] == (2, length)
+        assert run.stopped_by.startswith(f"the limit of {length} draws of every chain is reached")
+        assert " of 1e+06, after" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_seconds_limit_a_run_that_can_go_on(method):
+    run = make_run(method=method, ess=1e6, num_samples=10**6, max_seconds=1.5)
+    run.run()
+    assert run.stopped_by.startswith("max_seconds=1.5 have passed: the smallest")
+    first = run.get_samples(group_by_chain=True)["slow"].clone()
+    run.run()
+    second = run.get_samples(group_by_chain=True)["slow"]
+    shared = min(len(first), len(second)), first.shape[1]
+    assert second.shape[1] > first.shape[1]
+    assert torch.equal(second[: shared[0], : shared[1]], first[: shared[0]])
+
+
+def test_seconds_that_pass_in_warm_up():
+    run = make_run(ess=10, warmup_steps=10**6, max_seconds=0.05)
+    run.run()
+    assert run.stopped_by.startswith("max_seconds=0.05 have passed in warm-up: there are no draws")
+    with pytest.raises(RuntimeError, match="no draw is kept yet"):
+        run.get_samples()
+
+
+@pytest.mark.parametrize("method", ["sequential", "vectorized"])
+@pytest.mark.parametrize("seed", [7, None])
+@pytest.mark.parametrize("draw", [10, 40])
+def test_a_run_resumes_bit_for_bit(tmp_path, method, seed, draw):
+    pyro.set_rng_seed(3)
+    whole = make_run(method=method, seed=seed, ess=60)
+    whole.run()
+    pyro.set_rng_seed(3)
+    name = "Sample [0]" if method == "sequential" else "Sample"
+    stopped = make_run(
+        method=method, seed=seed, ess=60, hook_fn=StopAt(name, draw), checkpoint=tmp_path / "run"
+    )
+    with pytest.raises(Stop):
+        stopped.run()
+    assert stopped.stopped_by is None
+    rest = resume_mcmc(tmp_path / "run", two_scales)
+    rest.run()
+    assert rest.stopped_by == whole.stopped_by
+    assert_same_records(copy_records(rest), copy_records(whole))
+
+
+def test_a_trace_grows(tmp_path):
+    run = make_run(ess=60, trace=tmp_path / "run.zarr")
+    run.run()
+    assert bulk(run, "slow") >= 60
+    trace = aeb.open_trace(tmp_path / "run.zarr")
+    assert trace.posterior.sizes["draw"] == run.get_samples(group_by_chain=True)["slow"].shape[1]
+
+
+def test_learned_latents_do_not_count():
+    from models import sparse_regression
+
+    kernel = aeb.AEBKernel(sparse_regression, aeb.SGHMC(1e-3), adaptation=ADAPTATION, seed=7)
+    run = aeb.MCMC(kernel, 20, 3, disable_progbar=True, ess=1e6)
+    run.run(X, Y)
+    assert "(site 'beta')" in run.stopped_by
+    run = aeb.MCMC(kernel, 20, 3, disable_progbar=True, ess=10, ess_sites=["sigma2"])
+    with pytest.raises(aeb.ModelError, match=r"ess_sites is \('sigma2',\), expected.*\['beta'\]"):
+        run.run(X, Y)
+
+
+def test_the_size_is_that_of_arviz():
+    draws = torch.randn(3, 200, 4, 2).cumsum(1) * torch.rand(2)
+    expected = az.ess(az.convert_to_dataset(draws.numpy()), method="bulk")["x"].min()
+    np.testing.assert_allclose(smallest_size(draws), float(expected), rtol=1e-6)
+
+
+def test_what_does_not_move_counts_only_where_chains_differ():
+    still = torch.zeros(2, 200, 3)
+    assert np.isnan(smallest_size(still))
+    stuck = still + torch.arange(2.0)[:, None, None]  # chains that never move, apart
+    assert smallest_size(stuck) < 10.0
+    some = torch.cat([still, torch.randn(2, 200, 3)], dim=-1)
+    assert smallest_size(some) > 100.0
+    assert smallest_size(torch.randn(2, 3)) == 0.0  # too few draws
+    assert Goal(10.0).smallest({"w": still}, {}) == (0.0, "")
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({}, "num_samples is None, expected an integer of at least 1, or ess=400"),
+        ({"ess": -1}, "ess is -1, expected a finite number > 0"),
+        ({"ess": 10, "max_seconds": 0}, "max_seconds is 0, expected"),
+        ({"num_samples": 3, "max_seconds": 5}, "max_seconds is 5 without ess"),
+        ({"num_samples": 3, "ess_sites": ["w"]}, "ess_sites is ['w'] without ess"),
+        ({"ess": 10, "chain_method": "distributed"}, "have to agree on when it ends"),
+    ],
+)
+def test_options_that_make_no_sense(options, said):
+    with pytest.raises(ValueError) as info:
+        aeb.MCMC(aeb.AEBKernel(two_scales, adaptation=None), **options)
+    assert said in str(info.value)
