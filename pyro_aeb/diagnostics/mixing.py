@@ -116,11 +116,13 @@ def _effective_size(sizes: dict[str, Array], total: int) -> Finding:
     found, expected = f"{size:.0f} of {total} draws at site {worst!r}", f"at least {MIN_ESS:.0f}"
     if total < MIN_ESS:
         return Finding(check, "note", f"{found}: the run is short", expected, "more draws")
+    # Few draws would all have to be independent, however far apart they are.
+    apart = ", or as far apart (steps_per_draw, thinning)" if total >= 2.0 * MIN_ESS else ""
     return Finding(
         check,
         "warning",
         found,
         f"{expected}, for means to two digits of a standard deviation",
-        f"{MIN_ESS / max(size, 1.0):.1f} times as many draws, or as far apart (steps_per_draw, "
-        "thinning); or a larger step if the kinetic temperature, or the acceptance rate, allows",
+        f"{MIN_ESS / max(size, 1.0):.1f} times as many draws{apart}; or a larger step if the "
+        "kinetic temperature, or the acceptance rate, allows",
     )

@@ -5,6 +5,7 @@
 
 import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -89,6 +90,13 @@ def test_a_delta_that_has_come_back_is_not_called_collapsed():
     half = chain.ssgl._replace(delta=torch.full_like(chain.ssgl.delta, 0.5))
     chain.latents = chain.latents._replace(ssgl=half)
     assert kernel.metadata()["collapsed"] == [] and chain.collapsed == {"delta"}
+
+
+def test_few_draws_are_not_asked_to_be_independent():
+    enough = mixing._effective_size({"w": np.array([11.0])}, total=1000)
+    assert enough.cure.startswith("9.1 times as many draws, or as far apart (steps_per_draw")
+    few = mixing._effective_size({"w": np.array([75.0])}, total=120)
+    assert few.cure.startswith("1.3 times as many draws; or a larger step")
 
 
 def test_chains_that_have_not_mixed():

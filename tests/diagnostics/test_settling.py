@@ -108,6 +108,20 @@ def test_chains_at_two_fixed_points_do_not():
     assert agreement_finding(make_run(four[:1], 0.03)).severity == "note"
 
 
+def test_chains_that_differ_by_two_percent_are_not_at_two_fixed_points():
+    # Their paths hardly wander, so that a test tells means of 1 and 1.02 apart.
+    four = 1.0 + 1e-3 * simulate_paths(0.03, 0.0, replicates=4)
+    near = four + np.array([0.0, 0.02, 0.0, 0.02])[:, None]
+    finding = agreement_finding(make_run(near, 0.03))
+    assert finding.severity == "note" and "by at most 2." in finding.found
+    assert "fixed points" not in finding.cure
+    far = four + np.array([0.0, 0.2, 0.0, 0.2])[:, None]
+    assert agreement_finding(make_run(far, 0.03)).severity == "warning"
+    # A latent near 0 is compared with its own size.
+    small = 1e-4 * four * np.array([1.0, 2.0, 1.0, 2.0])[:, None]
+    assert agreement_finding(make_run(small, 0.03)).severity == "warning"
+
+
 def test_latents_that_follow_weights_on_their_way_are_found():
     # The solution of the equation falls steadily; with large omega the latent stays close to it.
     omega = 0.1
