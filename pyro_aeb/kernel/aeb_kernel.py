@@ -363,9 +363,9 @@ class AEBKernel(KernelOptions, MCMCKernel):
         }
 
     def warn_of_draws(self) -> None:
-        """Warn of what the draws show of settings that warm-up has chosen."""
+        """Warn, once a site, of what the draws show of settings that warm-up has chosen."""
         if self.chain.tuner is not None:
-            warn_of_tuning(self.chain.tuner.warnings_of_draws())
+            warn_of_tuning(self.chain.tuner.new_warnings_of_draws())
 
     def recover(self) -> dict[str, Tensor]:
         """

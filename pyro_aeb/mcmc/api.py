@@ -34,7 +34,7 @@ from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.mcmc.chain_group import ChainGroup, Hook, Plan, share_random_stream
 from pyro_aeb.mcmc.distributed import process_group, run_on_ranks, synchronize
-from pyro_aeb.mcmc.goal import LIMIT, WARMUP, Goal, TimeLimit, make_goal
+from pyro_aeb.mcmc.goal import LIMIT, WARMUP, Goal, Smallest, TimeLimit, make_goal
 from pyro_aeb.mcmc.interrupts import between_steps
 from pyro_aeb.mcmc.kernel_options import options_of, restore_kernel
 from pyro_aeb.mcmc.parallel import Job, Receiver, run_in_processes
@@ -185,12 +185,9 @@ class MCMC(RunResults):
         self._data: Fingerprint | None = None  # when the run began
         self._world: int | None = None  # number of ranks that share a chain's data
         self._random: dict[str, Any] | None = None  # global random state of a resumed run
-        self._record = RunRecord(
-            self.num_chains,
-            plan,
-            None if trace is None else Path(trace),
-            None if checkpoint is None else Path(checkpoint),
-        )
+        paths = (None if path is None else Path(path) for path in (trace, checkpoint))
+        self._record = RunRecord(chains, plan, *paths)
+        self._record.goal = goal
 
     def __repr__(self) -> str:
         return (
@@ -392,28 +389,34 @@ class MCMC(RunResults):
             while not self._is_finished() or not self._is_enough(goal, limit):
                 self._run_chains(watch)
         except TimeLimit:
-            self._stop(f"max_seconds={goal.seconds:g} have passed", goal)
+            reason = f"max_seconds={goal.seconds:g} have passed"
+            if any(self._counts()):
+                self._stop(reason, goal, self._smallest(goal))
+            else:
+                self._say(f"{reason} in warm-up: there are no draws; run() again continues")
 
     def _is_enough(self, goal: Goal, limit: int) -> bool:
         """Return whether a run has reached its goal or its limit; else make its plan longer."""
-        kept, draws = self._plan.kept, self.get_samples(group_by_chain=True)
-        size = goal.smallest(draws, self._metadata(0)["roles"]).size
-        if size >= goal.ess:
-            self._stop(f"ess={goal.ess:g} is reached", goal)
+        kept, found = self._plan.kept, self._smallest(goal)
+        self._record.reached = f", ESS {found.size:.0f} of {goal.ess:g}"
+        if found.size >= goal.ess:
+            self._stop(f"ess={goal.ess:g} is reached", goal, found)
         elif kept >= limit:
-            self._stop(f"the limit of {limit:,} draws of every chain is reached", goal)
+            self._stop(f"the limit of {limit:,} draws of every chain is reached", goal, found)
         else:
-            self._extend(goal.next_length(kept, size, limit) - kept)
+            self._extend(goal.next_length(kept, found.size, limit) - kept)
         return self.stopped_by is not None
 
-    def _stop(self, reason: str, goal: Goal) -> None:
+    def _smallest(self, goal: Goal) -> Smallest:
+        """Return the smallest effective sample size so far, of a run that has draws."""
+        metadata = self._group_of(self._table()[0][0]).metadata
+        return goal.smallest(self.get_samples(group_by_chain=True), metadata)
+
+    def _stop(self, reason: str, goal: Goal, found: Smallest) -> None:
         """Say why a run has stopped."""
-        if any(self._counts()):
-            draws = self.get_samples(group_by_chain=True)
-            size = goal.smallest(draws, self._metadata(0)["roles"])
-            reason += f": {size} of {goal.ess:g}, after {sum(self._counts()):,} draws"
-        else:
-            reason += " in warm-up: there are no draws; run() again continues"
+        self._say(f"{reason}: {found} of {goal.ess:g}, after {sum(self._counts()):,} draws")
+
+    def _say(self, reason: str) -> None:
         self.stopped_by = reason
         if self._shows_progress:
             inform(f"Stopped, {reason}.")

@@ -84,16 +84,30 @@ class Goal:
 
         return check
 
-    def smallest(self, draws: Mapping[str, Tensor], roles: Mapping[str, str]) -> Smallest:
+    def smallest(self, draws: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Smallest:
         """
         Return the smallest effective sample size, of at most 200 coordinates a site. Coordinates
         that have one value in all draws have none; where no other is left the size is 0.
 
         :param draws: of shape (chains, draws, ...).
-        :param roles: site to its role in the run.
+        :param metadata: of a chain.
         :raises ModelError: if there is no such site.
         """
-        sampled = [name for name in draws if roles.get(name, "draw") == "draw"]
+        chosen = self.chosen({"roles": {n: metadata["roles"].get(n, "draw") for n in draws}})
+        sizes = [Smallest(smallest_size(draws[name]), name) for name in chosen]
+        sizes = [found for found in sizes if not math.isnan(found.size)]
+        return min(sizes, default=Smallest(0.0, ""))
+
+    def chosen(self, metadata: Mapping[str, Any]) -> list[str]:
+        """
+        Return the sites that need the size.
+
+        :param metadata: of a chain that has started.
+        :raises ModelError: if there is no such site.
+        """
+        left_out = metadata.get("moments", {}).get("mean", {})  # only their moments are kept
+        roles = metadata["roles"].items()
+        sampled = [name for name, role in roles if role == "draw" and name not in left_out]
         chosen = sampled if self.sites is None else list(self.sites)
         if not chosen or not set(chosen) <= set(sampled):
             raise ModelError(
@@ -101,9 +115,7 @@ class Goal:
                 f"of {sampled}; a learned latent is a point estimate and has no effective sample "
                 "size"
             )
-        sizes = [Smallest(smallest_size(draws[name]), name) for name in chosen]
-        sizes = [found for found in sizes if not math.isnan(found.size)]
-        return min(sizes, default=Smallest(0.0, ""))
+        return chosen
 
 
 def make_goal(ess: Any, sites: Any, seconds: Any) -> Goal | None:
@@ -133,7 +145,7 @@ def smallest_size(draws: Tensor) -> float:
     # On use: SciPy takes half a second.
     from pyro_aeb.mcmc.rank_statistics import effective_size, evenly_spaced
 
-    flat = draws.reshape(*draws.shape[:2], -1)
+    flat = draws.reshape(*draws.shape[:2], draws[0, 0].numel())
     values = as_array(flat[..., evenly_spaced(flat.shape[-1])])
     values = values[..., (values != values[:1, :1]).any((0, 1))]
     if values.shape[-1] == 0:

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from pyro_aeb.data.arguments import Arguments
+from pyro_aeb.errors import SaveSizeWarning
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.mcmc.chain_group import ChainGroup, Hook, Plan
 from pyro_aeb.mcmc.run_record import RunSink
@@ -282,6 +284,7 @@ def _work(job: Job, outbox: Connection, stop: Any) -> None:
         with nullcontext() if default else pyro.validation_enabled(not job.disable_validation):
             kernel.initial_params = job.initial_params
             if job.state is not None:
+                warnings.simplefilter("ignore", SaveSizeWarning)  # given at the chain's start
                 group.restore(job.state, "the saved chain")
             group.start(kernel, plan, *job.arguments, sender)
             group.run(kernel, plan, sender, between, job.hook, job.every)

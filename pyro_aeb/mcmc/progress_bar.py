@@ -19,10 +19,17 @@ class Bar:
     :param str name: of the group, shown after the stage.
     :param bool disable: whether to show none.
     :param int position: line of the bar, where there are several.
+    :param bool leave: whether it stays when it is closed.
     """
 
     def __init__(
-        self, plan: Plan, draws: int, name: str, disable: bool, position: int | None = None
+        self,
+        plan: Plan,
+        draws: int,
+        name: str,
+        disable: bool,
+        position: int | None = None,
+        leave: bool = True,
     ) -> None:
         self._plan = plan
         self._name = name
@@ -32,6 +39,7 @@ class Bar:
             initial=draws,
             disable=disable,
             position=position,
+            leave=leave,
             dynamic_ncols=True,
             desc=self._stage(),
         )

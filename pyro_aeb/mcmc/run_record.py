@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_aeb.errors import CheckpointError
 from pyro_aeb.mcmc.chain_group import ChainGroup, Plan
+from pyro_aeb.mcmc.goal import Goal
 from pyro_aeb.mcmc.progress_bar import Bar
 from pyro_aeb.storage.checkpoint import Checkpoint, check_contents
 from pyro_aeb.storage.memory import MemoryStore
@@ -44,6 +45,8 @@ class RunRecord:
         self.plan = plan
         self.trace = trace
         self.is_writer = True  # False on ranks whose checkpoints another rank writes
+        self.goal: Goal | None = None
+        self.reached = ""  # what progress bars say of the goal
         self._chains = chains
         self._checkpoint = None if checkpoint is None else Checkpoint(checkpoint)
         self._resumed = False
@@ -79,7 +82,10 @@ class RunRecord:
 
         :param metadata: of the chain, from :meth:`pyro_aeb.kernel.aeb_kernel.AEBKernel.metadata`.
         :param describe: returns the description of the run that a checkpoint holds.
+        :raises ModelError: if a site that the goal of the run names is not one of its draws.
         """
+        if self.goal is not None:
+            self.goal.chosen(metadata)
         if self._store is None:
             self._store = self._make_store(metadata)
         if self.checkpoint is not None:
@@ -208,7 +214,8 @@ class RunSink:
     def start(self, metadata: dict[str, Any]) -> None:
         self.group.metadata = metadata
         self.run.open(metadata, self._describe)
-        self._bar = Bar(self.run.plan, self.group.draws, self.group.name, *self._bar_options)
+        name, is_last = f"{self.group.name}{self.run.reached}", self.run.goal is None
+        self._bar = Bar(self.run.plan, self.group.draws, name, *self._bar_options, leave=is_last)
 
     def draw(self, figures: Callable[[], Mapping[str, str]]) -> None:
         assert self._bar is not None

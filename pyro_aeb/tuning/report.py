@@ -102,9 +102,14 @@ class Tuning:
         return messages
 
 
+def hot_sites(temperatures: Mapping[str, float], minibatches: bool) -> list[str]:
+    """Return the sites whose kinetic temperature is too high."""
+    return [site for site, heat in temperatures.items() if heat > (WARM if minibatches else HOT)]
+
+
 def temperature_warnings(temperatures: Mapping[str, float], minibatches: bool) -> list[str]:
     """Return a message on the sites that are too hot, with the cure, if there are any."""
-    hot = [site for site, heat in temperatures.items() if heat > (WARM if minibatches else HOT)]
+    hot = hot_sites(temperatures, minibatches)
     if not hot:
         return []
     worst = max(hot, key=lambda site: temperatures[site])

@@ -22,7 +22,7 @@ from pyro_aeb.tuning.diagonal import Diagonal
 from pyro_aeb.tuning.largest import Largest
 from pyro_aeb.tuning.noise import GradientNoise
 from pyro_aeb.tuning.pilot import ENOUGH, EVERY, MONITORED, Pilot, steps_per_draw
-from pyro_aeb.tuning.report import WARM, Tuning, temperature_warnings
+from pyro_aeb.tuning.report import WARM, Tuning, hot_sites, temperature_warnings
 from pyro_aeb.tuning.saved import Saved
 from pyro_aeb.tuning.step_size import cap, floor, friction_of, next_step_size
 from pyro_aeb.tuning.temperature import Temperatures, standard_error
@@ -408,14 +408,25 @@ class Tuner:
 
     def warnings_of_draws(self) -> list[str]:
         """Return what the temperatures at the draws show to be wrong."""
-        if temperature_warnings(self.progress.temperatures, self._minibatches):
-            return []  # it has been said at the end of warm-up
+        return temperature_warnings(self._clear_heat(), self._minibatches)
+
+    def new_warnings_of_draws(self) -> list[str]:
+        """Return warnings of the sites that no earlier call has returned one of."""
+        said, heat = self._heat.said, self._clear_heat()
+        new = {site: value for site, value in heat.items() if site not in said}
+        said.extend(hot_sites(new, self._minibatches))
+        return temperature_warnings(new, self._minibatches)
+
+    def _clear_heat(self) -> dict[str, float]:
+        """Return the temperatures at the draws, less three standard errors; none if it was said."""
+        if hot_sites(self.progress.temperatures, self._minibatches):
+            return {}  # at the end of warm-up
         chains = self._temperatures.total.numel() // max(len(self._scale), 1)
         clear = {}
         for (name, place), heat in zip(self._sites.items(), self._heat.means(), strict=False):
             numbers = chains * (place.stop - place.start)
             clear[name] = heat - 3.0 * standard_error(numbers, self._heat.count, 1.0)
-        return temperature_warnings(clear, self._minibatches)
+        return clear
 
     # -- checkpoints
 
@@ -449,10 +460,15 @@ class Tuner:
 
 @dataclass
 class Heat(Saved):
-    """Sums of the sites' temperatures over draws, shape (sites,)."""
+    """
+    Sums of the sites' temperatures over draws, shape (sites,).
+
+    :param said: the sites that have been warned of.
+    """
 
     total: Tensor
     count: int = 0
+    said: list[str] = field(default_factory=list)
 
     def add(self, temperatures: Tensor) -> None:
         """Add those of a draw, shape (..., sites); NaN where all weights are held at zero."""

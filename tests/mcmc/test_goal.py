@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import arviz as az
 import numpy as np
 import pyro
@@ -16,7 +18,8 @@ from runs import METHODS, Stop, StopAt, X, Y, assert_same_records, copy_records,
 
 import pyro_aeb as aeb
 from pyro_aeb.mcmc import goal
-from pyro_aeb.mcmc.goal import Goal, smallest_size
+from pyro_aeb.mcmc.goal import Goal, TimeLimit, smallest_size
+from pyro_aeb.tuning import tuner
 
 
 @pytest.fixture(autouse=True)
@@ -29,12 +32,13 @@ def two_scales():
     pyro.sample("slow", dist.Normal(0.0, 1.0))
 
 
-def make_run(model=two_scales, number=2, method="sequential", seed=7, **options) -> aeb.MCMC:
-    kernel = aeb.AEBKernel(
-        model, aeb.transitions.BAOAB(0.3, 0.5), adaptation=None, seed=seed, steps_per_draw=2
-    )
+def make_run(
+    model=two_scales, number=2, method="sequential", seed=7, kernel=None, **options
+) -> aeb.MCMC:
+    given = {"transition": aeb.transitions.BAOAB(0.3, 0.5), "steps_per_draw": 2}
+    own = aeb.AEBKernel(model, adaptation=None, seed=seed, **(given if kernel is None else kernel))
     options = {"warmup_steps": 5, "num_chains": number, "chain_method": method, **options}
-    return aeb.MCMC(kernel, mp_context="fork", disable_progbar=True, **options)
+    return aeb.MCMC(own, mp_context="fork", **{"disable_progbar": True, **options})
 
 
 def bulk(run: aeb.MCMC, site: str) -> float:
@@ -86,6 +90,46 @@ def test_seconds_limit_a_run_that_can_go_on(method):
     assert torch.equal(second[: shared[0], : shared[1]], first[: shared[0]])
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeLimit])
+@pytest.mark.parametrize("calls", [20, 150])
+def test_ctrl_c_and_a_limit_lose_nothing(method, error, calls):
+    whole, run = make_run(method=method, ess=100), make_run(method=method, ess=100, max_seconds=99)
+    whole.run()
+
+    def watch(self, between):
+        left = iter(range(calls))
+
+        def check():
+            if next(left, None) is None:
+                raise error
+
+        return check
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Goal, "watch", watch)
+        if error is KeyboardInterrupt:
+            with pytest.raises(KeyboardInterrupt):
+                run.run()
+            assert run.stopped_by is None
+        else:
+            run.run()
+            assert run.stopped_by.startswith("max_seconds=99 have passed")
+    run.run()
+    assert run.stopped_by == whole.stopped_by
+    assert_same_records(copy_records(run), copy_records(whole))
+
+
+@pytest.mark.parametrize("method", ["sequential", "vectorized"])
+def test_the_bars_of_a_run_leave_one_line(method, capsys):
+    run = make_run(method=method, ess=60, disable_progbar=False)
+    run.run()
+    shown = capsys.readouterr().err
+    assert shown.strip().splitlines()[-1].endswith(f"Stopped, {run.stopped_by}.")
+    assert shown.count("\n") == 1
+    assert ", ESS " in shown and " of 60: " in shown
+
+
 def test_seconds_that_pass_in_warm_up():
     run = make_run(ess=10, warmup_steps=10**6, max_seconds=0.05)
     run.run()
@@ -115,6 +159,53 @@ def test_a_run_resumes_bit_for_bit(tmp_path, method, seed, draw):
     assert_same_records(copy_records(rest), copy_records(whole))
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Tune in a few steps, for tests of what is kept and not of what is chosen."""
+    for name, value in (("ADAPTATION", 120), ("PILOT", 60), ("ROUNDS", 1)):
+        monkeypatch.setattr(tuner, name, value)
+
+
+@pytest.mark.filterwarnings("ignore::pyro_aeb.TuningWarning")
+@pytest.mark.parametrize("method", ["sequential", "vectorized"])
+def test_a_tuned_run_resumes_bit_for_bit(quick, tmp_path, method):
+    options = {"method": method, "ess": 60, "kernel": {}}
+    whole = make_run(**options)
+    whole.run()
+    name = "Sample [1]" if method == "sequential" else "Sample"
+    last = int(whole.get_samples(group_by_chain=True)["slow"].shape[1]) - 1
+    stopped = make_run(**options, hook_fn=StopAt(name, last - 1), checkpoint=tmp_path / "run")
+    with pytest.raises(Stop):
+        stopped.run()
+    rest = resume_mcmc(tmp_path / "run", two_scales)
+    rest.run()
+    assert rest.stopped_by == whole.stopped_by
+    assert_same_records(copy_records(rest), copy_records(whole))
+
+
+def test_a_site_is_warned_of_once(quick, monkeypatch, tmp_path):
+    def heat(self):  # changes from round to round, as a mean over more draws does
+        hot = {"slow": 2.0 + self._heat.count / 1000}
+        return {**hot, "fast": 3.0} if self._heat.count > 20 else hot
+
+    def said(run) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run.run()
+        texts = (str(warning.message) for warning in caught)
+        return [text.split("'")[1] for text in texts if text.startswith("the kinetic temperature")]
+
+    monkeypatch.setattr(tuner.Tuner, "_clear_heat", heat)
+    options = {"number": 1, "ess": 1e6, "num_samples": 60, "kernel": {}}
+    monkeypatch.setattr(Goal, "first_length", lambda self, chains, limit: 10)
+    run = make_run(**options)
+    assert said(run) == ["slow", "fast"] and said(run) == []
+    stopped = make_run(**options, hook_fn=StopAt("Sample", 15), checkpoint=tmp_path / "run")
+    with pytest.raises(Stop):
+        said(stopped)
+    assert said(resume_mcmc(tmp_path / "run", two_scales)) == ["fast"]
+
+
 def test_a_trace_grows(tmp_path):
     run = make_run(ess=60, trace=tmp_path / "run.zarr")
     run.run()
@@ -130,9 +221,20 @@ def test_learned_latents_do_not_count():
     run = aeb.MCMC(kernel, 20, 3, disable_progbar=True, ess=1e6)
     run.run(X, Y)
     assert "(site 'beta')" in run.stopped_by
-    run = aeb.MCMC(kernel, 20, 3, disable_progbar=True, ess=10, ess_sites=["sigma2"])
-    with pytest.raises(aeb.ModelError, match=r"ess_sites is \('sigma2',\), expected.*\['beta'\]"):
-        run.run(X, Y)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sites_without_a_size_are_refused_before_the_first_draw(method):
+    from models import sparse_regression
+
+    for site in ("sigma2", "gamma"):  # learned, and unknown
+        kernel = aeb.AEBKernel(sparse_regression, aeb.SGHMC(1e-3), adaptation=ADAPTATION, seed=7)
+        options = {"num_chains": 2, "chain_method": method, "mp_context": "fork"}
+        run = aeb.MCMC(kernel, 20, 3, disable_progbar=True, ess=10, ess_sites=[site], **options)
+        said = rf"ess_sites is \('{site}',\), expected.*\['beta'\]"
+        with pytest.raises(aeb.ModelError, match=said):
+            run.run(X, Y)
+        assert sum(group.draws for group in run._groups) == 0
 
 
 def test_the_size_is_that_of_arviz():
@@ -149,7 +251,7 @@ def test_what_does_not_move_counts_only_where_chains_differ():
     some = torch.cat([still, torch.randn(2, 200, 3)], dim=-1)
     assert smallest_size(some) > 100.0
     assert smallest_size(torch.randn(2, 3)) == 0.0  # too few draws
-    assert Goal(10.0).smallest({"w": still}, {}) == (0.0, "")
+    assert Goal(10.0).smallest({"w": still}, {"roles": {}}) == (0.0, "")
 
 
 @pytest.mark.parametrize(
