@@ -3,7 +3,8 @@
 
 """
 R-hat and effective sample size of ranks, for many coordinates at once: the numbers of
-``arviz.rhat`` and ``arviz.ess``, which compute one coordinate after the other.
+``arviz.rhat`` and ``arviz.ess``, which compute one coordinate after the other. In double precision,
+whatever that of the draws.
 
 See Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), "Rank-normalization, folding, and
 localization: an improved R-hat for assessing convergence of MCMC".
@@ -63,7 +64,7 @@ def _by_block(function: Callable[[Array], Array], draws: Array) -> Array:
         return result
     width = max(BLOCK // (chains * length), 1)
     for first in range(0, count, width):
-        block = draws[..., first : first + width].transpose(2, 0, 1)
+        block = draws[..., first : first + width].transpose(2, 0, 1).astype(float)
         halves = np.concatenate([block[..., :half], block[..., -half:]], axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):  # a coordinate that does not move
             values = function(halves)

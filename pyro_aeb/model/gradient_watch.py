@@ -43,11 +43,12 @@ STEPS = {
 }
 """Operations that are steps of their arguments."""
 
-_SKIPPED = tuple(
+LIBRARIES = tuple(
     str(Path(module.__file__).parent) + os.sep
     for module in (torch, pyro, sys.modules["pyro_aeb"])
     if module.__file__ is not None
 )
+"""Folders of PyTorch, Pyro and this package, each with a separator at its end."""
 
 
 class Loss(NamedTuple):
@@ -106,7 +107,7 @@ def _is_whole_number(kind: Any) -> bool:
 def _find_place() -> str:
     """Return the innermost line that is neither torch's, Pyro's nor this package's."""
     frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_SKIPPED):
+    while frame is not None and frame.f_code.co_filename.startswith(LIBRARIES):
         frame = frame.f_back
     if frame is None:
         return "the model"

@@ -31,6 +31,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.errors import CompileWarning, first_line
+from pyro_aeb.model.gradient_watch import LIBRARIES
 from pyro_aeb.model.side_effects import Buffers, start_autograd
 from pyro_aeb.posterior.likelihood import Evaluation, Likelihood
 
@@ -565,13 +566,14 @@ def _set_random_state(state: Sequence[Tensor], device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(state[1], device)
 
 
-def _find_place(error: Exception) -> str:
-    """Return the innermost line of code, outside of torch and Pyro, that an error came from."""
-    others = tuple(os.path.dirname(str(module.__file__)) for module in (torch, pyro))
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(others) and frame.line
-    ]
-    last = frames[-1]
-    return f"; {os.path.basename(last.filename)}, line {last.lineno}: {last.line}"
+def _find_place(error: BaseException) -> str:
+    """Return the innermost line of the user's code that an error, or what caused it, came from."""
+    frames = []
+    cause: BaseException | None = error
+    while cause is not None:
+        frames += traceback.extract_tb(cause.__traceback__)
+        cause = cause.__cause__
+    for frame in reversed(frames):
+        if frame.line and not frame.filename.startswith(LIBRARIES):
+            return f"; {os.path.basename(frame.filename)}, line {frame.lineno}: {frame.line}"
+    return ""

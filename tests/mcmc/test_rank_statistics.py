@@ -18,7 +18,8 @@ from pyro_aeb.mcmc.rank_statistics import effective_size, r_hat
 
 
 def by_arviz(function, draws):
-    data = xarray.Dataset({"x": (("chain", "draw", "d"), draws)})
+    """In double precision: of draws in single precision some versions have 6 digits."""
+    data = xarray.Dataset({"x": (("chain", "draw", "d"), draws.astype(np.float64))})
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         return np.asarray(getattr(az, function)(data)["x"])

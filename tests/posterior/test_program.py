@@ -9,6 +9,8 @@ compiler.
 
 from __future__ import annotations
 
+import linecache
+import os
 import pickle
 import random
 import shutil
@@ -266,6 +268,34 @@ def test_a_model_that_several_chains_cannot_run_is_told_of_as_ever(all_compiled)
     kernel.start(0, TOGETHER, (X, Y), {})
     with pytest.raises(ModelError, match='Use chain_method="sequential"'):
         kernel.advance(1)
+
+
+def raise_in(file, monkeypatch):
+    """Return an error that code in a file has raised."""
+    line = "raise ValueError('of a value')"
+    monkeypatch.setitem(linecache.cache, file, (len(line), None, [line + "\n"], file))
+    try:
+        exec(compile(line, file, "exec"), {})
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize("package", [pyro, torch, aeb], ids=lambda package: package.__name__)
+def test_the_line_of_an_error_is_in_no_library(package, monkeypatch):
+    """A package of the user's may have a name that begins with a library's."""
+    folder = os.path.dirname(package.__file__)
+    place = program._find_place(raise_in(f"{folder}_models/own.py", monkeypatch))
+    assert place == "; own.py, line 1: raise ValueError('of a value')"
+    error = raise_in(f"{folder}/inner.py", monkeypatch).with_traceback(None)
+    assert program._find_place(error) == ""
+    error = raise_in(f"{folder}/inner.py", monkeypatch)
+    assert "inner.py" not in program._find_place(error)
+
+
+def test_the_line_of_an_error_is_that_of_its_cause(monkeypatch):
+    error = ModelError("of this package")
+    error.__cause__ = raise_in("own.py", monkeypatch)
+    assert program._find_place(error).startswith("; own.py, line 1")
 
 
 def test_batches_of_many_sizes_are_not_all_compiled(programs):
