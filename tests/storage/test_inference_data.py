@@ -25,8 +25,8 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 
 import pyro_aeb as aeb
 from pyro_aeb._version import __version__
-from pyro_aeb.storage.xarray_variables import to_container
 from pyro_aeb.storage.inference_data import to_arviz
+from pyro_aeb.storage.xarray_variables import to_container
 
 ARVIZ_0 = hasattr(az, "from_pyro")
 DRAWS = 20
@@ -493,7 +493,11 @@ def take_apart(idata):
     """Return what ``build_again`` takes: the arguments of a dataset, by group."""
     return {
         name: (
-            {key: (v.dims, v.values, v.attrs) for key, v in group.variables.items() if key in group.data_vars},
+            {
+                key: (v.dims, v.values, v.attrs)
+                for key, v in group.variables.items()
+                if key in group.data_vars
+            },
             {key: group.variables[key].values for key in group.coords},
             group.attrs,
         )
