@@ -7,14 +7,15 @@ Sample the latents of spike-and-slab priors, in scans between the steps of the w
 Given gamma, sigma and delta, a transition moves the weights for some steps; then a scan draws all
 three from their conditional laws: gammas by collapsed flips (:mod:`pyro_aeb.adaptation.flips`),
 delta from its Beta, sigma with the narrow weights in its units
-(:mod:`pyro_aeb.adaptation.sigma_draw`). A Student's t is a mixture of Normals, whose variances are
+(:mod:`pyro_aeb.adaptation.sigma_draw`), and the width of the spikes where it is learned
+(:mod:`pyro_aeb.adaptation.width`). A Student's t is a mixture of Normals, whose variances are
 drawn first and forgotten after the scan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,32 +24,22 @@ from pyro_aeb.adaptation.conditionals import Conditional, GaussianConditional, L
 from pyro_aeb.adaptation.draws import Random, draw_beta, draw_mixing
 from pyro_aeb.adaptation.flips import UnitLaws, flip
 from pyro_aeb.adaptation.gibbs import Gibbs
-from pyro_aeb.adaptation.sigma_draw import Evaluated, WideWeights, move_sigma
+from pyro_aeb.adaptation.sigma_draw import (
+    Evaluated,
+    WideWeights,
+    draw_sigma_at_fixed_weights,
+    move_sigma,
+)
 from pyro_aeb.adaptation.spike_and_slab import GibbsLatents, SpikeAndSlabRule
-from pyro_aeb.adaptation.sweep import Adaptation, Latents, SufficientStatistics
+from pyro_aeb.adaptation.sweep import Adaptation, Latents, SufficientStatistics, WholeData
 from pyro_aeb.adaptation.units import Blocks, Units, make_positive
+from pyro_aeb.adaptation.width import TRIES, accept_sigma, draw_width, scale_spikes
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.structure import Structure
 from pyro_aeb.priors.components import Component, Gaussian, Laplace, Student, penalties
 
 LARGEST_GROUP = 64
 """The most weights of a group with flips, whose curvature is a matrix for every group."""
-
-
-class WholeData(Protocol):
-    """The likelihood of all data."""
-
-    def evaluate(self, position: Tensor, latents: Latents) -> Evaluated:
-        """Return the log likelihood, and its gradient at the whole position, shape (..., D)."""
-        ...
-
-    def curvature(self, position: Tensor, latents: Latents, columns: list[Tensor]) -> Tensor:
-        """
-        Return some of minus the second derivatives of the log likelihood, shape (..., n).
-
-        :param columns: of consecutive rows, those of every row, shape (rows, m) each.
-        """
-        ...
 
 
 class GibbsAdaptation(Adaptation):
@@ -90,13 +81,15 @@ class GibbsAdaptation(Adaptation):
             return None
         sigma, delta = rule.first_values(values)
         beta = torch.cat([values[block.name].detach().reshape(-1) for block in rule.blocks])
-        rho = rule.inclusion((beta.to(sigma) / rule.spread_sigma(sigma)).abs(), delta)
+        width = rule.first_width(values)
+        rho = rule.inclusion((beta.to(sigma) / rule.spread_sigma(sigma)).abs(), delta, width)
         size = sum(columns.numel() for columns in self._units.columns())
         curvature = sigma.new_zeros(size if self._options.flips else 0)
         gamma = (rho > 0.5).to(rho)
         excess = 0.0 * rule.spike.strength
-        counts = sigma.new_zeros(4)
-        return Latents(GibbsLatents(rho, gamma, excess, sigma, delta, curvature, counts), {})
+        counts = sigma.new_zeros(4 if width is None else 6)
+        latents = GibbsLatents(rho, gamma, excess, sigma, delta, curvature, counts, width)
+        return Latents(latents, {})
 
     def update(
         self,
@@ -121,6 +114,7 @@ class GibbsAdaptation(Adaptation):
         random: Random,
         step: int,
         warming_up: bool,
+        omega: float = 0.0,
     ) -> tuple[Tensor, Latents]:
         """
         Draw all latents, and the weights whose gammas change; return the position and the latents.
@@ -129,6 +123,7 @@ class GibbsAdaptation(Adaptation):
         :param int step: the number of the step before the scan.
         :param bool warming_up: whether the curvature may be taken anew. After warm-up it stays, so
             that the law of a scan does.
+        :param omega: there is none.
         """
         assert self.spike_and_slab is not None and isinstance(latents.ssgl, GibbsLatents)
         scan = self._start(position, latents.ssgl, whole, random)
@@ -144,6 +139,8 @@ class GibbsAdaptation(Adaptation):
         scan.draw_delta()
         if self.spike_and_slab.sigma_learned.any:
             scan.draw_sigma()
+        if self.spike_and_slab.width is not None:
+            scan.draw_width()
         return scan.position, Latents(scan.latents, {})
 
     def take_curvature(self, position: Tensor, latents: GibbsLatents, whole: WholeData) -> Tensor:
@@ -172,7 +169,8 @@ class GibbsAdaptation(Adaptation):
     def figures(self, latents: Latents | None) -> dict[str, Tensor]:
         if latents is None or not isinstance(latents.ssgl, GibbsLatents):
             return {}
-        names = ("flips_proposed", "flips_accepted", "sigmas_proposed", "sigmas_accepted")
+        kinds = ("flips", "sigmas") if latents.ssgl.width is None else ("flips", "sigmas", "widths")
+        names = [f"{kind}_{what}" for kind in kinds for what in ("proposed", "accepted")]
         return dict(zip(names, latents.ssgl.counts.unbind(-1), strict=True))
 
 
@@ -198,7 +196,12 @@ class _Scan:
         self._rule, self._structure, self._units = rule, structure, units
         self._whole, self._random = whole, random
         self._log_likelihood: Tensor | None = None
-        self._components: tuple[Component, Component] = (rule.spike, rule.slab)
+        self._components: tuple[Component, Component] = (self._spike, rule.slab)
+
+    @property
+    def _spike(self) -> Component:
+        width = self.latents.width
+        return self._rule.spike_of(None if width is None else width.double())
 
     @property
     def _beta(self) -> Tensor:
@@ -256,7 +259,7 @@ class _Scan:
         """Turn Student components into Gaussians, whose variances are drawn given the weights."""
         u = self._beta / self._sigma
         parts = []
-        for part, has in zip((self._rule.spike, self._rule.slab), (False, True), strict=True):
+        for part, has in zip((self._spike, self._rule.slab), (False, True), strict=True):
             if isinstance(part, Student):
                 square = torch.where(self._gamma == has, u.square() / part.v, -1.0)
                 mixing = draw_mixing(part.df * torch.ones_like(u), square, self._random)
@@ -289,13 +292,14 @@ class _Scan:
     def draw_gamma(self) -> None:
         """Draw all gammas given the weights, by (4)."""
         u = (self._structure.select_sparse(self.position) / self._sigma).abs()
-        rho = self._rule.inclusion(u.to(self.latents.rho), self.latents.delta)
+        latents = self.latents
+        rho = self._rule.inclusion(u.to(latents.rho), latents.delta, latents.width)
         probability = self._units.first(rho.double())
         gamma = self._random.uniform(self._units.count) < probability
         slab = self._units.spread(gamma).to(rho)
         self.latents = self.latents._replace(rho=rho, slab=slab)
 
-    # -- delta and sigma
+    # -- delta, sigma and v0
 
     def draw_delta(self) -> None:
         """Draw the learned deltas from their Beta laws given gamma."""
@@ -315,13 +319,39 @@ class _Scan:
         value = self._log_likelihood
         if value is None:
             value = self._evaluate(beta).value
-        mask = gamma == rule.spike_is_narrow
-        wide = WideWeights(mask, *penalties(gamma.double(), 0.0, *self._components))
-        sigma = self.latents.sigma.double()
+        wide, sigma = self._wide_weights(gamma), self.latents.sigma.double()
         moved = move_sigma(rule, beta, sigma, wide, value, self._evaluate, self._random)
         self._store(moved.beta)
         self.latents = self.latents._replace(sigma=moved.sigma.to(self.latents.sigma))
         self._count(torch.ones_like(moved.accepted), moved.accepted, 2)
+
+    def _wide_weights(self, gamma: Tensor) -> WideWeights:
+        mask = gamma == self._rule.spike_is_narrow
+        return WideWeights(mask, *penalties(gamma.double(), 0.0, *self._components))
+
+    def draw_width(self) -> None:
+        """Draw v0, with the spikes, and once more with sigma, by the moves of ``width``."""
+        rule, random, spikes = self._rule, self._random, ~self._gamma
+        law, width, beta = rule.width_law, self.latents.width, self._beta
+        assert law is not None and width is not None
+        count = spikes.sum(-1, keepdim=True).double()
+        total = torch.where(spikes, beta.abs() / self._sigma, 0.0).sum(-1, keepdim=True)
+        v0 = draw_width(width.double(), count, total, law, random)
+        value = self._evaluate(beta).value
+        scaled = scale_spikes(
+            beta, v0, spikes, value, lambda own: self._evaluate(own).value, law, random
+        )
+        self._store(scaled.beta)
+        self._count(torch.full_like(scaled.accepted, TRIES), scaled.accepted, 4)
+        sigma, v0 = self.latents.sigma.double(), scaled.v0
+        if rule.sigma_learned.any and len(rule.sigmas) == 1:
+            residuals = self._evaluate(self._beta).residuals
+            wide = self._wide_weights(self._gamma)
+            drawn = draw_sigma_at_fixed_weights(
+                rule, self._beta, sigma, wide, residuals, law.concentration, random
+            )
+            sigma, v0 = accept_sigma(sigma, drawn, v0, law, random)
+        self.latents = self.latents._replace(sigma=sigma.to(self.latents.sigma), width=v0.to(width))
 
     def _count(self, proposed: Tensor, accepted: Tensor, place: int) -> None:
         counts = self.latents.counts.clone()

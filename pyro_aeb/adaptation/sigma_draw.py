@@ -22,7 +22,7 @@ ratio, which is 1 in that case.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -31,6 +31,7 @@ from torch import Tensor
 from pyro_aeb.adaptation.draws import Random, draw_scale, walk_scale
 from pyro_aeb.adaptation.flips import Evaluated
 from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
+from pyro_aeb.model.structure import Residuals
 
 
 class WideWeights(NamedTuple):
@@ -101,6 +102,40 @@ def move_sigma(
     log_ratio = moved.value - log_likelihood - (expected(new) - expected(sigma))
     accepted = random.uniform(1).log() < log_ratio.unsqueeze(-1)  # False for NaN
     return Moved(torch.where(accepted, scaled, beta), torch.where(accepted, new, sigma), accepted)
+
+
+def draw_sigma_at_fixed_weights(
+    rule: SpikeAndSlabRule,
+    beta: Tensor,
+    sigma: Tensor,
+    wide: WideWeights,
+    residuals: Mapping[str, Residuals],
+    concentration: float,
+    random: Random,
+) -> Tensor:
+    r"""
+    Draw sigma given all weights and the scale of the narrow ones, from the density
+    :math:`\sigma^{-(N + k - c)} \exp(-B / \sigma - C / 2 \sigma^2)\, \pi(\sigma)`; see
+    :mod:`pyro_aeb.adaptation.width`. Where its exponent is not positive sigma stays.
+
+    :param Tensor sigma: shape (..., 1).
+    :param residuals: at the weights.
+    :param concentration: c.
+    """
+    count = rule.sum_by_sigma(wide.mask.double()) - concentration
+    like = next((own.square for own in residuals.values()), sigma)
+    square, data = rule.residuals.add(torch.zeros_like(sigma).to(like), 0.0, residuals)
+    count = count + data
+    linear, quadratic = (
+        None if penalty is None else torch.where(wide.mask, penalty, 0.0)
+        for penalty in (wide.linear, wide.quadratic)
+    )
+    absolute, of_slab = rule.weigh(linear, quadratic, beta.abs())
+    can_move = count + rule.nu > 0.0
+    drawn = _draw(
+        rule, sigma, torch.where(can_move, count, 1.0), absolute, of_slab + square.double(), random
+    )
+    return torch.where(can_move, drawn, sigma)
 
 
 def _draw(

@@ -34,10 +34,17 @@ from pyro_aeb.adaptation.equations import (
 )
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.segments import FEW, Members, Segments, WeightGroups, find_segments
+from pyro_aeb.adaptation.width import make_law
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.structure import Delta, Residuals, Sigma, SparseBlock, Structure
 from pyro_aeb.priors.base import SpikeAndSlab, log_mixture
-from pyro_aeb.priors.components import Component, inclusion_logit, penalties, penalties_of
+from pyro_aeb.priors.components import (
+    Component,
+    Laplace,
+    inclusion_logit,
+    penalties,
+    penalties_of,
+)
 from pyro_aeb.priors.scales import ScaleTerms
 
 
@@ -50,6 +57,9 @@ class SpikeAndSlabLatents(NamedTuple):
     :param excess: the remainder of the first kappas; see the module's docstring.
     :param Tensor sigma: scales, shape (..., S).
     :param Tensor delta: prior inclusion probabilities, shape (..., L).
+    :param Tensor width: v0, shape (..., 1); None where it is fixed.
+    :param Tensor curvature_of_width: running average of h of :mod:`pyro_aeb.adaptation.width`,
+        shape (..., 1), 0 before the first; None likewise.
     """
 
     rho: Tensor
@@ -57,6 +67,8 @@ class SpikeAndSlabLatents(NamedTuple):
     excess: float | Tensor
     sigma: Tensor
     delta: Tensor
+    width: Tensor | None = None
+    curvature_of_width: Tensor | None = None
 
 
 class GibbsLatents(NamedTuple):
@@ -72,7 +84,8 @@ class GibbsLatents(NamedTuple):
     :param Tensor curvature: minus the second derivatives of the log likelihood within every unit,
         where sigma is the scale of a likelihood in units of it; empty without flips.
     :param Tensor counts: of flips proposed and accepted, and of sigmas proposed and accepted, since
-        the start, shape (..., 4).
+        the start, shape (..., 4); where v0 is learned also of its steps, shape (..., 6).
+    :param Tensor width: v0, shape (..., 1); None where it is fixed.
     """
 
     rho: Tensor
@@ -82,6 +95,7 @@ class GibbsLatents(NamedTuple):
     delta: Tensor
     curvature: Tensor
     counts: Tensor
+    width: Tensor | None = None
 
 
 AnyLatents = SpikeAndSlabLatents | GibbsLatents
@@ -112,6 +126,10 @@ class SpikeAndSlabRule:
             for name in blocks[0].parameters
         }
         self.spike, self.slab = _prior(blocks).components(*parameters.values())
+        self.width, self.width_law = structure.width, None
+        if self.width is not None:
+            self.width_law = make_law(self.width, self.slab)
+            self.spike = Laplace(self.width_law.limit)
         self._bends = self.spike.bends or self.slab.bends
         self._groups = WeightGroups.of([(block.size, block.group) for block in blocks])
         self.share = _common([1.0 / block.group for block in blocks], sizes, tensor(0.0))
@@ -181,14 +199,33 @@ class SpikeAndSlabRule:
         :param initial: first values of the learned sites (sigma squared and delta), by name.
         """
         sigma, delta = self.first_values(initial)
+        width = self.first_width(initial)
         rho = self._first_rho(options.initial_inclusion)
         # A clone: code is compiled for one tensor in two places, and anew once they differ.
         slab, excess = rho.clone(), 0.0 * self.spike.strength
         if options.initial_penalty is not None:
+            if self.width is not None:
+                raise ModelError(
+                    f"initial_penalty is {options.initial_penalty} and the width of the spikes, "
+                    f"site {self.width.site!r}, is learned, expected None: penalties start from "
+                    "equation (5)"
+                )
             first = [options.initial_penalty / part.strength for part in (self.spike, self.slab)]
             slab = torch.zeros_like(rho) + first[1]
             excess = first[0] + first[1] - 1.0
-        return SpikeAndSlabLatents(rho, slab, excess, sigma, delta)
+        curvature = None if width is None else torch.zeros_like(width)
+        return SpikeAndSlabLatents(rho, slab, excess, sigma, delta, width, curvature)
+
+    def first_width(self, initial: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the first v0, no more than its limit; None where it is fixed."""
+        if self.width_law is None or self.width is None:
+            return None
+        value = initial[self.width.site].detach().reshape(1).to(self._tensor(0.0))
+        return value.clamp(max=self.width_law.limit)
+
+    def spike_of(self, width: Tensor | None) -> Component:
+        """Return the spike at a width v0, which is None where it is fixed."""
+        return self.spike if width is None else Laplace(width)
 
     def first_values(self, initial: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the first sigmas and deltas, from the values of their sites, by name."""
@@ -230,17 +267,17 @@ class SpikeAndSlabRule:
         :param omega: weight of (8).
         :param inverse_temperature: tau, at which the weights were drawn.
         """
-        rho, slab, excess, sigma, delta = latents
+        rho, slab, excess, sigma, delta, width, curvature = latents
         size = beta.abs()
         u = size / self.spread_sigma(sigma)
-        current = self.inclusion(u, delta)  # (4)
+        current = self.inclusion(u, delta, width)  # (4)
         rho = stochastic_approximation(rho, current, omega)
         # (5), and with it kappa
         slab = current if self._marginal else stochastic_approximation(slab, rho, omega)
         excess = (1.0 - omega) * excess
         if self.sigma_learned.any:
             if self._wide is None:
-                sums = self._sums(size, u, slab, excess)
+                sums = self._sums(size, u, slab, excess, width)
             else:
                 share = current if self._marginal else rho
                 sums = self._slab_sums(size, u, share, inverse_temperature)
@@ -250,22 +287,27 @@ class SpikeAndSlabRule:
             gammas = rho if self._groups is None else rho * self.share
             new = beta_mode(self.sum_by_delta(gammas), *self.delta_counts)  # (7)
             delta = stochastic_approximation(delta, self.delta_learned.select(new, delta), omega)
-        return SpikeAndSlabLatents(rho, slab, excess, sigma, delta)
+        return SpikeAndSlabLatents(rho, slab, excess, sigma, delta, width, curvature)
 
-    def inclusion(self, u: Tensor, delta: Tensor) -> Tensor:
+    def inclusion(self, u: Tensor, delta: Tensor, width: Tensor | None) -> Tensor:
         """Return rho tilde of (4), of the gamma of every weight, or of the group that it is in."""
-        prior = self.spread_delta(torch.logit(delta))
+        prior, spike = self.spread_delta(torch.logit(delta)), self.spike_of(width)
         if self._groups is None:
-            return inclusion_logit(u, prior, self.spike, self.slab).sigmoid_()
+            return inclusion_logit(u, prior, spike, self.slab).sigmoid_()
         # The evidence adds up over a group, the prior counts once.
-        logit = inclusion_logit(u, prior * self.share, self.spike, self.slab)
+        logit = inclusion_logit(u, prior * self.share, spike, self.slab)
         return self._groups.total(logit).sigmoid()
 
     def _sums(
-        self, size: Tensor, u: Tensor, slab: Tensor, excess: float | Tensor
+        self,
+        size: Tensor,
+        u: Tensor,
+        slab: Tensor,
+        excess: float | Tensor,
+        width: Tensor | None,
     ) -> tuple[Tensor, Tensor, float | Tensor]:
         """Return B, J and p of (6), each of shape (..., S), for weights of some sizes, u sigmas."""
-        linear, quadratic = penalties(slab, excess, self.spike, self.slab, u)
+        linear, quadratic = penalties(slab, excess, self.spike_of(width), self.slab, u)
         return *self.weigh(linear, quadratic, size), self._sigma_sizes
 
     def _slab_sums(
@@ -314,8 +356,8 @@ class SpikeAndSlabRule:
         sigma, slab = self.spread_sigma(latents.sigma), latents.slab
         u = torch.div(beta, sigma).abs_() if self._bends or self._marginal else None
         if self._marginal and u is not None:
-            slab = self.inclusion(u, latents.delta)
-        both = penalties(slab, latents.excess, self.spike, self.slab, u)
+            slab = self.inclusion(u, latents.delta, latents.width)
+        both = penalties(slab, latents.excess, self.spike_of(latents.width), self.slab, u)
         add_prior_gradient(gradient, beta, *both, sigma)
 
     def potential(self, latents: AnyLatents, beta: Tensor) -> Tensor:
@@ -326,17 +368,28 @@ class SpikeAndSlabRule:
         summed out it is minus the log density (1), in units of sigma.
         """
         u = (beta / self.spread_sigma(latents.sigma)).abs()
+        part = self.spike_of(latents.width)
         if self._marginal:
-            spike, slab = self.spike.log_density(u), self.slab.log_density(u)
+            spike, slab = part.log_density(u), self.slab.log_density(u)
             if self._groups is not None:
                 spike, slab = self._groups.total(spike), self._groups.total(slab)
             mixed = log_mixture(spike, slab, self.spread_delta(latents.delta))
             return -(mixed * self.share).sum(-1)
-        spike = (1.0 + latents.excess - latents.slab) * self.spike.energy(u)
+        spike = (1.0 + latents.excess - latents.slab) * part.energy(u)
         return (spike + latents.slab * self.slab.energy(u)).sum(-1)
 
     def site_values(self, latents: AnyLatents) -> dict[str, Tensor]:
-        """Return the learned sites' values, sigma or its square and delta, of the sites' shapes."""
+        """
+        Return the learned sites' values, sigma or its square, delta and v0, of the sites' shapes.
+        """
+        values = self._scale_values(latents)
+        if self.width is not None and latents.width is not None:
+            shape = (*latents.width.shape[:-1], *self.width.shape)
+            values[self.width.site] = latents.width.reshape(shape)
+        return values
+
+    def _scale_values(self, latents: AnyLatents) -> dict[str, Tensor]:
+        """Return the values of the sites of sigma and delta."""
         groups: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)
         sigma = latents.sigma.square()
         if self.terms is not None:

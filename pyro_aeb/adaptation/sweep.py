@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from pyro_aeb.adaptation.draws import Random
+from pyro_aeb.adaptation.equations import stochastic_approximation
+from pyro_aeb.adaptation.flips import Evaluated
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.site_updates import SiteUpdates
 from pyro_aeb.adaptation.spike_and_slab import (
@@ -22,8 +25,12 @@ from pyro_aeb.adaptation.spike_and_slab import (
     SpikeAndSlabLatents,
     SpikeAndSlabRule,
 )
+from pyro_aeb.adaptation.width import newton_factor
 from pyro_aeb.latents.contract import Seen
 from pyro_aeb.model.structure import Residuals, Structure
+
+WIDTH_EVERY = 10
+"""The steps from one move of the width of the spikes to the next."""
 
 
 class SufficientStatistics(NamedTuple):
@@ -49,6 +56,22 @@ class Latents(NamedTuple):
 
     ssgl: AnyLatents | None
     sites: dict[str, Tensor]
+
+
+class WholeData(Protocol):
+    """The likelihood of all data."""
+
+    def evaluate(self, position: Tensor, latents: Latents) -> Evaluated:
+        """Return the log likelihood, and its gradient at the whole position, shape (..., D)."""
+        ...
+
+    def curvature(self, position: Tensor, latents: Latents, columns: list[Tensor]) -> Tensor:
+        """
+        Return some of minus the second derivatives of the log likelihood, shape (..., n).
+
+        :param columns: of consecutive rows, those of every row, shape (rows, m) each.
+        """
+        ...
 
 
 class Adaptation(ABC):
@@ -89,6 +112,44 @@ class Adaptation(ABC):
         :param omega: weight of (8); 0 leaves the latents as they are.
         :param inverse_temperature: tau of the step.
         """
+
+    @property
+    def scans(self) -> bool:
+        """Whether some latents move in scans of all data between the steps."""
+        return self.is_sampled
+
+    def steps_to_scan(self, step: int) -> int:
+        """Return the number of steps from a step to the next one that a scan follows."""
+        raise NotImplementedError
+
+    def scan(
+        self,
+        position: Tensor,
+        latents: Latents,
+        whole: WholeData,
+        random: Random,
+        step: int,
+        warming_up: bool,
+        omega: float = 0.0,
+    ) -> tuple[Tensor, Latents]:
+        """
+        Return the position and the latents after a scan.
+
+        :param WholeData whole: the likelihood.
+        :param int step: the number of the step before the scan.
+        :param bool warming_up: whether the next draw is one of warm-up.
+        :param omega: weight of (8) at that step; 0 where tau is not 1.
+        """
+        raise NotImplementedError
+
+    def step_unit(self, latents: Latents | None) -> Tensor | None:
+        """
+        Return the unit of the steps of the weights, shape (..., 1), None for 1: the scale of the
+        narrowest spikes, sigma v0, where v0 is learned.
+        """
+        if latents is None or latents.ssgl is None or latents.ssgl.width is None:
+            return None
+        return latents.ssgl.width * latents.ssgl.sigma.amin(-1, keepdim=True)
 
     def values(self, latents: Latents | None) -> dict[str, Tensor]:
         """Return the learned sites' values, by name."""
@@ -158,6 +219,49 @@ class AveragedAdaptation(Adaptation):
         if self.sites is not None:
             sites = self.sites.update(sites, statistics.seen, omega)
         return Latents(ssgl, sites)
+
+    @property
+    def scans(self) -> bool:
+        return self.spike_and_slab is not None and self.spike_and_slab.width is not None
+
+    def steps_to_scan(self, step: int) -> int:
+        return WIDTH_EVERY - step % WIDTH_EVERY
+
+    def scan(
+        self,
+        position: Tensor,
+        latents: Latents,
+        whole: WholeData,
+        random: Random,
+        step: int,
+        warming_up: bool,
+        omega: float = 0.0,
+    ) -> tuple[Tensor, Latents]:
+        """Move the width of the spikes, and the spikes with it; see ``adaptation.width``."""
+        rule, ssgl = self.spike_and_slab, latents.ssgl
+        if omega == 0.0 or rule is None or not isinstance(ssgl, SpikeAndSlabLatents):
+            return position, latents
+        assert rule.width_law is not None and ssgl.width is not None
+        assert ssgl.curvature_of_width is not None
+        sparse = self._structure.select_sparse
+        beta = sparse(position)
+        rho = rule.inclusion((beta / rule.spread_sigma(ssgl.sigma)).abs(), ssgl.delta, ssgl.width)
+        spikes = (1.0 - rho) * beta
+        without = position.clone()
+        sparse(without).sub_(spikes)
+        now, zero = whole.evaluate(position, latents), whole.evaluate(without, latents)
+        slope = (spikes * sparse(now.gradient)).sum(-1, keepdim=True)
+        # Of the parabola through both values, with that slope.
+        curvature = 2.0 * ((now.value - zero.value).unsqueeze(-1) - slope).neg()
+        omega = 1.0 - (1.0 - omega) ** WIDTH_EVERY  # of all steps since the last scan
+        before = ssgl.curvature_of_width
+        average = stochastic_approximation(before, curvature.to(before), omega)
+        average = torch.where(before == 0.0, curvature.to(before), average)
+        factor = newton_factor(ssgl.width, slope, average, rule.width_law, omega)
+        moved = position.clone()
+        sparse(moved).add_((factor - 1.0) * spikes)
+        ssgl = ssgl._replace(width=ssgl.width * factor, curvature_of_width=average)
+        return moved, latents._replace(ssgl=ssgl)
 
     def values(self, latents: Latents | None) -> dict[str, Tensor]:
         values = super().values(latents)

@@ -26,6 +26,7 @@ from pyro_aeb.kernel.algorithm import step_numbers
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.chain_state import load, state_of
 from pyro_aeb.kernel.random_bits import convert_bits
+from pyro_aeb.kernel.step_units import in_units
 from pyro_aeb.mcmc.api import MCMC as AEBMCMC
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
 from pyro_aeb.storage.inference_data import chain_reports
@@ -78,6 +79,12 @@ class FrozenChain:
             fields: list[Any] = [self._select(value) for value in ssgl]
             ssgl = type(ssgl)(*fields)
         return Latents(ssgl, {name: value[self._place] for name, value in latents.sites.items()})
+
+    def in_units(self, state: Any) -> Any:
+        """Return a state of this chain with the weights in the unit of a step."""
+        chain = self.chain
+        unit = None if chain.needs_target else chain.posterior.adaptation.step_unit(self.latents)
+        return in_units(state, unit)
 
     @property
     def sites(self) -> dict[str, slice]:

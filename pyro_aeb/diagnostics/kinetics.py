@@ -67,7 +67,7 @@ def temperature(mcmc: MCMC, steps: int = 200, chain: int = 0) -> list[Temperatur
         ratios: dict[str, list[Tensor]] = {site: [] for site in places}
         for before, after in frozen.steps(steps):
             for site, place in places.items():
-                states = _select(before, place), _select(after, place)
+                states = (_select(frozen.in_units(own), place) for own in (before, after))
                 statistics = statistics_of(transition, *states, frozen.numbers, no_target)
                 if NAME not in statistics:
                     raise _no_temperature(transition)

@@ -34,6 +34,7 @@ from pyro_aeb.kernel.non_finite import (
 )
 from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.random_bits import convert_bits
+from pyro_aeb.kernel.step_units import step_in_units
 from pyro_aeb.model.side_effects import preserve_buffers
 from pyro_aeb.model.tracing import find_failing_site
 from pyro_aeb.posterior.likelihood import Evaluation
@@ -233,7 +234,8 @@ class Update:
         """
         gradient = self.posterior.add_prior(likelihood.gradient, state.position, latents)  # (2)
         if target is None:
-            state = self.transition.step(state, gradient, noise, numbers)  # (3a), (3b)
+            unit = self.posterior.adaptation.step_unit(latents)
+            state = step_in_units(self.transition, state, gradient, noise, numbers, unit)
         else:
             evaluated = target.evaluated(likelihood.log_density, gradient, state.position)
             state = self.transition.move(state, evaluated, noise, numbers, target)
@@ -241,6 +243,12 @@ class Update:
         return state, self.posterior.adaptation.update(  # (4) to (8)
             latents, state.position, statistics, omega, tau
         )
+
+
+def scan_weight(options: KernelOptions, chain: Chain) -> float:
+    """Return omega at the last step, as a scan takes it: 0 where tau is not 1."""
+    is_cold = step_numbers(options, chain.step).inverse_temperature != 1.0
+    return 0.0 if is_cold else sa_weight(options, chain, chain.step)
 
 
 def step_numbers(options: KernelOptions, k: int) -> StepNumbers:

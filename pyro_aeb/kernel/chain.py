@@ -25,6 +25,7 @@ from pyro_aeb.data.minibatches import StepData
 from pyro_aeb.kernel.draws import Recording, progress_figures
 from pyro_aeb.kernel.noise import Noise
 from pyro_aeb.kernel.non_finite import first_non_finite, sum_is_finite
+from pyro_aeb.kernel.step_units import in_units
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Structure, gamma_name, rho_name
 from pyro_aeb.posterior.posterior import Posterior
@@ -167,7 +168,9 @@ class Chain:
         self._potential = self.posterior.potential(
             stepped.log_density, self.state.position, self.latents
         )
-        self._measured = {**statistics_of(transition, self.state, state, numbers, target)}
+        unit = None if self.needs_target else self.posterior.adaptation.step_unit(self.latents)
+        both = in_units(self.state, unit), in_units(state, unit)
+        self._measured = {**statistics_of(transition, *both, numbers, target)}
         if self.tuner is not None:
             tau = numbers.inverse_temperature
             heat = self.tuner.temperatures(

@@ -21,7 +21,7 @@ from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.data.loaders import ArgumentSource
 from pyro_aeb.data.minibatches import ChainMinibatches, Minibatches, StepData
 from pyro_aeb.errors import ModelError, first_line, inform, is_domain_error
-from pyro_aeb.kernel.algorithm import FiniteCheck, Update
+from pyro_aeb.kernel.algorithm import FiniteCheck, Update, scan_weight
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.compiled_step import AUTO_STEPS, CompiledStep, first_compiled_step
 from pyro_aeb.kernel.draws import Recording, names_to_save
@@ -112,7 +112,7 @@ def start_chain(
         rejects=getattr(transition, "rejects", False),
         finite=FiniteCheck(structure.device, structure.dtype),
         pruner=None if options.pruning is None else Pruner(options.pruning, structure),
-        scan=make_scan(posterior, data, buffers, generators),
+        scan=make_scan(posterior, data, buffers, partial(scan_weight, options), generators),
         tuner=tuner,
     )
 
@@ -186,12 +186,32 @@ def _inspect_model(
             "weights an SSGL prior, name other sites in latents=, or use adaptation=None",
             stacklevel=5,
         )
+    if structure.width is not None:
+        _check_width(options, structure.width.site)
     if options.data_parallel:
         ranks = ranks_of_data(options.data_parallel)
         check_shares(ranks, structure.plates)
         if not from_loader:
             check_same_data(ranks, args, kwargs)
     return structure
+
+
+def _check_width(options: KernelOptions, site: str) -> None:
+    """Check that a width v0 can be learned by some options."""
+    transition = options.transition
+    reason = None
+    if options.is_tuned:
+        reason = "settings are chosen in warm-up, for spikes of one width"
+    elif options.data_parallel:
+        reason = "data_parallel=True, and its moves take all data"
+    elif not isinstance(options.adaptation, Gibbs) and isinstance(transition, TargetTransition):
+        reason = f"the steps of {type(transition).__name__} do not shrink with the spikes"
+    if reason is not None:
+        raise ModelError(
+            f"the width v0 of the spikes, site {site!r}, is learned, and {reason}; expected a "
+            "transition with a step size, such as SGHMC(0.1), in units of sigma v0, and one "
+            "process; or make v0 a number"
+        )
 
 
 def _find_starts(
@@ -230,6 +250,9 @@ def _constrain_given(structure: Structure, given: Mapping[str, Tensor]) -> dict[
     shapes = {s.site: s.shape for s in structure.sigmas if s.site}
     shapes |= {d.site: d.shape for d in structure.deltas if d.site}
     shapes |= {block.name: block.shape for block in structure.blocks}
+    if structure.width is not None:
+        transforms[structure.width.site] = biject_to(constraints.positive)
+        shapes[structure.width.site] = structure.width.shape
     transforms |= {site.name: site.transform for site in structure.learned}
     shapes |= {s.name: s.transform.inverse_shape(s.shape) for s in structure.learned}
     values = {}
@@ -323,6 +346,6 @@ def _stack_starts(
         return position, Latents(None, sites)
     first = ssgl[0]
     # What is left of the first kappas is the same in every chain.
-    own = [name for name in first._fields if name != "excess"]
+    own = [n for n, value in first._asdict().items() if n != "excess" and value is not None]
     stacked = {name: torch.stack([getattr(each, name) for each in ssgl]) for name in own}
     return position, Latents(first._replace(**stacked), sites)

@@ -36,7 +36,15 @@ from pyro_aeb.model.links import (
 from pyro_aeb.model.lost_gradients import check_gradients
 from pyro_aeb.model.missing_data import check_missing, explain_missing
 from pyro_aeb.model.observed_sites import find_observed
-from pyro_aeb.model.structure import Block, Delta, NormalBlock, Sigma, SparseBlock, Structure
+from pyro_aeb.model.structure import (
+    Block,
+    Delta,
+    NormalBlock,
+    Sigma,
+    SparseBlock,
+    Structure,
+    Width,
+)
 from pyro_aeb.model.summed_out import hidden_sites
 from pyro_aeb.model.tracing import (
     Site,
@@ -120,6 +128,7 @@ def inspect_model(
         learned=learned,
         changed_buffers=trace.changed_buffers,
         sigmas_of_data=several,
+        width=_width(latent, linked),
     )
 
 
@@ -357,6 +366,16 @@ def _deltas(site: Site, link: str | None, latent: Mapping[str, Site]) -> list[De
     prior, shape = unwrap(latent[link]["fn"]), latent[link]["value"].shape
     numbers = _numbers(shape, prior.concentration1, prior.concentration0)
     return [Delta(link, None, a, b, shape, k) for k, (a, b) in enumerate(numbers)]
+
+
+def _width(latent: Mapping[str, Site], links: Mapping[tuple[str, str], str]) -> Width | None:
+    """Return the width of the spikes, where it is a latent site's."""
+    for (_, parameter), site in links.items():
+        if parameter == "v0":
+            prior = unwrap(latent[site]["fn"])
+            shape = latent[site]["value"].shape
+            return Width(site, float(prior.concentration), float(prior.rate), shape)
+    return None
 
 
 def _numbers(shape: torch.Size, *parameters: Tensor) -> list[tuple[float, ...]]:

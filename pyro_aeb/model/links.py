@@ -5,8 +5,9 @@
 Link the parameters of spike-and-slab priors to latent sites, and check that (6) and (7) hold.
 
 Provenance proposes the links: a sparse site's ``delta`` comes from a Beta site, its ``sigma`` from
-an InverseGamma site or one of another prior of scales. Traces at perturbed values verify them:
-``delta`` must be the Beta site's value, ``sigma`` the square root of the InverseGamma site's or the
+an InverseGamma site or one of another prior of scales, the width ``v0`` of all its Laplace spikes
+from an InverseGamma site. Traces at perturbed values verify them: ``v0`` must be its site's value,
+``delta`` the Beta site's, ``sigma`` the square root of the InverseGamma site's or the
 other's value, or for each weight one number of these; the scale of an observed Normal or StudentT
 site must be a multiple of a sigma or unchanged, and nothing else may depend on them. A link that
 provenance lost (``float(x)``, ``x.item()``) and a form without a closed-form update are errors,
@@ -27,15 +28,16 @@ from torch.distributions import biject_to
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.perturbation import has_same_density, is_close, trace_perturbed
 from pyro_aeb.model.tracing import Site, Tracer, is_plain, unwrap
-from pyro_aeb.priors import SpikeAndSlab
+from pyro_aeb.priors import Laplace, SpikeAndSlab
 from pyro_aeb.priors.scales import SCALE_PRIORS
 
 HandLinks = Mapping[str, Mapping[str, str]]
-"""Sparse site to ``{"delta": Beta site, "sigma": site of sigma or its square}``, either or both."""
+"""Sparse site to ``{"delta": Beta site, "sigma": site of sigma or its square, "v0": site}``."""
 
 PRIORS: Mapping[str, tuple[type, ...]] = {
     "delta": (dist.Beta,),
     "sigma": (dist.InverseGamma, *SCALE_PRIORS),
+    "v0": (dist.InverseGamma,),
 }
 LIKELIHOODS = (dist.Normal, dist.StudentT)
 """Distributions of data whose scale may be a multiple of sigma."""
@@ -45,6 +47,8 @@ CURES = {
     "sigma": "sigma may be a number, the square root of the value of a pyro.sample site with an "
     "InverseGamma prior, sigma2.sqrt(), or the value itself of one with a "
     f"{', '.join(kind.__name__ for kind in SCALE_PRIORS)} prior",
+    "v0": "the width v0 of Laplace spikes, the same for all sparse weights, may be a number or the "
+    "value of one pyro.sample site with an InverseGamma prior, such as aeb.priors.spike_width's",
 }
 
 
@@ -67,14 +71,15 @@ def find_links(
         if name in tracked:
             provenance = unwrap(tracked[name]["fn"]).parameter_provenance
         for parameter in fn.shape_parameters:
-            if origins := provenance[parameter] & latent.keys():
+            origins = provenance[parameter] & latent.keys()
+            if origins and not (parameter == "v0" and _is_width(latent[name], origins, latent)):
                 raise ModelError(
                     f"{where}: {parameter} depends on the latent site(s) "
                     f"{sorted(origins)}, expected a number or a fixed tensor: {parameter} is not "
-                    "learned; choose it by cross-validation"
+                    f"learned; choose it by cross-validation; {CURES['v0']}"
                 )
         for parameter in PRIORS:
-            origins = provenance[parameter] & latent.keys()
+            origins = provenance.get(parameter, frozenset()) & latent.keys()
             if parameter in by_hand.get(name, {}):
                 origins = frozenset({by_hand[name][parameter]})
             if len(origins) > 1:
@@ -89,7 +94,41 @@ def find_links(
                     checked.add((site, parameter))
                     _check_prior(where, parameter, latent[site], tracked.get(site), latent.keys())
                     check_plain(latent[site])
+    _check_widths(latent, sparse, links)
     return links
+
+
+def _is_width(site: Site, origins: Collection[str], latent: Mapping[str, Site]) -> bool:
+    """Whether v0 of a site may be learned, which comes from other sites."""
+    kinds = [unwrap(latent[origin]["fn"]) for origin in origins]
+    return _has_laplace_spike(site) and all(isinstance(kind, PRIORS["v0"]) for kind in kinds)
+
+
+def _has_laplace_spike(site: Site) -> bool:
+    """Whether the spike of a site's prior is a Laplace of scale v0."""
+    fn = unwrap(site["fn"])
+    spike, _ = fn.parts
+    return isinstance(spike, Laplace) and spike.v is fn.given.get("v0")
+
+
+def _check_widths(
+    latent: Mapping[str, Site], sparse: list[str], links: Mapping[tuple[str, str], str]
+) -> None:
+    """Check that a width v0 that is learned is one number, that of all sparse sites."""
+    widths = {name: links.get((name, "v0")) for name in sparse}
+    sites = {site for site in widths.values() if site is not None}
+    for site in sites:
+        if {*widths.values()} != {site}:
+            found = f"v0 comes from {widths}"
+        elif (size := latent[site]["value"].numel()) > 1:
+            found = f"v0 comes from site {site!r} of {size} numbers"
+        elif site in (of for (_, parameter), of in links.items() if parameter != "v0"):
+            found = f"site {site!r} is both v0 and sigma"
+        elif not all(_has_laplace_spike(latent[name]) for name in sparse):
+            found = f"v0 of {sparse} is not the scale of a Laplace spike"
+        else:
+            continue
+        raise ModelError(f"{found}: expected one width that is learned; {CURES['v0']}")
 
 
 def _check_hand_links(latent: Mapping[str, Site], sparse: list[str], by_hand: HandLinks) -> None:
@@ -105,7 +144,9 @@ def _check_hand_links(latent: Mapping[str, Site], sparse: list[str], by_hand: Ha
             raise ModelError(f"links: {name!r} is not a sparse site; sparse sites are {sparse}")
         for parameter, site in parameters.items():
             if parameter not in PRIORS:
-                raise ModelError(f"links: {parameter!r} of site {name!r} is not 'delta' or 'sigma'")
+                raise ModelError(
+                    f"links: {parameter!r} of site {name!r} is not 'delta', 'sigma' or 'v0'"
+                )
             if site not in latent:
                 raise ModelError(
                     f"links: {parameter!r} of site {name!r} names {site!r}, which is no latent "
@@ -345,12 +386,13 @@ def _check_no_lost_links(
                 continue
             if is_close(_parameter(sites[name], parameter), _parameter(perturbed[name], parameter)):
                 continue
-            if parameter not in PRIORS:
+            priors = PRIORS.get(parameter, ())
+            candidates = [n for n, s in sites.items() if isinstance(s["fn"], priors)]
+            if parameter not in ("delta", "sigma") and not candidates:
                 raise ModelError(
                     f"{where}: {parameter} changes with the latent sites, expected a "
-                    "number or a fixed tensor"
+                    f"number or a fixed tensor; {CURES['v0']}"
                 )
-            candidates = [n for n, s in sites.items() if isinstance(s["fn"], PRIORS[parameter])]
             hint = repr(candidates[0]) if len(candidates) == 1 else "..."
             raise ModelError(
                 f"{where}: {parameter} changes with a latent site, but which one is "

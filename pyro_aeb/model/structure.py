@@ -140,6 +140,24 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Width:
+    """
+    The width v0 of the Laplace spikes of all weights with a spike-and-slab prior, where it is
+    learned.
+
+    :param str site: of v0, with an InverseGamma prior.
+    :param float concentration: c of the prior, that of Gamma(c, d) of 1 / v0.
+    :param float rate: its d.
+    :param torch.Size shape: of the site's value.
+    """
+
+    site: str
+    concentration: float
+    rate: float
+    shape: torch.Size = torch.Size()
+
+
+@dataclass(frozen=True)
 class LearnedSite:
     """
     A latent site that is learned by an update given as ``latents=``.
@@ -175,6 +193,7 @@ class Structure:
     :param reparametrised: names of the latents that ``poutine.reparam`` computes from others.
     :param sigmas_of_data: observed site to the indices of its sigmas in :attr:`sigmas`, which
         broadcast to its value, where it has several.
+    :param width: of the spikes, None where it is fixed.
     """
 
     sparse: tuple[SparseBlock, ...]
@@ -192,6 +211,7 @@ class Structure:
     changed_buffers: tuple[Place, ...] = ()
     reparametrised: tuple[str, ...] = ()
     sigmas_of_data: Mapping[str, Tensor] = field(default_factory=dict)
+    width: Width | None = None
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -212,6 +232,7 @@ class Structure:
     def latent_sites(self) -> tuple[str, ...]:
         """Names of the sites that adaptation learns."""
         names = [sigma.site for sigma in self.sigmas] + [delta.site for delta in self.deltas]
+        names += [self.width.site] if self.width is not None else []
         names += [site.name for site in self.learned]
         return tuple(dict.fromkeys(name for name in names if name is not None))
 

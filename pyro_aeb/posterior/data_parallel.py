@@ -155,7 +155,9 @@ def check_agreement(ranks: Ranks, state: tuple[Any, ...], stop: bool = False) ->
 
 def values_of(latents: Latents | None) -> tuple[Any, ...]:
     """Return the values of all latents in a flat tuple."""
-    return () if latents is None else (*(latents.ssgl or ()), *latents.sites.values())
+    if latents is None:
+        return ()
+    return (*(value for value in latents.ssgl or () if value is not None), *latents.sites.values())
 
 
 def _sum_of_bits(tensor: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ def _check_purity(sweeps: list[_Sweep]) -> Outcome:
 
 
 def _tensors(latents: SpikeAndSlabLatents) -> list[Tensor]:
-    return [torch.as_tensor(value) for value in latents]
+    return [torch.as_tensor(value) for value in latents if value is not None]
 
 
 def _check_chains(rule: SpikeAndSlabRule, sweeps: list[_Sweep]) -> Outcome:

@@ -59,6 +59,8 @@ class Problem:
                 continue
             values = {s.site: 0.3 + uniform(*s.shape) for s in structure.sigmas if s.site}
             values |= {d.site: 0.2 + 0.6 * uniform(*d.shape) for d in structure.deltas if d.site}
+            if structure.width is not None:
+                values[structure.width.site] = 0.1 + 0.1 * uniform(*structure.width.shape)
             for site in structure.learned:
                 unconstrained = uniform(*site.transform.inverse_shape(site.shape)) - 0.5
                 values[site.name] = site.transform(unconstrained)

@@ -382,7 +382,7 @@ def test_links_by_hand_settle_an_ambiguous_link():
             {"gamma": {"delta": "delta"}},
             r"'gamma' is not a sparse site; sparse sites are \['beta'\]",
         ),
-        ({"beta": {"rho": "delta"}}, "'rho' of site 'beta' is not 'delta' or 'sigma'"),
+        ({"beta": {"rho": "delta"}}, "'rho' of site 'beta' is not 'delta', 'sigma' or 'v0'"),
         ({"beta": {"delta": "d"}}, r"names 'd', .* latent sites are \['beta', 'delta', 'sigma2'\]"),
         ({"beta": {"delta": "sigma2"}}, "comes from site 'sigma2' ~ InverseGamma, which has no"),
         ({"beta": {"sigma": "delta"}}, "comes from site 'delta' ~ Beta, which has no"),
