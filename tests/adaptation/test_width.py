@@ -36,6 +36,7 @@ from pyro_aeb.model.structure import (
     Structure,
     Width,
 )
+from pyro_aeb.priors.scales import ScaleTerms
 from pyro_aeb.testing import check_law
 
 C, D, LIMIT = 1.0, 0.07, 0.5
@@ -89,18 +90,18 @@ def structure(width=WIDTH, **sigma):
 # Gibbs
 
 
-@pytest.mark.parametrize("total", [0.2, 30.0])
+@pytest.mark.parametrize("total", [2.0, 30.0])
 def test_the_centred_move_has_its_law(total):
     """That of 1 / v0 ~ Gamma(c + m, d + total), truncated; the move is repeated for that."""
     m = 5.0
 
     def draw(n, rng):
         random, v0 = make_random(rng, n), full(n, 0.1)
-        for _ in range(12 if total < 1.0 else 60):
+        for _ in range(12):
             v0 = draw_width(v0, full(n, m), full(n, total), LAW, random)
         return v0[:, 0].numpy()
 
-    if total < 1.0:
+    if total < 10.0:
         law = stats.invgamma(C + m, scale=D + total)
         check_law(draw, lambda v: law.cdf(v) / law.cdf(LIMIT), size=1000)
         return
@@ -135,7 +136,7 @@ def test_the_non_centred_move_keeps_its_law_and_goes_to_it():
     check_law(draw, cdf_of(log_density, -8.0, math.log(LIMIT)), size=1000)
 
 
-@pytest.mark.parametrize("terms", [None, priors.scales.ScaleTerms(quadratic=0.5)])
+@pytest.mark.parametrize("terms", [None, ScaleTerms(quadratic=0.5)])
 def test_the_move_of_sigma_at_fixed_scale_has_its_law(terms):
     """Also for a prior of sigma itself, a HalfNormal here, that a random walk moves."""
     own = {"terms": terms, "nu": 0.0, "nu_lambda": 0.0} if terms is not None else {}
@@ -227,7 +228,7 @@ class Whole:
 @pytest.mark.parametrize("chains", [(), (3,)])
 def test_a_scan_moves_v0_and_spikes_along_the_log_likelihood(chains):
     adaptation = AveragedAdaptation(structure(), StochasticApproximation(1.0))
-    values = {"v0": torch.tensor(0.1), "sigma2": torch.tensor(1.44)}
+    values = {"v0": torch.tensor(0.1, dtype=torch.float64), "sigma2": torch.tensor(1.44)}
     latents = adaptation.init(values)
     position = BETA.clone()
     if chains:
