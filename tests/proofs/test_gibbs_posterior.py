@@ -224,3 +224,73 @@ def quadrature(likelihood, x, y, delta, v0, v1, nodes=150):
             values.append([*model, model[0] * model[1], *means, log_sigma])
     weights = np.exp(np.array(logs) - max(logs))
     return weights @ np.array(values) / weights.sum()
+
+
+# A width of the spikes that is drawn
+
+
+class ExactWidth:
+    """
+    The posterior with an orthogonal design, in which weights are independent given sigma and v0, by
+    quadrature over the two; delta is a number.
+    """
+
+    def __init__(self, x, y, delta, v1, c, d):
+        square, cross = (x**2).sum(0)[0], x.T @ y
+        log_sigma, log_v0 = np.meshgrid(
+            np.linspace(-1.2, 1.0, 221), np.linspace(-7.0, math.log(0.5 * math.sqrt(v1)), 601)
+        )
+        s, v0 = np.exp(log_sigma)[..., None], np.exp(log_v0)[..., None]
+        h, t = square / s**2, cross / s**2
+        precision = h + 1 / (s**2 * v1)
+        slab = t**2 / (2 * precision) - 0.5 * np.log(s**2 * v1 * precision)
+        halves = [(sign * t - 1 / (s * v0)) / np.sqrt(h) for sign in (1, -1)]
+        both = np.logaddexp(*(z**2 / 2 + special.log_ndtr(z) for z in halves))
+        spike = both + 0.5 * np.log(2 * np.pi / h) - np.log(2 * s * v0)
+        slab, spike = math.log(delta) + slab, math.log(1 - delta) + spike
+        log = np.logaddexp(slab, spike).sum(-1) - N * log_sigma - y @ y / (2 * s[..., 0] ** 2)
+        log += stats.invgamma(NU / 2, scale=NU_LAMBDA / 2).logpdf(s[..., 0] ** 2) + 2 * log_sigma
+        log += -c * log_v0 - d / v0[..., 0]
+        weights = np.exp(log - log.max())
+        weights /= weights.sum()
+        inclusion = (weights[..., None] * special.expit(slab - spike)).sum((0, 1))
+        scalars = [log_sigma, log_v0, log_v0**2, log_sigma * log_v0]
+        self.expected = np.concatenate([inclusion, [(weights * v).sum() for v in scalars]])
+
+
+@pytest.mark.parametrize("flips", [True, pytest.param(False, marks=slow)])
+def test_a_width_is_drawn_from_its_posterior(flips):
+    """With sigma and gamma; spikes of small effects, so that the data tell of their width."""
+    x = np.linalg.qr(X)[0] * math.sqrt(N)
+    y = x @ np.array([0.9, 0.3, -0.2, 0.15, 0.1]) + 0.9 * np.random.default_rng(2).standard_normal(
+        N
+    )
+    delta, v1, c, d = 0.3, 1.0, 2.0, 0.2
+    exact = ExactWidth(x, y, delta, v1, c, d)
+
+    def model(x, y):
+        sigma = pyro.sample("sigma2", dist.InverseGamma(NU / 2, NU_LAMBDA / 2)).sqrt()
+        site = {"init_value": torch.tensor(0.1)}
+        v0 = pyro.sample("v0", dist.InverseGamma(c, d), infer=site)
+        beta = pyro.sample("beta", aeb.SSGL(v0, v1, delta, sigma).expand([P]).to_event(1))
+        with pyro.plate("data", N):
+            pyro.sample("y", dist.Normal(x @ beta, sigma), obs=y)
+
+    def draw(size, rng):
+        transition = transitions.HMC(0.02, leapfrogs=5, jitter=0.5)
+        gibbs = aeb.Gibbs(every=5, flips=flips)
+        kernel = aeb.AEBKernel(
+            model, transition, gibbs, seed=int(rng.integers(2**31)), steps_per_draw=5
+        )
+        mcmc = aeb.MCMC(
+            kernel, 60, 60, num_chains=size, chain_method="vectorized", disable_progbar=True
+        )
+        mcmc.run(torch.from_numpy(x), torch.from_numpy(y))
+        draws = mcmc.get_samples(group_by_chain=True)
+        report = mcmc.diagnostics()["adaptation"]
+        gamma = torch.stack([chain["beta_gamma"] for chain in report.values()])
+        log_sigma, log_v0 = draws["sigma2"].log() / 2, draws["v0"].log()
+        scalars = [log_sigma, log_v0, log_v0.square(), log_sigma * log_v0]
+        return torch.cat([gamma, torch.stack(scalars, -1)], -1).mean(1).numpy()
+
+    print(check_mean(draw, exact.expected, tolerance=2e-3, size=100))
