@@ -30,7 +30,12 @@ from pyro_aeb.adaptation.sigma_draw import (
     draw_sigma_at_fixed_weights,
     move_sigma,
 )
-from pyro_aeb.adaptation.spike_and_slab import GibbsLatents, SpikeAndSlabRule
+from pyro_aeb.adaptation.spike_and_slab import (
+    DrawnLatents,
+    GibbsLatents,
+    GibbsLatentsWithWidth,
+    SpikeAndSlabRule,
+)
 from pyro_aeb.adaptation.sweep import Adaptation, Latents, SufficientStatistics, WholeData
 from pyro_aeb.adaptation.units import Blocks, Units, make_positive
 from pyro_aeb.adaptation.width import TRIES, accept_sigma, draw_width, scale_spikes
@@ -88,8 +93,10 @@ class GibbsAdaptation(Adaptation):
         gamma = (rho > 0.5).to(rho)
         excess = 0.0 * rule.spike.strength
         counts = sigma.new_zeros(4 if width is None else 6)
-        latents = GibbsLatents(rho, gamma, excess, sigma, delta, curvature, counts, width)
-        return Latents(latents, {})
+        first = rho, gamma, excess, sigma, delta, curvature, counts
+        if width is None:
+            return Latents(GibbsLatents(*first), {})
+        return Latents(GibbsLatentsWithWidth(*first, width), {})
 
     def update(
         self,
@@ -125,7 +132,7 @@ class GibbsAdaptation(Adaptation):
             that the law of a scan does.
         :param omega: there is none.
         """
-        assert self.spike_and_slab is not None and isinstance(latents.ssgl, GibbsLatents)
+        assert self.spike_and_slab is not None and isinstance(latents.ssgl, DrawnLatents)
         scan = self._start(position, latents.ssgl, whole, random)
         if self._options.flips:
             number = step // self._options.every
@@ -143,7 +150,7 @@ class GibbsAdaptation(Adaptation):
             scan.draw_width()
         return scan.position, Latents(scan.latents, {})
 
-    def take_curvature(self, position: Tensor, latents: GibbsLatents, whole: WholeData) -> Tensor:
+    def take_curvature(self, position: Tensor, latents: DrawnLatents, whole: WholeData) -> Tensor:
         """Return the curvature of the log likelihood at a position, a field of the latents."""
         random = Random([None], position.shape[:-1], position.device)  # of which none is drawn
         scan = self._start(position, latents, whole, random)
@@ -151,8 +158,8 @@ class GibbsAdaptation(Adaptation):
         return scan.latents.curvature
 
     def flip(
-        self, position: Tensor, latents: GibbsLatents, whole: WholeData, random: Random
-    ) -> tuple[Tensor, GibbsLatents]:
+        self, position: Tensor, latents: DrawnLatents, whole: WholeData, random: Random
+    ) -> tuple[Tensor, DrawnLatents]:
         """Draw the gammas alone, and the weights that change with them; see :meth:`scan`."""
         scan = self._start(position, latents, whole, random)
         scan.draw_mixing()
@@ -160,14 +167,14 @@ class GibbsAdaptation(Adaptation):
         return scan.position, scan.latents
 
     def _start(
-        self, position: Tensor, latents: GibbsLatents, whole: WholeData, random: Random
+        self, position: Tensor, latents: DrawnLatents, whole: WholeData, random: Random
     ) -> _Scan:
         rule = self.spike_and_slab
         assert rule is not None
         return _Scan(rule, self._structure, self._units, position, latents, whole, random)
 
     def figures(self, latents: Latents | None) -> dict[str, Tensor]:
-        if latents is None or not isinstance(latents.ssgl, GibbsLatents):
+        if latents is None or not isinstance(latents.ssgl, DrawnLatents):
             return {}
         kinds = ("flips", "sigmas") if latents.ssgl.width is None else ("flips", "sigmas", "widths")
         names = [f"{kind}_{what}" for kind in kinds for what in ("proposed", "accepted")]
@@ -187,7 +194,7 @@ class _Scan:
         structure: Structure,
         units: Units,
         position: Tensor,
-        latents: GibbsLatents,
+        latents: DrawnLatents,
         whole: WholeData,
         random: Random,
     ) -> None:

@@ -57,9 +57,6 @@ class SpikeAndSlabLatents(NamedTuple):
     :param excess: the remainder of the first kappas; see the module's docstring.
     :param Tensor sigma: scales, shape (..., S).
     :param Tensor delta: prior inclusion probabilities, shape (..., L).
-    :param Tensor width: v0, shape (..., 1); None where it is fixed.
-    :param Tensor curvature_of_width: running average of h of :mod:`pyro_aeb.adaptation.width`,
-        shape (..., 1), 0 before the first; None likewise.
     """
 
     rho: Tensor
@@ -67,8 +64,29 @@ class SpikeAndSlabLatents(NamedTuple):
     excess: float | Tensor
     sigma: Tensor
     delta: Tensor
-    width: Tensor | None = None
-    curvature_of_width: Tensor | None = None
+
+    @property
+    def width(self) -> Tensor | None:
+        """The width v0 of the spikes, None where it is fixed."""
+        return None
+
+
+class LatentsWithWidth(NamedTuple):
+    """
+    The values of :class:`SpikeAndSlabLatents` and, where it is learned, of the spikes' width.
+
+    :param Tensor width: v0, shape (..., 1).
+    :param Tensor curvature_of_width: running average of h of :mod:`pyro_aeb.adaptation.width`,
+        shape (..., 1), 0 before the first.
+    """
+
+    rho: Tensor
+    slab: Tensor
+    excess: float | Tensor
+    sigma: Tensor
+    delta: Tensor
+    width: Tensor
+    curvature_of_width: Tensor
 
 
 class GibbsLatents(NamedTuple):
@@ -84,8 +102,7 @@ class GibbsLatents(NamedTuple):
     :param Tensor curvature: minus the second derivatives of the log likelihood within every unit,
         where sigma is the scale of a likelihood in units of it; empty without flips.
     :param Tensor counts: of flips proposed and accepted, and of sigmas proposed and accepted, since
-        the start, shape (..., 4); where v0 is learned also of its steps, shape (..., 6).
-    :param Tensor width: v0, shape (..., 1); None where it is fixed.
+        the start, shape (..., 4).
     """
 
     rho: Tensor
@@ -95,10 +112,34 @@ class GibbsLatents(NamedTuple):
     delta: Tensor
     curvature: Tensor
     counts: Tensor
-    width: Tensor | None = None
+
+    @property
+    def width(self) -> Tensor | None:
+        """The width v0 of the spikes, None where it is fixed."""
+        return None
 
 
-AnyLatents = SpikeAndSlabLatents | GibbsLatents
+class GibbsLatentsWithWidth(NamedTuple):
+    """
+    The values of :class:`GibbsLatents` and, where it is drawn, of the spikes' width.
+
+    :param Tensor counts: also of steps of v0 proposed and accepted, shape (..., 6).
+    :param Tensor width: v0, shape (..., 1).
+    """
+
+    rho: Tensor
+    slab: Tensor
+    excess: float | Tensor
+    sigma: Tensor
+    delta: Tensor
+    curvature: Tensor
+    counts: Tensor
+    width: Tensor
+
+
+AveragedLatents = SpikeAndSlabLatents | LatentsWithWidth
+DrawnLatents = GibbsLatents | GibbsLatentsWithWidth
+AnyLatents = AveragedLatents | DrawnLatents
 
 
 class SpikeAndSlabRule:
@@ -192,7 +233,7 @@ class SpikeAndSlabRule:
 
     def init(
         self, initial: Mapping[str, Tensor], options: StochasticApproximation
-    ) -> SpikeAndSlabLatents:
+    ) -> AveragedLatents:
         """
         Return the latents before the first step.
 
@@ -213,8 +254,10 @@ class SpikeAndSlabRule:
             first = [options.initial_penalty / part.strength for part in (self.spike, self.slab)]
             slab = torch.zeros_like(rho) + first[1]
             excess = first[0] + first[1] - 1.0
-        curvature = None if width is None else torch.zeros_like(width)
-        return SpikeAndSlabLatents(rho, slab, excess, sigma, delta, width, curvature)
+        if width is None:
+            return SpikeAndSlabLatents(rho, slab, excess, sigma, delta)
+        zero = torch.zeros_like(width)
+        return LatentsWithWidth(rho, slab, excess, sigma, delta, width, zero)
 
     def first_width(self, initial: Mapping[str, Tensor]) -> Tensor | None:
         """Return the first v0, no more than its limit; None where it is fixed."""
@@ -253,12 +296,12 @@ class SpikeAndSlabRule:
 
     def update(
         self,
-        latents: SpikeAndSlabLatents,
+        latents: AveragedLatents,
         beta: Tensor,
         residuals: Mapping[str, Residuals],
         omega: float | Tensor,
         inverse_temperature: float | Tensor = 1.0,
-    ) -> SpikeAndSlabLatents:
+    ) -> AveragedLatents:
         """
         Return the latents after one sweep over rho, kappa, sigma and delta, in the paper's order.
 
@@ -267,7 +310,8 @@ class SpikeAndSlabRule:
         :param omega: weight of (8).
         :param inverse_temperature: tau, at which the weights were drawn.
         """
-        rho, slab, excess, sigma, delta, width, curvature = latents
+        rho, slab, excess, sigma, delta, *others = latents
+        width = latents.width
         size = beta.abs()
         u = size / self.spread_sigma(sigma)
         current = self.inclusion(u, delta, width)  # (4)
@@ -287,7 +331,7 @@ class SpikeAndSlabRule:
             gammas = rho if self._groups is None else rho * self.share
             new = beta_mode(self.sum_by_delta(gammas), *self.delta_counts)  # (7)
             delta = stochastic_approximation(delta, self.delta_learned.select(new, delta), omega)
-        return SpikeAndSlabLatents(rho, slab, excess, sigma, delta, width, curvature)
+        return type(latents)(rho, slab, excess, sigma, delta, *others)
 
     def inclusion(self, u: Tensor, delta: Tensor, width: Tensor | None) -> Tensor:
         """Return rho tilde of (4), of the gamma of every weight, or of the group that it is in."""
@@ -420,7 +464,7 @@ class SpikeAndSlabRule:
             return rho if narrow else 1.0 - rho
         return torch.where(narrow, rho, 1.0 - rho)
 
-    def collapsed(self, latents: SpikeAndSlabLatents) -> list[str]:
+    def collapsed(self, latents: AveragedLatents) -> list[str]:
         """
         Return the learned delta sites that have reached 0 or 1: less than 1/1000 weight (or group)
         is expected on a side that the prior does not hold open (a = 1 or b = 1).

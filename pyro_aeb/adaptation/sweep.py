@@ -22,7 +22,8 @@ from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.site_updates import SiteUpdates
 from pyro_aeb.adaptation.spike_and_slab import (
     AnyLatents,
-    SpikeAndSlabLatents,
+    AveragedLatents,
+    LatentsWithWidth,
     SpikeAndSlabRule,
 )
 from pyro_aeb.adaptation.width import newton_factor
@@ -211,7 +212,7 @@ class AveragedAdaptation(Adaptation):
         if latents is None or (not isinstance(omega, Tensor) and omega == 0.0):
             return latents
         ssgl, sites = latents
-        if self.spike_and_slab is not None and isinstance(ssgl, SpikeAndSlabLatents):
+        if self.spike_and_slab is not None and isinstance(ssgl, AveragedLatents):
             beta = self._structure.select_sparse(position)
             ssgl = self.spike_and_slab.update(
                 ssgl, beta, statistics.residuals, omega, inverse_temperature
@@ -239,10 +240,9 @@ class AveragedAdaptation(Adaptation):
     ) -> tuple[Tensor, Latents]:
         """Move the width of the spikes, and the spikes with it; see ``adaptation.width``."""
         rule, ssgl = self.spike_and_slab, latents.ssgl
-        if omega == 0.0 or rule is None or not isinstance(ssgl, SpikeAndSlabLatents):
+        if omega == 0.0 or rule is None or not isinstance(ssgl, LatentsWithWidth):
             return position, latents
-        assert rule.width_law is not None and ssgl.width is not None
-        assert ssgl.curvature_of_width is not None
+        assert rule.width_law is not None
         sparse = self._structure.select_sparse
         beta = sparse(position)
         rho = rule.inclusion((beta / rule.spread_sigma(ssgl.sigma)).abs(), ssgl.delta, ssgl.width)
@@ -252,7 +252,7 @@ class AveragedAdaptation(Adaptation):
         now, zero = whole.evaluate(position, latents), whole.evaluate(without, latents)
         slope = (spikes * sparse(now.gradient)).sum(-1, keepdim=True)
         # Of the parabola through both values, with that slope.
-        curvature = 2.0 * ((now.value - zero.value).unsqueeze(-1) - slope).neg()
+        curvature = 2.0 * ((now.value - zero.value).unsqueeze(-1) - slope)
         omega = 1.0 - (1.0 - omega) ** WIDTH_EVERY  # of all steps since the last scan
         before = ssgl.curvature_of_width
         average = stochastic_approximation(before, curvature.to(before), omega)
@@ -274,7 +274,7 @@ class AveragedAdaptation(Adaptation):
 
     def collapsed(self, latents: Latents | None) -> list[str]:
         ssgl = None if latents is None else latents.ssgl
-        if self.spike_and_slab is None or not isinstance(ssgl, SpikeAndSlabLatents):
+        if self.spike_and_slab is None or not isinstance(ssgl, AveragedLatents):
             return []
         return self.spike_and_slab.collapsed(ssgl)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_aeb.adaptation.draws import Random
 from pyro_aeb.adaptation.gibbs import Gibbs
 from pyro_aeb.adaptation.gibbs_sweep import GibbsAdaptation
-from pyro_aeb.adaptation.spike_and_slab import GibbsLatents
+from pyro_aeb.adaptation.spike_and_slab import DrawnLatents
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.diagnostics.frozen_chain import FrozenChain, freeze
 from pyro_aeb.diagnostics.gamma_draws import GammaDraws, SiteGammas
@@ -92,8 +92,8 @@ def _scan(frozen: FrozenChain, samples: Mapping[str, Tensor], scans: int) -> Gam
     )
 
 
-def _ssgl(latents: Latents | None) -> GibbsLatents:
-    assert latents is not None and isinstance(latents.ssgl, GibbsLatents)
+def _ssgl(latents: Latents | None) -> DrawnLatents:
+    assert latents is not None and isinstance(latents.ssgl, DrawnLatents)
     return latents.ssgl
 
 

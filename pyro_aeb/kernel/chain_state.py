@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import AnyLatents
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import move_to_device
 from pyro_aeb.errors import ModelError
@@ -32,7 +31,7 @@ def state_of(chain: Chain) -> dict[str, Any]:
         "name": chain.name,
         "sites": _sites(chain),
         "transition": chain.state._asdict(),
-        "latents": None if ssgl is None else _fields(ssgl),
+        "latents": None if ssgl is None else ssgl._asdict(),
         "learned": {} if latents is None else latents.sites,
         "pruner": None if pruner is None else pruner.state(),
         **chain.data.state(),
@@ -106,15 +105,10 @@ def _check(chain: Chain, state: Mapping[str, Any]) -> None:
         saved, expected = ("no" if value is None else "a" for value in (state[name], part))
         compare(f"{{}} state of the {name}", saved, expected, "options")
     if chain.ssgl is not None:
-        forms = _forms(state["latents"]), _forms(_fields(chain.ssgl))
+        forms = _forms(state["latents"]), _forms(chain.ssgl._asdict())
         compare("latents of {}", *forms, "model")
     counts = len(state["buffers"]), len(chain.buffers.places)
     compare("{} buffers that steps change", *counts, "model in the same mode (train or eval)")
-
-
-def _fields(latents: AnyLatents) -> dict[str, Any]:
-    """Return the latents that there are, by name."""
-    return {name: value for name, value in latents._asdict().items() if value is not None}
 
 
 def _forms(values: Mapping[str, Any]) -> dict[str, str]:

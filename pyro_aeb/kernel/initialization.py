@@ -346,6 +346,6 @@ def _stack_starts(
         return position, Latents(None, sites)
     first = ssgl[0]
     # What is left of the first kappas is the same in every chain.
-    own = [n for n, value in first._asdict().items() if n != "excess" and value is not None]
+    own = [name for name in first._fields if name != "excess"]
     stacked = {name: torch.stack([getattr(each, name) for each in ssgl]) for name in own}
     return position, Latents(first._replace(**stacked), sites)

@@ -155,9 +155,7 @@ def check_agreement(ranks: Ranks, state: tuple[Any, ...], stop: bool = False) ->
 
 def values_of(latents: Latents | None) -> tuple[Any, ...]:
     """Return the values of all latents in a flat tuple."""
-    if latents is None:
-        return ()
-    return (*(value for value in latents.ssgl or () if value is not None), *latents.sites.values())
+    return () if latents is None else (*(latents.ssgl or ()), *latents.sites.values())
 
 
 def _sum_of_bits(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from pyro.distributions import StudentT
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents, SpikeAndSlabRule
+from pyro_aeb.adaptation.spike_and_slab import AveragedLatents, SpikeAndSlabRule
 from pyro_aeb.model.structure import Residuals
 from pyro_aeb.model.tracing import trace_sites, unwrap
 from pyro_aeb.testing.m_steps import check_m_step
@@ -57,7 +57,7 @@ def check_adaptation(model: Model, *args: Any, **kwargs: Any) -> Report:
     indices = {n: torch.arange(size)[-batch:] for n, (size, batch) in structure.plates.items()}
     sweeps = []
     for position, latents in problem.random_points(seed=0):
-        assert latents is not None and isinstance(latents.ssgl, SpikeAndSlabLatents)
+        assert latents is not None and isinstance(latents.ssgl, AveragedLatents)
         residuals = problem.step_gradient(position, latents, indices).statistics.residuals
         beta = structure.select_sparse(position)
         sweeps.append(_Sweep(problem, rule, indices, position, beta, latents.ssgl, residuals))
@@ -77,7 +77,7 @@ class _Sweep:
     indices: Mapping[str, Tensor]
     position: Tensor
     beta: Tensor
-    before: SpikeAndSlabLatents
+    before: AveragedLatents
     residuals: Mapping[str, Residuals]
 
     @property
@@ -85,10 +85,10 @@ class _Sweep:
         """The sites of sigma squared."""
         return {sigma.site for sigma in self.problem.structure.sigmas if sigma.terms is None}
 
-    def update(self, weight: float) -> SpikeAndSlabLatents:
+    def update(self, weight: float) -> AveragedLatents:
         return self.rule.update(self.before, self.beta, self.residuals, weight)
 
-    def values(self, latents: SpikeAndSlabLatents) -> dict[str, Tensor]:
+    def values(self, latents: AveragedLatents) -> dict[str, Tensor]:
         """Return the learned sites' values, sigma in place of sigma squared: (8) averages sigma."""
         sites = self.rule.site_values(latents).items()
         return {name: v.sqrt() if name in self.variances else v for name, v in sites}
@@ -188,13 +188,13 @@ def _check_purity(sweeps: list[_Sweep]) -> Outcome:
     return Outcome("sweeps", "pure functions; weight 0 changes nothing")
 
 
-def _tensors(latents: SpikeAndSlabLatents) -> list[Tensor]:
-    return [torch.as_tensor(value) for value in latents if value is not None]
+def _tensors(latents: AveragedLatents) -> list[Tensor]:
+    return [torch.as_tensor(value) for value in latents]
 
 
 def _check_chains(rule: SpikeAndSlabRule, sweeps: list[_Sweep]) -> Outcome:
     """Check a leading axis of chains, one for each sweep."""
-    stacked = SpikeAndSlabLatents(
+    stacked = type(sweeps[0].before)(
         *map(torch.stack, zip(*(_tensors(s.before) for s in sweeps), strict=True))
     )
     before = stacked._replace(excess=sweeps[0].before.excess)  # the same in every chain
