@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from loader_data import shuffling_loader
-from models import P, linear_data
+from models import N, P, linear_data
 from refusals import raises_with
 from runs import Stop, StopAt, assert_same_records, copy_records, make_mcmc, resume_mcmc
 
@@ -78,7 +78,7 @@ def record_steps(kernel, chains=0, data=(X, Y), number=24, **kwargs):
 @pytest.mark.parametrize("name", MODELS)
 def test_v0_moves_in_scans_alone(name, adaptation):
     every = 3 if isinstance(adaptation, aeb.Gibbs) else 10
-    found = record_steps(make_kernel(MODELS[name], adaptation=adaptation))["width"]
+    found = record_steps(make_kernel(MODELS[name], adaptation=adaptation), number=44)["width"]
     assert found.isfinite().all() and (found > 0.0).all() and (found <= 0.5).all()
     changed = (found[1:] != found[:-1]).flatten(1).any(1)
     assert not changed[(2 + torch.arange(len(changed))) % every != 0].any()
@@ -244,11 +244,10 @@ def test_options_that_do_not_go_with_a_learned_width():
 
 @pytest.mark.parametrize("adaptation", [GIBBS, CURRENT])
 def test_data_of_a_loader_are_refused(adaptation):
-    def model(batch):
-        x, y = batch
+    def model(x, y=None):
         v0 = priors.spike_width("v0", P)
         beta = pyro.sample("beta", priors.SSGL(v0, 1.0, 0.3).expand([P]).to_event(1))
-        with pyro.plate("data", 12, subsample_size=len(x)):
+        with pyro.plate("data", N, subsample=x):
             pyro.sample("y", dist.Normal(x @ beta, 1.0), obs=y)
 
     kernel = make_kernel(model, adaptation=adaptation)
@@ -310,7 +309,7 @@ def sigma_too():
     [
         (gaussian_spike, ["v0 depends on", "expected a number", "Laplace spikes"]),
         (slab, ["v1 depends on", "expected a number"]),
-        (several_numbers, ["site 'v0' of 6 numbers".replace("6", str(P)), "one width"]),
+        (several_numbers, [f"site 'v0' of {P} numbers", "one width"]),
         (a_multiple, ["v0 depends on site 'v0' but is not the value of it"]),
         (another_prior, ["v0 depends on", "InverseGamma"]),
         (lost, ["v0 changes with a latent site", "float(x)"]),
