@@ -28,9 +28,9 @@ class Gibbs:
 
     A scan takes the gradient of all data, by N / n runs of the model where a plate takes n of N.
     Beside flips it takes two where a sigma is learned. A width v0 of the spikes that is learned
-    (:func:`~pyro_aeb.priors.spike_width`) is drawn by six more. With a likelihood that is quadratic in the
-    weights, a Normal one of a linear model, every flip and every sigma is accepted; with any other
-    by a Metropolis ratio, ``flips_accepted`` over ``flips_proposed`` in ``sample_stats``.
+    (:func:`~pyro_aeb.priors.spike_width`) is drawn by six more. With a likelihood that is quadratic
+    in the weights, a Normal one of a linear model, every flip and every sigma is accepted; with any
+    other by a Metropolis ratio, ``flips_accepted`` over ``flips_proposed`` in ``sample_stats``.
 
     The law is the posterior at ``inverse_temperature=1``, up to the error of the transition's step;
     other temperatures, pruning and data from a loader are refused. The sites of sigma and delta are

@@ -23,8 +23,8 @@ class SSGL(TwoScales):
     :class:`~pyro_aeb.priors.base.SpikeAndSlab` for its methods. Deng, Zhang, Liang, Lin (2019), "An
     adaptive empirical Bayesian method for sparse deep learning", NeurIPS, arXiv 1910.10791.
 
-    :param v0: scale of the Laplace component, in units of ``sigma``; positive. It may be learned, see
-        :func:`~pyro_aeb.priors.spike_width`.
+    :param v0: scale of the Laplace component, in units of ``sigma``; positive. It may be
+        learned, see :func:`~pyro_aeb.priors.spike_width`.
     :param v1: variance of the Gaussian component, in units of ``sigma ** 2``; positive.
     :param delta: probability of the Gaussian component, in [0, 1].
     :param sigma: scale that both components share; positive. All parameters are numbers or floating
