@@ -36,7 +36,14 @@ from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.segments import FEW, Members, Segments, WeightGroups, find_segments
 from pyro_aeb.adaptation.width import make_law
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.structure import Delta, Residuals, Sigma, SparseBlock, Structure
+from pyro_aeb.model.structure import (
+    Delta,
+    Residuals,
+    Sigma,
+    SparseBlock,
+    Structure,
+    Width,
+)
 from pyro_aeb.priors.base import SpikeAndSlab, log_mixture
 from pyro_aeb.priors.components import (
     Component,
@@ -167,10 +174,7 @@ class SpikeAndSlabRule:
             for name in blocks[0].parameters
         }
         self.spike, self.slab = _prior(blocks).components(*parameters.values())
-        self.width, self.width_law = structure.width, None
-        if self.width is not None:
-            self.width_law = make_law(self.width, self.slab)
-            self.spike = Laplace(self.width_law.limit)
+        self._take_width(structure.width)
         self._bends = self.spike.bends or self.slab.bends
         self._groups = WeightGroups.of([(block.size, block.group) for block in blocks])
         self.share = _common([1.0 / block.group for block in blocks], sizes, tensor(0.0))
@@ -188,8 +192,7 @@ class SpikeAndSlabRule:
         self.are_variances = tensor([s.terms is None for s in self.sigmas]).bool()
         self.has_likelihood = tensor([bool(s.likelihoods) for s in self.sigmas]).bool()
         self._sigma_sizes = _per_parameter(sigmas.lengths(), tensor)
-        gammas = _count_gammas(blocks, len(self.deltas))
-        self._delta_sizes = gammas
+        gammas = self._delta_sizes = _count_gammas(blocks, len(self.deltas))
         self.delta_counts = beta_counts(
             _per_parameter(gammas, tensor),
             _per_parameter([d.a for d in self.deltas], tensor),
@@ -205,6 +208,13 @@ class SpikeAndSlabRule:
         numbers: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)
         self._are_single = all(number.shape.numel() == 1 for number in numbers)
         self._check_modes(gammas)
+
+    def _take_width(self, width: Width | None) -> None:
+        """Take the width of the spikes, None where it is fixed."""
+        self.width, self.width_law = width, None
+        if width is not None:
+            self.width_law = make_law(width, self.slab)
+            self.spike = Laplace(self.width_law.limit)  # until the latents have another width
 
     def _one_wide_component(self, spike_is_narrow: Tensor) -> Component:
         """

@@ -90,8 +90,7 @@ def inspect_model(
     warn_of_parameters(trace.parameters)
     subsamples = {n: s for n, s in sites.items() if site_is_subsample(cast(Any, s))}
     plates = {n: (s["fn"].size, len(s["value"])) for n, s in subsamples.items()}
-    deterministic = {n for n, s in sites.items() if s["infer"].get("_deterministic")}
-    sites = {n: s for n, s in sites.items() if n not in plates.keys() | deterministic}
+    sites = {n: s for n, s in sites.items() if not (n in plates or _is_deterministic(s))}
     latent = {n: s for n, s in sites.items() if not s["is_observed"]}
     observed = {n: s for n, s in sites.items() if s["is_observed"]}
     _check_latent(latent)
@@ -130,6 +129,10 @@ def inspect_model(
         sigmas_of_data=several,
         width=_width(latent, linked),
     )
+
+
+def _is_deterministic(site: Site) -> bool:
+    return bool(site["infer"].get("_deterministic"))
 
 
 def _check_loader(
