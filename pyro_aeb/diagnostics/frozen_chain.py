@@ -84,7 +84,7 @@ class FrozenChain:
         """Return a state of this chain with the weights in the unit of a step."""
         chain = self.chain
         unit = None if chain.needs_target else chain.posterior.adaptation.step_unit(self.latents)
-        return in_units(state, unit)
+        return state if unit is None else in_units(state, unit)
 
     @property
     def sites(self) -> dict[str, slice]:

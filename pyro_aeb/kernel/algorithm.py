@@ -235,7 +235,10 @@ class Update:
         gradient = self.posterior.add_prior(likelihood.gradient, state.position, latents)  # (2)
         if target is None:
             unit = self.posterior.adaptation.step_unit(latents)
-            state = step_in_units(self.transition, state, gradient, noise, numbers, unit)
+            if unit is None:
+                state = self.transition.step(state, gradient, noise, numbers)  # (3a), (3b)
+            else:
+                state = step_in_units(self.transition, state, gradient, noise, numbers, unit)
         else:
             evaluated = target.evaluated(likelihood.log_density, gradient, state.position)
             state = self.transition.move(state, evaluated, noise, numbers, target)

@@ -169,7 +169,9 @@ class Chain:
             stepped.log_density, self.state.position, self.latents
         )
         unit = None if self.needs_target else self.posterior.adaptation.step_unit(self.latents)
-        both = in_units(self.state, unit), in_units(state, unit)
+        both = self.state, state
+        if unit is not None:
+            both = in_units(self.state, unit), in_units(state, unit)
         self._measured = {**statistics_of(transition, *both, numbers, target)}
         if self.tuner is not None:
             tau = numbers.inverse_temperature

@@ -15,13 +15,13 @@ from torch import Tensor
 from pyro_aeb.transitions import StepNumbers
 
 
-def in_units(state: Any, unit: Tensor | None) -> Any:
+def in_units(state: Any, unit: Tensor) -> Any:
     """
     Return a transition's state with the weights in some unit.
 
-    :param Tensor unit: shape (..., 1), None for 1.
+    :param Tensor unit: shape (..., 1).
     """
-    return state if unit is None else state._replace(position=state.position / unit)
+    return state._replace(position=state.position / unit)
 
 
 def step_in_units(
@@ -30,10 +30,8 @@ def step_in_units(
     gradient: Tensor,
     noise: Tensor,
     numbers: StepNumbers,
-    unit: Tensor | None,
+    unit: Tensor,
 ) -> Any:
     """Return the state after a step, equation (3a) or (3b), of the weights in some unit."""
-    if unit is None:
-        return transition.step(state, gradient, noise, numbers)
     state = transition.step(in_units(state, unit), gradient * unit, noise, numbers)
     return state._replace(position=state.position * unit)
