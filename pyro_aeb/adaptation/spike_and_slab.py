@@ -343,7 +343,7 @@ class SpikeAndSlabRule:
             delta = stochastic_approximation(delta, self.delta_learned.select(new, delta), omega)
         return type(latents)(rho, slab, excess, sigma, delta, *others)
 
-    def inclusion(self, u: Tensor, delta: Tensor, width: Tensor | None) -> Tensor:
+    def inclusion(self, u: Tensor, delta: Tensor, width: Tensor | None = None) -> Tensor:
         """Return rho tilde of (4), of the gamma of every weight, or of the group that it is in."""
         prior, spike = self.spread_delta(torch.logit(delta)), self.spike_of(width)
         if self._groups is None:
@@ -358,7 +358,7 @@ class SpikeAndSlabRule:
         u: Tensor,
         slab: Tensor,
         excess: float | Tensor,
-        width: Tensor | None,
+        width: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, float | Tensor]:
         """Return B, J and p of (6), each of shape (..., S), for weights of some sizes, u sigmas."""
         linear, quadratic = penalties(slab, excess, self.spike_of(width), self.slab, u)
