@@ -146,7 +146,7 @@ class GibbsAdaptation(Adaptation):
         scan.draw_delta()
         if self.spike_and_slab.sigma_learned.any:
             scan.draw_sigma()
-        if self.spike_and_slab.width is not None:
+        if self.learns_width:
             scan.draw_width()
         return scan.position, Latents(scan.latents, {})
 
@@ -176,7 +176,7 @@ class GibbsAdaptation(Adaptation):
     def figures(self, latents: Latents | None) -> dict[str, Tensor]:
         if latents is None or not isinstance(latents.ssgl, DrawnLatents):
             return {}
-        kinds = ("flips", "sigmas") if latents.ssgl.width is None else ("flips", "sigmas", "widths")
+        kinds = ("flips", "sigmas", "widths") if self.learns_width else ("flips", "sigmas")
         names = [f"{kind}_{what}" for kind in kinds for what in ("proposed", "accepted")]
         return dict(zip(names, latents.ssgl.counts.unbind(-1), strict=True))
 
@@ -203,12 +203,10 @@ class _Scan:
         self._rule, self._structure, self._units = rule, structure, units
         self._whole, self._random = whole, random
         self._log_likelihood: Tensor | None = None
+        self._spike = rule.spike
+        if latents.width is not None:
+            self._spike = Laplace(latents.width.double())
         self._components: tuple[Component, Component] = (self._spike, rule.slab)
-
-    @property
-    def _spike(self) -> Component:
-        width = self.latents.width
-        return self._rule.spike_of(None if width is None else width.double())
 
     @property
     def _beta(self) -> Tensor:

@@ -276,9 +276,9 @@ class SpikeAndSlabRule:
         value = initial[self.width.site].detach().reshape(1).to(self._tensor(0.0))
         return value.clamp(max=self.width_law.limit)
 
-    def spike_of(self, width: Tensor | None) -> Component:
-        """Return the spike at a width v0, which is None where it is fixed."""
-        return self.spike if width is None else Laplace(width)
+    def spike_of(self, latents: AnyLatents) -> Component:
+        """Return the spike, of the width v0 that the latents have where it is learned."""
+        return self.spike if latents.width is None else Laplace(latents.width)
 
     def first_values(self, initial: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the first sigmas and deltas, from the values of their sites, by name."""
@@ -321,7 +321,7 @@ class SpikeAndSlabRule:
         :param inverse_temperature: tau, at which the weights were drawn.
         """
         rho, slab, excess, sigma, delta, *others = latents
-        width = latents.width
+        width = None if self.width is None else latents.width
         size = beta.abs()
         u = size / self.spread_sigma(sigma)
         current = self.inclusion(u, delta, width)  # (4)
@@ -341,11 +341,14 @@ class SpikeAndSlabRule:
             gammas = rho if self._groups is None else rho * self.share
             new = beta_mode(self.sum_by_delta(gammas), *self.delta_counts)  # (7)
             delta = stochastic_approximation(delta, self.delta_learned.select(new, delta), omega)
-        return type(latents)(rho, slab, excess, sigma, delta, *others)
+        if width is None:
+            return SpikeAndSlabLatents(rho, slab, excess, sigma, delta)
+        return LatentsWithWidth(rho, slab, excess, sigma, delta, *others)
 
     def inclusion(self, u: Tensor, delta: Tensor, width: Tensor | None = None) -> Tensor:
         """Return rho tilde of (4), of the gamma of every weight, or of the group that it is in."""
-        prior, spike = self.spread_delta(torch.logit(delta)), self.spike_of(width)
+        prior = self.spread_delta(torch.logit(delta))
+        spike = self.spike if width is None else Laplace(width)
         if self._groups is None:
             return inclusion_logit(u, prior, spike, self.slab).sigmoid_()
         # The evidence adds up over a group, the prior counts once.
@@ -361,7 +364,8 @@ class SpikeAndSlabRule:
         width: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, float | Tensor]:
         """Return B, J and p of (6), each of shape (..., S), for weights of some sizes, u sigmas."""
-        linear, quadratic = penalties(slab, excess, self.spike_of(width), self.slab, u)
+        spike = self.spike if width is None else Laplace(width)
+        linear, quadratic = penalties(slab, excess, spike, self.slab, u)
         return *self.weigh(linear, quadratic, size), self._sigma_sizes
 
     def _slab_sums(
@@ -409,9 +413,11 @@ class SpikeAndSlabRule:
         """Add the prior's part of (2) to the gradient at the sparse weights, shape (..., P)."""
         sigma, slab = self.spread_sigma(latents.sigma), latents.slab
         u = torch.div(beta, sigma).abs_() if self._bends or self._marginal else None
+        width = None if self.width is None else latents.width
         if self._marginal and u is not None:
-            slab = self.inclusion(u, latents.delta, latents.width)
-        both = penalties(slab, latents.excess, self.spike_of(latents.width), self.slab, u)
+            slab = self.inclusion(u, latents.delta, width)
+        spike = self.spike if width is None else Laplace(width)
+        both = penalties(slab, latents.excess, spike, self.slab, u)
         add_prior_gradient(gradient, beta, *both, sigma)
 
     def potential(self, latents: AnyLatents, beta: Tensor) -> Tensor:
@@ -422,7 +428,7 @@ class SpikeAndSlabRule:
         summed out it is minus the log density (1), in units of sigma.
         """
         u = (beta / self.spread_sigma(latents.sigma)).abs()
-        part = self.spike_of(latents.width)
+        part = self.spike if self.width is None else self.spike_of(latents)
         if self._marginal:
             spike, slab = part.log_density(u), self.slab.log_density(u)
             if self._groups is not None:
@@ -433,17 +439,7 @@ class SpikeAndSlabRule:
         return (spike + latents.slab * self.slab.energy(u)).sum(-1)
 
     def site_values(self, latents: AnyLatents) -> dict[str, Tensor]:
-        """
-        Return the learned sites' values, sigma or its square, delta and v0, of the sites' shapes.
-        """
-        values = self._scale_values(latents)
-        if self.width is not None and latents.width is not None:
-            shape = (*latents.width.shape[:-1], *self.width.shape)
-            values[self.width.site] = latents.width.reshape(shape)
-        return values
-
-    def _scale_values(self, latents: AnyLatents) -> dict[str, Tensor]:
-        """Return the values of the sites of sigma and delta."""
+        """Return the learned sites' values, sigma or its square and delta, of the sites' shapes."""
         groups: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)
         sigma = latents.sigma.square()
         if self.terms is not None:
@@ -456,6 +452,12 @@ class SpikeAndSlabRule:
             for group, value in zip(groups, found, strict=True)
             if group.site is not None
         }
+
+    def width_value(self, latents: AnyLatents) -> dict[str, Tensor]:
+        """Return the value of the site of v0, which is learned, of the site's shape."""
+        assert self.width is not None and latents.width is not None
+        shape = (*latents.width.shape[:-1], *self.width.shape)
+        return {self.width.site: latents.width.reshape(shape)}
 
     def sparsity(self, latents: AnyLatents) -> Tensor:
         """

@@ -88,6 +88,7 @@ class Adaptation(ABC):
 
     def __init__(self, rule: SpikeAndSlabRule | None) -> None:
         self.spike_and_slab = rule
+        self.learns_width = rule is not None and rule.width is not None
 
     @abstractmethod
     def init(self, values: Mapping[str, Tensor]) -> Latents | None:
@@ -143,20 +144,22 @@ class Adaptation(ABC):
         """
         raise NotImplementedError
 
-    def step_unit(self, latents: Latents | None) -> Tensor | None:
+    def step_unit(self, latents: Latents | None) -> Tensor:
         """
-        Return the unit of the steps of the weights, shape (..., 1), None for 1: the scale of the
-        narrowest spikes, sigma v0, where v0 is learned.
+        Return the unit of the steps of the weights, shape (..., 1), where v0 is learned: the scale
+        of the narrowest spikes, sigma v0.
         """
-        if latents is None or latents.ssgl is None or latents.ssgl.width is None:
-            return None
+        assert latents is not None and latents.ssgl is not None and latents.ssgl.width is not None
         return latents.ssgl.width * latents.ssgl.sigma.amin(-1, keepdim=True)
 
     def values(self, latents: Latents | None) -> dict[str, Tensor]:
         """Return the learned sites' values, by name."""
         if latents is None or latents.ssgl is None or self.spike_and_slab is None:
             return {}
-        return self.spike_and_slab.site_values(latents.ssgl)
+        values = self.spike_and_slab.site_values(latents.ssgl)
+        if self.learns_width:
+            values |= self.spike_and_slab.width_value(latents.ssgl)
+        return values
 
     def statistics(self, before: Latents, after: Latents, omega: float) -> dict[str, Tensor]:
         """
@@ -223,7 +226,7 @@ class AveragedAdaptation(Adaptation):
 
     @property
     def scans(self) -> bool:
-        return self.spike_and_slab is not None and self.spike_and_slab.width is not None
+        return self.learns_width
 
     def steps_to_scan(self, step: int) -> int:
         return WIDTH_EVERY - step % WIDTH_EVERY

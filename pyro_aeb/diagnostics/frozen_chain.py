@@ -83,8 +83,10 @@ class FrozenChain:
     def in_units(self, state: Any) -> Any:
         """Return a state of this chain with the weights in the unit of a step."""
         chain = self.chain
-        unit = None if chain.needs_target else chain.posterior.adaptation.step_unit(self.latents)
-        return state if unit is None else in_units(state, unit)
+        adaptation = chain.posterior.adaptation
+        if chain.needs_target or not adaptation.learns_width:
+            return state
+        return in_units(state, adaptation.step_unit(self.latents))
 
     @property
     def sites(self) -> dict[str, slice]:

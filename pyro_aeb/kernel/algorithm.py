@@ -209,6 +209,7 @@ class Update:
     def __init__(self, posterior: Posterior, transition: AnyTransition) -> None:
         self.posterior = posterior
         self.transition: Any = transition
+        self._in_units = posterior.adaptation.learns_width
 
     @torch.no_grad()
     def __call__(
@@ -234,11 +235,11 @@ class Update:
         """
         gradient = self.posterior.add_prior(likelihood.gradient, state.position, latents)  # (2)
         if target is None:
-            unit = self.posterior.adaptation.step_unit(latents)
-            if unit is None:
-                state = self.transition.step(state, gradient, noise, numbers)  # (3a), (3b)
-            else:
+            if self._in_units:
+                unit = self.posterior.adaptation.step_unit(latents)
                 state = step_in_units(self.transition, state, gradient, noise, numbers, unit)
+            else:
+                state = self.transition.step(state, gradient, noise, numbers)  # (3a), (3b)
         else:
             evaluated = target.evaluated(likelihood.log_density, gradient, state.position)
             state = self.transition.move(state, evaluated, noise, numbers, target)

@@ -168,9 +168,9 @@ class Chain:
         self._potential = self.posterior.potential(
             stepped.log_density, self.state.position, self.latents
         )
-        unit = None if self.needs_target else self.posterior.adaptation.step_unit(self.latents)
         both = self.state, state
-        if unit is not None:
+        if self.posterior.adaptation.learns_width and not self.needs_target:
+            unit = self.posterior.adaptation.step_unit(self.latents)
             both = in_units(self.state, unit), in_units(state, unit)
         self._measured = {**statistics_of(transition, *both, numbers, target)}
         if self.tuner is not None:

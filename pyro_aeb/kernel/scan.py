@@ -24,7 +24,7 @@ class Scan:
     Draws the latents of a chain after some of its steps, or learns those that take all data.
 
     :param WholeData whole: the likelihood.
-    :param weight: of (8), for a chain after its last step.
+    :param weight: of (8), for a chain after its last step; None where latents are drawn.
     :param generators: sources of the random numbers of every chain.
     """
 
@@ -32,7 +32,7 @@ class Scan:
         self,
         adaptation: Adaptation,
         whole: WholeData,
-        weight: Callable[[Any], float],
+        weight: Callable[[Any], float] | None,
         generators: Sequence[torch.Generator | None],
     ) -> None:
         self._adaptation = adaptation
@@ -54,7 +54,7 @@ class Scan:
             random,
             chain.step,
             chain.warming_up,
-            self._weight(chain),
+            0.0 if self._weight is None else self._weight(chain),
         )
         chain.state = chain.state._replace(position=position)
 
@@ -95,4 +95,4 @@ def make_scan(
             "likelihood a scale of its own, or use StochasticApproximation"
         )
     whole = WholeData(posterior, data.fixed, data.cover, buffers)
-    return Scan(adaptation, whole, weight, generators)
+    return Scan(adaptation, whole, None if is_gibbs else weight, generators)

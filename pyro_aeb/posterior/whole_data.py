@@ -22,7 +22,7 @@ from pyro_aeb.posterior.posterior import Posterior
 class WholeData:
     """
     The likelihood of all data, by N / n runs of the model if a plate takes n of N; see
-    :class:`~pyro_aeb.adaptation.gibbs_sweep.WholeData`.
+    :class:`~pyro_aeb.adaptation.sweep.WholeData`.
 
     :param arguments: of the model.
     :param cover: batches of indices that hold all data equally often.

@@ -213,7 +213,7 @@ def test_a_newton_step_is_bounded():
         assert float(factor.log()) == pytest.approx(0.5 * expected)
     near = newton_factor(0.9 * LIMIT * one, 1e9 * one, one, LAW, 1.0)
     assert float(0.9 * LIMIT * near) == pytest.approx(LIMIT)
-    assert float(newton_factor(one, 0.0 * one, -5.0 * one, LAW, 0.0)) == 1.0
+    assert float(newton_factor(0.1 * one, 0.0 * one, -5.0 * one, LAW, 0.0)) == 1.0
 
 
 class Whole:
