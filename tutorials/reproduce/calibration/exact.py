@@ -36,14 +36,13 @@ Array = npt.NDArray[np.float64]
 @dataclass(frozen=True)
 class Prior:
     """
-    :param v0: Laplace scale over sigma; its first value where it is drawn.
+    :param v0: Laplace scale over sigma.
     :param v1: variance of the Gaussian component over sigma squared.
     :param beta: of delta ~ Beta(a, b).
     :param nu: of sigma squared.
     :param nu_lambda: nu times lambda.
     :param delta: a number fixes it.
     :param sigma: a number fixes it.
-    :param width: c and d of 1 / v0 ~ Gamma(c, d), v0 below sqrt(v1) / 2; None fixes v0.
     """
 
     v0: float
@@ -53,18 +52,16 @@ class Prior:
     nu_lambda: float = 1.0
     delta: float | None = None
     sigma: float | None = None
-    width: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of beta and gamma, shape (sweeps, chains, p), and the rest, (sweeps, chains)."""
+    """Draws of beta and gamma, shape (sweeps, chains, p), and sigma, (sweeps, chains)."""
 
     beta: Array
     gamma: Array
     sigma: Array
     delta: Array
-    v0: Array
 
 
 def gibbs(
@@ -86,35 +83,24 @@ def gibbs(
     beta, gamma = np.zeros((chains, p)), np.zeros((chains, p))
     sigma = np.full(chains, prior.sigma or np.sqrt(total / size))
     delta = np.full(chains, 0.5 if prior.delta is None else prior.delta)
-    v0 = np.full(chains, prior.v0)
-    kept: list[tuple[Array, ...]] = []
+    kept: list[tuple[Array, Array, Array, Array]] = []
     for sweep in range(warmup + sweeps):
         for j in rng.permutation(p):
             rest = cross[j] - beta @ gram[j] + beta[:, j] * gram[j, j]
-            beta[:, j], gamma[:, j] = _draw_weight(rest, gram[j, j], sigma, delta, v0, prior, rng)
+            beta[:, j], gamma[:, j] = _draw_weight(rest, gram[j, j], sigma, delta, prior, rng)
         if prior.delta is None:
             ones = gamma.sum(1)
             delta = rng.beta(prior.beta[0] + ones, prior.beta[1] + p - ones)
         if prior.sigma is None:
             error = total - 2 * beta @ cross + np.einsum("ci,ij,cj->c", beta, gram, beta)
-            sigma = _draw_scale(error, size, beta, gamma, sigma, v0, prior, rng)
-        if prior.width is not None:
-            beta, sigma, v0 = _draw_width(
-                beta, gamma, sigma, v0, prior, gram, cross, total, size, rng
-            )
+            sigma = _draw_scale(error, size, beta, gamma, sigma, prior, rng)
         if sweep >= warmup:
-            kept.append((beta.copy(), gamma.copy(), sigma, delta, v0))
+            kept.append((beta.copy(), gamma.copy(), sigma, delta))
     return Draws(*(np.stack(values) for values in zip(*kept, strict=True)))
 
 
 def _draw_weight(
-    rest: Array,
-    square: float,
-    sigma: Array,
-    delta: Array,
-    v0: Array,
-    prior: Prior,
-    rng: np.random.Generator,
+    rest: Array, square: float, sigma: Array, delta: Array, prior: Prior, rng: np.random.Generator
 ) -> tuple[Array, Array]:
     """
     (beta_j, gamma_j) of every chain given all others.
@@ -125,13 +111,13 @@ def _draw_weight(
     variance = sigma**2
     wide = square / variance + 1 / (variance * prior.v1)
     narrow = square / variance
-    tilt = 1 / (sigma * v0)
+    tilt = 1 / (sigma * prior.v0)
     mean_wide = rest / variance / wide
     mean_right, mean_left = (rest / variance - tilt) / narrow, (rest / variance + tilt) / narrow
     root = np.sqrt(narrow)
     # Log masses, without the factor sqrt(2 pi) that all have in common.
     slab = np.log(delta) - 0.5 * np.log(2 * np.pi * variance * prior.v1)
-    spike = np.log1p(-delta) - np.log(2 * sigma * v0)
+    spike = np.log1p(-delta) - np.log(2 * sigma * prior.v0)
     masses = np.stack([
         slab + 0.5 * wide * mean_wide**2 - 0.5 * np.log(wide),
         spike + 0.5 * narrow * mean_right**2 - 0.5 * np.log(narrow) + log_ndtr(mean_right * root),
@@ -163,7 +149,6 @@ def _draw_scale(
     beta: Array,
     gamma: Array,
     sigma: Array,
-    v0: Array,
     prior: Prior,
     rng: np.random.Generator,
 ) -> Array:
@@ -172,56 +157,7 @@ def _draw_scale(
     # data and the p weights have a factor u each.
     shape = (prior.nu + size + beta.shape[1]) / 2
     a = (error + (gamma * beta**2).sum(1) / prior.v1 + prior.nu_lambda) / 2
-    b = ((1 - gamma) * np.abs(beta)).sum(1) / v0
+    b = ((1 - gamma) * np.abs(beta)).sum(1) / prior.v0
     bound = 1 / sigma + rng.exponential(size=len(sigma)) / np.maximum(b, 1e-100)
     below = gammainc(shape, a * np.minimum(bound, 1e100) ** 2)
     return np.sqrt(a / gammaincinv(shape, below * rng.uniform(size=len(sigma))))
-
-
-def _draw_width(
-    beta: Array,
-    gamma: Array,
-    sigma: Array,
-    v0: Array,
-    prior: Prior,
-    gram: Array,
-    cross: Array,
-    total: float,
-    size: int,
-    rng: np.random.Generator,
-) -> tuple[Array, Array, Array]:
-    """
-    The weights, sigma and v0 of every chain, moved three times: v0 given the rest, by its Gamma; v0
-    with the spikes scaled, by a random walk of its logarithm; sigma at the same sigma v0, by a draw
-    under the rest of the density and a Metropolis ratio for the prior of v0.
-    """
-    assert prior.width is not None
-    (c, d), limit, chains = prior.width, 0.5 * np.sqrt(prior.v1), len(v0)
-    spikes = (1 - gamma) * beta
-    drawn = (d + np.abs(spikes).sum(1) / sigma) / rng.gamma(c + (1 - gamma).sum(1))
-    v0 = np.where(drawn < limit, drawn, v0)
-    product = spikes @ gram
-    fit = (product * spikes).sum(1)
-    tilt = spikes @ cross - (product * beta).sum(1)
-    factor = np.ones(chains)
-
-    def log_density(f: Array) -> Array:
-        gain = (f - 1) * tilt - 0.5 * (f - 1) ** 2 * fit
-        return np.where(f * v0 < limit, gain / sigma**2 - c * np.log(f) - d / (f * v0), -np.inf)
-
-    for spread in (0.03, 0.1, 0.3, 1.0):
-        new = factor * np.exp(spread * rng.standard_normal(chains))
-        accept = np.log(rng.uniform(size=chains)) < log_density(new) - log_density(factor)
-        factor = np.where(accept, new, factor)
-    beta = gamma * beta + spikes * factor[:, None]
-    v0 = v0 * factor
-    if prior.sigma is None:
-        error = total - 2 * beta @ cross + np.einsum("ci,ij,cj->c", beta, gram, beta)
-        rate = error + (gamma * beta**2).sum(1) / prior.v1 + prior.nu_lambda
-        shape = (size + gamma.sum(1) + prior.nu - c) / 2
-        new, scale = np.sqrt(rate / 2 / rng.gamma(shape)), sigma * v0
-        accept = np.log(rng.uniform(size=chains)) < -d * (new - sigma) / scale
-        accept &= scale / new < limit
-        sigma = np.where(accept, new, sigma)
-        v0 = scale / sigma
-    return beta, sigma, v0
