@@ -337,8 +337,9 @@ class _Scan:
     def draw_width(self) -> None:
         """Draw v0, with the spikes, and once more with sigma, by the moves of ``width``."""
         rule, random, spikes = self._rule, self._random, ~self._gamma
-        law, width, beta = rule.width_law, self.latents.width, self._beta
-        assert law is not None and width is not None
+        law, beta = rule.width_law, self._beta
+        assert law is not None and isinstance(self.latents, GibbsLatentsWithWidth)
+        width = self.latents.width
         count = spikes.sum(-1, keepdim=True).double()
         total = torch.where(spikes, beta.abs() / self._sigma, 0.0).sum(-1, keepdim=True)
         v0 = draw_width(width.double(), count, total, law, random)
@@ -348,6 +349,7 @@ class _Scan:
         )
         self._store(scaled.beta)
         self._count(torch.full_like(scaled.accepted, TRIES), scaled.accepted, 4)
+        assert isinstance(self.latents, GibbsLatentsWithWidth)
         sigma, v0 = self.latents.sigma.double(), scaled.v0
         if rule.sigma_learned.any and len(rule.sigmas) == 1:
             residuals = self._evaluate(self._beta).residuals

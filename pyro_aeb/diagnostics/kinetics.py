@@ -67,8 +67,8 @@ def temperature(mcmc: MCMC, steps: int = 200, chain: int = 0) -> list[Temperatur
         ratios: dict[str, list[Tensor]] = {site: [] for site in places}
         for before, after in frozen.steps(steps):
             for site, place in places.items():
-                states = (_select(frozen.in_units(own), place) for own in (before, after))
-                statistics = statistics_of(transition, *states, frozen.numbers, no_target)
+                first, last = (_select(frozen.in_units(own), place) for own in (before, after))
+                statistics = statistics_of(transition, first, last, frozen.numbers, no_target)
                 if NAME not in statistics:
                     raise _no_temperature(transition)
                 ratios[site].append(statistics[NAME])

@@ -209,7 +209,7 @@ def _check_width(options: KernelOptions, site: str) -> None:
     if reason is not None:
         raise ModelError(
             f"the width v0 of the spikes, site {site!r}, is learned, and {reason}; expected a "
-            "transition with a step size, such as SGHMC(0.1), in units of sigma v0, and one "
+            "transition with a step size, such as SGHMC(0.01), in units of sigma v0, and one "
             "process; or make v0 a number"
         )
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -37,4 +38,5 @@ def spike_width(name: str, weights: int, concentration: float = 1.0, share: floa
     concentration = positive("spike_width: concentration", concentration)
     median = math.sqrt(positive("spike_width: share", share) / weights)
     prior = dist.InverseGamma(concentration, math.log(2.0) * median)
-    return pyro.sample(name, prior, infer={"init_value": torch.tensor(median)})
+    infer: Any = {"init_value": torch.tensor(median)}
+    return pyro.sample(name, prior, infer=infer)
