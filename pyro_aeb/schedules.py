@@ -13,6 +13,7 @@ and print as the call that made them.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +49,28 @@ def as_schedule(value: Schedule | float, name: str) -> Schedule:
     raise TypeError(
         f"{name} is {value!r}, expected a number or a schedule such as Polynomial(1e-3, power=1/3)"
     )
+
+
+STEP_SIZES = (math.ulp(0.0), 1e38, "a finite number > 0, at most 1e38")
+INVERSE_TEMPERATURES = (1e-38, sys.float_info.max, "a finite number > 0, at least 1e-38")
+"""The least and the largest number, in the range of single precision, and the range in words."""
+
+
+def as_step_size(value: Schedule | float) -> Schedule:
+    """Return a schedule of step sizes. Numbers out of range are refused at once."""
+    return _check_first("step_size", value, STEP_SIZES)
+
+
+def as_inverse_temperature(value: Schedule | float) -> Schedule:
+    """Return a schedule of inverse temperatures, likewise."""
+    return _check_first("inverse_temperature", value, INVERSE_TEMPERATURES)
+
+
+def _check_first(name: str, value: Schedule | float, within: tuple[float, float, str]) -> Schedule:
+    schedule = as_schedule(value, name)
+    if isinstance(schedule, (Constant, Piecewise)):  # all numbers have the sign of the first
+        number_at(name, schedule, 1, *within)
+    return schedule
 
 
 def _plain(name: str, value: Any, within: str = "", advice: str = "") -> int | float:

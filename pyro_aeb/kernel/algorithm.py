@@ -13,7 +13,6 @@ Algorithm 1 of the paper [1]: one iteration, in the order of its box.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -40,7 +39,7 @@ from pyro_aeb.model.tracing import find_failing_site
 from pyro_aeb.posterior.likelihood import Evaluation
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.posterior.step_target import StepTarget
-from pyro_aeb.schedules import Schedule, number_at
+from pyro_aeb.schedules import INVERSE_TEMPERATURES, STEP_SIZES, Schedule, number_at
 from pyro_aeb.transitions import AnyTransition, StepNumbers
 
 BLOCK = 64
@@ -262,10 +261,9 @@ def step_numbers(options: KernelOptions, k: int) -> StepNumbers:
     :raises ValueError: if a schedule gives another number.
     """
     step_size, tau = options.transition.step_size, cast(Schedule, options.inverse_temperature)
-    small, large = "a finite number > 0, at least 1e-38", "a finite number > 0, at most 1e38"
     return StepNumbers(
-        number_at("step_size", step_size, k, math.ulp(0.0), 1e38, large),
-        number_at("inverse_temperature", tau, k, 1e-38, sys.float_info.max, small),
+        number_at("step_size", step_size, k, *STEP_SIZES),
+        number_at("inverse_temperature", tau, k, *INVERSE_TEMPERATURES),
     )
 
 

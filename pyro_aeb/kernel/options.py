@@ -18,7 +18,7 @@ from pyro_aeb.kernel.noise import KINDS, Kind
 from pyro_aeb.model.links import HandLinks
 from pyro_aeb.model.tracing import init_to_default
 from pyro_aeb.pruning import Pruning
-from pyro_aeb.schedules import Constant, Schedule, as_schedule
+from pyro_aeb.schedules import Constant, Schedule, as_inverse_temperature
 from pyro_aeb.transitions import (
     AnyTransition,
     ContourSGLD,
@@ -97,7 +97,7 @@ class KernelOptions:
                 raise TypeError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
     def _check_values(self) -> None:
-        self.inverse_temperature = as_schedule(self.inverse_temperature, "inverse_temperature")
+        self.inverse_temperature = as_inverse_temperature(self.inverse_temperature)
         self.steps_per_draw = self._steps_option(self.steps_per_draw)
         self.save = names("save", self.save)
         choice("minibatches", self.minibatches, Order, *ORDERS)

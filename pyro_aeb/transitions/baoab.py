@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, add_scaled, add_scaled_, as_schedule, square_root
+from pyro_aeb.schedules import Schedule, add_scaled, add_scaled_, as_step_size, square_root
 from pyro_aeb.transitions.base import (
     StepNumbers,
     kinetic_temperature,
@@ -79,7 +79,7 @@ class BAOAB:
 
     def __init__(self, step_size: Schedule | float, friction: float = 0.1) -> None:
         friction = number("BAOAB: friction", friction, "(0, inf]", "a step keeps exp(-friction)")
-        set_fields(self, step_size=as_schedule(step_size, "step_size"), friction=friction)
+        set_fields(self, step_size=as_step_size(step_size), friction=friction)
 
     def init(self, position: Tensor) -> BAOABState:
         """Return the state at rest at ``position``, shape (..., D)."""

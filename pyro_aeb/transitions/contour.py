@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Polynomial, Schedule, as_schedule
+from pyro_aeb.schedules import Polynomial, Schedule, as_schedule, as_step_size
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target
 from pyro_aeb.validation import count, number, set_fields
 
@@ -101,7 +101,7 @@ class ContourSGLD:
             )
         set_fields(
             self,
-            step_size=as_schedule(step_size, "step_size"),
+            step_size=as_step_size(step_size),
             energies=(low, high),
             bins=count("ContourSGLD: bins", bins, least=2),
             zeta=number("ContourSGLD: zeta", zeta, "(0, 1]", "larger is flatter"),

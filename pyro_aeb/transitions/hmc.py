@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.schedules import Schedule, as_step_size
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target
 from pyro_aeb.validation import count, number, set_fields
 
@@ -90,7 +90,7 @@ class HMC:
     ) -> None:
         leapfrogs = count("HMC: leapfrogs", leapfrogs, "the leapfrogs of a trajectory")
         jitter = number("HMC: jitter", jitter, "[0, 1]")
-        step = as_schedule(step_size, "step_size")
+        step = as_step_size(step_size)
         set_fields(self, step_size=step, leapfrogs=leapfrogs, jitter=jitter)
 
     def init(self, position: Tensor) -> HMCState:

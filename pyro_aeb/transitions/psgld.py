@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.schedules import Schedule, as_step_size
 from pyro_aeb.transitions.base import Evaluated, StepNumbers, Target
 from pyro_aeb.validation import count, flag, number, positive, set_fields
 
@@ -107,7 +107,7 @@ class PSGLD:
             adapt_until = count("PSGLD: adapt_until", adapt_until, "the last step that changes V")
         set_fields(
             self,
-            step_size=as_schedule(step_size, "step_size"),
+            step_size=as_step_size(step_size),
             decay=number("PSGLD: decay", decay, "[0, 1)", "0.99 remembers about 100 steps"),
             damping=positive("PSGLD: damping", damping, "the size of a small gradient"),
             correction=flag("PSGLD: correction", correction),

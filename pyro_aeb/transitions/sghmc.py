@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, add_scaled_, as_schedule, square_root
+from pyro_aeb.schedules import Schedule, add_scaled_, as_step_size, square_root
 from pyro_aeb.transitions.base import (
     StepNumbers,
     kinetic_temperature,
@@ -69,7 +69,7 @@ class SGHMC:
         friction = number("SGHMC: friction", friction, "(0, 1]", advice)
         advice = "noise has no negative variance: raise the friction or lower the estimate"
         gradient_noise = number("SGHMC: gradient_noise", gradient_noise, f"[0, {friction}]", advice)
-        step_size = as_schedule(step_size, "step_size")
+        step_size = as_step_size(step_size)
         set_fields(self, step_size=step_size, friction=friction, gradient_noise=gradient_noise)
 
     def init(self, position: Tensor) -> SGHMCState:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, add_scaled, add_scaled_, as_schedule, square_root
+from pyro_aeb.schedules import Schedule, add_scaled, add_scaled_, as_step_size, square_root
 from pyro_aeb.transitions.base import (
     StepNumbers,
     kinetic_temperature,
@@ -50,7 +50,7 @@ class SGLD:
     step_size: Schedule
 
     def __init__(self, step_size: Schedule | float) -> None:
-        set_fields(self, step_size=as_schedule(step_size, "step_size"))
+        set_fields(self, step_size=as_step_size(step_size))
 
     def init(self, position: Tensor) -> SGLDState:
         """Return the state at ``position``, shape (..., D)."""

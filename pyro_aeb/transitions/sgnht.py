@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, add_scaled, as_schedule
+from pyro_aeb.schedules import Schedule, add_scaled, as_step_size
 from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
 from pyro_aeb.validation import positive, set_fields
 
@@ -82,7 +82,7 @@ class SGNHT:
     ) -> None:
         friction = positive("SGNHT: friction", friction, "it scales the injected noise")
         coupling = positive("SGNHT: coupling", coupling, "a thermostat that never moves is BAOAB")
-        step_size = as_schedule(step_size, "step_size")
+        step_size = as_step_size(step_size)
         set_fields(self, step_size=step_size, friction=friction, coupling=coupling)
 
     def init(self, position: Tensor) -> SGNHTState:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_aeb.schedules import Schedule, as_schedule
+from pyro_aeb.schedules import Schedule, as_step_size
 from pyro_aeb.transitions.base import StepNumbers, kinetic_temperature
 from pyro_aeb.validation import number, positive, set_fields
 
@@ -97,7 +97,7 @@ class TunedBAOAB:
             friction = number("TunedBAOAB: friction", friction, "(0, inf]")
         if not _is_auto(scale):
             scale = positive("TunedBAOAB: scale", scale)
-        own = as_schedule(own, "step_size")
+        own = as_step_size(own)
         set_fields(self, step_size=own, friction=friction, scale=scale)
 
     @property

@@ -21,11 +21,14 @@ from pyro_aeb import (
     SGHMC,
     SGLD,
     AEBKernel,
+    Constant,
     Cyclical,
     Geometric,
+    Piecewise,
     Polynomial,
     StochasticApproximation,
 )
+from pyro_aeb.transitions import BAOAB, HMC, PSGLD, SGNHT, TunedBAOAB
 
 # Options of the kernel
 
@@ -106,12 +109,24 @@ def test_options_of_the_parts(make, error, parts):
 
 @pytest.mark.parametrize("value", [0.0, -1e-3])
 def test_a_step_size_or_temperature_that_is_not_positive(value):
-    for options in ({"transition": SGLD(value)}, {"inverse_temperature": value}):
-        name = "step_size" if "transition" in options else "inverse_temperature"
+    """When it is given, not at the first step."""
+    for number in (value, Constant(value)):
         with raises_with(
-            f"{name} is {value} at step 1, expected a finite number > 0", error=ValueError
+            f"step_size is {value} at step 1, expected a finite number > 0", error=ValueError
         ):
-            run_model(sparse_regression, X, Y, **options)
+            SGLD(number)
+        with raises_with(
+            f"inverse_temperature is {value} at step 1, expected a finite number > 0",
+            error=ValueError,
+        ):
+            AEBKernel(sparse_regression, SGLD(1e-3), inverse_temperature=number)
+
+
+@pytest.mark.parametrize("kind", [SGHMC, BAOAB, SGNHT, PSGLD, HMC, TunedBAOAB])
+def test_no_transition_takes_a_negative_step_size(kind):
+    for step_size in (-1e-3, Piecewise(-1e-3, {100: 0.1})):
+        with raises_with("step_size is -0.001 at step 1, expected", "> 0", error=ValueError):
+            kind(step_size)
 
 
 def test_a_schedule_that_turns_negative_loses_no_draws():
