@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pyro_aeb.adaptation.spike_and_slab import AnyLatents
 from pyro_aeb.data.iterables import open_arguments
-from pyro_aeb.errors import CollapseWarning
+from pyro_aeb.errors import CollapseWarning, inform
 from pyro_aeb.kernel import algorithm
 from pyro_aeb.kernel.algorithm import sa_weight, step_numbers
 from pyro_aeb.kernel.chain import Chain
@@ -156,8 +157,13 @@ class AEBKernel(KernelOptions, MCMCKernel):
             chain.move_to(params)
         try:
             return self.advance(self.given_steps)
-        except BaseException:  # MCMC calls no cleanup() then
+        except BaseException as error:  # MCMC calls no cleanup() then
             chain.data.close()
+            if isinstance(error, KeyboardInterrupt):
+                inform(
+                    "Interrupted: the draws so far are in mcmc.kernel.recover(). aeb.MCMC in the "
+                    "place of Pyro's keeps them, and goes on when run() is called again."
+                )
             raise
 
     def advance(
@@ -358,6 +364,8 @@ class AEBKernel(KernelOptions, MCMCKernel):
                 "steps_per_draw": str(self.steps_per_draw),
                 "minibatches": self.minibatches,
                 "seed": str(self.seed),
+                "weights": str(structure.size),
+                "collapse": json.dumps(chain.posterior.adaptation.collapse_bounds()),
                 **group_sizes(structure),
             },
         }

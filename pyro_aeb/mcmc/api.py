@@ -284,7 +284,8 @@ class MCMC(RunResults):
         validation: AbstractContextManager[Any] = nullcontext()
         if self.disable_validation is not None:
             validation = pyro.validation_enabled(not self.disable_validation)
-        with validation, between_steps() as between, self._follow_data(args, kwargs):
+        follow = self._follow_data(args, kwargs)
+        with validation, self._explain_interrupt(), between_steps() as between, follow:
             if self.chain_method == "distributed":
                 self._run_on_ranks(between)
                 return
@@ -344,6 +345,25 @@ class MCMC(RunResults):
         finally:
             if self._compares_contents and holds_objects(args, kwargs):
                 self._data_after = fingerprint(args, kwargs)
+
+    @contextmanager
+    def _explain_interrupt(self) -> Iterator[None]:
+        """Say at Ctrl-C what was kept, and how to go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            counts, path = self._counts(), self._record.checkpoint
+            kept = " and ".join(map(str, counts)) if len(counts) < 5 else f"{sum(counts)} in all"
+            per_chain = f" in each of {len(counts)} chains" if len(counts) > 1 else ""
+            draws = (
+                f"{kept} of {self._plan.kept} draws{per_chain} are kept (get_samples(), to_arviz)"
+                if any(counts)
+                else "in warm-up, no draw is kept yet"
+            )
+            resume = f", and MCMC.resume({str(path)!r}, model) in another process" if path else ""
+            if self._shows_progress:
+                inform(f"Interrupted: {draws}. run() with the same data goes on from here{resume}.")
+            raise
 
     def _make_groups(self) -> list[ChainGroup]:
         numbers = tuple(range(self.num_chains))

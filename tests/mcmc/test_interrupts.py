@@ -14,7 +14,8 @@ import time
 import pytest
 import torch
 from loader_data import shuffling_loader
-from models import loader_regression
+from models import loader_regression, sparse_regression
+from pyro.infer import MCMC
 from runs import (
     DATA,
     METHODS,
@@ -28,6 +29,7 @@ from runs import (
     resume_mcmc,
 )
 
+from pyro_aeb import SGLD, AEBKernel
 from pyro_aeb.kernel.algorithm import Update
 from pyro_aeb.mcmc.interrupts import between_steps
 
@@ -99,6 +101,42 @@ def test_other_threads_are_as_they_were():
     thread.start()
     thread.join()
     assert found == [usual]
+
+
+# -- what is said
+
+
+def test_a_line_says_what_is_kept_and_how_to_go_on(capsys, tmp_path):
+    path = tmp_path / "run.ckpt"
+    run = make_mcmc(method="sequential", hook_fn=CtrlCAt("Sample [1]", 3), checkpoint=path)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(X, Y, **DATA)
+    said = capsys.readouterr().err
+    assert "Interrupted: 8 and 4 of 8 draws in each of 2 chains are kept" in said
+    assert "run() with the same data goes on from here" in said
+    assert f"MCMC.resume({str(path)!r}, model) in another process" in said
+
+
+def test_nothing_is_kept_in_warm_up(capsys):
+    run = make_mcmc(method="vectorized", hook_fn=CtrlCAt("Warmup", 0))
+    with pytest.raises(KeyboardInterrupt):
+        run.run(X, Y, **DATA)
+    said = capsys.readouterr().err
+    assert "Interrupted: in warm-up, no draw is kept yet. run() with the same data" in said
+    assert "resume" not in said
+
+
+def test_a_run_by_pyros_mcmc_says_where_its_draws_are(capsys):
+    def interrupt(k):
+        if k == 5:
+            raise KeyboardInterrupt
+        return 1e-5
+
+    kernel = AEBKernel(sparse_regression, SGLD(interrupt), seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        MCMC(kernel, 10, 0, disable_progbar=True).run(X, Y)
+    assert "the draws so far are in mcmc.kernel.recover()" in capsys.readouterr().err
+    assert kernel.recover()["beta"].shape[0] == 4
 
 
 # -- runs in this process
