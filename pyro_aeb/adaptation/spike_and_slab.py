@@ -476,6 +476,17 @@ class SpikeAndSlabRule:
             return rho if narrow else 1.0 - rho
         return torch.where(narrow, rho, 1.0 - rho)
 
+    def collapse_bounds(self) -> dict[str, tuple[float, float]]:
+        """Return for every learned delta site two numbers, beyond which it has collapsed."""
+        return {
+            delta.site: (
+                1e-3 / size if delta.a <= 1.0 else -1.0,
+                1.0 - 1e-3 / size if delta.b <= 1.0 else 2.0,
+            )
+            for delta, size in zip(self.deltas, self._delta_sizes, strict=True)
+            if delta.site
+        }
+
     def collapsed(self, latents: AveragedLatents) -> list[str]:
         """
         Return the learned delta sites that have reached 0 or 1: less than 1/1000 weight (or group)

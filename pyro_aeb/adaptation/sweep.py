@@ -178,6 +178,10 @@ class Adaptation(ABC):
         """Return the learned delta sites that cannot leave 0 or 1."""
         return []
 
+    def collapse_bounds(self) -> dict[str, tuple[float, float]]:
+        """Return for every learned delta site two numbers, beyond which it has collapsed."""
+        return {}
+
 
 class AveragedAdaptation(Adaptation):
     """
@@ -280,6 +284,9 @@ class AveragedAdaptation(Adaptation):
         if self.spike_and_slab is None or not isinstance(ssgl, AveragedLatents):
             return []
         return self.spike_and_slab.collapsed(ssgl)
+
+    def collapse_bounds(self) -> dict[str, tuple[float, float]]:
+        return {} if self.spike_and_slab is None else self.spike_and_slab.collapse_bounds()
 
 
 def latent_residuals(

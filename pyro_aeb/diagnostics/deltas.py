@@ -5,22 +5,22 @@
 
 from __future__ import annotations
 
-from pyro.infer import MCMC
+from typing import Any
 
 from pyro_aeb.diagnostics.findings import Finding, join_names
-from pyro_aeb.diagnostics.recorded_run import Run
+from pyro_aeb.diagnostics.recorded_run import Run, read_run
 
 
-def collapse(mcmc: MCMC) -> list[str]:
+def collapse(mcmc: Any) -> list[str]:
     """
     Return the names of the delta sites that have collapsed at the end of some chain; see
     :class:`~pyro_aeb.errors.CollapseWarning`.
 
-    :param MCMC mcmc: a run of an AEBKernel, finished or interrupted.
+    :param mcmc: a run of an AEBKernel, finished or interrupted, or its trace.
     :raises TypeError: if ``mcmc`` is not a run of an AEBKernel.
     :raises RuntimeError: if the run has no draws.
     """
-    return Run(mcmc, "collapse()").collapsed
+    return read_run(mcmc, "collapse()").collapsed
 
 
 def collapse_finding(run: Run) -> Finding:

@@ -5,28 +5,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from pyro.infer import MCMC
 
 from pyro_aeb.diagnostics.findings import Finding
-from pyro_aeb.diagnostics.recorded_run import Run
+from pyro_aeb.diagnostics.recorded_run import Run, read_run
 from pyro_aeb.testing.linear import Array
 
 MAX_FLIPS = 0.05
 """Largest share of the pruned weights that may change from one draw to the next."""
 
 
-def pruning_flips(mcmc: MCMC) -> Array | None:
+def pruning_flips(mcmc: Any) -> Array | None:
     """
     Return how many weights became zero or nonzero since the previous draw, shape (chains, draws).
     A weight that changes and changes back between two draws is not counted.
 
-    :param MCMC mcmc: a run of an AEBKernel, finished or interrupted.
+    :param mcmc: a run of an AEBKernel, finished or interrupted, or its trace.
     :returns: the counts; None if the run does not prune.
     :raises TypeError: if ``mcmc`` is not a run of an AEBKernel.
     :raises RuntimeError: if the run has no draws.
     """
-    return Run(mcmc, "pruning_flips()").stats.get("pruning_flips")
+    return read_run(mcmc, "pruning_flips()").stats.get("pruning_flips")
 
 
 def pruning_finding(run: Run) -> Finding | None:
@@ -34,15 +35,15 @@ def pruning_finding(run: Run) -> Finding | None:
     check, flips = "pruning", run.stats.get("pruning_flips")
     if flips is None:
         return None
-    pruning = run.kernel.pruning
-    if pruning is not None and run.steps % pruning.every != 0:
+    every = run.prunes_every
+    if every is not None and run.steps % every != 0:
         return Finding(
             check,
             "warning",
-            f"draws are {run.steps} steps apart and pruning is done every {pruning.every} steps, "
+            f"draws are {run.steps} steps apart and pruning is done every {every} steps, "
             "so draws are taken between two prunings, when weights are not zero",
             "draws at multiples of `every`",
-            f"steps_per_draw={pruning.every}, or a multiple of it",
+            f"steps_per_draw={every}, or a multiple of it",
         )
     half = run.draws // 2
     sparsity = run.stats["sparsity"][:, half:]

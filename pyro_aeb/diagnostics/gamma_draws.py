@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pyro.infer import MCMC
 
+from pyro_aeb.diagnostics.saved_trace import find_posterior, kinds, values, variables
 from pyro_aeb.model.structure import gamma_name, rho_name
 from pyro_aeb.storage.inference_data import chain_reports
 from pyro_aeb.storage.xarray_variables import as_array
@@ -194,44 +195,20 @@ def _read_run(run: MCMC, caller: str) -> _Records:
 
 
 def _read_trace(trace: Any, caller: str) -> _Records:
-    groups = ("posterior", "adaptation", "sample_stats")
-    posterior, adaptation, stats = (_group(trace, name) for name in groups)
-    if posterior is None:
-        raise TypeError(
-            f"{caller} takes a run, pyro.infer.MCMC or aeb.MCMC with an AEBKernel, or a trace of "
-            f"one, as of to_arviz() or open_trace(), found {type(trace).__name__}"
-        )
-
-    def by_source(group: Any) -> dict[str, Any]:
-        found = {} if group is None else group.data_vars
-        return {x.attrs.get("source", name): x for name, x in found.items()}
-
-    def values(group: Any) -> dict[str, Array]:
-        return {name: x.values for name, x in by_source(group).items()}
-
-    variables = by_source(adaptation)
-    return _Records(
-        values(adaptation),
-        {name: x.attrs.get("kind", "") for name, x in variables.items()},
-        {
-            name: tuple(x[dim].values if dim in x.coords else range(x.sizes[dim]) for dim in x.dims)
-            for name, x in variables.items()
-        },
-        values(posterior),
-        values(stats),
-        posterior.attrs,
+    posterior = find_posterior(trace, caller)
+    labels = {
+        name: tuple(x[dim].values if dim in x.coords else range(x.sizes[dim]) for dim in x.dims)
+        for name, x in variables(trace, "adaptation").items()
+    }
+    draws, adaptation, stats = (
+        values(trace, group) for group in ("posterior", "adaptation", "sample_stats")
     )
+    return _Records(adaptation, kinds(trace, "adaptation"), labels, draws, stats, posterior.attrs)
 
 
 def _last_count(records: _Records, name: str) -> float:
     """Return a count at the last draw, over all chains; NaN where it is not kept."""
     return float(np.sum(records.stats[name][:, -1])) if name in records.stats else math.nan
-
-
-def _group(trace: Any, name: str) -> Any:
-    """Return a group of a trace, a dataset or a node; None if there is none."""
-    group = getattr(trace, name, None)
-    return group if hasattr(group, "data_vars") else None
 
 
 def _site(site: str, records: _Records, group: int) -> SiteGammas:

@@ -109,7 +109,7 @@ def temperature_finding(run: Run) -> Finding:
     check, expected = "temperature", "1 +- 0.1"
     values = run.stats.get(NAME)
     if values is None:
-        found = f"{run.kernel.transition!r} does not report {NAME!r}"
+        found = f"{run.transition} does not report {NAME!r}"
         return Finding(check, "note", found, "", "add a statistics() method to the transition")
     half = values[:, run.draws // 2 :]
     if half.shape[1] < BATCHES or not np.isfinite(half).all():

@@ -73,7 +73,7 @@ def _moves(draws: Array) -> Array:
 def _stuck(run: Run) -> Finding | None:
     if run.draws < MIN_DRAWS:
         return None
-    pruned = run.kernel.pruning is not None
+    pruned = run.prunes_every is not None
     sites = {name: _stuck_chains(v, pruned) for name, v in run.sampled.items() if v.size}
     sites = {name: stuck for name, stuck in sites.items() if stuck.any()}
     if not sites:

@@ -16,25 +16,26 @@ import numpy as np
 from pyro.infer import MCMC
 
 from pyro_aeb.diagnostics.inclusion_probabilities import SiteInclusion, inclusion
-from pyro_aeb.diagnostics.recorded_run import Run
+from pyro_aeb.diagnostics.recorded_run import read_run
+from pyro_aeb.diagnostics.saved_trace import kinds
 from pyro_aeb.testing.linear import Array
 
 COLUMNS = 3
 
 
-def plot_latents(mcmc: MCMC, names: Sequence[str] | None = None) -> Any:
+def plot_latents(mcmc: Any, names: Sequence[str] | None = None) -> Any:
     """
     Plot the path of every learned delta and sigma squared, and of the mean of every site's
     inclusion probabilities, one line per chain. The shaded second half is what
     :func:`~pyro_aeb.diagnostics.settling.sa_residual` tests.
 
-    :param MCMC mcmc: a run of an AEBKernel, finished or interrupted.
+    :param mcmc: a run of an AEBKernel, finished or interrupted, or its trace.
     :param names: names of the latents to plot, by default all.
     :returns: ``matplotlib.figure.Figure``.
     :raises ImportError: if matplotlib is missing.
     :raises ValueError: if there are no latents to plot.
     """
-    run = Run(mcmc, "plot_latents()")
+    run = read_run(mcmc, "plot_latents()")
     paths = {n: v for n, v in run.learned.items() if names is None or n in names}
     if not paths:
         raise ValueError(f"no learned latents to show, expected some of {sorted(run.learned)}")
@@ -92,35 +93,37 @@ def plot_inclusion(mcmc: Any, sites: Sequence[str] | None = None) -> Any:
 
 def _find_inclusion(mcmc: Any) -> Mapping[str, SiteInclusion | Array]:
     """Return the inclusion probabilities of every site, or rho where there are none."""
-    if not isinstance(mcmc, MCMC):
+    is_run = isinstance(mcmc, MCMC)
+    if not is_run and "stochastic approximation" not in kinds(mcmc, "adaptation").values():
         return inclusion(mcmc)
-    run = Run(mcmc, "plot_inclusion()")
+    run = read_run(mcmc, "plot_inclusion()")
     if not run.learns and run.sparse_sites:
         return inclusion(mcmc)
     half = run.draws // 2
     return {site: run.rho(site)[:, half:].mean((0, 1)) for site in run.sparse_sites}
 
 
-def plot_sparsity(mcmc: MCMC) -> Any:
+def plot_sparsity(mcmc: Any) -> Any:
     """
-    Plot the sparsity of every draw, one line per chain. With pruning, its schedule is added, and
-    below it how many weights became zero or nonzero from draw to draw.
+    Plot the sparsity of every draw, one line per chain. With pruning, its schedule is added, which
+    a trace does not hold, and below it how many weights became zero or nonzero from draw to draw.
 
-    :param MCMC mcmc: a run of an AEBKernel, finished or interrupted.
+    :param mcmc: a run of an AEBKernel, finished or interrupted, or its trace.
     :returns: ``matplotlib.figure.Figure``.
     :raises ImportError: if matplotlib is missing.
     :raises ValueError: if the run has no sparse weights.
     """
-    run = Run(mcmc, "plot_sparsity()")
+    run = read_run(mcmc, "plot_sparsity()")
     if "sparsity" not in run.stats:
         raise ValueError("the run has no sparsity, expected SSGL sites that adapt, or pruning")
-    flips, pruning = run.stats.get("pruning_flips"), run.kernel.pruning
+    flips = run.stats.get("pruning_flips")
     figure, panels = _panels(2 if flips is not None else 1, columns=1)
     _plot_lines(panels[0], run.stats["sparsity"])
     title = "share of sparse weights in the narrower component"
-    if pruning is not None:
+    if run.prunes_every is not None:
         title = "share of weights that are zero"
-        target = [float(pruning.sparsity(int(k))) for k in run.steps_of_draws]
+    if run.pruning is not None:
+        target = [float(run.pruning.sparsity(int(k))) for k in run.steps_of_draws]
         panels[0].plot(target, color="black", linestyle="--", label="schedule")
     panels[0].set(title=title)
     panels[0].legend(fontsize="small")

@@ -33,7 +33,7 @@ from scipy import stats
 
 from pyro_aeb.diagnostics.batch_means import BATCHES, FALSE_ALARM, critical_value
 from pyro_aeb.diagnostics.findings import Finding, join_names
-from pyro_aeb.diagnostics.recorded_run import Run
+from pyro_aeb.diagnostics.recorded_run import Run, read_run
 from pyro_aeb.testing.linear import Array
 from pyro_aeb.testing.monte_carlo import batch_means, means_of_batches
 
@@ -85,7 +85,7 @@ def sa_residual(mcmc: MCMC) -> list[Residual]:
     :raises TypeError: if ``mcmc`` is not a run of an AEBKernel.
     :raises RuntimeError: if the run has no draws.
     """
-    return compute_residuals(Run(mcmc, "sa_residual()"))
+    return compute_residuals(read_run(mcmc, "sa_residual()"))
 
 
 def compute_residuals(run: Run) -> list[Residual]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from pyro.infer import MCMC
+from typing import Any
 
 from pyro_aeb.diagnostics.agreement import agreement_finding
 from pyro_aeb.diagnostics.deltas import collapse_finding
@@ -14,13 +14,13 @@ from pyro_aeb.diagnostics.flips import pruning_finding
 from pyro_aeb.diagnostics.kinetics import temperature_finding
 from pyro_aeb.diagnostics.mixing import mixing_findings
 from pyro_aeb.diagnostics.movement import movement_findings
-from pyro_aeb.diagnostics.recorded_run import Run
+from pyro_aeb.diagnostics.recorded_run import read_run
 from pyro_aeb.diagnostics.scans import scans_finding
 from pyro_aeb.diagnostics.settling import settling_finding
 from pyro_aeb.diagnostics.tuned import tuning_finding
 
 
-def check(mcmc: MCMC, quiet: bool = False) -> Verdict:
+def check(mcmc: Any, quiet: bool = False) -> Verdict:
     """
     Check what a run has recorded, print a verdict and return it::
 
@@ -35,14 +35,15 @@ def check(mcmc: MCMC, quiet: bool = False) -> Verdict:
     :func:`~pyro_aeb.diagnostics.halving.step_halving` and
     :func:`~pyro_aeb.diagnostics.stein.ksd` run it, and find errors that the record does not show.
 
-    :param MCMC mcmc: :class:`pyro.infer.MCMC` or :class:`pyro_aeb.MCMC` with an AEBKernel, after a
-        run that has finished, was interrupted, or was restored from a checkpoint.
+    :param mcmc: :class:`pyro.infer.MCMC` or :class:`pyro_aeb.MCMC` with an AEBKernel, after a run
+        that has finished, was interrupted, or was restored from a checkpoint; or a trace of it, of
+        :func:`~pyro_aeb.to_arviz`, :func:`~pyro_aeb.open_trace` or a file.
     :param bool quiet: whether to print nothing.
     :returns: the verdict.
     :raises TypeError: if ``mcmc`` is not a run of an AEBKernel.
     :raises RuntimeError: if the run has no draws.
     """
-    run = Run(mcmc, "check()")
+    run = read_run(mcmc, "check()")
     findings, latents_settled = [], True
     if run.learns:
         settling = settling_finding(run)

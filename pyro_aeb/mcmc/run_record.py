@@ -151,6 +151,16 @@ class RunRecord:
             with check_contents(f"{checkpoint.path}/chain-{group.first}-draws-{count:09d}.pt"):
                 count += store.restore(group.row, count, draws)
 
+    def _steps(self, settings: Mapping[str, str]) -> dict[str, int]:
+        """Return the steps of warm-up and those between draws, unless warm-up chooses them."""
+        plan = self.plan
+        if settings["steps_per_draw"] == "auto":
+            return {}
+        return {
+            "warmup_steps": plan.steps * plan.warmup,
+            "steps_between_draws": plan.steps * plan.thinning,
+        }
+
     def _make_store(self, metadata: Mapping[str, Any]) -> MemoryStore | TraceFile:
         if self.trace is None:
             return MemoryStore(self._chains, self.plan.kept)
@@ -160,7 +170,7 @@ class RunRecord:
             self.plan.kept,
             dims=metadata["dims"],
             roles=metadata["roles"],
-            attrs=metadata["settings"],
+            attrs={**metadata["settings"], **self._steps(metadata["settings"])},
             resume=self._resumed,
             summaries=metadata.get("summaries", {}),
         )

@@ -8,6 +8,7 @@ kernel, which do not run the model again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import getitem
@@ -46,7 +47,7 @@ def to_arviz(
     groups = _gather(mcmc, chains, more or {})
     sites = [*chains[0]["roles"], *(v.source for group in (more or {}).values() for v in group)]
     axes = AxisNames(groups, sites, chains[0]["dims"], coords or {}, dims or {})
-    attributes = attributes_of_groups(groups["posterior"], chains[0].get("settings", {}))
+    attributes = attributes_of_groups(groups["posterior"], _settings(mcmc, chains[0]))
     names = {
         group: {name: axes.names(variable) for name, variable in variables.items()}
         for group, variables in groups.items()
@@ -61,6 +62,27 @@ def to_arviz(
         for group, variables in groups.items()
     }
     return to_container(datasets)
+
+
+def steps_of_run(mcmc: MCMC, report: Mapping[str, Any]) -> tuple[int, int]:
+    """
+    Return the steps of warm-up, and those from one kept draw to the next. Of a run that was tuned,
+    they are those of its first chain.
+
+    :param report: of the first chain.
+    """
+    given: Any = mcmc.kernel.steps_per_draw
+    spacing = int(report["steps_per_draw"] if isinstance(given, str) else given)
+    warmup = int(report.get("warmup_steps", spacing * mcmc.warmup_steps))
+    return warmup, spacing * getattr(mcmc, "thinning", 1)
+
+
+def _settings(mcmc: MCMC, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run, with those that were chosen in warm-up."""
+    warmup, steps = steps_of_run(mcmc, report)
+    tuning = {"tuning": json.dumps(report["tuning"])} if "tuning" in report else {}
+    settings: Mapping[str, Any] = report.get("settings", {})
+    return {**settings, "warmup_steps": warmup, "steps_between_draws": steps, **tuning}
 
 
 def chain_reports(mcmc: object, reader: str) -> list[dict[str, Any]]:
