@@ -30,7 +30,7 @@ from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.scan import make_scan
 from pyro_aeb.kernel.seeds import generator_of
 from pyro_aeb.kernel.tuned_steps import make_tuner, planned_steps
-from pyro_aeb.model.inspection import explain_failures, inspect_model, named_tensors
+from pyro_aeb.model.inspection import explain_failures, inspect_model, named_arguments
 from pyro_aeb.model.side_effects import Buffers, preserve_buffers
 from pyro_aeb.model.structure import Structure
 from pyro_aeb.model.summed_out import SummedOut
@@ -157,7 +157,7 @@ def _inspect(
         return options.model, _inspect_model(options, options.model, source)
     except EnumeratedSite:
         args, kwargs = source.peek()
-    with explain_failures(named_tensors(options.model, args, kwargs)):
+    with explain_failures(named_arguments(options.model, args, kwargs)):
         model = SummedOut(options.model, args, kwargs, options.init_strategy)
     return model, _inspect_model(options, model, source)
 

@@ -22,13 +22,6 @@ INDEX_ADVICE = (
 """The cure for data that are not a minibatch where the plate is one."""
 
 
-INDEX_ADVICE = (
-    "index the data with the plate's indices, "
-    "`with pyro.plate(..., subsample_size=n) as i: ... x[i] ... obs=y[i]`"
-)
-"""The cure for data that are not a minibatch where the plate is one."""
-
-
 def check_observed(
     observed: Mapping[str, Site],
     plates: Mapping[str, tuple[int, int]],
@@ -74,6 +67,40 @@ def check_observed(
                 f"plate {name!r} is subsampled ({batch} of {size}) but no observed site is inside "
                 "it, so nothing is scaled by N/n; put the observed pyro.sample inside the plate"
             )
+
+
+def check_lengths(
+    observed: Mapping[str, Site], indices: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    """
+    Check that no observed values are left over: data that are longer than their plate, beside other
+    data that are as long.
+
+    :param indices: of the data in every plate.
+    :param tensors: the model's arguments, by name.
+    :raises ModelError: if there are some.
+    """
+    sizes = {
+        (name, frame.name, frame.full_size or frame.size)
+        for name, site in observed.items()
+        for frame in site["cond_indep_stack"]
+        if frame.name in indices and isinstance(site["value"], Tensor)
+    }
+    lengths = {name: len(value) for name, value in tensors.items() if value.dim()}
+    for site, plate, size in sorted(sizes):
+        value = observed[site]["value"]
+        whole = next((name for name, length in lengths.items() if length == size), None)
+        for name in (name for name, length in lengths.items() if length > size):
+            rows = tensors[name][indices[plate].to(tensors[name].device)]
+            is_source = rows.shape == value.shape and torch.equal(rows.to(value), value)
+            if whole is not None and is_source:
+                shape = tuple(tensors[whole].shape)
+                is_transposed = len(shape) == 2 and shape[1] == lengths[name]
+                raise ModelError(
+                    f"{name!r} has {lengths[name]} data and {whole!r} shape {shape}, so plate "
+                    f"{plate!r}, of size {size}, would leave out those of {name!r} from {size} on; "
+                    + (f"give {whole}.T" if is_transposed else f"give as many, {name}[:{size}]")
+                )
 
 
 def check_loader_plates(
@@ -164,6 +191,8 @@ def _shape_advice(site: Site, expected: torch.Size) -> str:
             f"broadcasts with the plate's {value.numel()}: drop the last axis of both, "
             ".squeeze(-1), or make it an event of the datum, .to_event(1)"
         )
+    if value.shape == (*expected, 1):
+        return f"drop the last axis of the values, {site['name']}.squeeze(-1)"
     return INDEX_ADVICE
 
 

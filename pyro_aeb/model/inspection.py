@@ -18,9 +18,15 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_aeb.data.arguments import Arguments, leading_lengths, numbers_in
+from pyro_aeb.data.not_tensors import advise_tensors
 from pyro_aeb.errors import ModelError, first_line, is_domain_error
 from pyro_aeb.latents.contract import LatentUpdate
-from pyro_aeb.model.data_checks import INDEX_ADVICE, check_loader_plates, check_observed
+from pyro_aeb.model.data_checks import (
+    INDEX_ADVICE,
+    check_lengths,
+    check_loader_plates,
+    check_observed,
+)
 from pyro_aeb.model.data_weights import check_weights
 from pyro_aeb.model.fixed_parameters import warn_of_parameters
 from pyro_aeb.model.learned_sites import check_forms, find_learned_sites
@@ -84,9 +90,10 @@ def inspect_model(
     :param init_strategy: gives values where a model is inspected that fails at zero.
     :raises ModelError: if the model or the data cannot be sampled.
     """
-    tensors = named_tensors(model, args, kwargs)
+    arguments = named_arguments(model, args, kwargs)
+    tensors = named_tensors(arguments)
     trace = Tracer(model, args, kwargs)
-    sites, hidden = _find_sites(trace, tensors, init_strategy), hidden_sites(model)
+    sites, hidden = _find_sites(trace, arguments, init_strategy), hidden_sites(model)
     warn_of_parameters(trace.parameters)
     subsamples = {n: s for n, s in sites.items() if site_is_subsample(cast(Any, s))}
     plates = {n: (s["fn"].size, len(s["value"])) for n, s in subsamples.items()}
@@ -96,6 +103,7 @@ def inspect_model(
     _check_latent(latent)
     kinds = find_observed(model, Arguments(args, kwargs), sites, trace)
     _check_data(tensors, sites, hidden, plates, kinds.computed, trace)
+    check_lengths(observed, {n: s["value"] for n, s in subsamples.items()}, tensors)
     data = {n: s for n, s in observed.items() if n in kinds.data} | hidden
     _check_loader(data, subsamples, loader_sizes, Arguments(args, kwargs))
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
@@ -146,7 +154,7 @@ def _check_loader(
 
 
 def _find_sites(
-    trace: Tracer, tensors: Mapping[str, Tensor], strategy: Callable[..., Any]
+    trace: Tracer, arguments: Mapping[str, Any], strategy: Callable[..., Any]
 ) -> dict[str, Site]:
     """
     Trace the model at feasible values, zero in unconstrained space; where it has no density there,
@@ -155,10 +163,13 @@ def _find_sites(
     :raises ModelError: if it has none there either.
     """
     try:
-        with explain_failures(tensors):
-            return trace({}, validate=True)
+        with explain_failures(arguments):
+            sites = trace({}, validate=True)
+            _check_tensors(sites, arguments)
+            return sites
     except Exception as error:
         if not is_domain_error(error):
+            _note_shapes(error, named_tensors(arguments))
             raise
         failure = error
     for seed in range(STARTS):
@@ -176,10 +187,30 @@ def _find_sites(
     ) from failure
 
 
-def named_tensors(
+def _check_tensors(sites: Mapping[str, Site], arguments: Mapping[str, Any]) -> None:
+    """
+    :raises TypeError: if an observed value is an array, a series or a list.
+    """
+    for name, site in sites.items():
+        if site["is_observed"] and advise_tensors({name: site["value"]}) is not None:
+            kind = type(site["value"]).__name__
+            raise TypeError(
+                f"observed site {name!r} has a value that is a {kind}, expected a tensor, "
+                "obs=torch.tensor(...)"
+            )
+
+
+def _note_shapes(error: Exception, tensors: Mapping[str, Tensor]) -> None:
+    """Add the shapes of the data to an error of the model, where Python can (from 3.11 on)."""
+    shapes = ", ".join(f"{name!r} of shape {tuple(x.shape)}" for name, x in tensors.items())
+    if shapes and (add_note := getattr(error, "add_note", None)):
+        add_note(f"The data that the model ran on: {shapes}.")
+
+
+def named_arguments(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """Return the tensors and arrays in the model's arguments, by name."""
+) -> dict[str, Any]:
+    """Return the model's arguments, each once, by the names that the model gives them."""
     try:
         signature = inspect.signature(model)
         bound = signature.bind(*args, **kwargs).arguments
@@ -188,11 +219,19 @@ def named_tensors(
     except (TypeError, ValueError):  # no signature, or arguments that the model will refuse itself
         named = {}
     named |= {**kwargs, **{f"argument {i}": value for i, value in enumerate(args)}}
-    tensors, values = dict[str, Tensor](), set[int]()
+    once, values = dict[str, Any](), set[int]()
     for name, value in named.items():
         if id(value) not in values:
-            tensors |= numbers_in(name, value)
+            once[name] = value
         values.add(id(value))
+    return once
+
+
+def named_tensors(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors and arrays in the model's arguments, by name."""
+    tensors = dict[str, Tensor]()
+    for name, value in arguments.items():
+        tensors |= numbers_in(name, value)
     return tensors
 
 
@@ -217,14 +256,21 @@ def _describe_mismatch(error: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 @contextmanager
-def explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def explain_failures(arguments: Mapping[str, Any]) -> Iterator[None]:
     """
-    Turn a model's failure on its arguments into a ModelError, where their dtypes, devices, lengths
-    or missing numbers may be the cause.
+    Turn a model's failure on its arguments into a ModelError, where their kinds, dtypes, devices,
+    lengths or missing numbers may be the cause.
     """
+    tensors = named_tensors(arguments)
     try:
         with explain_missing(tensors):
             yield
+    except (TypeError, KeyError, AttributeError) as error:
+        if (advice := advise_tensors(arguments)) is None:
+            raise
+        raise ModelError(
+            f"the model fails on its data: {advice}. The failure was: {first_line(error)}"
+        ) from error
     except IndexError as error:
         lengths = {name: len(value) for name, value in tensors.items() if value.dim()}
         if len({*lengths.values()}) < 2:
@@ -260,10 +306,19 @@ def explain_failures(tensors: Mapping[str, Tensor]) -> Iterator[None]:
         kinds = ", ".join(f"{n!r} is {v.dtype} on {v.device}" for n, v in unusual.items())
         raise ModelError(
             f"the model fails on its data: {kinds}, where priors of plain numbers are "
-            f"{default.dtype} on {default.device}; convert the data, or use "
-            "torch.set_default_dtype and torch.set_default_device, or give priors of the data's "
-            f"kind. The failure was: {error}"
+            f"{default.dtype} on {default.device}; convert the data, {_conversion(unusual)}, or "
+            "use torch.set_default_dtype and torch.set_default_device, or give priors of the "
+            f"data's kind. The failure was: {first_line(error)}"
         ) from error
+
+
+def _conversion(unusual: Mapping[str, Tensor]) -> str:
+    """Return the call that converts the first of some tensors to torch's defaults."""
+    name = next((name for name in unusual if name.isidentifier()), "x")
+    default = torch.zeros(())
+    same_device = unusual.get(name, default).device.type == default.device.type
+    place = "" if same_device else f'"{default.device.type}", '
+    return f"{name}.to({place}{default.dtype})"
 
 
 def _has_own_indices(site: Site) -> bool:
@@ -475,6 +530,7 @@ def _common_kind(
         if is_float and value.dtype != dtype:
             raise ModelError(
                 f"observed site {name!r} has values of {value.dtype}, expected {dtype}, as the "
-                "latent sites have; convert the data, or use torch.set_default_dtype"
+                f"latent sites have; convert the data, {name}.to({dtype}), or use "
+                "torch.set_default_dtype"
             )
     return dtype, device

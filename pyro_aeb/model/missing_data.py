@@ -20,7 +20,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_aeb.data.finite import count_non_finite
-from pyro_aeb.errors import ModelError
+from pyro_aeb.errors import ModelError, first_line
 from pyro_aeb.model.perturbation import perturb
 from pyro_aeb.model.tracing import Site, Tracer
 
@@ -48,7 +48,7 @@ def explain_missing(tensors: Mapping[str, Tensor]) -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         if not (missing := _find_missing(tensors)):
             raise
-        raise _error(missing, f"the model fails: {error}") from error
+        raise _error(missing, f"the model fails: {first_line(error).rstrip(' :')}") from error
 
 
 def check_missing(

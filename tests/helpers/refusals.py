@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -30,10 +31,10 @@ def count_refusal(error: BaseException) -> None:
 
 
 @contextmanager
-def raises_with(*parts: str, error: type[Exception] = ModelError) -> Iterator[None]:
+def raises_with(*parts: str, error: type[Exception] = ModelError) -> Iterator[Any]:
     """Require an error whose message contains these parts, in this order."""
     with pytest.raises(error) as info:
-        yield
+        yield info
     rest = str(info.value)
     for part in parts:
         assert part in rest, f"{part!r} is missing (or out of order) in: {info.value}"
