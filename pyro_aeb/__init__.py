@@ -8,7 +8,7 @@ See :class:`AEBKernel` for the sampler and :class:`SSGL` for the prior.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro_aeb.backend  # noqa: F401  (registers pyro.distributions.SSGL and the pyroapi backend)
 from pyro_aeb import latents, nn, priors, transitions
@@ -41,6 +41,10 @@ from pyro_aeb.schedules import (
 from pyro_aeb.storage.zarr_trace import open_trace
 from pyro_aeb.transitions import SGHMC, SGLD
 
+if TYPE_CHECKING:  # imported on request, below
+    from pyro_aeb import diagnostics, testing
+    from pyro_aeb.diagnostics import check, inclusion, intervals, models, select
+
 
 def __getattr__(name: str) -> Any:
     """Import on request what takes half a second, for SciPy's tests."""
@@ -49,6 +53,11 @@ def __getattr__(name: str) -> Any:
     if name in ("check", "inclusion", "intervals", "models", "select"):
         return getattr(importlib.import_module("pyro_aeb.diagnostics"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, which an editor completes to."""
+    return __all__
 
 
 __all__ = [

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
@@ -114,6 +115,19 @@ def test_the_table_of_contents_has_every_page_once() -> None:
     expected = {page.relative_to(DOCS).with_suffix("").as_posix() for page in pages} - {"index"}
     assert sorted(listed) == sorted(expected)
     assert all(list(DOCS.glob(f"{entry.replace('**', '*')}.md")) for entry in entries)
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    tree = ast.parse(Path(inspect.getfile(pyro_aeb)).read_text("utf-8"))
+    imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    names = {alias.name for node in imports for alias in node.names}
+    assert set(pyro_aeb.__all__) <= names
+
+
+def test_completion_offers_public_names_alone() -> None:
+    assert sorted(dir(pyro_aeb)) == sorted(pyro_aeb.__all__)
+    assert {"check", "diagnostics", "testing"} <= set(dir(pyro_aeb))
+    assert all(hasattr(pyro_aeb, name) for name in dir(pyro_aeb))
 
 
 def test_the_package_lists_its_modules_of_public_names() -> None:
