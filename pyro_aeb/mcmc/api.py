@@ -352,7 +352,7 @@ class MCMC(RunResults):
         try:
             yield
         except KeyboardInterrupt:
-            counts, path = self._counts(), self._record.checkpoint
+            counts, checkpoint = self._counts(), self._record.checkpoint
             kept = " and ".join(map(str, counts)) if len(counts) < 5 else f"{sum(counts)} in all"
             per_chain = f" in each of {len(counts)} chains" if len(counts) > 1 else ""
             draws = (
@@ -360,7 +360,10 @@ class MCMC(RunResults):
                 if any(counts)
                 else "in warm-up, no draw is kept yet"
             )
-            resume = f", and MCMC.resume({str(path)!r}, model) in another process" if path else ""
+            resume = ""
+            if checkpoint is not None and checkpoint.exists():
+                path = str(checkpoint.path)
+                resume = f", and MCMC.resume({path!r}, model) in another process"
             if self._shows_progress:
                 inform(f"Interrupted: {draws}. run() with the same data goes on from here{resume}.")
             raise

@@ -151,14 +151,14 @@ class RunRecord:
             with check_contents(f"{checkpoint.path}/chain-{group.first}-draws-{count:09d}.pt"):
                 count += store.restore(group.row, count, draws)
 
-    def _steps(self, settings: Mapping[str, str]) -> dict[str, int]:
+    def _steps(self, settings: Mapping[str, str]) -> dict[str, str]:
         """Return the steps of warm-up and those between draws, unless warm-up chooses them."""
         plan = self.plan
         if settings["steps_per_draw"] == "auto":
             return {}
         return {
-            "warmup_steps": plan.steps * plan.warmup,
-            "steps_between_draws": plan.steps * plan.thinning,
+            "warmup_steps": str(plan.steps * plan.warmup),
+            "steps_between_draws": str(plan.steps * plan.thinning),
         }
 
     def _make_store(self, metadata: Mapping[str, Any]) -> MemoryStore | TraceFile:

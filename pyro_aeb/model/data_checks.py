@@ -70,37 +70,44 @@ def check_observed(
 
 
 def check_lengths(
-    observed: Mapping[str, Site], indices: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+    observed: Mapping[str, Site], subsamples: Mapping[str, Site], tensors: Mapping[str, Tensor]
 ) -> None:
     """
     Check that no observed values are left over: data that are longer than their plate, beside other
-    data that are as long.
+    data that are as long, in a model that observes nothing in a plate for the rest.
 
-    :param indices: of the data in every plate.
+    :param subsamples: the sites of the plates' indices.
     :param tensors: the model's arguments, by name.
     :raises ModelError: if there are some.
     """
-    sizes = {
-        (name, frame.name, frame.full_size or frame.size)
-        for name, site in observed.items()
-        for frame in site["cond_indep_stack"]
-        if frame.name in indices and isinstance(site["value"], Tensor)
-    }
     lengths = {name: len(value) for name, value in tensors.items() if value.dim()}
-    for site, plate, size in sorted(sizes):
-        value = observed[site]["value"]
-        whole = next((name for name, length in lengths.items() if length == size), None)
-        for name in (name for name, length in lengths.items() if length > size):
-            rows = tensors[name][indices[plate].to(tensors[name].device)]
-            is_source = rows.shape == value.shape and torch.equal(rows.to(value), value)
-            if whole is not None and is_source:
-                shape = tuple(tensors[whole].shape)
-                is_transposed = len(shape) == 2 and shape[1] == lengths[name]
-                raise ModelError(
-                    f"{name!r} has {lengths[name]} data and {whole!r} shape {shape}, so plate "
-                    f"{plate!r}, of size {size}, would leave out those of {name!r} from {size} on; "
-                    + (f"give {whole}.T" if is_transposed else f"give as many, {name}[:{size}]")
-                )
+    of_data = {frame.name for s in observed.values() for frame in s["cond_indep_stack"]}
+    sizes = {name: s["fn"].size for name, s in subsamples.items() if name in of_data}
+    for site, value in ((name, site["value"]) for name, site in sorted(observed.items())):
+        own = [f for f in observed[site]["cond_indep_stack"] if f.name in subsamples]
+        others = [size for n, size in sizes.items() if n not in {frame.name for frame in own}]
+        for plate, size in ((frame.name, sizes[frame.name]) for frame in own):
+            whole = next((name for name, length in lengths.items() if length == size), None)
+            if whole is None or not isinstance(value, Tensor):
+                continue
+            for name in (n for n, length in lengths.items() if size < length):
+                if max(others, default=0) >= lengths[name] - size:
+                    continue
+                rows = tensors[name][subsamples[plate]["value"].to(tensors[name].device)]
+                if rows.shape == value.shape and torch.equal(rows.to(value), value):
+                    raise _left_over(name, lengths[name], plate, size, whole, tensors[whole])
+
+
+def _left_over(
+    name: str, length: int, plate: str, size: int, whole: str, features: Tensor
+) -> ModelError:
+    shape = tuple(features.shape)
+    is_transposed = len(shape) == 2 and shape[1] == length
+    return ModelError(
+        f"{name!r} has {length} data and {whole!r} shape {shape}, so plate {plate!r}, of size "
+        f"{size}, would leave out those of {name!r} from {size} on; "
+        + (f"give {whole}.T" if is_transposed else f"give as many, {name}[:{size}]")
+    )
 
 
 def check_loader_plates(

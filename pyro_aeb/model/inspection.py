@@ -91,7 +91,6 @@ def inspect_model(
     :raises ModelError: if the model or the data cannot be sampled.
     """
     arguments = named_arguments(model, args, kwargs)
-    tensors = named_tensors(arguments)
     trace = Tracer(model, args, kwargs)
     sites, hidden = _find_sites(trace, arguments, init_strategy), hidden_sites(model)
     warn_of_parameters(trace.parameters)
@@ -102,8 +101,7 @@ def inspect_model(
     observed = {n: s for n, s in sites.items() if s["is_observed"]}
     _check_latent(latent)
     kinds = find_observed(model, Arguments(args, kwargs), sites, trace)
-    _check_data(tensors, sites, hidden, plates, kinds.computed, trace)
-    check_lengths(observed, {n: s["value"] for n, s in subsamples.items()}, tensors)
+    _check_data(named_tensors(arguments), sites, hidden, subsamples, kinds.computed, trace)
     data = {n: s for n, s in observed.items() if n in kinds.data} | hidden
     _check_loader(data, subsamples, loader_sizes, Arguments(args, kwargs))
     sparse = [n for n, s in latent.items() if adapt and is_sparse(s)]
@@ -292,24 +290,34 @@ def explain_failures(arguments: Mapping[str, Any]) -> Iterator[None]:
     except RuntimeError as error:
         if is_domain_error(error):
             raise
-        default = torch.zeros(())
-        about_dtypes = "dtype" in str(error) or "scalar type" in str(error)  # in any torch version
-        unusual = {
-            name: value
-            for name, value in tensors.items()
-            if (value.dtype, value.device.type) != (default.dtype, default.device.type)
-            # Classes are integers: no cause of a failure, unless torch names dtypes.
-            and (value.is_floating_point() or about_dtypes)
-        }
-        if not unusual:
+        if (kinds := _describe_kinds(first_line(error), tensors)) is None:
             raise
-        kinds = ", ".join(f"{n!r} is {v.dtype} on {v.device}" for n, v in unusual.items())
-        raise ModelError(
-            f"the model fails on its data: {kinds}, where priors of plain numbers are "
-            f"{default.dtype} on {default.device}; convert the data, {_conversion(unusual)}, or "
-            "use torch.set_default_dtype and torch.set_default_device, or give priors of the "
-            f"data's kind. The failure was: {first_line(error)}"
-        ) from error
+        raise ModelError(kinds) from error
+
+
+def _describe_kinds(error: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """
+    Return an error that data are of another dtype or device than torch's defaults, with the cure;
+    None where they are not.
+    """
+    default = torch.zeros(())
+    about_dtypes = "dtype" in error or "scalar type" in error  # in any torch version
+    unusual = {
+        name: value
+        for name, value in tensors.items()
+        if (value.dtype, value.device.type) != (default.dtype, default.device.type)
+        # Classes are integers: no cause of a failure, unless torch names dtypes.
+        and (value.is_floating_point() or about_dtypes)
+    }
+    if not unusual:
+        return None
+    kinds = ", ".join(f"{n!r} is {v.dtype} on {v.device}" for n, v in unusual.items())
+    return (
+        f"the model fails on its data: {kinds}, where priors of plain numbers are "
+        f"{default.dtype} on {default.device}; convert the data, {_conversion(unusual)}, or "
+        "use torch.set_default_dtype and torch.set_default_device, or give priors of the "
+        f"data's kind. The failure was: {error}"
+    )
 
 
 def _conversion(unusual: Mapping[str, Tensor]) -> str:
@@ -330,13 +338,15 @@ def _check_data(
     tensors: Mapping[str, Tensor],
     sites: Mapping[str, Site],
     hidden: dict[str, Site],
-    plates: Mapping[str, tuple[int, int]],
+    subsamples: Mapping[str, Site],
     computed: Collection[str],
     trace: Tracer,
 ) -> None:
+    plates = {n: (s["fn"].size, len(s["value"])) for n, s in subsamples.items()}
     check_missing(tensors, sites, plates, trace)
     observed = {n: s for n, s in sites.items() if s["is_observed"]}
     check_observed(observed | hidden, plates, {*computed, *hidden})
+    check_lengths(observed, subsamples, tensors)
     check_weights(sites, trace)
 
 

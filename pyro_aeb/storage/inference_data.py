@@ -77,12 +77,15 @@ def steps_of_run(mcmc: MCMC, report: Mapping[str, Any]) -> tuple[int, int]:
     return warmup, spacing * getattr(mcmc, "thinning", 1)
 
 
-def _settings(mcmc: MCMC, report: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(mcmc: MCMC, report: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings of a run, with those that were chosen in warm-up."""
+    settings: Mapping[str, str] = report.get("settings", {})
+    if "steps_per_draw" not in settings:
+        return dict(settings)
     warmup, steps = steps_of_run(mcmc, report)
     tuning = {"tuning": json.dumps(report["tuning"])} if "tuning" in report else {}
-    settings: Mapping[str, Any] = report.get("settings", {})
-    return {**settings, "warmup_steps": warmup, "steps_between_draws": steps, **tuning}
+    steps_of = {"warmup_steps": str(warmup), "steps_between_draws": str(steps)}
+    return {**settings, **steps_of, **tuning}
 
 
 def chain_reports(mcmc: object, reader: str) -> list[dict[str, Any]]:

@@ -100,7 +100,8 @@ def test_a_trace_without_the_steps_of_its_draws_is_refused() -> None:
         aeb.check(trace)
 
 
-def test_the_attributes_of_a_trace_say_its_steps(tmp_path: Any) -> None:
-    attributes = through_a_file(make_kernel(), tmp_path, thinning=3)[1].posterior.attrs
-    assert (attributes["warmup_steps"], attributes["steps_between_draws"]) == (50, 15)
+@pytest.mark.parametrize("save", [through_memory, through_a_file])
+def test_the_attributes_of_a_trace_say_its_steps(save: Any, tmp_path: Any) -> None:
+    attributes = save(make_kernel(), tmp_path, thinning=3)[1].posterior.attrs
+    assert (attributes["warmup_steps"], attributes["steps_between_draws"]) == ("50", "15")
     assert attributes["weights"] == "4" and json.loads(attributes["collapse"])["delta"]

@@ -133,6 +133,20 @@ def test_arguments_of_other_lengths_that_are_no_target() -> None:
     run_model(autoregression, Y, months, table, adaptation=None)
 
 
+def test_rows_without_a_label_have_a_plate_of_their_own() -> None:
+    """The features are longer than the labels, and those of the other rows are observed, too."""
+
+    def half_labelled(x: torch.Tensor, y: torch.Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("labelled", len(y)) as i:
+            pyro.sample("y", dist.Normal(w, 1.0), obs=y[i])
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x[i])
+        with pyro.plate("others", len(x) - len(y)) as j:
+            pyro.sample("z", dist.Normal(w, 1.0), obs=x[len(y) + j])
+
+    run_model(half_labelled, Y, Y[:12] + 1.0, adaptation=None)
+
+
 def test_double_beside_single() -> None:
     with raises_with("'X' is torch.float64", "X.to(torch.float32)"):
         run_model(sparse_regression, X.double(), Y.double())
