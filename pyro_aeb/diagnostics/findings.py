@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from pyro_aeb.testing.reports import find_check
 
 Severity = Literal["good", "note", "warning"]
 """Nothing is wrong; undecided, or worth knowing; something should be done."""
+
+COLORS: dict[Severity, str] = {"good": "#2ca02c", "note": "#7f7f7f", "warning": "#d62728"}
+"""Colors in notebooks, on a light ground and on a dark one."""
 
 
 def join_names(names: Iterable[str]) -> str:
@@ -82,6 +86,25 @@ class Verdict:
         return find_check(self.findings, check)
 
     def __repr__(self) -> str:
+        return "\n".join([self._head, *map(str, self.findings)])
+
+    def _repr_html_(self) -> str:
+        """Return a table, for notebooks."""
+        rows = "".join(
+            f'<tr><td style="border-left: 0.5em solid {COLORS[finding.severity]}">'
+            + "</td><td>".join(
+                html.escape(x)
+                for x in (finding.severity, finding.check, finding.found, finding.cure)
+            )
+            + "</td></tr>"
+            for finding in self.findings
+        )
+        head = "<tr><th></th><th>check</th><th>found</th><th>what to do</th></tr>"
+        caption = f"<caption>{html.escape(self._head)}</caption>"
+        return f'<table style="text-align: left">{caption}{head}{rows}</table>'
+
+    @property
+    def _head(self) -> str:
         count = len(self.warnings)
         head = "nothing to be done" if self.ok else f"{count} warning{'s' if count > 1 else ''}"
-        return "\n".join([f"{self.subject}: {head}", *map(str, self.findings)])
+        return f"{self.subject}: {head}"

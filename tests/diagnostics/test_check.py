@@ -4,6 +4,7 @@
 """``aeb.check``: every warning has a run that raises it and one that does not."""
 
 import warnings
+from xml.etree import ElementTree
 
 import numpy as np
 import pyro
@@ -18,6 +19,7 @@ from small_runs import X, Y, gaussian, make_data, make_kernel, regression, run_m
 
 import pyro_aeb as aeb
 from pyro_aeb.diagnostics import mixing
+from pyro_aeb.diagnostics.findings import Finding, Verdict
 
 SETTLED, AGREE = "learned latents: settled", "learned latents: chains agree"
 R_HAT, ESS, TEMPERATURE = "draws: R-hat", "draws: effective sample size", "temperature"
@@ -247,3 +249,13 @@ def test_what_is_no_run_of_ours():
         aeb.check(StreamingMCMC(make_kernel(), 2, 1))
     with pytest.raises(RuntimeError, match="no draws: call its run"):
         aeb.check(MCMC(make_kernel(), 2, 1))
+
+
+def test_a_verdict_is_a_table_in_a_notebook():
+    findings = (Finding("a", "good", "x < y & z"), Finding("b", "warning", "c", "d", "<b>e</b>"))
+    table = Verdict("2 chains", findings)._repr_html_()
+    root = ElementTree.fromstring(table)
+    assert root.find("caption").text == "2 chains: 1 warning"
+    cells = [[cell.text for cell in row] for row in root.findall("tr")]
+    assert cells[0] == [None, "check", "found", "what to do"]
+    assert cells[1:] == [["good", "a", "x < y & z", None], ["warning", "b", "c", "<b>e</b>"]]
