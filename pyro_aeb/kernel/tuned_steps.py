@@ -58,7 +58,16 @@ def make_tuner(
         options.steps_per_draw,
         minibatches=from_loader or any(n < size for size, n in structure.plates.values()),
         seed=tuning_seed(options.seed, numbers[0]),
+        parents=_sampled_parents(structure),
     )
+
+
+def _sampled_parents(structure: Structure) -> dict[str, list[str]]:
+    """Return the sites whose priors depend on other sampled sites, with those."""
+    sampled = {block.name for block in structure.normal + structure.general}
+    parents = {child: names for child, names in structure.parents.items() if child in sampled}
+    among = {child: [n for n in names if n in sampled] for child, names in parents.items()}
+    return {child: names for child, names in among.items() if names}
 
 
 def planned_steps(options: KernelOptions, tuner: Tuner | None, warmup: int) -> int:

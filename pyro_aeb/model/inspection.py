@@ -90,8 +90,7 @@ def inspect_model(
     :param init_strategy: gives values where a model is inspected that fails at zero.
     :raises ModelError: if the model or the data cannot be sampled.
     """
-    arguments = named_arguments(model, args, kwargs)
-    trace = Tracer(model, args, kwargs)
+    arguments, trace = named_arguments(model, args, kwargs), Tracer(model, args, kwargs)
     sites, hidden = _find_sites(trace, arguments, init_strategy), hidden_sites(model)
     warn_of_parameters(trace.parameters)
     subsamples = {n: s for n, s in sites.items() if site_is_subsample(cast(Any, s))}
@@ -115,8 +114,8 @@ def inspect_model(
     rest = {n: s for n, s in latent.items() if n not in taken}
     dtype, device = _common_kind(observed, {n: latent[n]["value"] for n in (*sparse, *rest)})
     differentiated = [site.name for site in learned if site.update.derivatives]
-    dependent = check_gradients(sites, [*sparse, *rest, *differentiated], trace)
-    normal = [n for n, s in rest.items() if n not in dependent and _is_plain_normal(s)]
+    parents = check_gradients(sites, [*sparse, *rest, *differentiated], trace)
+    normal = [n for n, s in rest.items() if n not in parents and _is_plain_normal(s)]
     return Structure(
         sparse=sparse_blocks,
         normal=tuple(_normal_block(rest[n]) for n in normal),
@@ -134,6 +133,7 @@ def inspect_model(
         changed_buffers=trace.changed_buffers,
         sigmas_of_data=several,
         width=_width(latent, linked),
+        parents=parents,
     )
 
 

@@ -45,13 +45,13 @@ a slope may be steep, and at most.
 
 def check_gradients(
     sites: Mapping[str, Site], sampled: Collection[str], trace: Tracer
-) -> frozenset[str]:
+) -> dict[str, tuple[str, ...]]:
     """
     Check that gradients show every dependence of a distribution on the sampled sites.
 
     :param sites: the sites of a trace at feasible values, without plates and deterministic ones.
     :param sampled: names of the sites that are sampled by gradient.
-    :returns: the sites whose densities depend on other latent sites.
+    :returns: the latent sites whose densities depend on others, with those.
     :raises ModelError: if a dependence has no gradient, or a support depends on another site.
     """
     latent = {n: s["value"] for n, s in sites.items() if not s["is_observed"]}
@@ -74,7 +74,7 @@ def check_gradients(
         if is_known and suspects != set(sampled):
             center.check_moves(suspects)
         _check_steps(center, suspects, 4 if is_known else 1)
-    return frozenset(center.dependent)
+    return {name: parents for name, parents in center.parents.items() if parents}
 
 
 class _Center:
@@ -106,10 +106,15 @@ class _Center:
             densities = {n: log_density(s, self.values.get(n)) for n, s in self.traced.items()}
         self.densities = {name: density.detach().double() for name, density in densities.items()}
         names = {id(leaf): name for name, leaf in leaves.items()}
-        self.dependent = [  # a prior may also have a gradient of fixed parameters alone
+        self.parents = {  # none where a prior has a gradient of fixed parameters alone
+            name: tuple(sorted(find_ancestors(densities[name], names)))
+            for name in leaves
+            if name in densities
+        }
+        self.dependent = [
             name
             for name, density in densities.items()
-            if density.requires_grad and (name not in leaves or find_ancestors(density, names))
+            if density.requires_grad and self.parents.get(name, True)
         ]
         fixed = [name for name in densities if name not in self.dependent]
         self.groups = _split(self.dependent, groups) + _split(fixed, groups)

@@ -194,6 +194,7 @@ class Structure:
     :param sigmas_of_data: observed site to the indices of its sigmas in :attr:`sigmas`, which
         broadcast to its value, where it has several.
     :param width: of the spikes, None where it is fixed.
+    :param parents: latent site to the latent sites that its prior depends on, if there are any.
     """
 
     sparse: tuple[SparseBlock, ...]
@@ -212,6 +213,7 @@ class Structure:
     reparametrised: tuple[str, ...] = ()
     sigmas_of_data: Mapping[str, Tensor] = field(default_factory=dict)
     width: Width | None = None
+    parents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:

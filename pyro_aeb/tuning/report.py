@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -39,6 +39,7 @@ class Tuning:
     :param int steps: steps so far, or in all of warm-up once it is over.
     :param bool minibatches: whether gradients are of minibatches.
     :param bool finished: whether warm-up is over and the settings are frozen.
+    :param parents: site to the sites that its prior depends on, if there are any.
     """
 
     step_size: float
@@ -52,6 +53,7 @@ class Tuning:
     steps: int
     minibatches: bool
     finished: bool
+    parents: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Return the choice in one line."""
@@ -88,16 +90,15 @@ class Tuning:
 
     def warnings(self) -> list[str]:
         """Return what the pilot shows to be wrong, with the cure."""
-        messages = temperature_warnings(self.kinetic_temperature, self.minibatches)
+        messages = temperature_warnings(self.kinetic_temperature, self.minibatches, self.parents)
         draws = self.autocorrelation / self.steps_per_draw
         if draws > FEW_DRAWS:
             messages.append(
                 f"an independent draw of site {self.slowest!r} takes some "
                 f"{self.autocorrelation:,.0f} steps, so 1000 draws of {self.steps_per_draw} "
                 f"step(s) are worth {1000.0 / draws:,.0f}{CURE}raise steps_per_draw or "
-                "num_samples, or look for weights that depend strongly on each other, or for a "
-                "site that is the scale of another, and reparametrise them, e.g. by "
-                "pyro.infer.reparam.LocScaleReparam"
+                "num_samples, or look for weights that depend strongly on each other; or "
+                + reparametrise([self.slowest], self.parents)
             )
         return messages
 
@@ -107,7 +108,28 @@ def hot_sites(temperatures: Mapping[str, float], minibatches: bool) -> list[str]
     return [site for site, heat in temperatures.items() if heat > (WARM if minibatches else HOT)]
 
 
-def temperature_warnings(temperatures: Mapping[str, float], minibatches: bool) -> list[str]:
+def reparametrise(sites: Collection[str], parents: Mapping[str, Sequence[str]]) -> str:
+    """
+    Return what to reparametrise where some sites are hot or slow.
+
+    A funnel shows at the scale, at the mean or at the site that has them, whichever is measured the
+    worst. The site to reparametrise is always the last: the one whose prior depends on others.
+    """
+    related = {
+        child: names for child, names in parents.items() if not {child, *names}.isdisjoint(sites)
+    }
+    cure = "e.g. by pyro.infer.reparam.LocScaleReparam"
+    if not related:
+        return f"reparametrise it, {cure}"
+    each = [f"{child!r} depends on {', '.join(map(repr, n))}" for child, n in related.items()]
+    more = f" and {len(each) - 3} more" if len(each) > 3 else ""
+    named = "; ".join(each[:3])
+    return f"reparametrise the sites whose priors depend on others ({named}{more}), {cure}"
+
+
+def temperature_warnings(
+    temperatures: Mapping[str, float], minibatches: bool, parents: Mapping[str, Sequence[str]]
+) -> list[str]:
     """Return a message on the sites that are too hot, with the cure, if there are any."""
     hot = hot_sites(temperatures, minibatches)
     if not hot:
@@ -120,12 +142,11 @@ def temperature_warnings(temperatures: Mapping[str, float], minibatches: bool) -
         cure = (
             "the noise of the minibatches widens its posterior by more than a tenth: use larger "
             "minibatches. If that does not help, its curvature changes too much within a step, as "
-            "in a funnel: reparametrise it"
+            "in a funnel: " + reparametrise(hot, parents)
         )
     else:
         cure = (
             "its curvature changes too much within a step, as in a funnel, where the scale of a "
-            "site is another site, and draws from there are wrong: reparametrise it, e.g. by "
-            "pyro.infer.reparam.LocScaleReparam"
+            "site is another site, and draws from there are wrong: " + reparametrise(hot, parents)
         )
     return [f"{found}{CURE}{cure}"]

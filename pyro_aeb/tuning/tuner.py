@@ -9,7 +9,7 @@ chain, which says whether another is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,7 @@ class Tuner:
     :param steps: steps per draw, ``"auto"`` to choose them.
     :param bool minibatches: whether gradients are of minibatches.
     :param int seed: of the random numbers of tuning.
+    :param parents: site to the sites that its prior depends on, for warnings.
     """
 
     def __init__(
@@ -112,9 +113,11 @@ class Tuner:
         steps: int | str,
         minibatches: bool,
         seed: int,
+        parents: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._tuned, self._sites, self._shapes = transition.tuned, sites, shapes
         self._warmup, self._chooses, self._minibatches = warmup, steps == "auto", minibatches
+        self._parents = parents or {}
         least = ADAPTATION + PILOT
         self._spacing = math.ceil(least / warmup) if isinstance(steps, str) else steps
         planned = max(least, warmup * self._spacing)
@@ -404,18 +407,19 @@ class Tuner:
             steps=progress.steps,
             minibatches=self._minibatches,
             finished=progress.finished,
+            parents=self._parents,
         )
 
     def warnings_of_draws(self) -> list[str]:
         """Return what the temperatures at the draws show to be wrong."""
-        return temperature_warnings(self._clear_heat(), self._minibatches)
+        return temperature_warnings(self._clear_heat(), self._minibatches, self._parents)
 
     def new_warnings_of_draws(self) -> list[str]:
         """Return warnings of the sites that no earlier call has returned one of."""
         said, heat = self._heat.said, self._clear_heat()
         new = {site: value for site, value in heat.items() if site not in said}
         said.extend(hot_sites(new, self._minibatches))
-        return temperature_warnings(new, self._minibatches)
+        return temperature_warnings(new, self._minibatches, self._parents)
 
     def _clear_heat(self) -> dict[str, float]:
         """Return the temperatures at the draws, less three standard errors; none if it was said."""
