@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import warnings
 
@@ -23,12 +25,34 @@ from pyro_aeb.transitions import TunedBAOAB
 from pyro_aeb.tuning import tuner
 
 
+def make_quick(patch):
+    for name, value in (("ADAPTATION", 120), ("PILOT", 60), ("ROUNDS", 1)):
+        patch.setattr(tuner, name, value)
+    warnings.simplefilter("ignore", TuningWarning)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Tune in a few steps, for tests of what is kept and not of what is chosen."""
-    for name, value in (("ADAPTATION", 120), ("PILOT", 60), ("ROUNDS", 1)):
-        monkeypatch.setattr(tuner, name, value)
-    warnings.simplefilter("ignore", TuningWarning)
+    make_quick(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    """Return a quick run, its settings at every draw, and what it said."""
+    states, said = [], io.StringIO()
+
+    def hook(kernel, draw, stage, number):
+        if stage == "Sample":
+            state = kernel.chain.state
+            states.append((state.scale.clone(), state.step_size.clone(), state.friction.clone()))
+
+    run = make_run(hook_fn=hook)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        make_quick(patch)
+        with contextlib.redirect_stderr(said):
+            run.run(X, Y, batch_size=5)
+    return run, states, said.getvalue()
 
 
 def make_run(model=sparse_regression, draws=6, warmup=4, kernel=None, **options) -> aeb.MCMC:
@@ -103,11 +127,10 @@ def test_a_funnel_is_said():
     assert cure in finding.cure and "LocScaleReparam" in finding.cure
 
 
-def test_what_was_chosen_is_said(quick, capsys):
-    run = make_run()
-    run.run(X, Y, batch_size=5)
+def test_what_was_chosen_is_said(tuned):
+    run, _, said = tuned
     tuning = run.kernel.tuning
-    assert str(tuning) in capsys.readouterr().err
+    assert str(tuning) in said
     assert tuning.finished and tuning.minibatches and tuning.steps >= 180
     assert "'beta'" in str(tuning) and "beta" in repr(tuning).splitlines()[1]
     assert tuning.scale["beta"].shape == run.get_samples()["beta"].shape[1:]
@@ -118,16 +141,9 @@ def test_what_was_chosen_is_said(quick, capsys):
     assert aeb.check(run, quiet=True)["tuning"].check == "tuning"
 
 
-def test_settings_are_frozen_after_warm_up(quick):
-    states = []
-
-    def hook(kernel, draw, stage, number):
-        if stage == "Sample":
-            state = kernel.chain.state
-            states.append((state.scale.clone(), state.step_size.clone(), state.friction.clone()))
-
-    run = make_run(hook_fn=hook)
-    run.run(X, Y, batch_size=5)
+def test_settings_are_frozen_after_warm_up(tuned):
+    run, states, _ = tuned
+    assert len(states) == 6
     for state in states[1:]:
         assert all(map(torch.equal, state, states[0]))
     chain, steps = run.kernel.chain, run.kernel.tuning.steps_per_draw
@@ -135,19 +151,22 @@ def test_settings_are_frozen_after_warm_up(quick):
 
 
 @pytest.mark.parametrize("method", ["sequential", "vectorized"])
-@pytest.mark.parametrize("stage", ["Warmup", "Sample"])
 @pytest.mark.parametrize("seed", [7, None])
-def test_a_run_resumes_bit_for_bit(quick, tmp_path, method, stage, seed):
+def test_a_run_resumes_bit_for_bit_in_warm_up_and_after(quick, tmp_path, method, seed):
     options = {"num_chains": 2, "chain_method": method, "kernel": {"seed": seed}}
     pyro.set_rng_seed(3)
     whole = make_run(**options)
     whole.run(X, Y, batch_size=5)
     pyro.set_rng_seed(3)
-    name = f"{stage} [0]" if method == "sequential" else stage
-    stopped = make_run(**options, hook_fn=StopAt(name, 1), checkpoint=tmp_path / "run")
+    number = " [0]" if method == "sequential" else ""
+    path, early, late = tmp_path / "run", f"Warmup{number}", f"Sample{number}"
+    stopped = make_run(**options, hook_fn=StopAt(early, 1), checkpoint=path)
     with pytest.raises(Stop):
         stopped.run(X, Y, batch_size=5)
-    rest = resume_mcmc(tmp_path / "run", sparse_regression)
+    stopped = resume_mcmc(path, sparse_regression, hook_fn=StopAt(late, 1))
+    with pytest.raises(Stop):
+        stopped.run(X, Y, batch_size=5)
+    rest = resume_mcmc(path, sparse_regression)
     assert rest.kernel.transition == TunedBAOAB() and rest.kernel.steps_per_draw == "auto"
     rest.run(X, Y, batch_size=5)
     assert_same_records(copy_records(rest), copy_records(whole))
@@ -168,13 +187,11 @@ def test_batches_of_a_loader(quick):
     assert run.kernel.tuning.minibatches
 
 
-def test_pyros_own_mcmc(quick):
+def test_pyros_own_mcmc(quick, tuned):
     kernel = aeb.AEBKernel(sparse_regression, adaptation=ADAPTATION, seed=7)
     run = pyro.infer.MCMC(kernel, 6, 4, disable_progbar=True)
     run.run(X, Y, batch_size=5)
-    ours = make_run()
-    ours.run(X, Y, batch_size=5)
-    assert torch.equal(run.get_samples()["beta"], ours.get_samples()["beta"])
+    assert torch.equal(run.get_samples()["beta"], tuned[0].get_samples()["beta"])
 
 
 def test_settings_are_overridden_one_by_one(quick):
