@@ -54,7 +54,7 @@ LEVEL = 0.9
 # The Laplace's scale, v0, decides how honest the intervals are. Where the data are noisy and the
 # weights many, a wide one lets them fit the noise: sigma comes out too small, and intervals too
 # short. v0 = 1 / sqrt(n) is the standard error of one weight in units of sigma, and about as wide
-# as it should be (the README says more on this).
+# as it should be (the page on choosing v0 says more on this).
 
 
 class Model:

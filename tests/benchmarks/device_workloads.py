@@ -50,7 +50,7 @@ class DeviceWorkload(Workload):
 
 
 def first(batch: int | None, device: torch.device) -> DeviceWorkload:
-    """The README's first program, p = 20, n = 100."""
+    """The quickstart's program, p = 20, n = 100."""
     own = {"transition": FIRST_STEPS, "friction": 1.0, "step_size": 1e-4}
     return _linear("F", FIRST, batch, device, **own)
 

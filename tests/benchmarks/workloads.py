@@ -6,7 +6,7 @@ What the benchmarks time: five models, each as a plain torch network on one batc
 model for :class:`pyro_aeb.AEBKernel`.
 
 ===  ====================================================================================
-F    the README's first program: sparse regression, p = 20, n = 100, batches of 50, SGLD
+F    the quickstart's program: sparse regression, p = 20, n = 100, batches of 50, SGLD
 L    sparse regression, p = 1000, n = 100, all rows at every step
 M    an MLP 784-400-400-10, 478,410 weights, batches of 100
 C    a network of two convolutions and two linear layers, 681,506 weights, batches of 100
@@ -43,7 +43,7 @@ sys.path.insert(0, str(REPRODUCE))
 networks = importlib.import_module("vision.networks")
 
 TITLES = {
-    "F": "the README's first program, p = 20, n = 100, batches of 50, SGLD",
+    "F": "the quickstart's program, p = 20, n = 100, batches of 50, SGLD",
     "L": "linear regression, p = 1000, n = 100",
     "M": "MLP 784–400–400–10, 478,410 weights, batches of 100",
     "C": "two convolutions and two linear layers, 681,506 weights, batches of 100",
@@ -205,7 +205,7 @@ def linear_model(X: Tensor, y: Tensor, batch_size: int | None = None) -> None:
 
 
 def first() -> Workload:
-    """The README's first program."""
+    """The quickstart's program."""
     X = torch.randn(N, FIRST)
     y = X[:, :3] @ torch.tensor([3.0, 2.0, 1.0]) + torch.randn(N)
     return Workload(

@@ -3,7 +3,7 @@
 
 """
 How many files a reader of one step has to open: those of the package that run code during one
-iteration of Algorithm 1, SGLD with an SSGL prior, as in the README's first program.
+iteration of Algorithm 1, SGLD with an SSGL prior, as in the quickstart's program.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The README's first program runs as it is written, and its links lead somewhere."""
+"""The quickstart's program runs as it is written, and its links lead somewhere."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ import pyro_aeb as aeb
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
 
 
 def code_blocks(marker: str) -> list[str]:
     """The fenced blocks that follow ``<!-- marker -->``."""
     pattern = rf"^<!-- {re.escape(marker)} -->\n```\w+\n(.*?)^```$"
-    return re.findall(pattern, README, re.M | re.S)
+    return re.findall(pattern, README + QUICKSTART, re.M | re.S)
+
+
+MAX_PROGRAM = 24
+"""Lines of a program, without imports and empty ones."""
 
 
 def run_program(program: str) -> dict[str, Any]:
     # As a module of its own: what it defines is at the top level, as in a user's file.
     names: dict[str, Any] = {"__name__": "first_program"}
-    exec(compile(program, "README.md", "exec"), names)
+    exec(compile(program, "page", "exec"), names)
     return names
 
 
@@ -40,6 +45,34 @@ def with_smaller_numbers(program: str, sizes: dict[str, tuple[int, int]]) -> str
         program, count = re.subn(rf"\b{name}={written}\b", f"{name}={used}", program)
         assert count == 1, f"the first program has {count} arguments {name}={written}, expected one"
     return program
+
+
+def test_the_readme_fits_three_screens() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("marker", ["first-answer", "network-program"])
+def test_programs_are_short(marker: str) -> None:
+    (program,) = code_blocks(marker)
+    lines = [line for line in program.splitlines() if line and not line.startswith("import")]
+    assert len(lines) <= MAX_PROGRAM
+
+
+def test_first_answer_prints_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """At a tenth of its size: the features, the predictions and the verdict, in that form."""
+    (program,), (output,) = code_blocks("first-answer"), code_blocks("first-answer-output")
+    sizes = {"num_samples": (500, 50), "warmup_steps": (100, 20)}
+    names = run_program(with_smaller_numbers(program, sizes))
+    printed = capsys.readouterr().out
+    shown = output.splitlines()
+    assert printed.splitlines()[:5] == [shown[0].replace("500", "50"), *shown[1:5]]
+    assert "4 chains of 50 draws, 10 step(s) apart" in printed
+    found = names["predicted"].median(0).values
+    expected = torch.tensor([[float(x) for x in re.findall(r"-?\d\.\d+", r)] for r in shown[5:8]])
+    # 200 draws of standard deviation 1: 4 errors of a median, 1.25 / sqrt(200) each.
+    assert (found - expected[:, 1]).abs().max() < 4 * 1.25 / math.sqrt(200)
+    truth = names["X_new"][:, :3] @ torch.tensor([3.0, 2.0, 1.0])
+    assert ((expected[:, 0] < truth) & (truth < expected[:, 2])).all()
 
 
 def test_first_program_at_reduced_size() -> None:
@@ -73,7 +106,7 @@ def test_first_program_at_reduced_size() -> None:
 @pytest.mark.slow
 def test_first_program_finds_its_three_effects() -> None:
     data, analysis = code_blocks("first-program")
-    # A shorter run; all settings that bear on what it converges to are the README's.
+    # A shorter run; all settings that bear on what it converges to are the page's.
     sizes = {"num_samples": (1000, 100), "warmup_steps": (200, 50), "steps_per_draw": (100, 50)}
     names = run_program(data + with_smaller_numbers(analysis, sizes))
 
@@ -90,7 +123,7 @@ def test_first_program_finds_its_three_effects() -> None:
     assert abs(draws["sigma2"][-1].item() - 1) < 4 * math.sqrt(2 / len(y))
 
 
-def test_prediction_follows_the_readme() -> None:
+def test_prediction_follows_the_page() -> None:
     data, analysis = code_blocks("first-program")
     last = ast.unparse(ast.parse(analysis).body[-1])
     assert last == "Predictive(model, mcmc.get_samples())(X_test)['y']"
@@ -101,9 +134,9 @@ def test_prediction_follows_the_readme() -> None:
 
 
 def test_network_program_at_reduced_size() -> None:
-    data, analysis = code_blocks("network-program")
+    (program,) = code_blocks("network-program")
     sizes = {"num_samples": (100, 5), "warmup_steps": (100, 2), "steps_per_draw": (50, 3)}
-    names = run_program(data + with_smaller_numbers(analysis, sizes))
+    names = run_program(with_smaller_numbers(program, sizes))
     assert names["mcmc"].get_samples()["0.weight"].shape == (5, 50, 20)
     assert names["predict"].evaluate(names["test"]).draws == 5
     # The paper's schedule: 0.8 (1 - 0.99^(k / 10)) of all 1152 weights at step 21.

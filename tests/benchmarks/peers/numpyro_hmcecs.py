@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-NumPyro's HMC with energy-conserving subsampling on the README's first program, all its sites
+NumPyro's HMC with energy-conserving subsampling on the quickstart's program, all its sites
 sampled, the weights' mixture summed out. A trajectory has some leapfrog steps, each with the
 gradient of a batch, and two accept steps: of the trajectory, and of a part of the batch.
 """

@@ -20,7 +20,7 @@ from ..workloads import Step, Workload, compiled
 from .base import Peer
 
 STEPS_PER_DRAW = 100
-"""The README's first program's."""
+"""The quickstart's program's."""
 
 IN_BLOCKS = "FL"
 """The small models, whose compiled steps are made in blocks."""

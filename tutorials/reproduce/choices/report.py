@@ -102,7 +102,7 @@ def _table(summary: pd.DataFrame, members: dict[str, str]) -> str:
 def _draw(summary: pd.DataFrame, path: Path) -> None:
     """
     Excess error over the values of v0, v1 and tau, with standard errors. A dotted line is at the
-    value in the middle; a band has the README's bounds of v0, for an effect of 1/2.
+    value in the middle; a band has the page's bounds of v0, for an effect of 1/2.
     """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, key in zip(figure.subplots(1, 3, sharey=True), ("v0", "v1", "tau"), strict=True):
