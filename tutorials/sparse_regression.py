@@ -42,6 +42,7 @@ from reproduce.sparse_linear.recommended import (
     Run,
     residual_scale,
 )
+from scipy import stats
 from torch import Tensor
 
 import pyro_aeb as aeb
@@ -131,7 +132,10 @@ def main(args: argparse.Namespace) -> None:
     cold = run_chain(X, y, CHOOSE, sigma, start, fresh, args)
 
     end = {name: draws[-1] for name, draws in cold.get_samples().items()}
-    chosen = {"beta": cold.kernel.latents.rho}
+    rho = cold.kernel.latents.rho
+    print(f"Run 1 of 2, cold, chooses: {int((rho > 0.5).sum())} of {size.features} features.")
+    print("Run 2 of 2, at temperature 1, starts there and samples: what follows is of this run.")
+    chosen = {"beta": rho}
     warm = aeb.StochasticApproximation(OMEGA, initial_inclusion=chosen)
     mcmc = run_chain(X, y, SAMPLE, sigma, end, warm, args)
 
@@ -188,23 +192,51 @@ def main(args: argparse.Namespace) -> None:
     # the price of a run of seconds: steps that are not small next to the spikes, so that these are
     # too wide, and draws that remember one another.
     print()
-    aeb.check(mcmc)
+    verdict = aeb.check(mcmc)
+    if not verdict.ok:
+        print(
+            "\nThis run takes seconds, and its warnings are the price. Its steps are not small "
+            "next to the\nspikes, which come out too wide, and its draws remember one another. "
+            "Smaller steps and\nmore draws mend both, and take as many times longer."
+        )
 
     figure = draw(problem, found, beta, inclusion, [aeb.to_arviz(cold), trace])
     figure.savefig(args.out / "sparse_regression.png", dpi=110)
     print(f"\nsparse_regression.png and trace.nc are in {args.out}")
 
 
+def told_the_three(problem: Problem) -> tuple[Any, Any]:
+    """Least squares on the true features alone: estimates, and 90 % intervals of shape (2, 3)."""
+    X = problem.X[:, problem.signals]
+    estimate = np.linalg.lstsq(X, problem.y, rcond=None)[0]
+    free = len(X) - X.shape[1]
+    variance = np.sum((problem.y - X @ estimate) ** 2) / free
+    error = np.sqrt(variance * np.diag(np.linalg.inv(X.T @ X)))
+    reach = stats.t.ppf(0.95, free) * error
+    return estimate, np.stack([estimate - reach, estimate + reach])
+
+
 def print_signals(problem: Problem, found: Fit, inclusion: Any) -> None:
-    """The three coefficients that matter, and what else was kept."""
+    """The three coefficients that matter, beside least squares, and what else was kept."""
     assert found.interval is not None
-    print(f"\n{'':8}{'truth':>8}{'mean':>8}{'90 % interval':>18}{'P(slab)':>9}")
-    for j in problem.signals:
-        low, high = found.interval[:, j]
+    estimate, intervals = told_the_three(problem)
+    own = found.interval[:, problem.signals]
+    truth = problem.beta[problem.signals]
+    print(f"\n{'':40}{'':9}{'least squares, told the three':>34}")
+    print(
+        f"{'':8}{'truth':>6}{'mean':>8}{'90 % interval':>18}{'P(slab)':>9}"
+        f"{'estimate':>16}{'90 % interval':>18}"
+    )
+    for i, j in enumerate(problem.signals):
+        spans = [f"[{low:.2f}, {high:.2f}]" for low, high in (own[:, i], intervals[:, i])]
         print(
-            f"beta_{j + 1:<3}{problem.beta[j]:8.2f}{found.coefficients[j]:8.2f}"
-            f"{f'[{low:.2f}, {high:.2f}]':>18}{inclusion[j]:9.2f}"
+            f"beta_{j + 1:<3}{truth[i]:6.2f}{found.coefficients[j]:8.2f}{spans[0]:>18}"
+            f"{inclusion[j]:9.2f}{estimate[i]:16.2f}{spans[1]:>18}"
         )
+    misses, usual = (int(((truth < x[0]) | (truth > x[1])).sum()) for x in (own, intervals))
+    print(f"intervals that miss the truth: {misses} of 3, and {usual} of 3 by least squares")
+    if usual and misses:
+        print("(these data are unlucky: not even who knows the three features is near the truth)")
     kept = ", ".join(f"x{j + 1}" for j in np.flatnonzero(found.selected)) or "none"
     print(f"features kept: {kept} (the truth: x1, x2, x3)")
 
@@ -243,9 +275,12 @@ def draw(problem: Problem, found: Fit, beta: Any, inclusion: Any, traces: list[A
     axes = panels[0, 0]
     for j, color in zip(problem.signals, colors, strict=True):
         axes.hist(beta[:, j], bins=30, density=True, alpha=0.6, color=color, label=f"β{j + 1}")
-        axes.axvline(problem.beta[j], color=color, linestyle="--")
-    axes.set(title="posteriors (dashed: truth)", xlabel="coefficient", yticks=[])
-    axes.legend()
+        axes.axvline(problem.beta[j], 0.0, 0.85, color=color, linestyle="--")
+    for x, color in zip(told_the_three(problem)[0], colors, strict=True):
+        axes.axvline(x, 0.0, 0.85, color=color, linestyle=":")
+    axes.set(xlabel="coefficient", yticks=[], ylim=(0.0, axes.get_ylim()[1] * 1.15))
+    axes.set_title("posteriors (dashed: truth; dotted: least squares)", fontsize=11)
+    axes.legend(loc="upper center", ncols=3, frameon=False)
 
     halves = {"training": (problem.X, problem.y), "test": (problem.X_test, problem.y_test)}
     for axes, (half, (X, y)) in zip(panels[0, 1:], halves.items(), strict=True):
@@ -276,13 +311,15 @@ def draw(problem: Problem, found: Fit, beta: Any, inclusion: Any, traces: list[A
 
     axes = panels[1, 2]
     start = 0
-    for label, trace in zip(("choose", "sample"), traces, strict=True):
+    for label, trace in zip(("1: choose", "2: sample"), traces, strict=True):
         expected = trace.adaptation["beta_rho"].values[0].sum(-1)
         axes.plot(np.arange(start, start + len(expected)), expected, label=label)
         start += len(expected)
     axes.axhline(len(problem.signals), color="gray", linestyle="--", label="truth")
     axes.set(title="expected features in the slab", xlabel="draw, the two runs in a row")
-    axes.legend()
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.2 * (high - low))  # room for the legend
+    axes.legend(loc="upper center", ncols=3, frameon=False, handlelength=1.2, columnspacing=1.2)
     return figure
 
 
