@@ -175,6 +175,7 @@ def test_coverage_by_hand() -> None:
         ("interval_coverage", (), ("against_exact.png",)),
         ("choosing", (), ("choices.png",)),
         ("gibbs", ("--problems", "coverage", "logistic", "batches"), ()),
+        ("learned_width", ("--problems", "dense"), ()),
     ],
 )  # fmt: skip
 def test_a_script_runs_at_smoke_size(
@@ -185,7 +186,7 @@ def test_a_script_runs_at_smoke_size(
     results = tmp_path / "results"
     rows = read_rows(results / "replicates.csv")
     expected = {"convergence": 4, "sbc": len(ranks.SETTINGS), "interval_coverage": 10}
-    expected["gibbs"] = 6
+    expected |= {"gibbs": 6, "learned_width": 6}
     expected["choosing"] = 2 * len(choices.METHODS)
     assert len(rows) == expected[script]
     page = (results / "table.md").read_text(encoding="utf-8")
