@@ -87,13 +87,14 @@ def _simulated(problem: str, seed: int) -> tuple[Array, Array, Array, Array]:
 
 
 def ridge(x: Array, y: Array, x_test: Array) -> Array:
-    """Predictions at the penalty of least leave-one-out error."""
+    """Predictions at the penalty of least leave-one-out error; x and y are centred."""
     left, values, right = np.linalg.svd(x, full_matrices=False)
+    free = 1 - 1 / len(y)  # what the mean leaves of one row
     best: tuple[float, Array] = (np.inf, y)
     for penalty in PENALTIES:
         shrink = values**2 / (values**2 + penalty)
         fitted = left @ (shrink * (left.T @ y))
-        error = float(np.mean(((y - fitted) / (1 - (left**2 * shrink).sum(1))) ** 2))
+        error = float(np.mean(((y - fitted) / (free - (left**2 * shrink).sum(1))) ** 2))
         if error < best[0]:
             best = error, right.T @ (shrink / values * (left.T @ y))
     return x_test @ best[1]
