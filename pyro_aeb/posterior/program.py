@@ -568,7 +568,7 @@ def _set_random_state(state: Sequence[Tensor], device: torch.device) -> None:
 
 def _find_place(error: BaseException) -> str:
     """Return the innermost line of the user's code that an error, or what caused it, came from."""
-    frames = []
+    frames: list[traceback.FrameSummary] = []
     cause: BaseException | None = error
     while cause is not None:
         frames += traceback.extract_tb(cause.__traceback__)
