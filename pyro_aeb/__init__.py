@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyro_aeb.backend  # noqa: F401  (registers pyro.distributions.SSGL and the pyroapi backend)
 from pyro_aeb import latents, nn, priors, transitions
-from pyro_aeb._version import __version__
 from pyro_aeb.adaptation.gibbs import Gibbs
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.errors import (
@@ -38,6 +37,7 @@ from pyro_aeb.schedules import (
     Polynomial,
     PruningSchedule,
 )
+from pyro_aeb.storage.version import __version__
 from pyro_aeb.storage.zarr_trace import open_trace
 from pyro_aeb.transitions import SGHMC, SGLD
 

@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_aeb._version import __version__
+from pyro_aeb.storage.version import __version__
 
 SAMPLE_DIMS = ("chain", "draw")
 """Leading dimensions of variables."""

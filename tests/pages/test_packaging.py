@@ -39,7 +39,7 @@ def test_version_is_written_in_one_place() -> None:
     literal = re.compile(rf"""["']{re.escape(version)}["']""")
     files = [*SOURCES, ROOT / "setup.cfg", ROOT / "pyproject.toml"]
     holders = [path for path in files if literal.search(path.read_text(encoding="utf-8"))]
-    assert holders == [PACKAGE / "_version.py"]
+    assert holders == [PACKAGE / "storage" / "version.py"]
 
 
 def test_installed_version_is_this_one() -> None:

@@ -46,6 +46,8 @@ ADDED = {
 
 def resolve(name: str) -> Any:
     """The object of a dotted name in pyro_aeb, None where there is none."""
+    if name.startswith("sklearn."):  # imported on request alone: it is an extra
+        importlib.import_module("pyro_aeb.sklearn")
     return reduce(lambda value, part: getattr(value, part, None), name.split("."), pyro_aeb)
 
 

@@ -24,8 +24,8 @@ from pyro.infer.mcmc.api import StreamingMCMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 
 import pyro_aeb as aeb
-from pyro_aeb._version import __version__
 from pyro_aeb.storage.inference_data import to_arviz
+from pyro_aeb.storage.version import __version__
 from pyro_aeb.storage.xarray_variables import to_container
 
 ARVIZ_0 = hasattr(az, "from_pyro")
