@@ -83,18 +83,24 @@ def check_lengths(
     lengths = {name: len(value) for name, value in tensors.items() if value.dim()}
     of_data = {frame.name for s in observed.values() for frame in s["cond_indep_stack"]}
     sizes = {name: s["fn"].size for name, s in subsamples.items() if name in of_data}
-    for site, value in ((name, site["value"]) for name, site in sorted(observed.items())):
-        own = [f for f in observed[site]["cond_indep_stack"] if f.name in subsamples]
-        others = [size for n, size in sizes.items() if n not in {frame.name for frame in own}]
-        for plate, size in ((frame.name, sizes[frame.name]) for frame in own):
+    largest = sorted(sizes, key=sizes.__getitem__, reverse=True)
+    alike: dict[torch.Size, list[str]] = {}
+    for name in lengths:
+        alike.setdefault(tensors[name].shape[1:], []).append(name)
+    for _, site in sorted(observed.items()):
+        value = site["value"]
+        own = [frame.name for frame in site["cond_indep_stack"] if frame.name in subsamples]
+        other = next((sizes[plate] for plate in largest if plate not in own), 0)
+        for plate in own if isinstance(value, Tensor) else ():
+            size, rows = sizes[plate], subsamples[plate]["value"]
             whole = next((name for name, length in lengths.items() if length == size), None)
-            if whole is None or not isinstance(value, Tensor):
+            if whole is None:
                 continue
-            for name in (n for n, length in lengths.items() if size < length):
-                if max(others, default=0) >= lengths[name] - size:
+            for name in alike.get(value.shape[1:], ()):
+                data = tensors[name]
+                if lengths[name] <= size + other or value.shape[:1] != rows.shape:
                     continue
-                rows = tensors[name][subsamples[plate]["value"].to(tensors[name].device)]
-                if rows.shape == value.shape and torch.equal(rows.to(value), value):
+                if torch.equal(data[rows.to(data.device)].to(value), value):
                     raise _left_over(name, lengths[name], plate, size, whole, tensors[whole])
 
 

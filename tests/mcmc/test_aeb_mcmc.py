@@ -55,7 +55,8 @@ def test_arguments_are_pyros_and_more():
     theirs = inspect.signature(PyroMCMC).parameters
     assert [*ours][: len(theirs)] == [*theirs]
     for name, parameter in theirs.items():
-        assert ours[name].default == parameter.default, name
+        if name != "num_samples":  # without it and without ess there is an error, as with Pyro
+            assert ours[name].default == parameter.default, name
         assert ours[name].kind == parameter.kind, name
     for name in [*ours][len(theirs) :]:
         assert ours[name].kind == inspect.Parameter.KEYWORD_ONLY, name
