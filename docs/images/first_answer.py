@@ -41,10 +41,10 @@ def run_program() -> dict[str, Any]:
 def draw(names: dict[str, Any]) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     probability = aeb.inclusion(names["mcmc"])["beta"].probability
-    features = range(1, len(probability) + 1)
+    features = range(len(probability))
     left.bar(features, probability, color=[BLUE if p > 0.5 else GREY for p in probability])
     left.axhline(0.5, color="black", lw=0.8, ls=":")
-    left.set(title="Which features matter?", xlabel="feature", xticks=[1, 2, 3, 5, 10, 15, 20])
+    left.set(title="Which features matter?", xlabel="feature", xticks=[0, 1, 2, 5, 10, 15, 19])
     left.set_ylabel("probability that it is in")
 
     torch.manual_seed(1)  # rows that the program has not seen
