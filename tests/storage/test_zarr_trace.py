@@ -402,12 +402,12 @@ def test_a_write_that_failed_is_repeated(path, monkeypatch):
 # Memory
 
 
-def test_memory_does_not_grow_with_the_draws(path, tmp_path, monkeypatch):
+def test_memory_does_not_grow_with_the_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(zarr_store, "BLOCK_BYTES", 2**20)
     shapes = {"bias": (3,), "w": (64, 256)}  # 64 KiB a draw
 
-    def peak(path, draws) -> int:
-        trace = TraceFile(path, 1, draws)
+    def peak(draws, number) -> int:
+        trace = TraceFile(tmp_path / f"{draws}-{number}.zarr", 1, draws)
         gc.collect()  # what other tests left would be collected at any time
         tracemalloc.start()
         for draw in range(draws):
@@ -417,7 +417,8 @@ def test_memory_does_not_grow_with_the_draws(path, tmp_path, monkeypatch):
         tracemalloc.stop()
         return most
 
-    few, many = peak(path, 64), peak(tmp_path / "more.zarr", 320)
+    # By chance a thread of zarr's holds a block for longer: the lowest of three peaks.
+    few, many = (min(peak(draws, number) for number in range(3)) for draws in (64, 320))
     assert many < few + zarr_store.BLOCK_BYTES  # 16 MiB more have been written
 
 
