@@ -120,10 +120,11 @@ class Adaptation(ABC):
         """Whether some latents move in scans of all data between the steps."""
         return self.is_sampled
 
+    @abstractmethod
     def steps_to_scan(self, step: int) -> int:
         """Return the number of steps from a step to the next one that a scan follows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scan(
         self,
         position: Tensor,
@@ -142,7 +143,6 @@ class Adaptation(ABC):
         :param bool warming_up: whether the next draw is one of warm-up.
         :param omega: weight of (8) at that step; 0 where tau is not 1.
         """
-        raise NotImplementedError
 
     def step_unit(self, latents: Latents | None) -> Tensor:
         """

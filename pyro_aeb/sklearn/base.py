@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -66,14 +67,14 @@ class Estimator(BaseEstimator):
         return {name: value.double().numpy() for name, value in mcmc.get_samples().items()}
 
 
-class Regressor(RegressorMixin, Estimator):
+class Regressor(RegressorMixin, Estimator, ABC):
     """Regression with Normal noise, whose standard deviation at every draw is ``_noise``."""
 
     _noise: Any
 
+    @abstractmethod
     def _means(self, X: Any) -> Any:
         """Return the mean of the target at every draw, shape (draws, n)."""
-        raise NotImplementedError
 
     def _targets(self, X: Any, y: Any) -> tuple[Any, Any]:
         X, y = validate_data(self, X, y, y_numeric=True, dtype=np.float64, ensure_min_samples=2)
@@ -98,14 +99,14 @@ class Regressor(RegressorMixin, Estimator):
         return np.quantile(means + self._noise[:, None] * noise, bounds, axis=0).T
 
 
-class Classifier(ClassifierMixin, Estimator):
+class Classifier(ClassifierMixin, Estimator, ABC):
     """Classification by probabilities that are averaged over the draws."""
 
     classes_: Any
 
+    @abstractmethod
     def _probabilities(self, X: Any) -> Any:
         """Return the probabilities of the classes, averaged over the draws, shape (n, classes)."""
-        raise NotImplementedError
 
     def _targets(self, X: Any, y: Any) -> tuple[Any, Any]:
         """Return the features, and the numbers of the classes from 0 on."""
