@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-100,000 steps of a small model, by a process that has done nothing else before: its peak of memory
+30,000 steps of a small model, by a process that has done nothing else before: its peak of memory
 is that of the steps.
 
     python -m tests.benchmarks.long_run
@@ -24,7 +24,7 @@ import pyro_aeb as aeb
 
 from . import timing
 
-STEPS, STEPS_PER_DRAW = 100_000, 1000
+STEPS, STEPS_PER_DRAW = 30_000, 1000
 DRAWS = STEPS // STEPS_PER_DRAW
 WARM = DRAWS // 10
 
