@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted((ROOT / "pyro_aeb").rglob("*.py"))
+PACKAGE = sorted((ROOT / "pyro_aeb").rglob("*.py"))
+TUTORIALS = sorted((ROOT / "tutorials").rglob("*.py"))
 
 # A summary such as "What a run keeps" or "Of every chain, the state" names its subject by a clause.
 FIRST_WORDS = re.compile(r"(What|Where|Of|By|As|That|Given)\b")
@@ -50,15 +51,19 @@ def long_functions(source: str) -> list[str]:
     return found
 
 
-RULES = {"summaries": wrong_summaries, "functions": long_functions}
+RULES = {
+    "summaries": (wrong_summaries, [*PACKAGE, *TUTORIALS]),
+    "functions": (long_functions, PACKAGE),
+}
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_package_keeps_the_style(rule: str) -> None:
+    find, files = RULES[rule]
     offenders = [
         f"{path.relative_to(ROOT)}:{offender}"
-        for path in FILES
-        for offender in RULES[rule](path.read_text(encoding="utf-8"))
+        for path in files
+        for offender in find(path.read_text(encoding="utf-8"))
     ]
     assert offenders == [], "\n".join(["", *offenders])
 

@@ -140,7 +140,7 @@ def run_chains(X: Tensor, y: Tensor, args: argparse.Namespace) -> list[tuple[Mod
 
 def replies(runs: list[tuple[Model, MCMC]], X: Tensor) -> tuple[Any, Any]:
     """
-    What every draw says about inputs of shape (rows, d).
+    Return what every draw predicts for inputs of shape (rows, d).
 
     :returns: the network's outputs, and new targets drawn with noise; shape (chains, draws, rows).
     """

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What v0, v1, the temperature, delta's prior and omega do, one changed at a time.
+Effects of v0, v1, the temperature, delta's prior and omega, one changed at a time.
 
     python tutorials/reproduce/choosing.py --jobs 2 --out results
 

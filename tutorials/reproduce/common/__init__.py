@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What the reproduction scripts share, in parts:
+The code that the reproduction scripts share, in parts:
 
 - ``harness``: runs (seed, name) tasks in parallel and survives interruption;
 - ``experiment``: a whole run, from tasks to tables and exit status;

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What every reproduction script does once its tasks are known: runs them, keeps every finished one,
-writes the tables, and says what failed.
+Run the tasks of a reproduction script, keep every finished one, write the tables, and say what
+failed.
 """
 
 from __future__ import annotations

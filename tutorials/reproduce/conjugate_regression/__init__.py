@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What the tutorial on kernels needs beside them:
+Helpers of the tutorial on kernels:
 
 - ``problem``: a regression with a known posterior, and the bias of SGLD on it;
 - ``figure``: its figure.

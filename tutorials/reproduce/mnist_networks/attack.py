@@ -46,7 +46,7 @@ FIGURES = tuple(figure_of(strength) for strength in STRENGTHS)
 @dataclass(frozen=True)
 class Attack:
     """
-    What all rows of a run share.
+    The settings that all rows of a run share.
 
     :param draws: the folder of the stored draws.
     :param data_dir: of the images; None makes some up.

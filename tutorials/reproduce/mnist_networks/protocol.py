@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What a row of the table is, and the constants of every preset.
+The rows of the table, and the constants of every preset.
 
 A row is named by its data, network and method, such as ``"fashion net1 sghmc-sa"``. Its
 :class:`Protocol` comes from a preset; the same protocol serves all four methods on the same data

@@ -47,7 +47,7 @@ VALIDATION = 5000
 @dataclass(frozen=True)
 class Job:
     """
-    What all rows of a run share.
+    The settings that all rows of a run share.
 
     :param protocols: of every data and network.
     :param data_dir: of the images; None makes some up.

@@ -57,7 +57,7 @@ class OneCycle:
 @dataclass(frozen=True)
 class Protocol:
     """
-    What is run: everything that, if changed, makes other rows.
+    Every setting that, if changed, makes other rows.
 
     :param int dense_epochs: of the dense stage.
     :param int sparse_epochs: of the sparse stage.

@@ -17,7 +17,7 @@ FIGURES = [*training.FIGURES, "drop_last", "drop_average", "sparsity", "sigma", 
 
 def settings_of(name: str, protocol: Protocol, score: str) -> str:
     """
-    What decides a row beside the seed, as text.
+    Return the settings of a row other than the seed, as text.
 
     :raises KeyError: if there is no such row.
     """

@@ -29,7 +29,7 @@ FIGURES = [f"{score}_{which}" for score in SCORES for which in ("last", "average
 @dataclass(frozen=True)
 class Run:
     """
-    Where a run's data come from, where its results go, and how long it is.
+    The source of a run's data, the folder of its results, and its length.
 
     :param Protocol protocol: sizes, lengths and schedules.
     :param data_dir: folder of the data; None makes images up.

@@ -43,7 +43,7 @@ PLAIN_SGHMC = SGHMC(step_size=5e-4, friction=0.1)
 @dataclass(frozen=True)
 class Protocol:
     """
-    What is run: everything that, if changed, makes other rows.
+    Every setting that, if changed, makes other rows.
 
     :param Size size: of the simulated data.
     :param int steps: length of every SG-MCMC chain, warm-up included; plain SGLD and SGHMC get

@@ -52,7 +52,8 @@ class Parameters(NamedTuple):
 
 class Expected(NamedTuple):
     """
-    Given all observations, summed over sequences, for each of G values of the means.
+    Expected statistics given all observations, summed over sequences, for each of G values of
+    the means.
 
     :param log_likelihood: shape (G,).
     :param pairs: expected numbers of transitions, shape (G, 2, 2).

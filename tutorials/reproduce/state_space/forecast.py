@@ -30,7 +30,7 @@ FORECAST_HEADER = [
 
 class Forecasts(NamedTuple):
     """
-    Of every observation from the earlier ones, under each of D models.
+    Forecasts of every observation from the earlier ones, under each of D models.
 
     :param mean: shape (D, T).
     :param log_density: of what was observed, shape (D, T).
@@ -91,7 +91,7 @@ def forecast(
 
 def score(y: Tensor, forecasts: Forecasts, start: int) -> Score:
     """
-    Of the average over the models: the mean of their means, the mixture of their densities.
+    Score the average over the models: the mean of their means, the mixture of their densities.
 
     :param int start: the first observation that counts.
     """

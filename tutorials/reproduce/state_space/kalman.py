@@ -39,7 +39,7 @@ class Parameters(NamedTuple):
 
 class Moments(NamedTuple):
     """
-    Of the path given all observations.
+    Moments of the path given all observations.
 
     :param mean: shape (T,).
     :param variance: shape (T,).

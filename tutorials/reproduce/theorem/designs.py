@@ -73,7 +73,7 @@ def nodes(design: aeb.testing.OrthogonalDesign, step: float) -> aeb.testing.Orth
 @cache
 def fixed_point(name: str, step: float, rho: float = 0.5) -> Array:
     """
-    Where the mean field leads to from a start, theta* = (rho, q, sigma, delta).
+    Return the limit of the mean field from a start, theta* = (rho, q, sigma, delta).
 
     :param name: of the design.
     :param step: step size times curvature; 0 for the limit of small steps, the theorem's theta*.
@@ -103,7 +103,7 @@ def gain(name: str, step: float) -> float:
 
 def quantiles(name: str, j: int, step: float, at: Array) -> Array:
     """
-    Of the law of weight j at theta* of steps of this size; step 0 is exp(tau Q(.; theta*)).
+    Return quantiles of weight j at theta* for steps of this size; step 0 is exp(tau Q(.; theta*)).
 
     :param at: probabilities.
     """

@@ -150,7 +150,7 @@ def settings_for(method: str, table: str) -> Settings:
 
 def settings_text(task: str, smoke: bool) -> str:
     """
-    What decides a task, as text.
+    Return the settings of a task as text.
 
     :param str task: ``<table>/<method>``.
     :raises KeyError: if it is not known.

@@ -96,7 +96,7 @@ class Network:
 
     def first_values(self, sigma: float, delta: float, seed: int) -> dict[str, Tensor]:
         """
-        Where a chain starts: weights and biases as torch's own layers start.
+        Return the first values of a chain: weights and biases as torch's own layers start.
 
         :param float sigma: first value of sigma.
         :param float delta: first value of every delta.
