@@ -14,6 +14,7 @@ from pyro_aeb.priors.group import Group
 from pyro_aeb.priors.horseshoe import horseshoe, horseshoe_latents
 from pyro_aeb.priors.lasso import SpikeAndSlabLasso
 from pyro_aeb.priors.normal import SpikeAndSlabNormal
+from pyro_aeb.priors.sparse_prior import SparsePrior
 from pyro_aeb.priors.spike_width import spike_width
 from pyro_aeb.priors.ssgl import SSGL
 from pyro_aeb.priors.student import SpikeAndSlabStudent
@@ -25,6 +26,7 @@ __all__ = [
     "Gaussian",
     "Group",
     "Laplace",
+    "SparsePrior",
     "SpikeAndSlab",
     "SpikeAndSlabLasso",
     "SpikeAndSlabNormal",
