@@ -239,11 +239,16 @@ def _site(site: str, records: _Records, group: int) -> SiteGammas:
 
 
 def _are_joint(settings: Mapping[str, Any]) -> bool:
-    """Return whether draws follow right after scans, or steps in between are given gamma."""
+    """
+    Return whether draws follow right after scans, or steps in between are given gamma. After a
+    warm-up that is tuned, which ends at any step, draws need not follow scans.
+    """
     options = str(settings.get("adaptation", ""))
     every = re.search(r"every=(\d+)", options)
-    steps = int(settings.get("steps_per_draw", 1))
-    return "flips=False" not in options or every is None or steps % int(every[1]) == 0
+    if "flips=False" not in options or every is None:
+        return True
+    steps = str(settings.get("steps_per_draw", 1))
+    return steps.isdecimal() and int(steps) % int(every[1]) == 0
 
 
 def _explain_absence(records: _Records, caller: str) -> str:

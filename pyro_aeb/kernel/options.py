@@ -122,12 +122,6 @@ class KernelOptions:
         return "auto"
 
     def _check_combinations(self) -> None:
-        if self.is_tuned and isinstance(self.adaptation, Gibbs):
-            raise ValueError(
-                "adaptation=Gibbs() and settings that are chosen in warm-up, expected one of them: "
-                "a drawn gamma changes a weight's curvature from step to step. Give a transition "
-                "with a step size, such as SGHMC(1e-4), or use StochasticApproximation"
-            )
         transition = self.transition
         if isinstance(transition, TargetTransition):
             if self.noise != "normal" and transition.noise_size(1) > 1:

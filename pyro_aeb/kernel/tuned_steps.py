@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pyro_aeb.adaptation.gibbs import Gibbs
 from pyro_aeb.errors import ModelError, NonFiniteError, TuningWarning, inform, is_domain_error
 from pyro_aeb.kernel.algorithm import step, step_numbers
 from pyro_aeb.kernel.chain import Chain
@@ -59,6 +60,7 @@ def make_tuner(
         minibatches=from_loader or any(n < size for size, n in structure.plates.values()),
         seed=tuning_seed(options.seed, numbers[0]),
         parents=_sampled_parents(structure),
+        multiple=options.adaptation.every if isinstance(options.adaptation, Gibbs) else 1,
     )
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,6 +71,11 @@ def autocorrelation_times(values: np.ndarray) -> np.ndarray:
     return np.maximum(2.0 * (pairs * positive).sum(0) - 1.0, 1.0)
 
 
-def steps_per_draw(time: float) -> int:
-    """Return half an autocorrelation time: two draws are worth one that is independent."""
-    return int(min(max(round(0.5 * time), 1), MOST_STEPS))
+def steps_per_draw(time: float, multiple: int = 1) -> int:
+    """
+    Return half an autocorrelation time, so that two draws are worth one that is independent.
+
+    :param int multiple: a number that divides the steps.
+    """
+    steps = min(max(round(0.5 * time), 1), MOST_STEPS)
+    return multiple * math.ceil(steps / multiple)

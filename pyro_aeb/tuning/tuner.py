@@ -101,6 +101,7 @@ class Tuner:
     :param bool minibatches: whether gradients are of minibatches.
     :param int seed: of the random numbers of tuning.
     :param parents: site to the sites that its prior depends on, for warnings.
+    :param int multiple: the steps from scan to scan, which divides those per draw that are chosen.
     """
 
     def __init__(
@@ -114,10 +115,11 @@ class Tuner:
         minibatches: bool,
         seed: int,
         parents: Mapping[str, Sequence[str]] | None = None,
+        multiple: int = 1,
     ) -> None:
         self._tuned, self._sites, self._shapes = transition.tuned, sites, shapes
         self._warmup, self._chooses, self._minibatches = warmup, steps == "auto", minibatches
-        self._parents = parents or {}
+        self._parents, self._multiple = parents or {}, multiple
         least = ADAPTATION + PILOT
         self._spacing = math.ceil(least / warmup) if isinstance(steps, str) else steps
         planned = max(least, warmup * self._spacing)
@@ -322,7 +324,7 @@ class Tuner:
             self._temperatures.restart()
             return
         if self._chooses:
-            progress.steps_per_draw = steps_per_draw(progress.autocorrelation)
+            progress.steps_per_draw = steps_per_draw(progress.autocorrelation, self._multiple)
         progress.finished = True
         self._pilot.records.clear()
 
