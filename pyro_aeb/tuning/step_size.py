@@ -34,6 +34,15 @@ def friction_of(step_size: float, least: float = SMALLEST_FRICTION) -> float:
     return min(max(math.sqrt(step_size), least), 1.0)
 
 
+def friction_of_slowest(friction: float, time: float) -> float:
+    r"""
+    Return the friction that a direction asks for whose autocorrelation time, at some friction, is
+    as given: with the frequency :math:`\omega` that time is :math:`2 \alpha / \omega^2` steps, and
+    that of its square, too, is short for :math:`\alpha = \omega`.
+    """
+    return max(math.sqrt(2.0 * friction / time), SMALLEST_FRICTION)
+
+
 def floor(noise: float, tau: float, largest: float) -> float:
     """
     Return the step size, at most the cap, at which independent gradient noise alone would raise the

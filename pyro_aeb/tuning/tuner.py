@@ -24,7 +24,13 @@ from pyro_aeb.tuning.noise import GradientNoise
 from pyro_aeb.tuning.pilot import ENOUGH, EVERY, MONITORED, Pilot, steps_per_draw
 from pyro_aeb.tuning.report import WARM, Tuning, hot_sites, temperature_warnings
 from pyro_aeb.tuning.saved import Saved
-from pyro_aeb.tuning.step_size import cap, floor, friction_of, next_step_size
+from pyro_aeb.tuning.step_size import (
+    cap,
+    floor,
+    friction_of,
+    friction_of_slowest,
+    next_step_size,
+)
 from pyro_aeb.tuning.temperature import Temperatures, standard_error
 
 ADAPTATION = 3000
@@ -44,6 +50,12 @@ WINDOW = 50
 
 RECOVERIES = 20
 """How often a chain that diverges in warm-up is put back, with half of the step size."""
+
+LOWERINGS = 3
+"""How often the friction is lowered for slow directions, each time with another pilot."""
+
+WORSE = 2.0
+"""The growth of an autocorrelation time by which a lower friction is clearly no good."""
 
 SETTLED = 1.5
 """The largest growth of the largest curvature in a pilot that needs no other round."""
@@ -67,6 +79,9 @@ class Progress(Saved):
     :param int warmup_end: the step of the last draw of warm-up.
     :param float share: of the cap on the step size that recoveries have left.
     :param logarithms: of the step sizes at the end of the round.
+    :param int lowered: how often the friction was lowered for slow directions.
+    :param float friction_before: that before the last time.
+    :param float time_before: the autocorrelation time with it; infinite once it was compared.
     """
 
     length: int
@@ -84,6 +99,9 @@ class Progress(Saved):
     slowest: str = ""
     steps: int = 0
     finished: bool = False
+    lowered: int = 0
+    friction_before: float = 1.0
+    time_before: float = math.inf
     logarithms: list[float] = field(default_factory=list)
     temperatures: dict[str, float] = field(default_factory=dict)
 
@@ -266,6 +284,7 @@ class Tuner:
             self._pilot.add(state.position)
         if step == self._decision:
             self._decide(state.position, step, gradients)
+            state = self._settings(state)
         return state
 
     def _end_window(self, position: Tensor, step: int, tau: float) -> None:
@@ -299,16 +318,24 @@ class Tuner:
         if last:
             last = last[len(last) // 3 :]
             self._set(min(math.exp(sum(last) / len(last)), self._cap), 1.0)
+        self._begin_pilot()
+
+    def _begin_pilot(self) -> None:
         self._temperatures.restart()
         self._pilot.records.clear()
 
     def _decide(self, position: Tensor, step: int, gradients: Callable[[], Gradient]) -> None:
-        """Extend the pilot, begin another round, or finish."""
+        """Extend the pilot, begin another one or another round, or finish."""
         progress = self.progress
         progress.autocorrelation, place = self._pilot.slowest()
         inside = (n for n, part in self._sites.items() if part.start <= place < part.stop)
         progress.slowest = next(inside)
         progress.temperatures = self._temperatures.by_site(self._sites)
+        if self._change_friction():
+            progress.begin = step - progress.length
+            progress.pilot = max(progress.pilot, 2 * PILOT)  # the times are compared
+            self._begin_pilot()
+            return
         short = progress.pilot < ENOUGH * progress.autocorrelation
         if short and progress.pilot < LONGEST_PILOT * progress.length:
             progress.pilot *= 2
@@ -321,12 +348,33 @@ class Tuner:
             progress.rounds, progress.begin = progress.rounds + 1, step
             progress.length, progress.pilot = 2 * progress.length, PILOT
             progress.logarithms.clear()
+            progress.lowered = 0
             self._temperatures.restart()
             return
         if self._chooses:
             progress.steps_per_draw = steps_per_draw(progress.autocorrelation, self._multiple)
         progress.finished = True
         self._pilot.records.clear()
+
+    def _change_friction(self) -> bool:
+        """
+        Lower the friction where it holds back the slowest direction, or take that back where the
+        chain has become slower; return whether it has changed. With minibatches it stays: a low
+        friction does not carry off their heat.
+        """
+        progress, time = self.progress, self.progress.autocorrelation
+        if self._minibatches or "friction" not in self._tuned:
+            return False
+        is_worse, progress.time_before = time > WORSE * progress.time_before, math.inf
+        if is_worse:
+            progress.friction, progress.lowered = progress.friction_before, LOWERINGS
+            return True
+        lower = friction_of_slowest(progress.friction, time)
+        if lower > 0.7 * progress.friction or progress.lowered >= LOWERINGS:
+            return False
+        progress.friction_before, progress.time_before = progress.friction, time
+        progress.friction, progress.lowered = lower, progress.lowered + 1
+        return True
 
     # -- settings
 

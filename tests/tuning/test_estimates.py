@@ -15,7 +15,15 @@ from pyro_aeb.tuning.diagonal import FLATTEST, Diagonal
 from pyro_aeb.tuning.largest import Largest
 from pyro_aeb.tuning.noise import GradientNoise, excess_temperature
 from pyro_aeb.tuning.pilot import MOST_STEPS, Pilot, autocorrelation_times, steps_per_draw
-from pyro_aeb.tuning.step_size import EXCESS, cap, floor, friction_of, next_step_size
+from pyro_aeb.tuning.step_size import (
+    EXCESS,
+    SMALLEST_FRICTION,
+    cap,
+    floor,
+    friction_of,
+    friction_of_slowest,
+    next_step_size,
+)
 from pyro_aeb.tuning.temperature import Temperatures
 
 generator = torch.Generator().manual_seed(0)
@@ -137,3 +145,12 @@ def test_a_pilot_measures_the_slowest_weight_and_its_square():
     assert pilot.records[0].shape == (2,)
     assert pilot.slowest()[0] >= 4.0
     assert [steps_per_draw(time) for time in (1.0, 15.0, 1e6)] == [1, 8, MOST_STEPS]
+
+
+@pytest.mark.parametrize("frequency", [0.3, 0.02])
+def test_the_friction_of_the_slowest_direction_is_its_frequency(frequency):
+    """By the time of a strongly damped direction, and again by that of one so damped."""
+    strong = 20.0 * frequency
+    assert friction_of_slowest(strong, 2.0 * strong / frequency**2) == pytest.approx(frequency)
+    assert friction_of_slowest(frequency, 2.0 / frequency) == pytest.approx(frequency)
+    assert friction_of_slowest(1e-2, 1e9) == SMALLEST_FRICTION

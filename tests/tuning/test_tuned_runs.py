@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import warnings
 
@@ -150,10 +151,17 @@ def test_settings_are_frozen_after_warm_up(tuned):
     assert chain.step == run.kernel.tuning.steps + 6 * steps
 
 
-@pytest.mark.parametrize("method", ["sequential", "vectorized"])
-@pytest.mark.parametrize("seed", [7, None])
-def test_a_run_resumes_bit_for_bit_in_warm_up_and_after(quick, tmp_path, method, seed):
-    options = {"num_chains": 2, "chain_method": method, "kernel": {"seed": seed}}
+@pytest.mark.parametrize(
+    ("method", "seed", "adaptation"),
+    [
+        *itertools.product(["sequential", "vectorized"], [7, None], [ADAPTATION]),
+        ("vectorized", 7, aeb.Gibbs(every=3)),
+        ("sequential", 7, aeb.Gibbs(every=3, flips=False)),
+    ],
+)
+def test_a_run_resumes_bit_for_bit_in_warm_up_and_after(quick, tmp_path, method, seed, adaptation):
+    kernel = {"seed": seed, "adaptation": adaptation}
+    options = {"num_chains": 2, "chain_method": method, "kernel": kernel}
     pyro.set_rng_seed(3)
     whole = make_run(**options)
     whole.run(X, Y, batch_size=5)
@@ -185,6 +193,23 @@ def test_batches_of_a_loader(quick):
     run = make_run(loader_regression)
     run.run(DataLoader(TensorDataset(X, Y), batch_size=5, shuffle=True))
     assert run.kernel.tuning.minibatches
+
+
+@pytest.mark.parametrize("flips", [True, False])
+def test_gibbs_with_nothing_else(quick, flips):
+    run = make_run(kernel={"adaptation": aeb.Gibbs(every=4, flips=flips)})
+    run.run(X, Y)
+    tuning = run.kernel.tuning
+    assert tuning.finished and tuning.steps_per_draw % 4 == 0
+    gamma = run.diagnostics()["adaptation"]["chain 0"]["beta_gamma"]
+    assert set(gamma.unique().tolist()) <= {0.0, 1.0}
+    stats = run.diagnostics()["sample_stats"]["chain 0"]
+    assert stats["sigmas_proposed"][-1] > stats["sigmas_proposed"][0]
+    saved = aeb.to_arviz(run)
+    for records in (run, saved):
+        assert bool(
+            torch.isfinite(torch.as_tensor(aeb.inclusion(records)["beta"].probability)).all()
+        )
 
 
 def test_pyros_own_mcmc(quick, tuned):
