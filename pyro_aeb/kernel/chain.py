@@ -197,7 +197,7 @@ class Chain:
         return stats
 
     def tuned_steps(self) -> dict[str, Any]:
-        """Return the steps of warm-up and of a draw, where tuning has chosen them."""
+        """Return the steps of warm-up and of a draw, and its path, where they were tuned."""
         if self.tuner is None:
             return {}
         progress = self.tuner.progress
@@ -206,6 +206,7 @@ class Chain:
             "warmup_steps": progress.warmup_end,
             "steps_per_draw": progress.steps_per_draw,
             "tuning": [*messages, *self.tuner.warnings_of_draws()],
+            "tuning_path": self.tuner.path(),
         }
 
     def collapsed_now(self) -> list[str]:

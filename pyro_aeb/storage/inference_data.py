@@ -119,6 +119,19 @@ def chain_reports(mcmc: object, reader: str) -> list[dict[str, Any]]:
     return chains
 
 
+def _path_of_warmup(chains: list[dict[str, Any]]) -> list[Variable]:
+    """Return the figures of every window of a tuned warm-up; NaN after a chain's last window."""
+    paths = [chain.get("tuning_path", {}) for chain in chains]
+    length = max((len(values) for path in paths for values in path.values()), default=0)
+    variables = []
+    for name in paths[0]:
+        table = np.full((len(chains), length), np.nan)
+        for row, path in zip(table, paths, strict=True):
+            row[: len(path[name])] = as_array(path[name])
+        variables.append(Variable(name, table, None, ("chain", "tuning_window")))
+    return variables
+
+
 def _gather(
     mcmc: MCMC, chains: list[dict[str, Any]], more: Mapping[str, Sequence[Variable]]
 ) -> Groups:
@@ -145,6 +158,7 @@ def _gather(
             for k in adaptation
         ],
         "moments": moments,
+        "tuning": _path_of_warmup(chains),
         "observed_data": [Variable(k, as_array(v), "observed", ()) for k, v in observed.items()],
     }
     for group, variables in more.items():

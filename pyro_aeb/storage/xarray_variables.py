@@ -236,5 +236,6 @@ def attributes_of_groups(
         "log_likelihood": sampled,
         "posterior_predictive": sampled,
         "moments": common,
+        "tuning": common,
         "observed_data": common,
     }

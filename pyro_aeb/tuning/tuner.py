@@ -20,7 +20,8 @@ from pyro_aeb.transitions import TunedBAOAB, TunedState
 from pyro_aeb.transitions.base import kinetic_temperature
 from pyro_aeb.tuning.diagonal import Diagonal
 from pyro_aeb.tuning.largest import Largest
-from pyro_aeb.tuning.noise import GradientNoise
+from pyro_aeb.tuning.noise import GradientNoise, excess_temperature
+from pyro_aeb.tuning.path import Path
 from pyro_aeb.tuning.pilot import ENOUGH, EVERY, MONITORED, Pilot, steps_per_draw
 from pyro_aeb.tuning.report import WARM, Tuning, hot_sites, temperature_warnings
 from pyro_aeb.tuning.saved import Saved
@@ -80,6 +81,8 @@ class Progress(Saved):
     :param float share: of the cap on the step size that recoveries have left.
     :param logarithms: of the step sizes at the end of the round.
     :param int lowered: how often the friction was lowered for slow directions.
+    :param float noise: the share by which minibatch noise, were it independent between steps, would
+        raise the temperature, in the last window.
     :param float friction_before: that before the last time.
     :param float time_before: the autocorrelation time with it; infinite once it was compared.
     """
@@ -100,6 +103,7 @@ class Progress(Saved):
     steps: int = 0
     finished: bool = False
     lowered: int = 0
+    noise: float = 0.0
     friction_before: float = 1.0
     time_before: float = math.inf
     logarithms: list[float] = field(default_factory=list)
@@ -149,6 +153,7 @@ class Tuner:
         self._largest = Largest.start(position, self._normal(position))
         self._noise = GradientNoise(zeros)
         self._temperatures = Temperatures(torch.zeros_like(position))
+        self._window, self._path = Temperatures(torch.zeros_like(position)), Path()
         order = torch.randperm(len(zeros), generator=self._generator)
         self._pilot = Pilot(order[:MONITORED].to(position.device))
         self._safe = position.clone()
@@ -270,8 +275,11 @@ class Tuner:
         """Change the settings where a window, a round or the pilot ends with a step."""
         progress = self.progress
         self._temperatures.add(state.momentum, tau)
+        self._window.add(state.momentum, tau)
         progress.steps = step
         since = step - progress.begin
+        if since % WINDOW == 0:
+            self._record_window(step, tau)
         if since <= progress.length:
             if since % WINDOW == 0:
                 self._end_window(state.position, step, tau)
@@ -311,6 +319,23 @@ class Tuner:
             measured.restart()
         if done > 0.75:
             progress.logarithms.append(math.log(progress.step_size))
+
+    def _record_window(self, step: int, tau: float) -> None:
+        """Record the settings of a window, which may change now, and its temperatures."""
+        temperatures, progress = self._window.by_site(self._sites), self.progress
+        noise = self._noise.of_worst_site(self._scale, self._sites)
+        progress.noise = excess_temperature(noise, progress.step_size, progress.friction, tau)
+        self._path.add(
+            {
+                "step": step,
+                "step_size": progress.step_size,
+                "friction": progress.friction,
+                "largest_curvature": self._largest.value,
+                "minibatch_noise": progress.noise,
+                **{f"kinetic_temperature_{site}": heat for site, heat in temperatures.items()},
+            }
+        )
+        self._window.restart()
 
     def _freeze(self) -> None:
         """Fix the step size at the geometric mean of the last windows, and begin the pilot."""
@@ -415,6 +440,7 @@ class Tuner:
         progress.share *= 0.5
         self._set(min(0.25 * progress.step_size, self._cap), 0.0)
         self._temperatures.restart()
+        self._window.restart()
         rest = torch.zeros_like(state.momentum)
         return self._settings(state._replace(position=self._safe.clone(), momentum=rest))
 
@@ -436,8 +462,11 @@ class Tuner:
         }
         if draw and self.finished:
             self._heat.add(torch.stack(list(measured.values()), -1))
-        curvature = position.new_tensor(self._largest.value).expand(position.shape[:-1])
-        return {**measured, "largest_curvature": curvature}
+        figures = {"largest_curvature": self._largest.value}
+        if self._minibatches:
+            figures["minibatch_noise"] = self.progress.noise
+        same = {name: position.new_tensor(value) for name, value in figures.items()}
+        return {**measured, **{name: x.expand(position.shape[:-1]) for name, x in same.items()}}
 
     def report(self) -> Tuning:
         """Return the settings."""
@@ -459,6 +488,10 @@ class Tuner:
             finished=progress.finished,
             parents=self._parents,
         )
+
+    def path(self) -> dict[str, Tensor]:
+        """Return settings and temperatures of every window of warm-up, shape (windows,)."""
+        return self._path.tensors()
 
     def warnings_of_draws(self) -> list[str]:
         """Return what the temperatures at the draws show to be wrong."""
@@ -491,6 +524,8 @@ class Tuner:
             "largest": self._largest,
             "noise": self._noise,
             "temperatures": self._temperatures,
+            "window": self._window,
+            "path": self._path,
             "pilot": self._pilot,
             "heat": self._heat,
         }

@@ -11,6 +11,7 @@ import itertools
 import re
 import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -139,6 +140,17 @@ def test_what_was_chosen_is_said(tuned):
     assert float(stats["step_size"][0, 0]) == pytest.approx(tuning.step_size, rel=1e-5)
     assert float(stats["largest_curvature"][0, 0]) == pytest.approx(tuning.largest_curvature)
     assert (stats["kinetic_temperature_beta"] > 0.0).all()
+    assert (stats["minibatch_noise"] > 0.0).all()
+    path = aeb.to_arviz(run).tuning
+    windows = path["step"].values[0]
+    assert path["step"].dims == ("chain", "tuning_window")
+    assert windows[0] == tuner.WINDOW and (np.diff(windows) > 0.0).all()
+    assert windows[-1] <= tuning.steps < windows[-1] + tuner.WINDOW
+    assert float(path["step_size"][0, -1]) == pytest.approx(tuning.step_size, rel=1e-5)
+    assert float(path["minibatch_noise"][0, -1]) == pytest.approx(
+        float(stats["minibatch_noise"][0, 0])
+    )
+    assert set(path.data_vars) >= {"friction", "largest_curvature", "kinetic_temperature_beta"}
     assert aeb.check(run, quiet=True)["tuning"].check == "tuning"
 
 
