@@ -40,6 +40,7 @@ from pyro_aeb.mcmc.kernel_options import options_of, restore_kernel
 from pyro_aeb.mcmc.parallel import Job, Receiver, run_in_processes
 from pyro_aeb.mcmc.results import RunResults
 from pyro_aeb.mcmc.run_record import RunRecord, RunRecorder, RunSink
+from pyro_aeb.mcmc.together import can_step_together
 from pyro_aeb.mcmc.transforms import check_transforms
 from pyro_aeb.model.side_effects import preserve_random_state, set_global_random_state
 from pyro_aeb.posterior.data_parallel import ranks_of_data
@@ -95,8 +96,10 @@ class MCMC(RunResults):
         on accelerators; needs a model that :func:`torch.vmap` can run. ``"parallel"``: each in a
         process of its own. ``"distributed"``: over the processes that ``torchrun`` has started, on
         one machine or several, all of which have all draws at the end; see
-        ``pyro_aeb.mcmc.distributed``. By default ``"parallel"`` if there are more processors than
-        chains, as in Pyro, else ``"sequential"``.
+        ``pyro_aeb.mcmc.distributed``. By default ``"vectorized"`` where the first call of
+        :meth:`run` finds that the model can, which it says; it does not try with a loader, over
+        100,000 weights, a ``hook_fn`` or an ``mp_context``. Then, as in Pyro, ``"parallel"`` if
+        there are more processors than chains, else ``"sequential"``.
     :param int thinning: of the kernel's draws after warm-up, keep every ``thinning``-th;
         ``num_samples`` counts those kept.
     :param trace: path of a Zarr store for the draws, in place of memory; see
@@ -170,6 +173,8 @@ class MCMC(RunResults):
         )
         self.num_chains, self._goal, self._round = chains, goal, kept
         self.chain_method: ChainMethod = chain_method or _default_method(kernel, chains)
+        apart = chains == 1 or kernel.data_parallel
+        self._tries_vectorized = not (apart or chain_method or hook_fn or mp_context)
         if initial_params:
             if chains > 1:
                 self._validate_initial_params(initial_params)
@@ -284,6 +289,8 @@ class MCMC(RunResults):
         validation: AbstractContextManager[Any] = nullcontext()
         if self.disable_validation is not None:
             validation = pyro.validation_enabled(not self.disable_validation)
+        if self._tries_vectorized:
+            self._choose_method(self._arguments)
         follow = self._follow_data(args, kwargs)
         with validation, self._explain_interrupt(), between_steps() as between, follow:
             if self.chain_method == "distributed":
@@ -367,6 +374,18 @@ class MCMC(RunResults):
             if self._shows_progress:
                 inform(f"Interrupted: {draws}. run() with the same data goes on from here{resume}.")
             raise
+
+    def _choose_method(self, arguments: Arguments) -> None:
+        """Let the chains of a new run step together if they can, and say so."""
+        self._tries_vectorized = False
+        if can_step_together(self.kernel, self.num_chains, arguments, self._initial_params):
+            self.chain_method = "vectorized"
+            self._groups = self._make_groups()
+            if not self._disable_progbar:
+                inform(
+                    f"The {self.num_chains} chains step together (chain_method='vectorized'); "
+                    "'sequential' and 'parallel' run them apart."
+                )
 
     def _make_groups(self) -> list[ChainGroup]:
         numbers = tuple(range(self.num_chains))
