@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-import html
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from pyro_aeb.kernel.html_table import html_table
 from pyro_aeb.testing.reports import find_check
 
 Severity = Literal["good", "note", "warning"]
@@ -25,6 +26,12 @@ def join_names(names: Iterable[str]) -> str:
     unique = list(dict.fromkeys(names))
     more = f" and {len(unique) - 4} more" if len(unique) > 4 else ""
     return ", ".join(unique[:4]) + more
+
+
+def _ipython() -> Any:
+    """Return the shell of IPython in which this runs; None outside of it."""
+    module = sys.modules.get("IPython")
+    return None if module is None else module.get_ipython()
 
 
 @dataclass(frozen=True)
@@ -90,18 +97,23 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         """Return a table, for notebooks."""
-        rows = "".join(
-            f'<tr><td style="border-left: 0.5em solid {COLORS[finding.severity]}">'
-            + "</td><td>".join(
-                html.escape(x)
-                for x in (finding.severity, finding.check, finding.found, finding.cure)
-            )
-            + "</td></tr>"
-            for finding in self.findings
+        return html_table(
+            self._head,
+            [(f.severity, f.check, f.found, f.cure) for f in self.findings],
+            head=("", "check", "found", "what to do"),
+            colors=[COLORS[f.severity] for f in self.findings],
         )
-        head = "<tr><th></th><th>check</th><th>found</th><th>what to do</th></tr>"
-        caption = f"<caption>{html.escape(self._head)}</caption>"
-        return f'<table style="text-align: left">{caption}{head}{rows}</table>'
+
+    def show(self) -> None:
+        """Print the verdict; in IPython and in notebooks display it, once in every cell."""
+        if (shell := _ipython()) is None:
+            print(self)
+        elif self.__dict__.get("_shown_in") != shell.execution_count:
+            object.__setattr__(self, "_shown_in", shell.execution_count)
+            shown = {"text/plain": repr(self), "text/html": self._repr_html_()}
+            shell.display_pub.publish(shown)
+
+    _ipython_display_ = show  # where a cell ends with check(mcmc), which has shown it already
 
     @property
     def _head(self) -> str:

@@ -22,7 +22,7 @@ from pyro_aeb.diagnostics.tuned import tuning_finding
 
 def check(mcmc: Any, quiet: bool = False) -> Verdict:
     """
-    Check what a run has recorded, print a verdict and return it::
+    Check what a run has recorded, print a verdict (in a notebook, a table) and return it::
 
         verdict = aeb.check(mcmc)
         assert verdict.ok, verdict
@@ -58,5 +58,5 @@ def check(mcmc: Any, quiet: bool = False) -> Verdict:
     findings += [finding for finding in optional if finding is not None]
     verdict = Verdict(str(run), tuple(findings))
     if not quiet:
-        print(verdict)
+        verdict.show()
     return verdict

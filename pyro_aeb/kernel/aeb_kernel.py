@@ -23,9 +23,10 @@ from pyro_aeb.kernel import algorithm
 from pyro_aeb.kernel.algorithm import sa_weight, step_numbers
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.draws import dims_of, group_sizes, kinds_of_summaries
+from pyro_aeb.kernel.html_table import html_table
 from pyro_aeb.kernel.initialization import start_chain
 from pyro_aeb.kernel.non_finite import divergence_error, non_finite_chains
-from pyro_aeb.kernel.options import KernelOptions
+from pyro_aeb.kernel.options import KernelOptions, option_rows
 from pyro_aeb.kernel.seeds import chain_number, loader_seed
 from pyro_aeb.kernel.tuned_steps import advance_while_tuning, warn_of_tuning
 from pyro_aeb.model.side_effects import buffer_kind
@@ -137,6 +138,10 @@ class AEBKernel(KernelOptions, MCMCKernel):
             f"inverse_temperature={self.inverse_temperature!r}, pruning={self.pruning!r}, "
             f"steps_per_draw={self.steps_per_draw})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return a table of the options, for notebooks."""
+        return html_table(type(self).__name__, option_rows(self))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the options, without the current chain, for spawned processes."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from numbers import Integral
 from typing import Any, Literal
+
+import torch
 
 from pyro_aeb.adaptation.build import AnyAdaptation
 from pyro_aeb.adaptation.gibbs import Gibbs
@@ -169,6 +171,23 @@ class KernelOptions:
                     f"{name} is {getattr(self, name)!r} with adaptation={self.adaptation!r}, "
                     f"expected {expected}; StochasticApproximation takes any"
                 )
+
+
+def option_rows(options: KernelOptions) -> list[tuple[str, str]]:
+    """Return names and values of the options: the first six, and others not at their defaults."""
+    rows = []
+    for i, field in enumerate(fields(options)):
+        value = getattr(options, field.name)
+        if i < 6 or value is not field.default:
+            rows.append((field.name, _describe(value)))
+    return rows
+
+
+def _describe(value: Any) -> str:
+    function = getattr(value, "func", value)  # that of a partial
+    if isinstance(value, torch.nn.Module) or function is not value:
+        return getattr(function, "__name__", type(function).__name__)
+    return getattr(value, "__name__", None) or repr(value)
 
 
 def _compile_option(value: Any) -> bool | Literal["auto"]:

@@ -32,6 +32,8 @@ from pyro_aeb.data.ranks import check_world
 from pyro_aeb.errors import NonFiniteError, inform
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.chain import Chain
+from pyro_aeb.kernel.html_table import html_table
+from pyro_aeb.kernel.options import option_rows
 from pyro_aeb.mcmc.chain_group import ChainGroup, Hook, Plan, share_random_stream
 from pyro_aeb.mcmc.distributed import process_group, run_on_ranks, synchronize
 from pyro_aeb.mcmc.goal import LIMIT, WARMUP, Goal, Smallest, TimeLimit, make_goal
@@ -199,6 +201,16 @@ class MCMC(RunResults):
             f"MCMC({self.kernel!r}, {self.num_chains} chains, {self.chain_method}: "
             f"{min(self._counts())} of {self._plan.kept} draws a chain)"
         )
+
+    def _repr_html_(self) -> str:
+        """Return a table of the run and its kernel's options, for notebooks."""
+        counts, plan = self._counts(), self._plan
+        done = f"{min(counts)} of {plan.kept} draws a chain"
+        rows = [("chain_method", self.chain_method), ("warmup_steps", str(plan.warmup))]
+        rows += [("thinning", str(self.thinning))] if self.thinning > 1 else []
+        rows += [("stopped_by", self.stopped_by)] if self.stopped_by else []
+        chains = f"{self.num_chains} chain{'s' if self.num_chains > 1 else ''}"
+        return html_table(f"MCMC, {chains}: {done}", rows + option_rows(self.kernel))
 
     @classmethod
     def resume(

@@ -259,3 +259,25 @@ def test_a_verdict_is_a_table_in_a_notebook():
     cells = [[cell.text for cell in row] for row in root.findall("tr")]
     assert cells[0] == [None, "check", "found", "what to do"]
     assert cells[1:] == [["good", "a", "x < y & z", None], ["warning", "b", "c", "<b>e</b>"]]
+
+
+def test_a_run_is_a_table_in_a_notebook(good):
+    root = ElementTree.fromstring(good._repr_html_())
+    assert root.find("caption").text == "MCMC, 2 chains: 200 of 200 draws a chain"
+    rows = dict([cell.text for cell in row] for row in root.findall("tr"))
+    assert rows["chain_method"] == "vectorized" and rows["warmup_steps"] == "50"
+    assert rows["steps_per_draw"] == "20" and rows["model"] == "regression"
+
+
+@pytest.mark.parametrize("cells", [["aeb.check(good)"], ["verdict = aeb.check(good)", "verdict"]])
+def test_ipython_shows_a_verdict_once_a_cell(good, capsys, cells):
+    """At the prompt of a terminal; notebooks are tested with the tutorials."""
+    shell_of = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell
+    shell = shell_of.instance()
+    try:
+        shell.push({"aeb": aeb, "good": good})
+        for cell in cells:
+            shell.run_cell(cell, store_history=True).raise_error()
+            assert capsys.readouterr().out.count("2 chains of 200 draws") == 1
+    finally:
+        shell_of.clear_instance()

@@ -10,6 +10,7 @@ import json
 import math
 import pickle
 import warnings
+from xml.etree import ElementTree
 
 import pyro
 import pyro.distributions as dist
@@ -238,6 +239,24 @@ def test_a_kernel_prints_as_its_options():
         "steps_per_draw=10)"
     )
     assert "AEBKernel(DenseNetwork, SGLD" in repr(AEBKernel(DenseNetwork(), SGLD(1e-3)))
+
+
+def test_a_kernel_is_a_table_of_its_options_in_a_notebook():
+    start = init_to_value(values={"beta": torch.zeros(P)})
+    kernel = AEBKernel(DenseNetwork(), SGLD(1e-3), seed=3, init_strategy=start)
+    root = ElementTree.fromstring(kernel._repr_html_())
+    assert root.find("caption").text == "AEBKernel"
+    assert [[cell.text for cell in row] for row in root.findall("tr")] == [
+        ["model", "DenseNetwork"],
+        ["transition", "SGLD(step_size=Constant(value=0.001))"],
+        ["adaptation", "None"],
+        ["inverse_temperature", "Constant(value=1.0)"],
+        ["steps_per_draw", "1"],
+        ["pruning", "None"],
+        ["init_strategy", "init_to_value"],
+        ["seed", "3"],
+    ]
+    assert ">sparse_regression</td>" in AEBKernel(sparse_regression)._repr_html_()
 
 
 def test_no_gradient_is_kept_from_step_to_step():
