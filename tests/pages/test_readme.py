@@ -6,14 +6,21 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import math
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyro
 import pytest
 import torch
+from notebook_runs import outputs, run_notebook
 
 import pyro_aeb as aeb
 
@@ -168,6 +175,59 @@ def test_network_program_prints_what_is_shown(capsys: pytest.CaptureFixture[str]
         assert "1 chain of 100 draws, 50 step(s) apart: 3 warnings" in text
     sparse = aeb.nn.sparse_module(names["net"], names["mcmc"], draw=-1)
     assert aeb.nn.parameter_counts(sparse).nonzero == 1152 - round(0.8 * 1152)
+
+
+def pasted_in_a_session(programs: list[str], folder: Path) -> str:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for program in programs:
+            exec(compile(program, "prompt", "exec"), names)
+    return printed.getvalue()
+
+
+def pasted_into_a_script(programs: list[str], folder: Path) -> str:
+    script = folder / "programs.py"
+    script.write_text("\n".join(programs), encoding="utf-8")
+    finished = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout
+
+
+def pasted_into_a_notebook(programs: list[str], folder: Path) -> str:
+    for package in ("nbclient", "ipykernel"):
+        pytest.importorskip(package)
+    from nbformat import v4
+
+    cells = [v4.new_code_cell(program) for program in programs]
+    return "".join(
+        data["text/plain"] for data in outputs(run_notebook(v4.new_notebook(cells=cells), folder))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "paste", [pasted_in_a_session, pasted_into_a_script, pasted_into_a_notebook]
+)
+def test_programs_pasted_in_order(paste: Callable[..., str], tmp_path: Path) -> None:
+    """They print their answers and one verdict each."""
+    (first,), (network,) = code_blocks("first-answer"), code_blocks("network-program")
+    sizes = {"num_samples": (500, 30), "warmup_steps": (100, 10)}
+    few = {"num_samples": (100, 5), "warmup_steps": (100, 2), "steps_per_draw": (50, 3)}
+    programs = [with_smaller_numbers(first, sizes), with_smaller_numbers(network, few)]
+    printed = paste(programs, tmp_path)
+    for line in (
+        "inclusion probabilities, 4 chains of 30 draws",
+        "4 chains of 30 draws, 10 step(s) apart: ",
+        "average of 5",
+        "1 chain of 5 draws, 3 step(s) apart: ",
+    ):
+        assert printed.count(line) == 1, line
 
 
 @pytest.mark.parametrize("marker", ["tutorial-command", "test-command"])
