@@ -3,4 +3,4 @@
 
 """The version, and the only place where it is written."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
