@@ -155,7 +155,7 @@ def test_network_program_at_reduced_size(capsys: pytest.CaptureFixture[str]) -> 
     )
     scores = shown.split("tensor")[0].replace("of 100", "of 5")
     assert printed.startswith(scores + "tensor([")
-    assert re.search(r"^1 chain of 5 draws, 3 step\(s\) apart: \d warnings$", printed, re.M)
+    assert re.search(r"^1 chain of 5 draws, 3 step\(s\) apart: \d warnings?$", printed, re.M)
 
 
 @pytest.mark.slow
