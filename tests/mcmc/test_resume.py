@@ -72,7 +72,7 @@ CASES = {
     "frozen latents": Case(options={"freeze_after_warmup": True}),
     "moments": Case(options={"save": ["sigma2"]}),
     "loader": Case(lambda: loader_regression, lambda: (shuffling_loader(),)),
-    # Small batches, so that epochs, each of which starts workers, are few.
+    # Batches so small that epochs, each of which starts workers, are three; the second is cut.
     "loader with workers": Case(
         lambda: loader_regression, lambda: (shuffling_loader(batch_size=3, num_workers=2),)
     ),
@@ -85,7 +85,7 @@ KINDS = {
 
 
 def make_run(case: Case, kind: str, method: str, model: Any, **options) -> aeb.MCMC:
-    if "loader" in str(case.model()):
+    if case is CASES["loader"]:
         options = {"thinning": 2, **options}  # over ends of epochs
     return make_mcmc(
         make_kernel(model, **KINDS[kind], **case.options), draws=6, method=method, **options
