@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import arviz as az
@@ -90,12 +91,19 @@ def test_seconds_limit_a_run_that_can_go_on(method):
     assert torch.equal(second[: shared[0], : shared[1]], first[: shared[0]])
 
 
+@functools.cache  # for the tests that cut the same run
+def run_whole(method: str) -> tuple[dict[str, torch.Tensor], str]:
+    """Return the records of a run without interruption, and what it says."""
+    run = make_run(method=method, ess=100)
+    run.run()
+    return copy_records(run), run.stopped_by
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, TimeLimit])
 @pytest.mark.parametrize("calls", [20, 150])
 def test_ctrl_c_and_a_limit_lose_nothing(method, error, calls):
-    whole, run = make_run(method=method, ess=100), make_run(method=method, ess=100, max_seconds=99)
-    whole.run()
+    (records, said), run = run_whole(method), make_run(method=method, ess=100, max_seconds=99)
 
     def watch(self, between):
         left = iter(range(calls))
@@ -116,8 +124,8 @@ def test_ctrl_c_and_a_limit_lose_nothing(method, error, calls):
             run.run()
             assert run.stopped_by.startswith("max_seconds=99 have passed")
     run.run()
-    assert run.stopped_by == whole.stopped_by
-    assert_same_records(copy_records(run), copy_records(whole))
+    assert run.stopped_by == said
+    assert_same_records(copy_records(run), records)
 
 
 @pytest.mark.parametrize("method", ["sequential", "vectorized"])
