@@ -4,11 +4,10 @@
 """What ``docs/proof.md`` says is printed is printed, its table is right, and its commands exist."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from page_programs import run_as_file
 
 import pyro_aeb as aeb
 
@@ -21,11 +20,9 @@ def code_block(marker):
     return re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", PAGE, re.S).group(1)
 
 
-def test_the_sampler_of_the_page(tmp_path):
-    script = tmp_path / "my_sampler.py"
-    script.write_text(code_block("runs"), "utf-8")
-    found = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-    assert found.stdout == code_block("prints")
+def test_the_sampler_of_the_page(tmp_path, capsys):
+    run_as_file(tmp_path / "my_sampler.py", code_block("runs"))
+    assert capsys.readouterr().out == code_block("prints")
 
 
 ROWS = re.findall(r"^\| `(SG\w+\(.*?\))` \| 1 \+ (\S+) × .*? \| (\S+) \|$", PAGE, re.M)

@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from page_programs import run_as_file
 from samplers import transition_classes
 
 import pyro_aeb as aeb
@@ -39,14 +37,10 @@ def test_draws_are_selected_and_weighted():
     assert 1.0 < names["worth"] <= 800.0
 
 
-def test_the_sampler_of_the_page(tmp_path):
-    script = tmp_path / "mala.py"
-    script.write_text(PROGRAMS[1], "utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # this package, installed or not
-    command = [sys.executable, script]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+def test_the_sampler_of_the_page(tmp_path, capsys):
+    run_as_file(tmp_path / "mala.py", PROGRAMS[1])
     (printed,) = re.findall(r"^<!-- prints -->\n```text\n(.*?)^```$", PAGE, re.M | re.S)
-    assert found.stdout == printed
+    assert capsys.readouterr().out == printed
 
 
 def test_the_tests_of_the_page_exist():
