@@ -103,7 +103,7 @@ def run_mcmc(kernel=None, num_chains=1, spawn=False, args=(), **kwargs):
                 num_samples=DRAWS,
                 warmup_steps=5,
                 num_chains=num_chains,
-                mp_context="spawn" if spawn else None,
+                mp_context="forkserver" if spawn else None,  # pickles, as "spawn" does
                 disable_progbar=True,
             )
     mcmc.run(*args, **kwargs)
