@@ -13,6 +13,7 @@ import pytest
 
 from . import figures, pages, rows, table
 from .figures import Figures, Line
+from .peers import numpyro_hmcecs
 from .rows import ROWS
 
 SLOW = ("jax", "blackjax", "numpyro")
@@ -28,7 +29,8 @@ SMOKE = ["--smoke", "--here", "--threads", "1"]
         for name, row in ROWS.items()
     ],
 )
-def test_every_row_runs_and_is_written(name, tmp_path):
+def test_every_row_runs_and_is_written(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(numpyro_hmcecs, "TRAJECTORIES", 2)
     workload = ROWS[name].workloads[0]
     arguments = [*SMOKE, "--workloads", workload, "--rows", name, "--out", str(tmp_path)]
     text = table.main(arguments)
