@@ -217,11 +217,11 @@ print(peaks[10], peaks[-1])
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads memory as Linux counts it")
 def test_a_model_whose_draws_would_not_fit_runs_in_bounded_memory():
     """
-    A draw of weights and inclusion probabilities takes 4 MiB, 100 of them 400 MiB. Large tensors
+    A draw of weights and inclusion probabilities takes 4 MiB, 50 of them 200 MiB. Large tensors
     get pages of their own here, so that what is counted is what is held, and not the holes that the
     C library's allocator leaves between.
     """
-    draws, draw = 100, 4 * 2**10
+    draws, draw = 50, 4 * 2**10
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     command = [sys.executable, "-c", LARGE_RUN, str(draws)]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
