@@ -263,9 +263,9 @@ def test_updates_of_ones_own_are_the_m_steps_of_baum_and_welch() -> None:
 
 
 def run_short(model: Any, sampler: Any, latents: Any, first: Any, *args: Any) -> Any:
-    """The mean of every latent over the second half of each of 16 chains."""
+    """The mean of every latent over the last third of each of 16 chains."""
     learn = aeb.StochasticApproximation(tutorial.OMEGA, latents=latents)
-    draws = tutorial.by_chain(tutorial.run(model, sampler, learn, first, args, 16, 60, 60))
+    draws = tutorial.by_chain(tutorial.run(model, sampler, learn, first, args, 16, 30, 60))
     return {name: draws[name].mean(1) for name in latents}
 
 
