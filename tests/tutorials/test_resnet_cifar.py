@@ -88,7 +88,7 @@ def test_the_cpu_preset_reaches_its_target_to_the_last_weight() -> None:
 def kernel_of(name: str) -> tuple[Any, aeb.AEBKernel]:
     module = networks.ResNet20(width=8, depth=1)
     clock = protocol.Clock(steps=100, data=150)
-    net, _, kernel = methods.build(name, module, protocol.SMOKE, clock, 10, seed=0)
+    net, kernel = methods.build(name, module, protocol.SMOKE, clock, 10, seed=0)
     return net, kernel
 
 

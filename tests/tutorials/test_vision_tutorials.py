@@ -151,11 +151,25 @@ def test_a_seeds_order_augmentation_and_noise_are_different_random_numbers() -> 
     loader = data.batches(train, 20, Numbers(), train=True, seed=5)
     list(loader)
     assert len(drawn) == len(train.labels)
-    assert set(drawn) <= set(from_the_start(loader.dataset._generator.initial_seed()))
     noise, order = from_the_start(5), from_the_start(loader.generator.initial_seed())
     assert not set(drawn) & set(noise)
     assert not set(order) & set(noise)
     assert not set(order) & set(drawn)
+
+
+def test_a_batchs_augmentation_follows_from_the_seed_and_its_images() -> None:
+    """So a run that is resumed has the batches of one that was not stopped."""
+    train, _ = data.made_up((1, 28, 28), train=60)
+    epochs = [list(data.batches(train, 20, augment.DIGITS, train=True, seed=3)) for _ in range(2)]
+    for (first, _), (second, _) in zip(*epochs, strict=True):
+        assert torch.equal(first, second)
+    dataset = data.batches(train, 20, augment.DIGITS, seed=3).dataset
+    once, _ = dataset.__getitems__([1, 2, 3])
+    assert torch.equal(once, dataset.__getitems__([1, 2, 3])[0])
+    numbers = [float(torch.rand(1, generator=dataset.generator([i]))) for i in range(50)]
+    assert len(set(numbers)) == 50
+    other = data.batches(train, 20, augment.DIGITS, seed=4).dataset
+    assert not torch.equal(once, other.__getitems__([1, 2, 3])[0])
 
 
 def test_the_validation_images_are_the_same_for_the_same_seed() -> None:

@@ -175,4 +175,24 @@ CPU = {
     ("fashion", "net2"): _cpu(2500.0, 2, 2.5),
 }
 
-PRESETS = {"paper": PAPER, "cpu": CPU, "smoke": SMOKE}
+
+def _long(temperature: float) -> Protocol:
+    """Forty epochs of all methods; ``docs/results/deep_protocol.md`` says why these constants."""
+    return Protocol(
+        epochs=40,
+        adam_epochs=40,
+        batch=100,
+        step_size=8e-7,
+        late=0.2,
+        burn_in=0.6,
+        draws=16,
+        temperature=temperature,
+    )
+
+
+LONG = {
+    (data, network): _long(tau)
+    for (data, tau), network in product((("mnist", 1000.0), ("fashion", 2500.0)), NETWORKS)
+}
+
+PRESETS = {"paper": PAPER, "long": LONG, "cpu": CPU, "smoke": SMOKE}

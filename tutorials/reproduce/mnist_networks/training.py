@@ -7,33 +7,28 @@ Trains one row of the table: by Adam, or by AEBKernel in Pyro's MCMC.
 Either way the outcome is a list of state dicts, "draws": of a chain the posterior draws, of Adam
 the iterates at the same places. All are scored alike: the last one alone, and the average of their
 predicted probabilities. They are stored, for ``adversarial.py``.
+
+A row in progress has a folder in ``OUT/unfinished/``, with a checkpoint at every draw; a run that
+was killed goes on from there.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import MCMC
-from torch import Tensor, nn
+from torch import nn
+from vision.chain import RunFolder, State, copy_state, run_chain, write
 from vision.data import Images, batches, load, split
-from vision.training import (
-    Classification,
-    Precision,
-    adam_steps,
-    probabilities_of,
-    scores_of,
-)
+from vision.training import Adam, Classification, Precision, probabilities_of, scores_of
 
 import pyro_aeb as aeb
 
 from .protocol import ADAM, DROPOUT, NETWORKS, Protocol, Row, row_named
-
-State = dict[str, Tensor]
 
 SCORES = ("accuracy", "nll", "ece", "brier")
 FIGURES = (
@@ -41,6 +36,7 @@ FIGURES = (
     *("seconds", "steps", "draws", "sparsity", "delta", "sigma"),
 )
 TEST_BATCH = 500
+UNFINISHED = "unfinished"
 VALIDATION = 5000
 
 
@@ -86,6 +82,11 @@ class Job:
         """Return the path of a row's draws."""
         return self.out / "draws" / f"{row.data}-{row.network}-{row.method}-{seed}.pt"
 
+    def folder(self, row: Row, seed: int) -> RunFolder:
+        """Return the folder of a row that is not finished."""
+        path = self.out / UNFINISHED / f"{row.data}-{row.network}-{row.method}-{seed}"
+        return RunFolder(path, self.settings_of(str(row)))
+
 
 def network_of(row: Row) -> nn.Module:
     """A fresh network for a row; all methods but Dropout have the plain one."""
@@ -104,15 +105,18 @@ def run_one(name: str, seed: int, job: Job) -> dict[str, float]:
     train, test = job.images(row.data)
     torch.manual_seed(seed)
     pyro.set_rng_seed(seed)
-    module = network_of(row).to(job.device)
-    started = time.process_time()
+    module, protocol = network_of(row).to(job.device), job.protocol(row)
+    folder = job.folder(row, seed)
+    epochs = protocol.adam_epochs if row.method in ADAM else protocol.epochs
+    length = _length(protocol, epochs, len(train.labels))
     fit = _train_by_adam if row.method in ADAM else _sample
-    states, figures = fit(module, row, job.protocol(row), train, seed)
-    figures["seconds"] = time.process_time() - started
+    fit(module, row, protocol, train, seed, length, folder)
+    states, figures = folder.draws(length.draws, job.device)
+    figures["steps"] = float((length.burn_in + length.draws) * length.thinning)
     stored = job.draws_file(row, seed)
     stored.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(states, stored)
-    return figures | score_states(module, states, test, job.protocol(row).precision)
+    write(stored, states)
+    return figures | score_states(module, states, test, protocol.precision)
 
 
 def score_states(
@@ -136,40 +140,57 @@ def score_states(
     return figures | {"draws": float(len(states))}
 
 
-def _steps(protocol: Protocol, epochs: float, images: int) -> tuple[int, int, int]:
-    """Draws of burn-in, draws after it, and steps a draw, for a number of epochs."""
+class Length(NamedTuple):
+    """Draws of burn-in, draws after it, and steps a draw."""
+
+    burn_in: int
+    draws: int
+    thinning: int
+
+
+def _length(protocol: Protocol, epochs: float, images: int) -> Length:
     steps = int(epochs * (images // min(protocol.batch, images)))
     thinning = max(1, int(steps * (1.0 - protocol.burn_in) / protocol.draws))
-    return max(0, steps // thinning - protocol.draws), protocol.draws, thinning
-
-
-def _copy(module: nn.Module) -> State:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+    return Length(max(0, steps // thinning - protocol.draws), protocol.draws, thinning)
 
 
 def _train_by_adam(
-    module: nn.Module, row: Row, protocol: Protocol, train: Images, seed: int
-) -> tuple[list[State], dict[str, float]]:
+    module: nn.Module,
+    row: Row,
+    protocol: Protocol,
+    train: Images,
+    seed: int,
+    length: Length,
+    folder: RunFolder,
+) -> None:
     """Vanilla and Dropout: the iterates where a chain would have its draws."""
     loader = batches(train, protocol.batch, row.augment, train=True, seed=seed)
-    burn_in, draws, thinning = _steps(protocol, protocol.adam_epochs, len(train.labels))
-    steps = adam_steps(module, loader, protocol.learning_rate, protocol.precision)
-    states = []
-    for _ in range(burn_in * thinning):
-        next(steps)
-    for _ in range(draws):
-        for _ in range(thinning):
-            next(steps)
-        states.append(_copy(module))
-    return states, {"steps": float((burn_in + draws) * thinning)}
+    adam = Adam(module, loader, protocol.learning_rate, protocol.precision)
+    checkpoint, done = folder.path / "adam.pt", 0
+    if checkpoint.exists():
+        stored = torch.load(checkpoint, weights_only=True)
+        adam.load(stored["adam"])
+        done = stored["done"]
+    for number in range(done, length.burn_in + length.draws):
+        adam.advance(length.thinning)
+        if number >= length.burn_in:
+            folder.save_draw(number - length.burn_in, copy_state(module), {})
+        folder.save_seconds()
+        write(checkpoint, {"adam": adam.state(), "done": number + 1})
 
 
 def _sample(
-    module: nn.Module, row: Row, protocol: Protocol, train: Images, seed: int
-) -> tuple[list[State], dict[str, float]]:
+    module: nn.Module,
+    row: Row,
+    protocol: Protocol,
+    train: Images,
+    seed: int,
+    length: Length,
+    folder: RunFolder,
+) -> None:
     """SGHMC, with all weights Normal, and SGHMC-SA, with the first linear layer SSGL."""
     loader = batches(train, protocol.batch, row.augment, train=True, seed=seed)
-    burn_in, draws, thinning = _steps(protocol, protocol.epochs, len(train.labels))
+    burn_in, draws, thinning = length
     adaptive = row.method == "sghmc-sa"
     p = float(module.fc1.weight.numel())
     net = aeb.nn.bayesianize(
@@ -192,42 +213,6 @@ def _sample(
         steps_per_draw=thinning,
         save=[*net.latent_sites] if adaptive else ["fc2.bias"],
         seed=seed,
+        compile=False,
     )
-    kept = Kept(net)
-    mcmc = MCMC(
-        kernel,
-        num_samples=draws,
-        warmup_steps=burn_in,
-        hook_fn=kept.hook,
-        disable_progbar=True,
-    )
-    mcmc.run(loader)
-    figures = {"steps": float((burn_in + draws) * thinning)}
-    if kernel.latents is not None:
-        figures |= {
-            "delta": float(kernel.latents.delta),
-            "sigma": float(kernel.latents.sigma),
-            "sparsity": float(kernel.diagnostics()["sample_stats"]["sparsity"][-1]),
-        }
-    return kept.states, figures
-
-
-class Kept:
-    """
-    The plain module's state at every draw of a chain, for ``MCMC(..., hook_fn=kept.hook)``.
-
-    :param net: of :func:`pyro_aeb.nn.bayesianize`, in which the chain runs: batch normalisation's
-        running averages are taken as they stand at the draw, next to its weights.
-    """
-
-    def __init__(self, net: aeb.nn.BayesianModule) -> None:
-        self.net = net
-        self.states: list[State] = []
-
-    def hook(self, kernel: aeb.AEBKernel, samples: object, stage: str, i: int) -> None:
-        """Takes down a draw, unless it is one of warm-up."""
-        if not stage.startswith("Warmup"):
-            values = kernel.chain.values()
-            state = _copy(self.net.module)
-            state |= {name: values[name].clone() for name in state if name in values}
-            self.states.append(state)
+    run_chain(net, kernel, loader, warmup=burn_in, kept=draws, folder=folder)

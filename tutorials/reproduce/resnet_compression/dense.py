@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from vision.chain import State, write
 
 import pyro_aeb as aeb
 
@@ -64,18 +65,11 @@ def checkpoint(run: Run) -> Path:
 
 
 def _save(run: Run, path: Path) -> None:
-    network, figures = _train(replace(run, score="test"))
-    content = {
-        "network": network.state_dict(),
-        "figures": figures,
-        "settings": settings(run.protocol),
-    }
-    part = path.with_suffix(".part")
-    torch.save(content, part)
-    part.replace(path)  # a run that stops in mid-write leaves no half a checkpoint
+    state, figures = _train(replace(run, score="test"))
+    write(path, {"network": state, "figures": figures, "settings": settings(run.protocol)})
 
 
-def _train(run: Run) -> tuple[nn.Module, dict[str, float]]:
+def _train(run: Run) -> tuple[State, dict[str, float]]:
     protocol = run.protocol
     data = len(run.data()[0].labels)
     length = Length(
@@ -95,7 +89,9 @@ def _train(run: Run) -> tuple[nn.Module, dict[str, float]]:
         aeb.SGHMC(schedule, FRICTION),
         inverse_temperature=INVERSE_TEMPERATURE,
         steps_per_draw=length.steps_per_draw,
-        save=list(net.dense_sites),
+        save=["fc.bias"],
         seed=SEED,
+        compile=False,
     )
-    return sample(net, model, kernel, length, run, SEED)
+    folder = run.folder("dense", SEED, settings(protocol))
+    return sample(net, kernel, length, run, SEED, folder)

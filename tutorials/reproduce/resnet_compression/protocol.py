@@ -78,6 +78,7 @@ class Protocol:
     :param str precision: ``"fp32"`` or ``"bf16"``, of the network's passes.
     :param int width: of the network; 16 is the ResNet20's.
     :param int depth: blocks a stage; 3 is the ResNet20's.
+    :param int corrupted: of the images scored, the first so many are scored corrupted too.
     """
 
     dense_epochs: int = 1000
@@ -97,6 +98,7 @@ class Protocol:
     precision: str = "fp32"
     width: int = 16
     depth: int = 3
+    corrupted: int = 2_000
 
 
 #: The paper's constants, whole training set.
@@ -119,6 +121,19 @@ CPU = Protocol(
     precision="bf16",
 )
 
+#: A run of days on one core; ``docs/results/deep_protocol.md``.
+LONG = replace(
+    CPU,
+    dense_epochs=60,
+    sparse_epochs=20,
+    normal_scale=10.0,
+    sa_scale=10.0,
+    em_scale=10.0,
+    draws_per_epoch=2,
+    averaged_draws=10,
+    precision="fp32",
+)
+
 #: A run of seconds on made-up images, to see that everything works. Its figures mean nothing.
 SMOKE = replace(
     CPU,
@@ -135,9 +150,10 @@ SMOKE = replace(
     em_scale=1.0,
     width=8,
     depth=1,
+    corrupted=20,
 )
 
-PRESETS = {"full": FULL, "cpu": CPU, "smoke": SMOKE}
+PRESETS = {"full": FULL, "long": LONG, "cpu": CPU, "smoke": SMOKE}
 
 
 @dataclass(frozen=True)

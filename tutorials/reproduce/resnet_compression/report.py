@@ -42,8 +42,10 @@ Accuracies and drops are in percent and in points. *Last* is the last draw, afte
   that of its table, one seed at the best of its epochs on the test set.
 - *Difference*: accuracy minus that of {reference} at the same seed, in points; the mean over the
   seeds that both rows have.
-- *Zeros*: share of zeros among all parameters of the exported network, batch norms and all.
-- *Seconds*: processor time of one run, scoring included.
+- *Corrupted*: accuracy in percent on the first test images, corrupted in five ways, the mean over
+  the ways; the same of NLL.
+- *Zeros*: number and share of zeros among all parameters of the last network, batch norms and all.
+- *Seconds*: processor time of one run, without the scoring at its end.
 """
 
 
@@ -65,6 +67,7 @@ def tabulate(rows: list[Row]) -> pd.DataFrame:
         table[f"difference_{which}"] = 100.0 * (table[column] - theirs)
         table.loc[table["method"] == REFERENCE, f"difference_{which}"] = np.nan
         table[column] = 100.0 * table[column]
+        table[f"accuracy_corrupted_{which}"] *= 100.0
     table["sparsity"] = 100.0 * table["sparsity"]
     figures = [*FIGURES, "difference_last", "difference_average"]
     summary = mean_and_se(table, figures, by=("target", "method"))
@@ -90,6 +93,11 @@ MORE_COLUMNS = {
     "nll_average": ("NLL, average", 4),
     "ece_last": ("ECE, last", 4),
     "ece_average": ("ECE, average", 4),
+    "accuracy_corrupted_last": ("corrupted, last", 2),
+    "accuracy_corrupted_average": ("corrupted, average", 2),
+    "nll_corrupted_last": ("NLL corrupted, last", 4),
+    "nll_corrupted_average": ("NLL corrupted, average", 4),
+    "zeros": ("zeros", 0),
     "sparsity": ("zeros, %", 4),
     "sigma": ("σ", 3),
     "delta": ("δ, mean", 3),

@@ -12,7 +12,10 @@ from .methods import METHODS, build, parse_task
 from .protocol import WIDTHS, Clock, Protocol
 from .training import Length, Run
 
-FIGURES = [*training.FIGURES, "drop_last", "drop_average", "sparsity", "sigma", "delta", "seconds"]
+FIGURES = [
+    *training.FIGURES,
+    *("drop_last", "drop_average", "zeros", "sparsity", "sigma", "delta", "seconds"),
+]
 
 
 def settings_of(name: str, protocol: Protocol, score: str) -> str:
@@ -27,8 +30,8 @@ def settings_of(name: str, protocol: Protocol, score: str) -> str:
 
 def run_one(name: str, seed: int, run: Run) -> dict[str, float]:
     """
-    The figures of a row: scores of the exported network and of the posterior average, the drops in
-    accuracy from the dense network in points, the share of zeros among the exported network's
+    The figures of a row: scores of the last draw and of the posterior average, the drops in
+    accuracy from the dense network in points, number and share of zeros among the network's
     parameters, and where sigma and the mean of the deltas ended. There are no drops on validation
     images.
 
@@ -47,14 +50,17 @@ def run_one(name: str, seed: int, run: Run) -> dict[str, float]:
         protocol.averaged_draws,
     )
     clock = Clock(length.steps, data)
-    net, model, kernel = build(name, module, protocol, clock, length.steps_per_draw, seed)
-    network, figures = training.sample(net, model, kernel, length, run, seed)
+    net, kernel = build(name, module, protocol, clock, length.steps_per_draw, seed)
+    settings = settings_of(name, protocol, run.score)
+    state, figures = training.sample(
+        net, kernel, length, run, seed, run.folder(name, seed, settings)
+    )
     for which in ("last", "average") if run.score == "test" else ():
         drop = dense_figures["accuracy_last"] - figures[f"accuracy_{which}"]
         figures[f"drop_{which}"] = 100.0 * drop
+    network = run.network()
+    network.load_state_dict(state)
     counts = aeb.nn.parameter_counts(network)
+    figures["zeros"] = float(counts.total - counts.nonzero)
     figures["sparsity"] = 1.0 - counts.nonzero / counts.total
-    if kernel.latents is not None:
-        figures["sigma"] = float(kernel.latents.sigma.mean())
-        figures["delta"] = float(kernel.latents.delta.mean())
     return figures

@@ -13,6 +13,7 @@ no loop over images and no collation.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -168,7 +169,8 @@ class BatchDataset(Dataset[tuple[Tensor, Tensor]]):
 
     :param Images data: bytes and labels; batches come on their device.
     :param Augmentation augment: from bytes to what the network takes.
-    :param int seed: of the augmentation; None for torch's global generator.
+    :param int seed: of the augmentation; None for torch's global generator. The random numbers of
+        a batch follow from the seed and its indices, so that a run that is resumed has the same.
     """
 
     def __init__(
@@ -176,9 +178,7 @@ class BatchDataset(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.data = data
         self.augment = augment
-        self._generator = None
-        if seed is not None:
-            self._generator = torch.Generator(data.images.device).manual_seed(seed)
+        self._seed = seed
 
     def __len__(self) -> int:
         return len(self.data.labels)
@@ -191,7 +191,15 @@ class BatchDataset(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """A batch: transformed images, shape (n, C, H, W), and labels, shape (n,)."""
         images, labels = self.data.take(torch.as_tensor(indices, device=self.data.images.device))
-        return self.augment(images, self._generator), labels
+        return self.augment(images, self.generator(indices)), labels
+
+    def generator(self, indices: Sequence[int]) -> torch.Generator | None:
+        """Return the random numbers of a batch."""
+        if self._seed is None:
+            return None
+        place = zlib.crc32(np.asarray(indices, np.int64).tobytes())
+        seed = int(np.random.SeedSequence((self._seed, place)).generate_state(1, np.uint64)[0])
+        return torch.Generator(self.data.images.device).manual_seed(seed)
 
 
 def whole(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

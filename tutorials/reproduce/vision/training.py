@@ -5,14 +5,13 @@
 How networks are called, trained by Adam, and scored.
 
 :func:`logits_of` calls a network, plain or Bayesian, in single precision or in bfloat16. On it
-stand :class:`Classification`, the Pyro model that the samplers run, :func:`adam_steps`, and
+stand :class:`Classification`, the Pyro model that the samplers run, :class:`Adam`, and
 :func:`probabilities_of`, whose result :func:`scores_of` scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -67,25 +66,69 @@ class Classification:
             return pyro.sample("y", dist.Categorical(logits=logits), obs=y)
 
 
-def adam_steps(
-    net: nn.Module, batches: Batches, learning_rate: float = 1e-3, precision: Precision = "fp32"
-) -> Iterator[None]:
+class Adam:
     """
-    Minimises the cross-entropy, without weight decay; epochs follow one another without end.
+    Minimises the cross-entropy by Adam, without weight decay; epochs follow one another. Its state
+    can be saved and restored, with the place in the data.
 
     :param net: trained in place, in training mode.
-    :param batches: training images.
+    :param batches: training images, of a loader with a generator of its own.
     :param float learning_rate: of Adam.
-    :returns: an iterator that makes a step each time it is asked for the next item.
+    :param str precision: of :func:`logits_of`.
     """
-    net.train()
-    optimiser = torch.optim.Adam(net.parameters(), learning_rate)
-    while True:
-        for images, labels in batches:
-            optimiser.zero_grad()
-            F.cross_entropy(logits_of(net, images, precision), labels).backward()
-            optimiser.step()
-            yield
+
+    def __init__(
+        self,
+        net: nn.Module,
+        batches: Batches,
+        learning_rate: float = 1e-3,
+        precision: Precision = "fp32",
+    ) -> None:
+        self.net, self.precision = net, precision
+        self._batches = batches
+        self._optimiser = torch.optim.Adam(net.parameters(), learning_rate)
+        self._start_epoch()
+
+    def advance(self, steps: int) -> None:
+        """Make some steps."""
+        self.net.train()
+        for _ in range(steps):
+            images, labels = self._next_batch()
+            self._optimiser.zero_grad()
+            F.cross_entropy(logits_of(self.net, images, self.precision), labels).backward()
+            self._optimiser.step()
+
+    def state(self) -> dict[str, Any]:
+        """Return weights, moments, the place in the data, and torch's random state, for dropout."""
+        return {
+            "net": self.net.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "order": self._order,
+            "fetched": self._fetched,
+            "random": torch.get_rng_state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore a :meth:`state`. The epoch's batches are read again up to its place."""
+        self.net.load_state_dict(state["net"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._batches.generator.set_state(state["order"])
+        self._start_epoch()
+        for _ in range(state["fetched"]):
+            self._next_batch()
+        torch.set_rng_state(state["random"])
+
+    def _start_epoch(self) -> None:
+        self._order = self._batches.generator.get_state()
+        self._iterator, self._fetched = iter(self._batches), 0
+
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        batch = next(self._iterator, None)
+        if batch is None:
+            self._start_epoch()
+            batch = next(self._iterator)
+        self._fetched += 1
+        return batch
 
 
 @torch.no_grad()
