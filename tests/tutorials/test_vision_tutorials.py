@@ -21,8 +21,10 @@ from torchvision.transforms import v2  # noqa: E402
 from torchvision.transforms.v2 import functional as v2f  # noqa: E402
 
 augment = importlib.import_module("vision.augment")
+corruptions = importlib.import_module("vision.corruptions")
 data = importlib.import_module("vision.data")
 networks = importlib.import_module("vision.networks")
+sheets = importlib.import_module("vision.sheets")
 training = importlib.import_module("vision.training")
 attack = importlib.import_module("mnist_networks.attack")
 protocol = importlib.import_module("mnist_networks.protocol")
@@ -204,6 +206,32 @@ def test_image_files_are_decoded_once(tmp_path: Path) -> None:
         file.write_bytes(b"no image any more")
     again, _ = data.load("cifar10", tmp_path, cache=cache)
     assert torch.equal(again.images, train.images)
+
+
+def test_packed_images_keep_their_places_and_labels(tmp_path: Path) -> None:
+    """One colour an image: JPEG keeps it, unless a neighbour shows."""
+    colours = (255 * random_images(130, 3, 1, 1)).to(torch.uint8)
+    images = data.Images(colours.expand(-1, -1, 32, 32).contiguous(), torch.arange(130) % 10)
+    parts = {"train": images, "test": images.take(slice(30, 60))}
+    size = sheets.pack(parts, tmp_path / sheets.FOLDER)
+    assert size == sum(file.stat().st_size for file in (tmp_path / sheets.FOLDER).iterdir())
+    for found, wanted in zip(data.load("cifar10", tmp_path), parts.values(), strict=True):
+        assert torch.equal(found.labels, wanted.labels)
+        assert found.images.shape == wanted.images.shape
+        # An image's own pixels alone: the two chroma planes are halved, so its edge blends.
+        inside = (found.images.int() - wanted.images.int())[:, :, 1:-1, 1:-1]
+        assert int(inside.abs().max()) <= 4
+
+
+def test_corrupted_images_are_the_first_ones_in_five_other_ways() -> None:
+    images, _ = data.made_up((3, 32, 32), train=12)
+    found = corruptions.corrupt(images, 8)
+    assert len(found) == 5
+    for name, (changed, labels) in found.items():
+        assert changed.dtype == torch.uint8 and torch.equal(labels, images.labels[:8]), name
+        assert changed.shape == (8, 3, 32, 32) and not torch.equal(changed, images.images[:8]), name
+    again = corruptions.corrupt(images, 8)
+    assert all(torch.equal(found[name].images, again[name].images) for name in found)
 
 
 # -- networks

@@ -17,7 +17,9 @@ weights. ``--stage dense`` stops after the first, ``--stage sparse`` takes a den
 The default is the paper's protocol, 1000 epochs for the dense network and 1000 for each row, for an
 accelerator. The ``long`` preset has 60 and 20, the ``cpu`` preset 6 and 1, with a factor on the
 step size for each kind of prior. There is a checkpoint at every draw, in ``OUT/unfinished/``, and
-after every epoch a line of scores on held-out images, in ``OUT/curves/``.
+after every epoch a line of scores on held-out images, in ``OUT/curves/``. The ``gpu`` preset has
+150 and 50 with batches of 1000, for ten minutes of an accelerator; ``pack_cifar.py`` packs the
+data for one.
 
 ``--data-dir`` holds torchvision's CIFAR-10, or folders ``{train,test}/CLASS/`` of image files,
 which are decoded once, into ``decoded`` beside them.
@@ -49,7 +51,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = new_parser(__doc__)
     add_options(parser)
     add = parser.add_argument
-    add("--preset", choices=["full", "long", "cpu"], default="full",
+    add("--preset", choices=["full", "long", "gpu", "cpu"], default="full",
         help="the paper's protocol, or one for a CPU (default full)")  # fmt: skip
     add("--stage", choices=["all", "dense", "sparse"], default="all",
         help="both stages, the dense network alone, or the rows alone (default all)")  # fmt: skip

@@ -134,6 +134,18 @@ LONG = replace(
     precision="fp32",
 )
 
+#: Ten minutes of an accelerator.
+GPU = replace(
+    LONG,
+    dense_epochs=150,
+    sparse_epochs=50,
+    dense_batch=1000,
+    sparse_batch=1000,
+    dense_step_size=8e-6,
+    draws_per_epoch=1,
+    precision="bf16",
+)
+
 #: A run of seconds on made-up images, to see that everything works. Its figures mean nothing.
 SMOKE = replace(
     CPU,
@@ -153,7 +165,7 @@ SMOKE = replace(
     corrupted=20,
 )
 
-PRESETS = {"full": FULL, "long": LONG, "cpu": CPU, "smoke": SMOKE}
+PRESETS = {"full": FULL, "long": LONG, "gpu": GPU, "cpu": CPU, "smoke": SMOKE}
 
 
 @dataclass(frozen=True)

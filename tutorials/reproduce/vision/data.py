@@ -59,8 +59,9 @@ def load(
 
     :param str name: ``"mnist"``, ``"fashion"`` or ``"cifar10"``.
     :param data_dir: the root that torchvision's data sets take. CIFAR-10 may also lie there as
-        folders of image files, ``cifar10-jpeg/{train,test}/CLASS/*`` or ``{train,test}/CLASS/*``.
-        None makes up a few hundred images, to see that a program runs.
+        folders of image files, ``cifar10-jpeg/{train,test}/CLASS/*`` or ``{train,test}/CLASS/*``,
+        or as the sheets of ``pack_cifar.py``. None makes up a few hundred images, to see that a
+        program runs.
     :param bool download: fetch what is missing into ``data_dir``.
     :param cache: a folder for the bytes of decoded image files, so that they are decoded once.
     :raises FileNotFoundError: if the data are not there.
@@ -84,6 +85,10 @@ def load(
 
 
 def _cifar10(data_dir: Path, download: bool, cache: Path | None) -> tuple[Images, Images]:
+    from .sheets import FOLDER, unpack  # which stands on this module
+
+    if (data_dir / FOLDER).is_dir():
+        return unpack(data_dir / FOLDER, "train"), unpack(data_dir / FOLDER, "test")
     for root in (data_dir / "cifar10-jpeg", data_dir):
         if (root / "train").is_dir() and (root / "test").is_dir():
             train, test = (_image_folder(root / part, cache) for part in ("train", "test"))
