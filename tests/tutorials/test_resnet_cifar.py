@@ -23,7 +23,9 @@ methods = importlib.import_module("resnet_compression.methods")
 protocol = importlib.import_module("resnet_compression.protocol")
 report = importlib.import_module("resnet_compression.report")
 sparse = importlib.import_module("resnet_compression.sparse")
+data = importlib.import_module("vision.data")
 networks = importlib.import_module("vision.networks")
+sheets = importlib.import_module("vision.sheets")
 resnet_cifar = importlib.import_module("resnet_cifar")
 
 
@@ -236,6 +238,20 @@ def test_rows_and_networks_of_other_settings_are_refused(
     with pytest.raises(RuntimeError, match="was made with"):
         resnet_cifar.main(command_line(finished_run, "--precision", "bf16"))
     assert (finished_run / "replicates.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.tutorial
+def test_a_run_on_packed_images_in_bfloat16(tmp_path: Path) -> None:
+    """What an accelerator of ten minutes is for, at smoke size on this machine's processor."""
+    train, test = data.made_up((3, 32, 32))
+    sheets.pack({"train": train, "test": test}, tmp_path / sheets.FOLDER)
+    words = ["--precision", "bf16", "--data-dir", str(tmp_path), "--methods", "a-sghmc-sa"]
+    assert resnet_cifar.main(["--smoke", "--out", str(tmp_path / "out"), *words]) == 0
+    (row,) = read_replicates(tmp_path / "out")
+    assert 0.0 <= float(row["accuracy_corrupted_average"]) <= 1.0
+    gpu = resnet_cifar.parse(["--data-dir", "x", "--preset", "gpu"]).protocol
+    assert (gpu.sparse_batch, gpu.precision, gpu.validation) == (1000, "bf16", 5_000)
 
 
 def test_sparse_stage_needs_a_dense_network(

@@ -8,8 +8,8 @@ and without the memory that glibc returns to the system.
 
     python tutorials/reproduce/images_per_second.py --data-dir DATA --out OUT
 
-Every line is a process of its own and a dozen steps of the kernel, augmentation included. Time is
-processor time; the median of the steps counts, after six that do not. A line is in
+Every line is a process of its own and some steps of the kernel, augmentation included. Time is
+processor time; the median of eight steps counts, after three that do not. A line is in
 ``OUT/images_per_second.csv`` as soon as it is measured, and is not measured again.
 """
 
@@ -42,7 +42,7 @@ LINES = [
     ("net1", "sghmc", "bf16", "channels-last", "as-written", "kept", 100),
     ("resnet20", "sghmc", "bf16", "channels-last", "as-written", "kept", 128),
 ]
-WARMUP, STEPS = 6, 12
+WARMUP, STEPS = 3, 8
 
 
 def measure(line: Sequence[str], data_dir: Path) -> float:

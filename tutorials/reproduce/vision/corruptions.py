@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2f
 
@@ -19,7 +22,12 @@ def _noise(images: Tensor) -> Tensor:
 
 
 def _jpeg(images: Tensor) -> Tensor:
-    return torch.stack([v2f.jpeg(image, 20) for image in images.cpu()]).to(images.device)
+    found = []
+    for image in images.cpu():
+        file = BytesIO()
+        v2f.to_pil_image(image).save(file, "jpeg", quality=20)
+        found.append(v2f.pil_to_tensor(Image.open(file)))
+    return torch.stack(found).to(images.device)
 
 
 CORRUPTIONS = {
