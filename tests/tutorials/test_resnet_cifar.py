@@ -25,7 +25,6 @@ report = importlib.import_module("resnet_compression.report")
 sparse = importlib.import_module("resnet_compression.sparse")
 data = importlib.import_module("vision.data")
 networks = importlib.import_module("vision.networks")
-sheets = importlib.import_module("vision.sheets")
 resnet_cifar = importlib.import_module("resnet_cifar")
 
 
@@ -242,10 +241,15 @@ def test_rows_and_networks_of_other_settings_are_refused(
 
 @pytest.mark.slow
 @pytest.mark.tutorial
-def test_a_run_on_packed_images_in_bfloat16(tmp_path: Path) -> None:
+def test_a_run_on_packed_images_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What an accelerator of ten minutes is for, at smoke size on this machine's processor."""
-    train, test = data.made_up((3, 32, 32))
-    sheets.pack({"train": train, "test": test}, tmp_path / sheets.FOLDER)
+    made_up = data.load("cifar10", None)
+    with monkeypatch.context() as patch:
+        pack_cifar = importlib.import_module("pack_cifar")
+        patch.setattr(pack_cifar, "load", lambda *_: made_up)
+        assert pack_cifar.main(["--data-dir", "x", "--out", str(tmp_path)]) == 0
     words = ["--precision", "bf16", "--data-dir", str(tmp_path), "--methods", "a-sghmc-sa"]
     assert resnet_cifar.main(["--smoke", "--out", str(tmp_path / "out"), *words]) == 0
     (row,) = read_replicates(tmp_path / "out")

@@ -365,6 +365,14 @@ def test_mnist_and_its_adversaries_at_smoke_size(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.tutorial
+def test_images_a_second_are_measured(tmp_path: Path) -> None:
+    line = ["net1", "sghmc", "fp32", "channels-last", "as-written", "kept", "100"]
+    printed = run_script("reproduce/images_per_second.py", "--line", *line, cwd=tmp_path)
+    assert float(printed.split()[-1]) > 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.tutorial
 def test_the_sparse_classifier_at_smoke_size(tmp_path: Path) -> None:
     printed = run_script("sparse_classifier.py", "--smoke", cwd=tmp_path)
     assert "accuracy" in printed

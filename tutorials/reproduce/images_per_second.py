@@ -45,7 +45,7 @@ LINES = [
 WARMUP, STEPS = 3, 8
 
 
-def measure(line: Sequence[str], data_dir: Path) -> float:
+def measure(line: Sequence[str], data_dir: Path | None) -> float:
     """
     Images a second of one line, in this process.
 
@@ -112,13 +112,15 @@ def main(argv: Sequence[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data-dir", type=Path, required=True, help="folder of the data")
+    add("--data-dir", type=Path, help="folder of the data; with --line images are made up without")
     add("--out", type=Path, default=Path("images_output"), help="folder for the table")
     add("--line", nargs=len(COLUMNS) - 1, help="measure this line alone, and print it")
     args = parser.parse_args(argv)
     if args.line:
         print(f"{measure(args.line, args.data_dir):.1f}")
         return 0
+    if args.data_dir is None:
+        parser.error("--data-dir is missing: say where the data are")
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "images_per_second.csv"
     if not path.exists():
