@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import subprocess
 import sys
 import time
@@ -53,7 +54,6 @@ def measure(line: Sequence[str], data_dir: Path | None) -> float:
     :param data_dir: of the data.
     """
     import torch
-    from common.memory import keep_memory
     from vision import networks
     from vision.data import batches, load
 
@@ -77,6 +77,17 @@ def measure(line: Sequence[str], data_dir: Path | None) -> float:
     mcmc.run(batches(train, int(size), augment, train=True))
     steps = [b - a for a, b in zip(times[WARMUP - 1 :], times[WARMUP:], strict=False)]
     return int(size) / median(steps)
+
+
+def keep_memory() -> None:
+    """
+    Let the process keep the memory that it frees, which glibc otherwise returns to the system in
+    large pieces, to be cleared page by page when the next step asks for it again.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD
 
 
 def _kernel(network: str, row: str, precision: str, data: int, compiled: bool) -> Any:

@@ -32,7 +32,6 @@ from functools import partial
 from itertools import product
 
 from common.experiment import run_experiment
-from common.memory import keep_memory
 from common.options import add_options, new_parser, settle
 from mnist_networks import report
 from mnist_networks.protocol import DATA, METHODS, NETWORKS, PRESETS, Protocol, Row
@@ -93,7 +92,6 @@ def _changes(args: argparse.Namespace) -> dict[str, object]:
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment; returns the exit status, 0 if every row is there."""
     args = parse(argv)
-    keep_memory()
     job = Job(
         args.protocols,
         args.data_dir,

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("--data-dir", type=Path, required=True, help="folder of torchvision's CIFAR-10")
     add("--out", type=Path, required=True, help="folder for the sheets")
-    add("--quality", type=int, default=90, help="of JPEG (default 90)")
+    add("--quality", type=int, default=95, help="of JPEG (default 95)")
     args = parser.parse_args(argv)
     train, test = load("cifar10", args.data_dir)
     size = pack({"train": train, "test": test}, args.out / FOLDER, args.quality)

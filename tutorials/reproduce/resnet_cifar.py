@@ -37,7 +37,6 @@ from pathlib import Path
 
 from common.experiment import run_experiment
 from common.harness import Row
-from common.memory import keep_memory
 from common.options import add_options, new_parser, settle
 from resnet_compression import dense, report
 from resnet_compression.methods import METHODS, task_name
@@ -89,7 +88,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Runs the experiment; returns the exit status, 0 if every row is there."""
     args = parse(argv)
-    keep_memory()
     args.out.mkdir(parents=True, exist_ok=True)
     run = Run(args.protocol, args.data_dir, args.download, args.out, args.device, args.score)
     if args.stage == "sparse" and not dense.checkpoint(run).exists():

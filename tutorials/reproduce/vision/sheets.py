@@ -21,7 +21,7 @@ SIDE, PIXELS = 100, 32
 FOLDER = "cifar10-sheets"
 
 
-def pack(parts: dict[str, Images], folder: Path, quality: int = 90) -> int:
+def pack(parts: dict[str, Images], folder: Path, quality: int = 95) -> int:
     """
     Writes sheets of images and a file of labels.
 
