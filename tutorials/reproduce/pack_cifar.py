@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Packs CIFAR-10 into JPEG sheets of some 50 MB, to be carried to a machine with an accelerator.
+Packs CIFAR-10 into JPEG sheets of some 40 MB, to be carried to a machine with an accelerator.
 
     python tutorials/reproduce/pack_cifar.py --data-dir DATA --out PACKED
     python tutorials/reproduce/resnet_cifar.py --data-dir PACKED --preset gpu --device cuda
