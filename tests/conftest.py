@@ -18,6 +18,7 @@ import functools  # noqa: E402
 import multiprocessing  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
+from collections import Counter  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -52,6 +53,23 @@ def pytest_configure(config: pytest.Config) -> None:
             nothing = os.open(os.devnull, os.O_RDWR)
             for pipe in pipes:
                 os.register_at_fork(after_in_child=functools.partial(os.dup2, nothing, pipe))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """
+    Give every worker of pytest-xdist as many tests, of which "worksteal" makes parts of the list:
+    files with slow ones first, so that short ones are left to share out at the end.
+    """
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    sizes = Counter(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    counts, places = [0] * workers, {}
+    for path in sorted(sizes, key=lambda path: (path not in slow, -sizes[path])):
+        part = counts.index(min(counts))
+        places[path] = part, len(places)
+        counts[part] += sizes[path]
+    if workers > 1:
+        items.sort(key=lambda item: places[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
