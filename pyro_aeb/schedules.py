@@ -109,6 +109,32 @@ def number_at(
     )
 
 
+def numbers_at(
+    name: str, schedule: Schedule, steps: range, low: float, high: float, expected: str
+) -> list[float]:
+    """
+    Return a schedule's numbers at several steps, those of :func:`number_at`, up to the first step
+    at which it fails.
+
+    :raises Exception: at the first of the steps.
+    """
+    if type(schedule) is Constant:
+        return [number_at(name, schedule, steps[0], low, high, expected)] * len(steps)
+    try:
+        values = [schedule(k) for k in steps]
+        if all([type(value) is float and low <= value <= high for value in values]):
+            return values
+    except Exception:  # of the schedule's own, at one of the steps
+        pass
+    values = [number_at(name, schedule, steps[0], low, high, expected)]
+    try:
+        for k in steps[1:]:
+            values.append(number_at(name, schedule, k, low, high, expected))
+    except Exception:  # comes again when this step is the first
+        pass
+    return values
+
+
 @dataclass(frozen=True)
 class Constant:
     """

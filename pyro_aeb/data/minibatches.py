@@ -73,6 +73,11 @@ class Minibatches:
         """The plates that take a part of their data at a step."""
         return frozenset(self._plates)
 
+    @property
+    def whole(self) -> dict[str, Tensor]:
+        """The indices of the plates that take all of their data at a step."""
+        return {n: indices for n, indices in self._indices.items() if n not in self._plates}
+
     def first(self) -> dict[str, Tensor]:
         """Return the first indices of every plate, without drawing a random number."""
         first = dict(self._indices)
@@ -94,24 +99,46 @@ class Minibatches:
             self._indices[name] = indices if world == 1 else indices[batch * rank :][:batch]
         return self._indices
 
+    def ahead(self) -> tuple[dict[str, Sequence[Tensor]], Iterator[None]]:
+        """
+        Return the indices of the next steps of every plate that takes a part of its data, none so
+        far; and an iterator that draws one step's after the other.
+        """
+        if self._order == "permutation" and self._ranks.world == 1:
+            cuts = {name: Cuts(batch) for name, (_, batch) in self._plates.items()}
+            return {**cuts}, self._cut_ahead(cuts)
+        return _draw_ahead(self)
+
+    def _cut_ahead(self, cuts: Mapping[str, Cuts]) -> Iterator[None]:
+        plates = [(name, *sizes, cuts[name].append) for name, sizes in self._plates.items()]
+        while True:
+            for name, size, count, append in plates:
+                append(self._advance(name, size, count))
+            yield
+
     def _next_of_permutation(self, name: str, size: int, count: int) -> Tensor:
+        epoch, start = self._advance(name, size, count)
+        return epoch[start : start + count]
+
+    def _advance(self, name: str, size: int, count: int) -> tuple[Tensor, int]:
+        """Return the permutation of the next step, and the first place of the step's batch."""
         start = self._starts.get(name, size)
         if start + count > size:
             start = 0
-            self._note_origin(name, size)
+            if size >= LONG:
+                self._note_origin(name, size)
             self._epochs[name] = torch.randperm(
                 size, generator=self._generator, device=self._device
             )
         self._starts[name] = start + count
-        return self._epochs[name][start : start + count]
+        return self._epochs[name], start
 
     def _note_origin(self, name: str, size: int) -> None:
-        """Note the random state that a permutation is drawn from, where it is the smaller one."""
-        self._origins.pop(name, None)
+        """Note the random state that a permutation is drawn from, which is the smaller one."""
         generator = self._generator
         if generator is None and self._device.type == "cpu":
             generator = torch.default_generator
-        if size >= LONG and generator is not None:
+        if generator is not None:
             origin = {"device": str(generator.device), "size": size}
             self._origins[name] = {**origin, "random": generator.get_state()}
 
@@ -157,11 +184,65 @@ class Minibatches:
         self._starts = dict(state["starts"])
 
 
+class Cuts(Sequence[Tensor]):
+    """
+    Batches of consecutive indices of permutations, known by their places: a tensor is made only of
+    those that are asked for.
+
+    :param int size: of a batch.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._places: list[tuple[Tensor, int]] = []
+        self.append = self._places.append
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, k: Any) -> Any:
+        epoch, start = self._places[k]
+        return epoch[start : start + self._size]
+
+    def addresses(self) -> list[int]:
+        """Return the addresses of the batches' first indices."""
+        return [epoch.data_ptr() + start * epoch.element_size() for epoch, start in self._places]
+
+
+def _draw_ahead(
+    minibatches: Minibatches | ChainMinibatches,
+) -> tuple[dict[str, Sequence[Tensor]], Iterator[None]]:
+    columns: dict[str, list[Tensor]] = {name: [] for name in minibatches.partial}
+
+    def draw() -> Iterator[None]:
+        while True:
+            indices = minibatches.next()
+            for name, column in columns.items():
+                column.append(indices[name])
+            yield
+
+    return {**columns}, draw()
+
+
 class ChainMinibatches:
     """Indices of all plates at every step of several chains, each with minibatches of its own."""
 
     def __init__(self, minibatches: Sequence[Minibatches]) -> None:
         self._minibatches = tuple(minibatches)
+
+    @property
+    def partial(self) -> frozenset[str]:
+        """The plates that take a part of their data at a step."""
+        return self._minibatches[0].partial
+
+    @property
+    def whole(self) -> dict[str, Tensor]:
+        """The indices of the plates that take all of their data at a step."""
+        return self._minibatches[0].whole
+
+    def ahead(self) -> tuple[dict[str, Sequence[Tensor]], Iterator[None]]:
+        """See :meth:`Minibatches.ahead`."""
+        return _draw_ahead(self)
 
     def next(self) -> dict[str, Tensor]:
         """
@@ -170,8 +251,7 @@ class ChainMinibatches:
         """
         chains = [dict(minibatches.next()) for minibatches in self._minibatches]
         stacked = {
-            name: torch.stack([indices[name] for indices in chains])
-            for name in self._minibatches[0].partial
+            name: torch.stack([indices[name] for indices in chains]) for name in self.partial
         }
         return {**chains[0], **stacked}
 

@@ -13,7 +13,7 @@ Algorithm 1 of the paper [1]: one iteration, in the order of its box.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -39,10 +39,16 @@ from pyro_aeb.model.tracing import find_failing_site
 from pyro_aeb.posterior.likelihood import Evaluation
 from pyro_aeb.posterior.posterior import Posterior
 from pyro_aeb.posterior.step_target import StepTarget
-from pyro_aeb.schedules import INVERSE_TEMPERATURES, STEP_SIZES, Schedule, number_at
+from pyro_aeb.schedules import (
+    INVERSE_TEMPERATURES,
+    STEP_SIZES,
+    Schedule,
+    number_at,
+    numbers_at,
+)
 from pyro_aeb.transitions import AnyTransition, StepNumbers
 
-BLOCK = 64
+BLOCK = 128
 """Most steps of a block, after which a run may stop: some milliseconds of a small model."""
 
 
@@ -76,47 +82,50 @@ def steps(options: KernelOptions, chain: Chain, most: int) -> int:
     most = min(most, BLOCK, compiled.ready(batch, learns))
     if chain.scan is not None:
         most = min(most, chain.scan.steps_left(chain.step))
-    numbers = _numbers_ahead(options, chain, most)
-    if len(numbers) < 2:
+    numbers = _numbers_ahead(options, chain, most) if most > 1 else ([], [], [])
+    if len(numbers[0]) < 2:
         step(options, chain)
         return 1
-    drawn: list[tuple[Mapping[str, Tensor], Tensor]] = []
+    rows, draw_rows = chain.data.minibatches.ahead()
+    noise, draw_noise = chain.noise.ahead(len(numbers[0]))
 
-    def draw() -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
-        while True:
-            drawn.append((dict(chain.data.next().indices), chain.noise.draw().clone()))
-            yield drawn[-1]
+    def draw() -> None:
+        next(draw_rows)
+        next(draw_noise)
 
     chain.torn = True
-    stepped, health = compiled.repeat(chain.state, chain.latents, batch, numbers, draw())
+    stepped, health = compiled.repeat(chain.state, chain.latents, batch, numbers, noise, rows, draw)
     if not chain.finite.passes(health):
-        for indices, noise in drawn:
-            _step(options, chain, chain.step + 1, batch._replace(indices=indices), noise)
-        return len(drawn)
+        whole = chain.data.minibatches.whole
+        for i, of_step in enumerate(noise):
+            indices = {**whole, **{name: of_plate[i] for name, of_plate in rows.items()}}
+            _step(options, chain, chain.step + 1, Batch(arguments, indices), of_step)
+        return len(noise)
     chain.state, chain.latents = stepped.state, stepped.latents
-    chain.step += len(drawn)
+    chain.step += len(noise)
     if chain.scan is not None:
         chain.scan(chain)
     chain.torn = False
-    return len(drawn)
+    return len(noise)
 
 
 def _numbers_ahead(
     options: KernelOptions, chain: Chain, count: int
-) -> list[tuple[StepNumbers, float]]:
-    """Return the numbers of the steps that follow, up to one that learns where others do not."""
-    numbers: list[tuple[StepNumbers, float]] = []
-    for k in range(chain.step + 1, chain.step + 1 + count):
-        try:
-            omega = sa_weight(options, chain, k)
-            if numbers and (omega > 0.0) != (numbers[0][1] > 0.0):
-                break
-            numbers.append((step_numbers(options, k), omega))
-        except Exception:  # of the schedule, which comes again at its step
-            if not numbers:
-                raise
-            break
-    return numbers
+) -> tuple[list[float], list[float], list[float]]:
+    """
+    Return step sizes, inverse temperatures and weights omega of the steps that follow, up to one
+    that learns where others do not, or at which a schedule fails.
+    """
+    steps = range(chain.step + 1, chain.step + 1 + count)
+    schedule, tau = _weight_schedule(options, chain), cast(Schedule, options.inverse_temperature)
+    omegas = [0.0] * count
+    if schedule is not None:
+        omegas = numbers_at(WEIGHT, schedule, steps, 0.0, 1.0, WEIGHT_RANGE)
+        omegas = [*takewhile(lambda omega: (omega > 0.0) == (omegas[0] > 0.0), omegas)]
+    sizes = numbers_at("step_size", options.transition.step_size, steps, *STEP_SIZES)
+    taus = numbers_at("inverse_temperature", tau, steps, *INVERSE_TEMPERATURES)
+    end = min(len(omegas), len(sizes), len(taus))
+    return sizes[:end], taus[:end], omegas[:end]
 
 
 def _step(
@@ -269,11 +278,17 @@ def step_numbers(options: KernelOptions, k: int) -> StepNumbers:
 
 def sa_weight(options: KernelOptions, chain: Chain, k: int) -> float:
     """Return omega, the weight of (8), at step k; 0 where no latent is learned by it."""
+    schedule = _weight_schedule(options, chain)
+    return 0.0 if schedule is None else number_at(WEIGHT, schedule, k, 0.0, 1.0, WEIGHT_RANGE)
+
+
+def _weight_schedule(options: KernelOptions, chain: Chain) -> Schedule | None:
+    """Return omega as a function of the step, None where no latent is learned by it now."""
     if not isinstance(options.adaptation, StochasticApproximation) or chain.latents is None:
-        return 0.0
+        return None
     if options.freeze_after_warmup and not chain.warming_up:
-        return 0.0
-    return number_at(WEIGHT, options.adaptation.weight, k, 0.0, 1.0, WEIGHT_RANGE)
+        return None
+    return options.adaptation.weight
 
 
 class FiniteCheck:

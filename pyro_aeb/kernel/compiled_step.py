@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,27 +92,29 @@ class CompiledStep:
         state: Any,
         latents: Latents | None,
         batch: Batch,
-        numbers: Sequence[tuple[StepNumbers, float]],
-        drawn: Iterable[tuple[Mapping[str, Tensor], Tensor]],
+        numbers: Sequence[Sequence[float]],
+        noise: Tensor,
+        rows: Mapping[str, Sequence[Tensor]],
+        draw: Callable[[], None],
     ) -> tuple[Stepped, Tensor]:
         """
         Make several iterations by the code of single ones, on the same numbers.
 
-        :param numbers: of every iteration, and its omega, which is 0 in all of them or in none.
-        :param drawn: the indices of the batch and the noise of every iteration.
+        :param numbers: step sizes, inverse temperatures and omegas of the iterations; omega is 0 in
+            all of them or in none.
+        :param Tensor noise: of all iterations.
+        :param rows: of plates the indices of all batches.
+        :param draw: draws the noise of the next iteration and its indices; called before each.
         :returns: the result of the last one; and a number that is finite where the health of all of
             them is.
         """
-        moving = state, self._with_tensors(latents), self._host, self._host
-        values = torch.tensor(
-            [[*of_step, omega] for of_step, omega in numbers], dtype=self._host.dtype
+        values = np.ascontiguousarray(np.array(numbers, self._view.dtype).T)
+        given = noise, torch.from_numpy(values).to(self._device)
+        moving = state, self._with_tensors(latents), noise[0], self._host
+        stepped, (_, health) = self._program.repeat(
+            moving, batch, given, rows, draw, numbers[-1][0] > 0.0
         )
-        rows = values.to(self._device).unbind()
-        given = (
-            ((noise, row), indices) for row, (indices, noise) in zip(rows, drawn, strict=False)
-        )
-        stepped, others = self._program.repeat(moving, batch, given, numbers[0][1] > 0.0)
-        return stepped, torch.stack([health for _, health in others]).sum()
+        return stepped, health.sum()
 
     def _values(self, numbers: StepNumbers, omega: float) -> Tensor:
         self._view[:] = *numbers, omega

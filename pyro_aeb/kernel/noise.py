@@ -31,7 +31,7 @@ these ways and others.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -80,18 +80,42 @@ class Noise:
         fill = _choose_row(kind, like, size if apart else like.numel(), bits)
         # Rows of pairs begin at even places.
         padded = size + size % 2 if fill is _ThreePointWords else size
-        storage = like.new_empty(*like.shape[:-1], padded, dtype=fill.dtype)
-        self._buffer = storage[..., :size]
-        rows = list(storage) if apart else [storage.view(-1)]
+        self._storage = like.new_empty(*like.shape[:-1], padded, dtype=fill.dtype)
+        self._size, self._apart = size, apart
+        self._buffer, rows = self._cut(self._storage)
         self._rows = [
             fill(row, generator) for row, generator in zip(rows, generators, strict=False)
         ]
+        self._ahead: Tensor | None = None
+        self._ahead_rows: list[list[Tensor]] = []
 
     def draw(self) -> Tensor:
         """Draw the numbers of the next step, or bits for them, into a buffer that steps reuse."""
         for row in self._rows:
             row.fill()
         return self._buffer
+
+    def ahead(self, count: int) -> tuple[Tensor, Iterator[None]]:
+        """
+        Return memory for the numbers of the next steps, which the next call may reuse; and an
+        iterator that draws one step's numbers after the other into it.
+        """
+        if self._ahead is None or len(self._ahead) < count:
+            self._ahead = self._storage.new_empty(count, *self._storage.shape)
+            self._ahead_rows = [self._cut(storage)[1] for storage in self._ahead]
+        return self._ahead[:count, ..., : self._size], self._fill_all()
+
+    def _fill_all(self) -> Iterator[None]:
+        fills = [row.fill_other for row in self._rows]
+        for rows in self._ahead_rows:
+            for fill, row in zip(fills, rows, strict=True):
+                fill(row)
+            yield
+
+    def _cut(self, storage: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return a buffer, and the rows of it that one generator each fills."""
+        rows = list(storage) if self._apart else [storage.view(-1)]
+        return storage[..., : self._size], rows
 
     def with_bits(self) -> Noise:
         """Return the source of the steps that follow, which draws bits where that is faster."""
@@ -153,12 +177,20 @@ class _Row(ABC):
     def fill(self) -> None:
         """Draw the numbers."""
 
+    def fill_other(self, row: Tensor) -> None:
+        """Draw the numbers into another row."""
+        self.fill()
+        row.copy_(self._row)
+
 
 class _Normal(_Row):
     """Normal numbers of torch's generators."""
 
     def fill(self) -> None:
-        self._row.normal_(generator=self._generator)
+        self.fill_other(self._row)
+
+    def fill_other(self, row: Tensor) -> None:
+        row.normal_(generator=self._generator)
 
 
 class _ThreePoint(_Row):

@@ -19,35 +19,25 @@ from __future__ import annotations
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import count, repeat
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.errors import CompileWarning, first_line
 from pyro_aeb.model.gradient_watch import LIBRARIES
 from pyro_aeb.model.side_effects import Buffers, start_autograd
+from pyro_aeb.posterior.compiled_code import Code, Outputs, Trace
+from pyro_aeb.posterior.graphs import constants_as_inputs, find_fault, take_whole_plates
 from pyro_aeb.posterior.likelihood import Evaluation, Likelihood
+from pyro_aeb.posterior.trees import PLAIN, put_together, take_apart, write_collector
 
 KINDS = 8
 """The most kinds of batches that are compiled; each takes seconds."""
-
-AGAIN = 16
-"""The operations are recorded again at batches 2, 32, 512, ... of a kind."""
-
-SMALL = 2**18
-"""
-Numbers in a step's inputs up to which its code runs in one thread: on a busy machine a second one
-may keep it waiting for longer than the step takes.
-"""
-
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 
 
 class Program:
@@ -76,7 +66,7 @@ class Program:
         self._report = report or _warn
         self._buffers = buffers
         self._partial = sorted(partial)
-        self._codes: dict[Hashable, _Code] = {}
+        self._codes: dict[Hashable, Code] = {}
         self._disabled = False
         self._explanation: str | None = None
         self._collect: Callable[[Any], list[Tensor]] | None = None
@@ -87,7 +77,7 @@ class Program:
         if self._disabled:
             return None
         if self._collect is None:
-            self._collect = _write_collector(moving)
+            self._collect = write_collector(moving)
         inputs = self._collect(moving)
         own_kind, arguments = self._take_apart(batch.arguments)
         kind = own_kind, batch.per_chain, static
@@ -119,33 +109,35 @@ class Program:
         self,
         moving: Any,
         batch: Batch,
-        given: Iterable[tuple[Sequence[Tensor], Mapping[str, Tensor]]],
+        given: Sequence[Tensor],
+        rows: Mapping[str, Sequence[Tensor]],
+        draw: Callable[[], None],
         *static: Hashable,
-    ) -> tuple[Any, list[Sequence[Tensor]]]:
+    ) -> tuple[Any, list[Tensor]]:
         """
-        Run the function on what it has returned, at most as often as :meth:`ready` says. This is
-        the code of single calls on the same numbers, with less Python around it.
+        Run the function on what it has returned, as often as there are tensors in ``given``, which
+        is at most what :meth:`ready` says.
 
         :param moving: for the first run. The first tensors of a result take the place of the first
             ones of ``moving``; the last ones are given anew.
-        :param given: for every run the last tensors of ``moving``, and the indices of the batch.
-        :returns: the last result; and of every result the tensors that the next run does not take.
+        :param given: the last tensors of ``moving``, stacked over runs.
+        :param rows: of a plate the indices of every batch.
+        :param draw: called before every run; writes what is given in it.
+        :returns: the last result; and, stacked over runs, the tensors of a result that the next run
+            does not take.
         """
         assert self._collect is not None
         own_kind, arguments = self._take_apart(batch.arguments)
         code = self._codes[own_kind, batch.per_chain, static]
-        tensors = self._collect(moving)
-        buffers: Sequence[Tensor] = self._buffers.values()
-        others: list[Sequence[Tensor]] = []
-        outputs: Sequence[Tensor] = ()
-        for numbers, indices in given:
-            kept = len(tensors) - len(numbers)
-            rows = [indices[name] for name in self._partial]
-            outputs = code.run([*tensors[:kept], *numbers, *buffers, *rows, *arguments])
-            end = len(outputs) - len(buffers)
-            tensors[:kept], buffers = outputs[:kept], outputs[end:]
-            others.append(outputs[kept:end])
-        code.batches += len(others)
+        tensors, buffers = self._collect(moving), self._buffers.values()
+        kept, end = len(tensors) - len(given), len(tensors) + len(buffers)
+        columns = [rows[name] for name in self._partial]
+        ends = range(code.outputs - len(buffers), code.outputs)
+        moves = {i: i for i in range(kept)} | dict(zip(range(len(tensors), end), ends, strict=True))
+        places = [*range(kept, len(tensors)), *range(end, end + len(columns))]
+        # The first indices are put into their places with those of every run.
+        inputs = [*tensors, *buffers, *tensors[: len(columns)], *arguments]
+        outputs, others = code.repeat(inputs, moves, places, [*given, *columns], draw)
         return self._finish(code.make_outputs(outputs)), others
 
     def _take_apart(self, arguments: Arguments) -> tuple[Hashable, list[Tensor]]:
@@ -153,16 +145,16 @@ class Program:
         if self._last is not None and self._last[0] is arguments:
             return self._last[1:]
         tensors: list[Tensor] = []
-        kind = _take_apart(arguments, tensors)
+        kind = take_apart(arguments, tensors)
         values = (*arguments.args, *arguments.kwargs.values())
-        if all(isinstance(value, (Tensor, *_PLAIN)) for value in values):
+        if all(isinstance(value, (Tensor, *PLAIN)) for value in values):
             self._last = arguments, kind, tensors
         return kind, tensors
 
     def _first_steps(
         self,
         kind: Hashable,
-        code: _Code | None,
+        code: Code | None,
         inputs: list[Tensor],
         moving: Any,
         batch: Batch,
@@ -182,12 +174,12 @@ class Program:
                 "tensors, of which math.sqrt(x) is x ** 0.5",
             )
         # The function has run once, as in any step: the outputs of the trace are those of the step.
-        if fault := _find_fault(trace.graph) or self._find_change(code, trace):
+        if fault := find_fault(trace.graph) or self._find_change(code, trace):
             self._disable(*fault)
             return self._finish(trace.outputs)
         after = _random_state(device)
         if code is None:
-            code = self._codes[kind] = _Code(trace, inputs, (moving, batch), self._report)
+            code = self._codes[kind] = Code(trace, inputs, (moving, batch), self._report)
         _set_random_state(before, device)
         try:
             return self._finish(code(inputs))
@@ -199,7 +191,7 @@ class Program:
             )
             return self._finish(trace.outputs)
 
-    def _find_change(self, code: _Code | None, trace: _Trace) -> tuple[str, str] | None:
+    def _find_change(self, code: Code | None, trace: Trace) -> tuple[str, str] | None:
         """Say that a trace is not of the operations that were compiled, and the cure."""
         if code is None or code.is_of(trace):
             return None
@@ -213,36 +205,36 @@ class Program:
 
     def _trace(
         self, inputs: Sequence[Tensor], moving: Any, batch: Batch, static: tuple[Hashable, ...]
-    ) -> _Trace:
+    ) -> Trace:
         """Record one run of the function; the chain's buffers are unchanged."""
-        results: list[_Outputs] = []
+        results: list[Outputs] = []
         count = len(self._buffers.values())
         whole = {name: i for name, i in batch.indices.items() if name not in self._partial}
 
         def step(*flat: Tensor) -> list[Tensor]:
             tensors = iter(flat)
-            own = _put_together(moving, tensors)
+            own = put_together(moving, tensors)
             buffers = [next(tensors).clone() for _ in range(count)]
             indices = {name: torch.arange(len(i), device=i.device) for name, i in whole.items()}
             indices |= {name: next(tensors) for name in self._partial}
-            own_batch = Batch(_put_together(batch.arguments, tensors), indices, batch.per_chain)
+            own_batch = Batch(put_together(batch.arguments, tensors), indices, batch.per_chain)
             found: list[Any] = []
             after = self._buffers.run_on(
                 buffers, lambda: found.append(self._function(own, own_batch, *static))
             )
-            results.append(_Outputs(found[0], after))
+            results.append(Outputs(found[0], after))
             outputs: list[Tensor] = []
-            _take_apart(results[0], outputs)
+            take_apart(results[0], outputs)
             return outputs
 
         start_autograd()
         with pyro.validation_enabled(False):  # checks of values are branches on them
             graph = make_fx(step)(*inputs)
-        _take_whole_plates(graph, inputs)
-        constants = _constants_as_inputs(graph)
-        return _Trace(graph, constants, results[0])
+        take_whole_plates(graph, inputs)
+        constants = constants_as_inputs(graph)
+        return Trace(graph, constants, results[0])
 
-    def _finish(self, outputs: _Outputs) -> Any:
+    def _finish(self, outputs: Outputs) -> Any:
         """Store the buffers of a step, and return the function's result."""
         if outputs.buffers:
             self._buffers.load(outputs.buffers)
@@ -294,262 +286,8 @@ class CompiledLikelihood:
         return self._likelihood.evaluate(*moving, batch)
 
 
-class _Outputs(NamedTuple):
-    """The outputs of a run of a function that runs the model."""
-
-    result: Any
-    buffers: list[Tensor]
-
-
-class _Trace(NamedTuple):
-    """
-    The recorded operations of a step.
-
-    :param GraphModule graph: a function of the inputs and then of the constants.
-    :param list constants: tensors that the model takes from elsewhere, such as weights that are
-        not sampled. They are read at every step.
-    """
-
-    graph: GraphModule
-    constants: list[Tensor]
-    outputs: _Outputs
-
-
-class _Code:
-    """The compiled code for one kind of batches."""
-
-    def __init__(
-        self,
-        trace: _Trace,
-        inputs: Sequence[Tensor],
-        arguments: Any,
-        report: Callable[[str], None],
-    ) -> None:
-        self.batches = 1
-        self._check_at = 2
-        self._operations = trace.graph.code
-        self._constants = trace.constants
-        self._kind = _take_apart(trace.outputs, [])
-        self.is_small = sum(map(Tensor.numel, inputs)) <= SMALL
-        self.make_outputs = _write_constructor(trace.outputs)
-        # Kept alive: the kind of a batch has their ids.
-        self._arguments = _put_together(arguments, repeat(torch.empty(0)))
-        self._run: Callable[..., Sequence[Tensor]] = trace.graph
-        try:
-            with torch.no_grad():
-                self._run = compile_graph(trace.graph, [*inputs, *trace.constants])
-        except Exception as error:  # of whatever kind the compiler's failures are
-            report(
-                f"the compiler has failed ({first_line(error)}), so a step runs its operations one "
-                "by one, without the model's Python. It needs a C++ compiler (g++ or clang) on "
-                "the path, on a GPU Triton"
-            )
-
-    @torch.no_grad()
-    def __call__(self, inputs: Sequence[Tensor]) -> _Outputs:
-        outputs: _Outputs = self.make_outputs(self.run(inputs))
-        return outputs
-
-    def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the outputs as a list of tensors."""
-        return self._run(*inputs, *self._constants)
-
-    def left(self) -> int:
-        """Return the number of batches until the operations are recorded again."""
-        return self._check_at - 1 - self.batches
-
-    def next(self) -> bool:
-        """Count a batch; False where the operations are to be recorded again."""
-        self.batches += 1
-        if self.batches < self._check_at:
-            return True
-        self._check_at *= AGAIN
-        return False
-
-    def is_of(self, trace: _Trace) -> bool:
-        """Return whether a trace has the same operations on the same constants."""
-        return (
-            self._operations == trace.graph.code
-            and self._kind == _take_apart(trace.outputs, [])
-            and len(self._constants) == len(trace.constants)
-            and all(map(_equal, self._constants, trace.constants))
-        )
-
-
 def _warn(explanation: str) -> None:
     warnings.warn(explanation, CompileWarning, stacklevel=8)
-
-
-def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """Compile a graph; it draws the same random numbers as the model as written."""
-    from torch._inductor import compile  # takes seconds to import
-
-    options: dict[str, Any] = {"fallback_random": True, "size_asserts": False}
-    if sum(value.numel() for value in inputs) <= SMALL:
-        options["cpp.threads"] = 1
-    return compile(graph, [*inputs], options=options)
-
-
-def _take_whole_plates(graph: GraphModule, inputs: Sequence[Tensor]) -> None:
-    """Replace an input's rows in order, all of them, by the input."""
-    placeholders = graph.graph.find_nodes(op="placeholder")
-    sizes = {node: value.shape[:1] for node, value in zip(placeholders, inputs, strict=True)}
-    index, arange = torch.ops.aten.index.Tensor, torch.ops.aten.arange.default
-    for node in graph.graph.find_nodes(op="call_function", target=index):
-        source, rows = node.args
-        if source in sizes and len(rows) == 1 and rows[0].target == arange:
-            if rows[0].args == tuple(sizes[source]):
-                node.replace_all_uses_with(source)
-                graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
-def _constants_as_inputs(graph: GraphModule) -> list[Tensor]:
-    """Turn the tensors that a graph holds into inputs, and return them."""
-    constants: list[Tensor] = []
-    *_, last = graph.graph.find_nodes(op="placeholder")
-    for node in graph.graph.find_nodes(op="get_attr"):
-        constants.append(getattr(graph, node.target))
-        with graph.graph.inserting_after(last):
-            last = graph.graph.placeholder(f"constant_{len(constants)}")
-        node.replace_all_uses_with(last)
-        graph.graph.erase_node(node)
-    for name, _ in [*graph.named_buffers(), *graph.named_parameters()]:
-        delattr(graph, name)  # or they would be inputs of the code once more
-    graph.recompile()
-    return constants
-
-
-def _find_fault(graph: GraphModule) -> tuple[str, str] | None:
-    """Say what in a graph cannot be compiled, and the cure."""
-    if operation := _find_dynamic_shape(graph):
-        return (
-            f"the shape of a tensor depends on the values of another ({operation})",
-            "Write the model with tensors of one shape, by torch.where or poutine.mask",
-        )
-    if _changes_inputs(graph):
-        return (
-            "the model changes a tensor in place that is not one of its modules' buffers",
-            "Change a copy of data, and let a tensor that is to be kept be a buffer of the module "
-            "that changes it, by register_buffer",
-        )
-    return None
-
-
-def _find_dynamic_shape(graph: GraphModule) -> str | None:
-    """Return an operation of a graph whose output has a shape that depends on values."""
-    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.index.Tensor):
-        if any(i is not None and i.meta["val"].dtype == torch.bool for i in node.args[1]):
-            return "an index of bools"
-    for node in graph.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.dynamic_output_shape in tags and node.target != torch.ops.aten.index.Tensor:
-            return str(node.target)
-    return None
-
-
-def _changes_inputs(graph: GraphModule) -> bool:
-    """Return whether a graph writes to its inputs, or to views of them."""
-    views = set(graph.graph.find_nodes(op="placeholder"))
-    for node in graph.graph.nodes:
-        if views.isdisjoint(node.all_input_nodes):
-            continue
-        schema = getattr(node.target, "_schema", None)
-        if schema is None:  # an item of several views
-            views.add(node)
-            continue
-        arguments = dict(zip((a.name for a in schema.arguments), node.args, strict=False))
-        for argument in schema.arguments:
-            value = arguments.get(argument.name, node.kwargs.get(argument.name))
-            aliased = value if isinstance(value, (list, tuple)) else [value]
-            if argument.alias_info is None or views.isdisjoint(aliased):
-                continue
-            if argument.alias_info.is_write:
-                return True
-            views.add(node)
-    return False
-
-
-def _write_collector(example: Any) -> Callable[[Any], list[Tensor]]:
-    """Write the function that lists the tensors of a tree as :func:`_take_apart` does, but fast."""
-
-    def places(value: Any, path: str) -> Iterator[str]:
-        if isinstance(value, Tensor):
-            yield path
-        elif isinstance(value, (tuple, list)):
-            for i, item in enumerate(value):
-                yield from places(item, f"{path}[{i}]")
-        elif isinstance(value, Mapping):
-            for name, item in value.items():
-                yield from places(item, f"{path}[{name!r}]")
-
-    collector: Callable[[Any], list[Tensor]] = eval(
-        f"lambda v: [{', '.join(places(example, 'v'))}]"
-    )
-    return collector
-
-
-def _write_constructor(example: Any) -> Callable[[Sequence[Tensor]], Any]:
-    """Write the function that makes a tree of a list of tensors as :func:`_put_together` does."""
-    names: dict[str, Any] = {}
-    numbers = count()
-
-    def name_of(value: Any) -> str:
-        names[name := f"c{len(names)}"] = value
-        return name
-
-    def write(value: Any) -> str:
-        if isinstance(value, Tensor):
-            return f"t[{next(numbers)}]"
-        if isinstance(value, Mapping):
-            return f"{{{', '.join(f'{n!r}: {write(item)}' for n, item in value.items())}}}"
-        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
-            items = ", ".join(map(write, value))
-            if hasattr(value, "_fields"):
-                return f"{name_of(type(value))}({items})"
-            return f"[{items}]" if isinstance(value, list) else f"({items},)"
-        return name_of(value)
-
-    constructor: Callable[[Sequence[Tensor]], Any] = eval(f"lambda t: {write(example)}", names)
-    return constructor
-
-
-def _take_apart(value: Any, tensors: list[Tensor]) -> Hashable:
-    """
-    Return a hashable key of what compiled code depends on: dtype, device, shape and stride of
-    tensors, the value of plain objects, the identity of others. Tensors in tuples, lists and
-    mappings are appended to ``tensors``.
-    """
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return value.dtype, value.device, value.shape, value.stride()
-    if isinstance(value, _PLAIN):
-        return type(value), value
-    if isinstance(value, Mapping):
-        return type(value), tuple([(n, _take_apart(item, tensors)) for n, item in value.items()])
-    if isinstance(value, (tuple, list)):
-        return type(value), tuple([_take_apart(item, tensors) for item in value])
-    return type(value), id(value)
-
-
-def _put_together(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """Return the value with other tensors in place of those that :func:`_take_apart` finds."""
-    if isinstance(value, Tensor):
-        return next(tensors)
-    if isinstance(value, Mapping):
-        return {name: _put_together(item, tensors) for name, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*[_put_together(item, tensors) for item in value])
-    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
-        return type(value)([_put_together(item, tensors) for item in value])
-    return value
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if one is other:
-        return True
-    return _take_apart(one, []) == _take_apart(other, []) and torch.equal(one, other)
 
 
 def _random_state(device: torch.device) -> list[Tensor]:

@@ -18,9 +18,10 @@ from runs import Network, copy_buffers
 import pyro_aeb as aeb
 from pyro_aeb.errors import NonFiniteError
 from pyro_aeb.kernel import algorithm
-from pyro_aeb.posterior import program
+from pyro_aeb.posterior import compiled_code
 
 X, Y = linear_data()
+COMPILE, MAKE_LOOP = compiled_code.compile_graph, compiled_code.make_loop
 STEPS = 40
 """Steps of a draw: two that are recorded, a block of 29, one that is recorded, and a block."""
 
@@ -28,7 +29,7 @@ STEPS = 40
 @pytest.fixture(autouse=True)
 def blocks(monkeypatch):
     """Runs what is recorded without a compiler; the numbers of steps in the blocks."""
-    monkeypatch.setattr(program, "compile_graph", lambda graph, inputs: graph)
+    monkeypatch.setattr(compiled_code, "compile_graph", lambda graph, inputs: graph)
     made, steps = [], algorithm.steps
 
     def count(*args):
@@ -47,6 +48,16 @@ def plates(X, y=None, batch_size=4):
         beta = pyro.sample("beta", aeb.SSGL(v0=0.1, v1=10.0, delta=delta, sigma=sigma2.sqrt()))
     with pyro.plate("data", len(X), subsample_size=batch_size) as i:
         mean = torch.dropout(X[i], 0.3, True) @ beta
+        pyro.sample("y", dist.Normal(mean, sigma2.sqrt()), obs=y[i])
+
+
+def minibatches(X, y=None):
+    """Minibatches, and no random numbers."""
+    sigma2 = pyro.sample("sigma2", dist.InverseGamma(0.5, 0.5))
+    with pyro.plate("features", X.shape[1]):
+        beta = pyro.sample("beta", aeb.SSGL(v0=0.1, v1=10.0, delta=0.3, sigma=sigma2.sqrt()))
+    with pyro.plate("data", len(X), subsample_size=4) as i:
+        mean = (X[i] * beta.unsqueeze(-2)).sum(-1)
         pyro.sample("y", dist.Normal(mean, sigma2.sqrt()), obs=y[i])
 
 
@@ -94,6 +105,27 @@ def test_blocks_are_single_steps_bit_for_bit(blocks, name, chains, seed):
     assert sum(blocks) == STEPS - 1
     assert max(blocks) >= 29
     expected = run(make(), chains, single=True, seed=seed, **options)
+    for key, value in expected.items():
+        torch.testing.assert_close(
+            torch.as_tensor(found[key]), torch.as_tensor(value), rtol=0, atol=0, msg=key
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["permutation", "replacement"])
+@pytest.mark.parametrize("chains, seed", [(0, 3), (0, None), (range(3), 3)])
+def test_blocks_in_one_call_of_machine_code(blocks, monkeypatch, order, chains, seed):
+    loops = []
+
+    def make_loop(*args):
+        loops.append(MAKE_LOOP(*args))
+        return loops[-1]
+
+    monkeypatch.setattr(compiled_code, "compile_graph", COMPILE)
+    monkeypatch.setattr(compiled_code, "make_loop", make_loop)
+    options = {"seed": seed, "minibatches": order, **OPTIONS}
+    found, expected = (run(minibatches, chains, single, **options) for single in (False, True))
+    assert len(loops) == 1 and loops[0] is not None
     for key, value in expected.items():
         torch.testing.assert_close(
             torch.as_tensor(found[key]), torch.as_tensor(value), rtol=0, atol=0, msg=key

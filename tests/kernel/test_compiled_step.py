@@ -29,7 +29,7 @@ from pyro_aeb.errors import CompileWarning
 from pyro_aeb.kernel import compiled_step
 from pyro_aeb.kernel.noise import LARGE
 from pyro_aeb.kernel.random_bits import convert_bits
-from pyro_aeb.posterior import program
+from pyro_aeb.posterior import compiled_code
 
 STEPS = 20
 X, Y = linear_data(dtype=torch.float64)
@@ -107,7 +107,7 @@ def traced(monkeypatch):
         made.append(graph)
         return graph
 
-    monkeypatch.setattr(program, "compile_graph", keep)
+    monkeypatch.setattr(compiled_code, "compile_graph", keep)
     with warnings.catch_warnings():
         warnings.simplefilter("error", CompileWarning)
         yield made

@@ -33,7 +33,7 @@ import pyro_aeb as aeb
 from pyro_aeb import priors, transitions
 from pyro_aeb.errors import CompileWarning
 from pyro_aeb.mcmc.kernel_options import from_plain, to_plain
-from pyro_aeb.posterior import program
+from pyro_aeb.posterior import compiled_code
 
 X, Y = linear_data()
 GIBBS = aeb.Gibbs(every=3)
@@ -192,7 +192,7 @@ def test_a_trace_keeps_gammas(tmp_path):
 @pytest.mark.parametrize("adaptation", [GIBBS, TOGETHER], ids=["flips", "no flips"])
 def test_steps_in_between_may_be_compiled(monkeypatch, adaptation, chains):
     torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(program, "compile_graph", lambda graph, inputs: graph)
+    monkeypatch.setattr(compiled_code, "compile_graph", lambda graph, inputs: graph)
     data = linear_data(dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("error", CompileWarning)

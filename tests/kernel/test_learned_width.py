@@ -21,7 +21,7 @@ from runs import Stop, StopAt, assert_same_records, copy_records, make_mcmc, res
 import pyro_aeb as aeb
 from pyro_aeb import priors, transitions
 from pyro_aeb.errors import CompileWarning
-from pyro_aeb.posterior import program
+from pyro_aeb.posterior import compiled_code
 
 X, Y = linear_data()
 GIBBS = aeb.Gibbs(every=3)
@@ -124,7 +124,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, adaptation, method):
 @adaptations
 def test_steps_in_between_may_be_compiled(monkeypatch, adaptation, chains):
     torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(program, "compile_graph", lambda graph, inputs: graph)
+    monkeypatch.setattr(compiled_code, "compile_graph", lambda graph, inputs: graph)
     data = linear_data(dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("error", CompileWarning)

@@ -42,7 +42,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
 from pyro_aeb.errors import CompileWarning, ModelError
-from pyro_aeb.posterior import program
+from pyro_aeb.posterior import compiled_code, program
 
 STEPS = 8
 STEP_SIZE = 1e-4
@@ -152,7 +152,7 @@ def programs(monkeypatch):
         made.append(graph)
         return graph
 
-    monkeypatch.setattr(program, "compile_graph", keep)
+    monkeypatch.setattr(compiled_code, "compile_graph", keep)
     return made
 
 
@@ -441,7 +441,7 @@ def failing_compiler(graph, inputs):
 @pytest.mark.parametrize("together", [0, TOGETHER], ids=["one chain", "chains together"])
 def test_where_the_compiler_fails_a_step_runs_its_operations(programs, monkeypatch, together):
     expected = build_and_run(make_network_model, False, together=together)
-    monkeypatch.setattr(program, "compile_graph", failing_compiler)
+    monkeypatch.setattr(compiled_code, "compile_graph", failing_compiler)
     found, message = run_and_catch_warning(
         lambda: build_and_run(make_network_model, True, together=together), "one by one"
     )
@@ -514,7 +514,7 @@ def test_chains_in_processes_are_those_one_after_the_other(all_compiled):
 
 def together_on_ranks(rank: int) -> dict[str, torch.Tensor]:
     torch.set_default_dtype(torch.float64)
-    program.compile_graph = lambda graph, inputs: graph
+    compiled_code.compile_graph = lambda graph, inputs: graph
     found = {}
     for compile in (False, True):
         pyro.set_rng_seed(0)

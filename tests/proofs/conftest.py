@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from pyro_aeb.errors import CompileWarning
-from pyro_aeb.posterior import program
+from pyro_aeb.posterior import compiled_code
 
 
 @pytest.fixture(params=[False, True], ids=["as written", "compiled"])
@@ -19,7 +19,7 @@ def compile(request, monkeypatch):
     Whether steps are compiled. The operations that the compiler gets run as they are, without
     machine code, which takes seconds to make; nothing that is to be compiled may run as written.
     """
-    monkeypatch.setattr(program, "compile_graph", lambda graph, inputs: graph)
+    monkeypatch.setattr(compiled_code, "compile_graph", lambda graph, inputs: graph)
     with warnings.catch_warnings():
         warnings.simplefilter("error", CompileWarning)
         yield request.param
