@@ -20,6 +20,11 @@ kernel whose law is the posterior: a proposed flip is accepted with the probabil
 with :math:`\hat L` the quadratic likelihood as the law of that gamma takes it. Where the likelihood
 is quadratic and H its curvature, that is 1. A scan takes one gradient of all data, and one more for
 every proposed flip.
+
+Then the weights in the slab are drawn anew, unit by unit, by the same law and ratio with the gamma
+fixed. The steps in between are as small as the spikes, so that a wide weight would take hundreds to
+follow a neighbour that a flip has brought in. It takes one gradient for every unit in the slab, and
+is left out where they are many.
 """
 
 from __future__ import annotations
@@ -34,6 +39,9 @@ from pyro_aeb.adaptation.conditionals import Conditional
 from pyro_aeb.adaptation.draws import Random
 from pyro_aeb.adaptation.units import Blocks, Units, multiply
 from pyro_aeb.model.structure import Residuals
+
+MOST_REDRAWN = 16
+"""The most units in the slab whose weights a scan draws anew, by a gradient of all data each."""
 
 
 class Evaluated(NamedTuple):
@@ -131,6 +139,7 @@ def flip(
         probability = torch.where(waiting & (rank <= turn), now_probability, probability)
         chosen, done = rank == turn, turn
         if not bool(chosen.any()):
+            now = _redraw(now, gamma, laws, evaluate, random)
             return Flipped(
                 now.beta, gamma, probability, now.log_likelihood[..., 0], proposed, accepted
             )
@@ -167,6 +176,33 @@ def _propose(
     back = assumed(new.t, now.beta, has_left) - new.log_z
     correction = torch.where(chosen, back - forward, 0.0).sum(-1, keepdim=True)
     return new, new.log_likelihood - now.log_likelihood + correction
+
+
+def _redraw(
+    now: _Point,
+    gamma: Tensor,
+    laws: UnitLaws,
+    evaluate: Callable[[Tensor], Evaluated],
+    random: Random,
+) -> _Point:
+    """Draw the weights in the slab anew, unit by unit, in chains that have few there."""
+    slab, in_slab = laws.slab, gamma > 0.5
+    turn = in_slab.cumsum(-1)
+    size = turn[..., -1:]
+    size = torch.where(size <= MOST_REDRAWN, size, 0)
+    acceptance, uniform = (random.uniform(tensor.shape[-1]) for tensor in (gamma, now.beta))
+    for i in range(1, int(size.max()) + 1):
+        chosen = in_slab & (turn == i) & (i <= size)
+        drawn = torch.where(laws.units.spread(chosen), slab.draw(now.t, uniform), now.beta)
+        new = _point(drawn, laws, evaluate)
+        forward = slab.log_likelihood(now.t, new.beta) - slab.log_mass(now.t)
+        back = slab.log_likelihood(new.t, now.beta) - slab.log_mass(new.t)
+        log_ratio = torch.where(chosen, back - forward, 0.0).sum(-1, keepdim=True)
+        log_ratio = log_ratio + new.log_likelihood - now.log_likelihood
+        threshold = torch.where(chosen, acceptance, 1.0).amin(-1, keepdim=True).log()
+        accept = chosen.any(-1, keepdim=True) & (threshold < log_ratio)  # False for NaN
+        now = _Point(*(torch.where(accept, b, a) for a, b in zip(now, new, strict=True)))
+    return now
 
 
 def _point(beta: Tensor, laws: UnitLaws, evaluate: Callable[[Tensor], Evaluated]) -> _Point:

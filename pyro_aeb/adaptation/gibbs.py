@@ -21,7 +21,8 @@ class Gibbs:
 
     :param int every: the steps of the weights from scan to scan.
     :param bool flips: whether gammas are drawn with their weights summed out, by one gradient of
-        all data a scan and one for every gamma that is to change; the steps in between move the
+        all data a scan, one for every gamma that is to change and, where they are 16 or fewer, one
+        for every unit in the slab, whose weights are drawn anew; the steps in between move all
         weights given gamma. False sums gamma out of the steps instead, and draws it given the
         weights when sigma and delta are drawn: cheaper a scan, and slower to change a gamma; with
         thousands of weights a chain may keep those that it began with.

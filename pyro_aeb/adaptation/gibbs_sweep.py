@@ -136,6 +136,10 @@ class GibbsAdaptation(Adaptation):
         scan = self._start(position, latents.ssgl, whole, random)
         if self._options.flips:
             number = step // self._options.every
+            if number == 1:  # a first delta of 1/2 would put a tenth of all weights in the slab
+                scan.draw_delta()
+                if self.spike_and_slab.sigma_learned.any:
+                    scan.draw_sigma()
             if number == 1 or (warming_up and number & (number - 1) == 0):
                 scan.take_curvature()
             scan.draw_mixing()

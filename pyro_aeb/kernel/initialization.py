@@ -34,7 +34,13 @@ from pyro_aeb.model.inspection import explain_failures, inspect_model, named_arg
 from pyro_aeb.model.side_effects import Buffers, preserve_buffers
 from pyro_aeb.model.structure import Structure
 from pyro_aeb.model.summed_out import SummedOut
-from pyro_aeb.model.tracing import EnumeratedSite, draw_initial_values, find_latent_device
+from pyro_aeb.model.tracing import (
+    EnumeratedSite,
+    draw_initial_values,
+    find_latent_device,
+    init_in_spikes,
+    init_to_default,
+)
 from pyro_aeb.posterior.data_parallel import (
     Average,
     check_agreement,
@@ -224,6 +230,8 @@ def _find_starts(
 ) -> tuple[Tensor, Latents | None]:
     """Find a start for every chain; stack them where chains step together."""
     model, strategy, structure = posterior.model, options.init_strategy, posterior.structure
+    if strategy is init_to_default and posterior.adaptation.is_sampled:
+        strategy = init_in_spikes  # a chain that begins in the slab may stay there
     starts = []
     for i, generator in enumerate(generators):
         own = {name: value[i] if vectorized else value for name, value in (given or {}).items()}

@@ -431,6 +431,19 @@ def init_to_default(site: Site | None = None) -> Any:
     return init_to_uniform(site)
 
 
+def init_in_spikes(site: Site) -> Any:
+    """
+    Initialize a site as :func:`init_to_default`, with spike-and-slab weights that have no
+    ``init_value`` as narrow as their spikes, if these are narrower than 0.1.
+    """
+    value, fn = init_to_default(site), unwrap(site["fn"])
+    if "init_value" in site["infer"] or not isinstance(fn, SpikeAndSlab):
+        return value
+    spread = [torch.as_tensor(part.variance).detach().to(value) for part in fn.parts]
+    width = fn.sigma.detach() * torch.minimum(*spread).sqrt()
+    return value * (10.0 * width).clamp(max=1.0)
+
+
 def draw_value(site: Site, strategy: Callable[..., Any]) -> Any:
     """Return a strategy's value of a site, or one in the support where the site has no samples."""
     try:

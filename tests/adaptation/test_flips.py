@@ -17,6 +17,7 @@ import torch
 from scipy import integrate, stats
 
 import pyro_aeb as aeb
+from pyro_aeb.adaptation import flips
 from pyro_aeb.adaptation.conditionals import GaussianConditional, LaplaceConditional
 from pyro_aeb.adaptation.draws import Random
 from pyro_aeb.adaptation.flips import Evaluated, UnitLaws, flip
@@ -212,6 +213,49 @@ def test_the_mean_probability_of_scans_is_the_inclusion_probability():
     plain = found.gamma.numpy().std(0) / math.sqrt(n)
     assert (abs(found.probability.numpy().mean(0) - expected) < 4 * error).all()
     assert (error < plain).all()
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1.7])
+@pytest.mark.parametrize("name", CASES)
+def test_scans_alone_draw_the_weights_in_the_slab(name, stretch):
+    """
+    With all units held in the slab, without a step in between: from far away with the likelihood's
+    curvature, and with another the law stays.
+    """
+    groups = CASES[name]
+    units = units_of(groups)
+    expected, tilt, _ = precision_and_linear(np.ones(P, int))
+    mean, root = np.linalg.solve(expected, tilt), np.linalg.cholesky(expected)
+
+    def p_value(n, rng):
+        laws = normal_laws(units, n, stretch)._replace(delta=torch.ones(n, units.count) - 1e-15)
+        beta, random = torch.full((n, P), 2.0), OneStream(rng, n)
+        if stretch != 1.0:
+            beta = draw_weights(np.ones((n, P), int), groups, rng)
+        start = beta
+        for _ in range(60 if stretch == 1.0 else 10):
+            found = flip(beta, torch.ones(n, units.count), laws, linear, random)
+            beta = found.beta
+        assert not found.proposed.any() and (beta != start).double().mean() > 0.9
+        whitened = (beta.numpy() - mean) @ root
+        p_values = [stats.kstest(column, "norm").pvalue for column in whitened.T]
+        return min(1.0, P * min(p_values))
+
+    result = sequential_test(p_value, 1500)
+    assert result.passed, result
+
+
+def test_more_weights_in_the_slab_than_are_drawn_anew(monkeypatch):
+    """The second chain has one too many, and keeps its weights."""
+    monkeypatch.setattr(flips, "MOST_REDRAWN", 2)
+    units, gamma = units_of(CASES["single"]), torch.tensor([[1.0, 0, 1, 0, 0], [1, 0, 1, 1, 0]])
+    laws = normal_laws(units, 2)
+    held = torch.where(gamma > 0.5, 1.0 - 1e-15, 1e-300)
+    laws, beta = laws._replace(delta=held), 0.01 * torch.ones(2, P)
+    found = flip(beta, gamma, laws, linear, make_random(np.random.default_rng(4), 2))
+    assert torch.equal(found.gamma, gamma) and torch.equal(found.beta[1], beta[1])
+    assert torch.equal(found.beta[0] != beta[0], gamma[0] > 0.5)
+    torch.testing.assert_close(found.log_likelihood, linear(found.beta).value)
 
 
 def test_chains_flip_as_each_alone():

@@ -310,3 +310,44 @@ def test_priors_that_cannot_be_drawn_are_refused(model, parts):
         make_kernel(model).start(0, 0, (X, Y), {})
     if model is large_group:
         record_steps(make_kernel(model, adaptation=TOGETHER), number=4)
+
+
+# Where a chain begins
+
+
+def many_features(X, y=None, likelihood="normal", group=False):
+    """With far more features than data, two of which matter."""
+    sigma = 1.0
+    if likelihood == "normal":
+        sigma = pyro.sample("sigma2", dist.InverseGamma(0.5, 0.5)).sqrt()
+    delta = pyro.sample("delta", dist.Beta(2.0, float(X.shape[1])))
+    prior = aeb.SSGL(0.01, 4.0, delta, sigma)
+    if group:
+        prior = priors.Group(prior.expand([X.shape[1] // 2, 2]))
+    else:
+        prior = prior.expand([X.shape[1]])
+    beta = pyro.sample("beta", prior.to_event(1)).flatten()
+    with pyro.plate("data", len(X)):
+        mean = X @ beta
+        noisy = dist.Normal(mean, sigma) if likelihood == "normal" else None
+        pyro.sample("y", noisy or dist.Bernoulli(logits=mean), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "group"), [("normal", False), ("normal", True), ("bernoulli", False)]
+)
+def test_a_chain_begins_with_few_weights_in_the_slab(likelihood, group):
+    """From a delta of 1/2 the first scan would put a tenth of them there, where they may stay."""
+    n, p = 50, 300
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, p, generator=generator)
+    mean = 3.0 * (x[:, 0] + x[:, 1])
+    y = mean + torch.randn(n, generator=generator) if likelihood == "normal" else 1.0 * (mean > 0)
+    model = partial(many_features, likelihood=likelihood, group=group)
+    kernel = make_kernel(model, adaptation=aeb.Gibbs(every=5))
+    kernel.start(0, 3, (x, y), {})
+    kernel.advance(15)
+    in_slab = kernel.latents.slab
+    assert (in_slab.sum(-1) <= 12).all(), in_slab.sum(-1)
+    assert (in_slab[..., :2] > 0.5).any(-1).all()
+    assert (kernel.latents.delta < 0.1).all()

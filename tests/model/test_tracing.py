@@ -23,10 +23,12 @@ from pyro_aeb import SSGL, ModelError
 from pyro_aeb.model.tracing import (
     Tracer,
     draw_initial_values,
+    init_in_spikes,
     init_to_default,
     trace_provenance,
     trace_sites,
 )
+from pyro_aeb.priors import Group, SpikeAndSlabStudent
 
 X, Y = linear_data()
 
@@ -215,6 +217,27 @@ def test_default_first_values():
     assert log.abs().max() <= 2.0
     assert abs(log.mean()) < 5 * (2 / 3**0.5) / n**0.5
     assert abs(log.std() - 2 / 3**0.5) < 5 * (2 / 3**0.5) / (2 * n) ** 0.5
+
+
+def test_first_values_in_the_spikes():
+    """Normal, of the sd of the spikes where that is below 0.1; what is given stays."""
+    n, given = 10_000, torch.full((3,), 5.0)
+
+    def model():
+        sigma = pyro.sample("sigma2", dist.InverseGamma(3.0, 1.0)).sqrt()
+        pyro.sample("narrow", SSGL(0.005, 10.0, 0.5, 2.0 * sigma).expand([n]).to_event(1))
+        pyro.sample("wide", SSGL(0.5, 10.0, 0.5, sigma).expand([n]).to_event(1))
+        group = Group(SpikeAndSlabStudent(1e-4, 1.0, 0.5, sigma, df=1.0).expand([n, 2]))
+        pyro.sample("group", group.to_event(1))
+        prior = SSGL(0.005, 10.0, 0.5, sigma).expand([3]).to_event(1)
+        pyro.sample("given", prior, infer={"init_value": given})
+
+    values = draw_initial_values(model, (), {}, init_in_spikes)
+    assert values["sigma2"] == 1.0 and torch.equal(values["given"], given)
+    # 2 sigma v0 sqrt(2) of a Laplace; a Student of one degree of freedom has no variance.
+    for name, sd in (("narrow", 0.01 * 2**0.5), ("wide", 0.1), ("group", 0.1)):
+        error = 5 * sd / (2 * values[name].numel()) ** 0.5
+        assert abs(values[name].std() - sd) < error, name
 
 
 @pytest.mark.parametrize(("size", "batch"), [(2, 1), (3, 2), (10, 9), (1000, 40), (10**9, 100)])

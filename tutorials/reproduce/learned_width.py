@@ -100,23 +100,17 @@ def ridge(x: Array, y: Array, x_test: Array) -> Array:
     return x_test @ best[1]
 
 
-def regression(x: torch.Tensor, y: torch.Tensor, start: float | None, at_zero: bool) -> None:
-    """
-    A linear model; v0 is 0.005 where there is no start of it. A scan makes a run of the model for
-    every gamma that changes, and so Gibbs begins at weights of zero, with sigma the sd of y.
-    """
+def regression(x: torch.Tensor, y: torch.Tensor, start: float | None) -> None:
+    """A linear model; v0 is 0.005 where there is no start of it."""
     p = x.shape[1]
-    first: Any = {"init_value": y.var()} if at_zero else {}
-    sigma2 = pyro.sample("sigma2", dist.InverseGamma(0.5, 0.5), infer=first)
+    sigma2 = pyro.sample("sigma2", dist.InverseGamma(0.5, 0.5))
     delta = pyro.sample("delta", dist.Beta(4.0, float(p)))
     v0: Any = 0.005
     if start is not None:
         site: Any = {"init_value": torch.tensor(start)}
         rate = float(np.log(2.0) * np.sqrt(0.05 / p))
         v0 = pyro.sample("v0", dist.InverseGamma(1.0, rate), infer=site)
-    prior = aeb.SSGL(v0, 1.0, delta, sigma2.sqrt()).expand([p]).to_event(1)
-    first = {"init_value": torch.zeros(p)} if at_zero else {}
-    beta = pyro.sample("beta", prior, infer=first)
+    beta = pyro.sample("beta", aeb.SSGL(v0, 1.0, delta, sigma2.sqrt()).expand([p]).to_event(1))
     with pyro.plate("data", len(x)):
         pyro.sample("y", dist.Normal(x @ beta, sigma2.sqrt()), obs=y)
 
@@ -135,7 +129,7 @@ def run_one(name: str, seed: int, data_dir: Path | None, draws: int) -> dict[str
         omega = aeb.Polynomial(10.0, 1000.0, 0.7)
         adaptation = aeb.StochasticApproximation(omega, penalties="current", sigma_from="slab")
     kernel = aeb.AEBKernel(
-        partial(regression, start=start, at_zero=not method.startswith("sa")),
+        partial(regression, start=start),
         aeb.SGHMC(step_size),
         adaptation,
         seed=seed,
