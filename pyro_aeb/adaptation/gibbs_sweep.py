@@ -136,10 +136,8 @@ class GibbsAdaptation(Adaptation):
         scan = self._start(position, latents.ssgl, whole, random)
         if self._options.flips:
             number = step // self._options.every
-            if number == 1:  # a first delta of 1/2 would put a tenth of all weights in the slab
-                scan.draw_delta()
-                if self.spike_and_slab.sigma_learned.any:
-                    scan.draw_sigma()
+            if number == 1:
+                scan.settle()
             if number == 1 or (warming_up and number & (number - 1) == 0):
                 scan.take_curvature()
             scan.draw_mixing()
@@ -263,6 +261,18 @@ class _Scan:
             block * (factor.unsqueeze(-1) * factor.unsqueeze(-2))
             for block, factor in zip(blocks, factors, strict=True)
         ]
+
+    def settle(self) -> None:
+        """
+        Draw delta and sigma given the first gammas, outside the counts. Their first values, 1/2 and
+        1, would have the first flips put a tenth or more of all weights in the slab.
+        """
+        counts = self.latents.counts
+        self.draw_mixing()
+        self.draw_delta()
+        if self._rule.sigma_learned.any:
+            self.draw_sigma()
+        self.latents = self.latents._replace(counts=counts)
 
     def draw_mixing(self) -> None:
         """Turn Student components into Gaussians, whose variances are drawn given the weights."""

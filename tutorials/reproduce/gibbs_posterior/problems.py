@@ -78,7 +78,7 @@ class Lengths:
 
 LENGTHS = {
     "coverage": Lengths(40, 100, (60, 200, 50)),
-    "wide": Lengths(8, 200, (40, 120, 40)),
+    "wide": Lengths(8, 100, (40, 80, 30)),
     "logistic": Lengths(40, 250, (10, 300, 50)),
     "batches": Lengths(8, 600, (40, 200, 50)),
     "sigma": Lengths(1, 600, (1, 1, 0)),
