@@ -338,13 +338,13 @@ def many_features(X, y=None, likelihood="normal", group=False):
 )
 def test_a_chain_begins_with_few_weights_in_the_slab(likelihood, group):
     """From a delta of 1/2 the first scan would put a tenth of them there, where they may stay."""
-    n, p = 50, 300
+    n, p = 100, 400
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, p, generator=generator)
     mean = 3.0 * (x[:, 0] + x[:, 1])
     y = mean + torch.randn(n, generator=generator) if likelihood == "normal" else 1.0 * (mean > 0)
     model = partial(many_features, likelihood=likelihood, group=group)
-    kernel = make_kernel(model, adaptation=aeb.Gibbs(every=5))
+    kernel = aeb.AEBKernel(model, aeb.SGHMC(2e-5), aeb.Gibbs(every=5), seed=7)
     kernel.start(0, 3, (x, y), {})
     kernel.advance(15)
     in_slab = kernel.latents.slab
