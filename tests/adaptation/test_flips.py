@@ -231,7 +231,7 @@ def test_scans_alone_draw_the_weights_in_the_slab(name, stretch):
         laws = normal_laws(units, n, stretch)._replace(delta=torch.ones(n, units.count) - 1e-15)
         beta, random = torch.full((n, P), 2.0), OneStream(rng, n)
         if stretch != 1.0:
-            beta = draw_weights(np.ones((n, P), int), groups, rng)
+            beta = draw_weights(np.ones((n, units.count), int), groups, rng)
         start = beta
         for _ in range(60 if stretch == 1.0 else 10):
             found = flip(beta, torch.ones(n, units.count), laws, linear, random)

@@ -345,7 +345,7 @@ def test_a_chain_begins_with_few_weights_in_the_slab(likelihood, group):
     y = mean + torch.randn(n, generator=generator) if likelihood == "normal" else 1.0 * (mean > 0)
     model = partial(many_features, likelihood=likelihood, group=group)
     kernel = aeb.AEBKernel(model, aeb.SGHMC(2e-5), aeb.Gibbs(every=5), seed=7)
-    kernel.start(0, 3, (x, y), {})
+    kernel.start(0, [0, 1, 2], (x, y), {})
     kernel.advance(15)
     in_slab = kernel.latents.slab
     assert (in_slab.sum(-1) <= 12).all(), in_slab.sum(-1)

@@ -114,15 +114,17 @@ def linear(x: torch.Tensor, y: torch.Tensor) -> None:
     """The model of riboflavin."""
     sigma = pyro.sample("sigma2", dist.InverseGamma(0.5, 0.5)).sqrt()
     intercept = pyro.sample("intercept", dist.Normal(0.0, 10.0))
+    mean = intercept + x @ spikes(x, sigma)
     with pyro.plate("data", len(x)):
-        pyro.sample("y", dist.Normal(intercept + x @ spikes(x, sigma), sigma), obs=y)
+        pyro.sample("y", dist.Normal(mean, sigma), obs=y)
 
 
 def logistic(x: torch.Tensor, y: torch.Tensor) -> None:
     """The model of two classes."""
     intercept = pyro.sample("intercept", dist.Normal(0.0, 2.0))
+    logits = intercept + x @ spikes(x, 1.0)
     with pyro.plate("data", len(x)):
-        pyro.sample("y", dist.Bernoulli(logits=intercept + x @ spikes(x, 1.0)), obs=y)
+        pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
 
 
 def gibbs(name: str, number: int, split: Split, draws: int) -> dict[str, float]:
