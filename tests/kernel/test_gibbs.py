@@ -333,8 +333,15 @@ def many_features(X, y=None, likelihood="normal", group=False):
         pyro.sample("y", noisy or dist.Bernoulli(logits=mean), obs=y)
 
 
+REJECTED = pytest.mark.xfail(
+    strict=True,
+    reason="the curvature at zero is too large for a strong effect: no flip is accepted",
+)
+
+
 @pytest.mark.parametrize(
-    ("likelihood", "group"), [("normal", False), ("normal", True), ("bernoulli", False)]
+    ("likelihood", "group"),
+    [("normal", False), ("normal", True), pytest.param("bernoulli", False, marks=REJECTED)],
 )
 def test_a_chain_begins_with_few_weights_in_the_slab(likelihood, group):
     """From a delta of 1/2 the first scan would put a tenth of them there, where they may stay."""
