@@ -22,6 +22,8 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
+    # MathJax from this site, so that formulas need no other host.
+    "sphinx-mathjax-offline",
 ]
 # The tables that scripts write are included in the pages of results.
 exclude_patterns = ["_build", "results/*/*.md"]
@@ -33,6 +35,9 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 
+# A longer signature has a line for each parameter.
+maximum_signature_line_length = 80
+
 # A reference into this package that leads nowhere is a warning, and so an error under -W; those
 # into other packages are left alone, for their inventories are not at hand without a network.
 nitpicky = True
@@ -40,6 +45,9 @@ nitpick_ignore_regex = [(r"py:.*", r"(?!pyro_aeb\b).*")]
 
 html_theme = "furo"
 html_title = f"pyro_aeb {release}"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_favicon = "_static/favicon.svg"
 
 
 def locate(name: str) -> Any:
@@ -101,7 +109,47 @@ def name_default_functions(
     return signature and re.sub(r"<function (\w+)>", r"\1", signature), returns
 
 
+def link_sources_to_public_names(
+    app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """
+    Let the links of a page of source code lead to public names: ``viewcode`` writes one prefix for
+    all that a module defines, while a module's objects may be public in several places.
+    """
+    folder, _, path = pagename.partition("/")
+    if folder != "_modules" or path == "index":
+        return
+    domain = app.env.get_domain("py")
+
+    def correct(match: re.Match[str]) -> str:
+        parts = match[1].split(".")
+        for length in (1, 2):
+            owner = locate(".".join([*path.split("/"), parts[-length]]))
+            public = None if owner is None else documented(domain).get(id(owner))
+            if public:
+                return f'#{".".join([public, *parts[len(parts) - length + 1 :]])}"'
+        return match[0]
+
+    context["body"] = re.sub(r'(?<=\.html)#(pyro_aeb[\w.]+)"', correct, context["body"])
+
+
+def link_pictures(app: Any, doctree: Any, docname: str) -> None:
+    """Let a picture lead to its file, in which a click enlarges what is small on the page."""
+    if app.builder.format != "html":
+        return
+    for image in list(doctree.findall(nodes.image)):
+        if isinstance(image.parent, nodes.reference) or image["uri"] not in app.env.images:
+            continue
+        _, name = app.env.images[image["uri"]]
+        link = nodes.reference(
+            "", "", image.deepcopy(), refuri="../" * docname.count("/") + f"_images/{name}"
+        )
+        image.replace_self(link)
+
+
 def setup(app: Any) -> None:
+    app.connect("doctree-resolved", link_pictures)
+    app.connect("html-page-context", link_sources_to_public_names)
     app.connect("autodoc-process-signature", name_default_functions)
     app.connect("missing-reference", resolve_public_name)
     app.connect("autodoc-process-bases", replace_internal_bases)
