@@ -270,8 +270,9 @@ def draw(
     unsure = [float(entropy(turned[a]).mean()) for a in ANGLES]
     axes.plot(ANGLES, right, "o-", label="accuracy")
     axes.plot(ANGLES, unsure, "s-", label="mean entropy, nats")
-    axes.set(title="turned test images", xlabel="degrees", xticks=ANGLES, ylim=(0.0, None))
-    axes.legend()
+    top = 1.25 * max(*right, *unsure)  # the legend above the curves
+    axes.set(title="turned test images", xlabel="degrees", xticks=ANGLES, ylim=(0.0, top))
+    axes.legend(loc="upper center", ncols=2)
 
     axes = panels[1, 0]
     bins = np.linspace(0.0, np.log(10), 24)
@@ -294,8 +295,8 @@ def draw(
     for kind in said.amax(0).argsort(descending=True)[:4].tolist():
         axes.plot(ANGLES, said[:, kind], "o-", label=CLOTHES[kind])
     axes.set(title="what the network says to it", xlabel="degrees", xticks=ANGLES)
-    axes.set(ylabel="probability", ylim=(0.0, 1.02))
-    axes.legend()
+    axes.set(ylabel="probability", ylim=(0.0, 1.35))
+    axes.legend(loc="upper center", ncols=2)
     return figure
 
 
