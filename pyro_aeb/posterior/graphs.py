@@ -73,7 +73,8 @@ def call_methods(graph: GraphModule) -> None:
     for target in (aten.alias.default, aten.view.default, aten.expand.default):
         for node in graph.graph.find_nodes(op="call_function", target=target):
             source = node.args[0]
-            if source.meta["val"].shape == node.meta["val"].shape:
+            before, after = source.meta.get("val"), node.meta.get("val")
+            if before is not None and after is not None and before.shape == after.shape:
                 node.replace_all_uses_with(source)
                 graph.graph.erase_node(node)
     for node in graph.graph.nodes:

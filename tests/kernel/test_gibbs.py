@@ -119,12 +119,12 @@ def test_chains_that_step_together_are_those_of_each_alone(name, adaptation):
 
 
 def test_a_run_by_flips_accepts_all_where_the_likelihood_is_quadratic():
-    mcmc = make_mcmc(make_kernel(), draws=60)
+    mcmc = make_mcmc(make_kernel(), draws=600)
     mcmc.run(X, Y)
     stats = mcmc.diagnostics()["sample_stats"]["chain 0"]
     assert (stats["flips_proposed"] == stats["flips_accepted"]).all()
     assert (stats["sigmas_proposed"] == stats["sigmas_accepted"]).all()
-    assert stats["flips_proposed"][-1] > 3 and stats["sigmas_proposed"][-1] == 2 * 63 // 3
+    assert stats["flips_proposed"][-1] > 3 and stats["sigmas_proposed"][-1] == 2 * 603 // 3
 
 
 def test_what_a_run_records():

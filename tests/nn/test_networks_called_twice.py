@@ -17,7 +17,7 @@ from torch import nn
 import pyro_aeb as aeb
 from pyro_aeb import ModelError
 from pyro_aeb.nn import PosteriorPredictive, bayesianize
-from pyro_aeb.posterior import program
+from pyro_aeb.posterior import compiled_code
 
 X = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(8, generator=torch.Generator().manual_seed(2))
@@ -117,7 +117,7 @@ def test_steps_are_those_of_a_model_written_by_hand(form, method):
 
 def test_compiled_steps_are_those_of_a_model_written_by_hand(monkeypatch):
     """Without machine code: what the compiler gets runs as it is."""
-    monkeypatch.setattr(program, "compile_graph", lambda graph, inputs: graph)
+    monkeypatch.setattr(compiled_code, "compile_graph", lambda graph, inputs: graph)
     draws = []
     for model in make_pair("siamese"):
         run = make_pyro_mcmc(make_kernel(model, 0.01, adaptation=None, compile=True))

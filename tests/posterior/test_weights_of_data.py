@@ -16,7 +16,7 @@ from refusals import raises_with, run_dense_model, run_model
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_aeb as aeb
-from pyro_aeb.posterior import program
+from pyro_aeb.posterior import compiled_code
 
 X, Y = linear_data()
 W = torch.linspace(0.1, 3.0, N)
@@ -165,7 +165,7 @@ def test_integer_weights_are_copies_of_data(compile, monkeypatch):
     The steps of a run with weights, learned sigma included, are those with copied data. What is
     compiled runs without machine code.
     """
-    monkeypatch.setattr(program, "compile_graph", lambda graph, inputs: graph)
+    monkeypatch.setattr(compiled_code, "compile_graph", lambda graph, inputs: graph)
     counts = 1 + torch.arange(N) % 3
     copies = torch.arange(N).repeat_interleave(counts)
 
