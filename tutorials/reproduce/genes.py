@@ -222,7 +222,7 @@ def main(argv: Sequence[str]) -> int:
     add("--smoke", action="store_true", help="tiny and meaningless, to see that everything runs")
     args: argparse.Namespace = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    genes, draws = (30, 3) if args.smoke else (args.genes, args.draws)
+    genes, draws = (30, 4) if args.smoke else (args.genes, args.draws)
     tasks = [
         (number, f"{data}; {method}")
         for data in args.data
