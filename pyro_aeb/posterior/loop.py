@@ -56,13 +56,13 @@ class Loop:
         self._counts = np.array([len(places) for places in recording.places], np.int64)
         self._constants = recording.constants  # kept alive, as their addresses are in the table
         own = [number for _, (_, number, _) in recording.outputs]
-        others = {own[i] for i in set(range(len(own))) - set(moves.values())}
+        self._others = sorted(set(range(len(own))) - set(moves.values()))
+        others = {own[i] for i in self._others}
         self._memory = [
             _Memory(tensor, MOST if a in others else 2 if a in own else 1)
             for a, tensor in enumerate(recording.allocated)
         ]
         self._outputs = [self._memory[p.number].view(t, p.offset) for t, p in recording.outputs]
-        self._others = sorted(set(range(len(own))) - set(moves.values()))
         self._last = [[stacked[k % len(stacked)] for stacked in self._outputs] for k in range(2)]
         self._given: list[tuple[int, int, int]] = []  # place in ``given``, column, offset
         self._first: list[tuple[int, int, int]] = []  # input, column, offset
