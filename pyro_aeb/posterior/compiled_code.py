@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_aeb.errors import first_line
-from pyro_aeb.posterior.graphs import call_methods, copy_passed_outputs
+from pyro_aeb.posterior.graphs import call_methods, call_pooling, copy_passed_outputs
 from pyro_aeb.posterior.loop import Loop, make_loop
 from pyro_aeb.posterior.trees import equal, put_together, take_apart, write_constructor
 
@@ -73,9 +73,12 @@ class Code:
         self._run: Callable[..., Sequence[Tensor]] = trace.graph
         self._loop: Loop | None = None
         self._example: list[Tensor] | None = None
-        if self.is_small and inputs[0].device.type == "cpu":
-            copy_passed_outputs(trace.graph)
-            self._example = [value.clone() for value in (*inputs, *trace.constants)]
+        if inputs[0].device.type == "cpu":
+            if self.is_small:
+                copy_passed_outputs(trace.graph)
+                self._example = [value.clone() for value in (*inputs, *trace.constants)]
+            else:
+                call_pooling(trace.graph)
         try:
             with torch.no_grad():
                 self._run = compile_graph(trace.graph, [*inputs, *trace.constants])

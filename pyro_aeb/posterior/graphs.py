@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import GraphModule
 
 METHODS = frozenset(
@@ -17,6 +18,29 @@ METHODS = frozenset(
     "sum t tanh transpose unbind unsqueeze view".split()
 )
 """Operators that are methods of tensors with the same arguments; in place with an underscore."""
+
+POOLING = (
+    torch.ops.aten.max_pool2d_with_indices.default,
+    torch.ops.aten.max_pool2d_with_indices_backward.default,
+)
+
+_OPERATORS = torch.library.Library("pyro_aeb", "DEF")
+"""Torch's pooling by names that the compiler does not know, so that it calls them."""
+
+
+def _define(operator: OpOverload) -> None:
+    schema = str(operator._schema).removeprefix("aten::")
+    _OPERATORS.define(schema, tags=getattr(torch.Tag, "flexible_layout", ()))
+    for key in ("CPU", "Meta"):
+        _OPERATORS.impl(_name(operator), operator, key)
+
+
+def _name(operator: OpOverload) -> str:
+    return operator._schema.name.removeprefix("aten::")
+
+
+for _operator in POOLING:
+    _define(_operator)
 
 
 def take_whole_plates(graph: GraphModule, inputs: Sequence[Tensor]) -> None:
@@ -61,6 +85,14 @@ def copy_passed_outputs(graph: GraphModule) -> None:
         seen.add(node)
         outputs.append(node)
     output.args = (outputs,)
+    graph.recompile()
+
+
+def call_pooling(graph: GraphModule) -> None:
+    """Let compiled code call torch's max pooling, which is faster than what the compiler writes."""
+    for operator in POOLING:
+        for node in graph.graph.find_nodes(op="call_function", target=operator):
+            node.target = getattr(torch.ops.pyro_aeb, _name(operator)).default
     graph.recompile()
 
 
