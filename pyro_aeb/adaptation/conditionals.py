@@ -52,6 +52,10 @@ class Conditional(ABC):
     def log_likelihood(self, t: Tensor, beta: Tensor) -> Tensor:
         """Return the log likelihood of every unit's weights as this law takes it, (..., U)."""
 
+    @abstractmethod
+    def log_prior(self, beta: Tensor) -> Tensor:
+        """Return the log density of the component, up to a constant, (..., U)."""
+
 
 class GaussianConditional(Conditional):
     """
@@ -64,7 +68,8 @@ class GaussianConditional(Conditional):
     def __init__(self, units: Units, curvature: Blocks, variance: Tensor) -> None:
         super().__init__(units)
         self._curvature = curvature
-        precision = units.split(variance.reciprocal())
+        self._precision = variance.reciprocal()
+        precision = units.split(self._precision)
         self._roots = [
             cholesky(add_diagonal(h, p)) for h, p in zip(curvature, precision, strict=True)
         ]
@@ -84,6 +89,9 @@ class GaussianConditional(Conditional):
     def log_likelihood(self, t: Tensor, beta: Tensor) -> Tensor:
         product = self._units.map(multiply, self._curvature, beta)
         return self._units.sum(beta * (t - 0.5 * product))
+
+    def log_prior(self, beta: Tensor) -> Tensor:
+        return self._units.sum(-0.5 * self._precision * beta.square())
 
 
 class LaplaceConditional(Conditional):
@@ -117,6 +125,9 @@ class LaplaceConditional(Conditional):
 
     def log_likelihood(self, t: Tensor, beta: Tensor) -> Tensor:
         return self._units.sum(beta * (t - 0.5 * self._curvature * beta))
+
+    def log_prior(self, beta: Tensor) -> Tensor:
+        return self._units.sum(-self._rate * beta.abs())
 
     def _ends(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the means of the Normals right and left of zero, away from it, over their sd."""

@@ -25,11 +25,21 @@ Then the weights in the slab are drawn anew, unit by unit, by the same law and r
 fixed. The steps in between are as small as the spikes, so that a wide weight would take hundreds to
 follow a neighbour that a flip has brought in. It takes one gradient for every unit in the slab, and
 is left out where they are many.
+
+While a chain settles, H is that of the spikes, and far from where a strong effect ends: too large
+under a logistic likelihood, too small under a Poisson one. The ratio above would reject every such
+flip, so that H stayed that of the spikes. A settling scan, whose law is not the posterior, takes
+the strongest evidence first. It lowers the log odds :math:`\ell` of a flip by what the log density
+of weights and data falls short of the quadratic one, m <= 0, and accepts with probability
+:math:`s(\ell + m) / s(\ell)`, s the logistic function: 1 where the likelihood is quadratic. A
+move into the slab that goes too far is halved, and the weights climb to their place before the next
+unit is looked at, as their misfit would be evidence for others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -42,6 +52,15 @@ from pyro_aeb.model.structure import Residuals
 
 MOST_REDRAWN = 16
 """The most units in the slab whose weights a scan draws anew, by a gradient of all data each."""
+
+HALVINGS = 8
+"""The most halvings of a move that goes too far, in a settling scan."""
+
+CLIMBS = 10
+"""The most moves of a unit's weights to their place, in a settling scan."""
+
+CLIMB = 0.1
+"""The least rise of the log density for which such weights are moved again."""
 
 
 class Evaluated(NamedTuple):
@@ -113,6 +132,7 @@ def flip(
     laws: UnitLaws,
     evaluate: Callable[[Tensor], Evaluated],
     random: Random,
+    settling: bool = False,
 ) -> Flipped:
     """
     Scan over all units once.
@@ -120,12 +140,14 @@ def flip(
     :param Tensor beta: sparse weights, shape (..., P), in double precision, as all that follows.
     :param Tensor gamma: shape (..., U).
     :param evaluate: the log likelihood at other sparse weights, the rest as it is.
+    :param bool settling: whether the scan brings a chain to the posterior, and need not keep it.
     """
     units = laws.units
-    rank = random.uniform(units.count).argsort(-1).argsort(-1)
+    order = random.uniform(units.count)
     decision, acceptance = random.uniform(units.count), random.uniform(units.count)
     uniform = random.uniform(beta.shape[-1])
     now = _point(beta, laws, evaluate)
+    rank = (-_wish(now, gamma) if settling else order).argsort(-1).argsort(-1)
     probability = torch.zeros_like(gamma)
     done = torch.full_like(rank[..., :1], -1)
     proposed = torch.zeros_like(now.log_likelihood)
@@ -143,12 +165,15 @@ def flip(
             return Flipped(
                 now.beta, gamma, probability, now.log_likelihood[..., 0], proposed, accepted
             )
-        new, log_ratio = _propose(now, gamma, chosen, laws, evaluate, uniform)
         flips = chosen.any(-1, keepdim=True)
         threshold = torch.where(chosen, acceptance, 1.0).amin(-1, keepdim=True).log()
-        accept = flips & (threshold < log_ratio)  # False for NaN
+        if settling:
+            new, accept = _settle(now, gamma, chosen, laws, evaluate, uniform, threshold)
+        else:
+            new, log_ratio = _propose(now, gamma, chosen, laws, evaluate, uniform)
+            accept = flips & (threshold < log_ratio)  # False for NaN
         gamma = torch.where(accept & chosen, 1.0 - gamma, gamma)
-        now = _Point(*(torch.where(accept, b, a) for a, b in zip(now, new, strict=True)))
+        now = _choose(accept, new, now)
         proposed, accepted = proposed + flips, accepted + accept
 
 
@@ -161,12 +186,8 @@ def _propose(
     uniform: Tensor,
 ) -> tuple[_Point, Tensor]:
     """Propose the other gamma of the chosen units; return it and the log Metropolis ratio."""
-    units, spike, slab = laws.units, laws.spike, laws.slab
-    has_left = gamma > 0.5
-    drawn = torch.where(
-        units.spread(has_left), spike.draw(now.t, uniform), slab.draw(now.t, uniform)
-    )
-    new = _point(torch.where(units.spread(chosen), drawn, now.beta), laws, evaluate)
+    spike, slab, has_left = laws.spike, laws.slab, gamma > 0.5
+    new = _point(_draw_other(now, gamma, chosen, laws, uniform), laws, evaluate)
 
     def assumed(t: Tensor, beta: Tensor, in_slab: Tensor) -> Tensor:
         likelihoods = slab.log_likelihood(t, beta), spike.log_likelihood(t, beta)
@@ -176,6 +197,103 @@ def _propose(
     back = assumed(new.t, now.beta, has_left) - new.log_z
     correction = torch.where(chosen, back - forward, 0.0).sum(-1, keepdim=True)
     return new, new.log_likelihood - now.log_likelihood + correction
+
+
+def _settle(
+    now: _Point,
+    gamma: Tensor,
+    chosen: Tensor,
+    laws: UnitLaws,
+    evaluate: Callable[[Tensor], Evaluated],
+    uniform: Tensor,
+    threshold: Tensor,
+) -> tuple[_Point, Tensor]:
+    """Propose the other gamma of the chosen units; return where that ends and what is accepted."""
+    has_left = gamma > 0.5
+    enters = (chosen & ~has_left).any(-1, keepdim=True)
+
+    def total(values: Tensor) -> Tensor:
+        return torch.where(chosen, values, 0.0).sum(-1, keepdim=True)
+
+    def prior(beta: Tensor) -> Tensor:
+        log_priors = laws.spike.log_prior(beta), laws.slab.log_prior(beta)
+        return total(torch.where(has_left, *log_priors))
+
+    def joint(point: _Point) -> Tensor:
+        return point.log_likelihood + prior(point.beta)
+
+    def quadratic(beta: Tensor) -> Tensor:
+        product = laws.units.map(multiply, laws.curvature, beta)
+        return total(laws.units.sum(beta * (now.t - 0.5 * product)))
+
+    drawn = _draw_other(now, gamma, chosen, laws, uniform)
+    expected = now.log_likelihood + quadratic(drawn) - quadratic(now.beta) + prior(drawn)
+    wish, log_sigmoid = total(_wish(now, gamma)), torch.nn.functional.logsigmoid
+
+    def is_worth(new: _Point) -> Tensor:
+        missing = (joint(new) - expected).clamp(max=0.0)
+        return threshold < log_sigmoid(wish + missing) - log_sigmoid(wish)  # False for NaN
+
+    def exceeds(least: Tensor, new: _Point) -> Tensor:
+        return joint(new) > least
+
+    flips = chosen.any(-1, keepdim=True)
+    reached, accept = _shorten(now, drawn, flips, enters, is_worth, laws, evaluate)
+    climbs = accept & enters & ((joint(reached) - expected).abs() > CLIMB)
+    for _ in range(CLIMBS):
+        if not bool(climbs.any()):
+            break
+        middle = laws.slab.draw(reached.t, torch.full_like(uniform, 0.5))
+        target = torch.where(laws.units.spread(chosen), middle, reached.beta)
+        rises = partial(exceeds, joint(reached) + CLIMB)
+        reached, climbs = _shorten(reached, target, climbs, climbs, rises, laws, evaluate)
+    return reached, accept
+
+
+def _shorten(
+    now: _Point,
+    target: Tensor,
+    moves: Tensor,
+    halves: Tensor,
+    is_good: Callable[[_Point], Tensor],
+    laws: UnitLaws,
+    evaluate: Callable[[Tensor], Evaluated],
+) -> tuple[_Point, Tensor]:
+    """
+    Move chains to their targets, or less far; return where they are and which have moved.
+
+    :param moves: the chains that are to move, shape (..., 1).
+    :param halves: those whose move may be halved until it is good.
+    """
+    reached, done, share = now, torch.zeros_like(moves), 1.0
+    waiting = moves
+    for _ in range(1 + HALVINGS):
+        new = _point(torch.lerp(now.beta, target, share), laws, evaluate)
+        good = waiting & is_good(new)
+        reached, done = _choose(good, new, reached), done | good
+        waiting, share = moves & halves & ~done, 0.5 * share
+        if not bool(waiting.any()):
+            break
+    return reached, done
+
+
+def _wish(now: _Point, gamma: Tensor) -> Tensor:
+    """Return the log odds of the other gamma, shape (..., U)."""
+    return torch.where(gamma > 0.5, -now.log_odds, now.log_odds)
+
+
+def _draw_other(
+    now: _Point, gamma: Tensor, chosen: Tensor, laws: UnitLaws, uniform: Tensor
+) -> Tensor:
+    """Return the weights with those of the chosen units drawn under the other gamma."""
+    spread = laws.units.spread
+    spike, slab = (law.draw(now.t, uniform) for law in (laws.spike, laws.slab))
+    drawn = torch.where(spread(gamma > 0.5), spike, slab)
+    return torch.where(spread(chosen), drawn, now.beta)
+
+
+def _choose(which: Tensor, yes: _Point, no: _Point) -> _Point:
+    return _Point(*(torch.where(which, a, b) for a, b in zip(yes, no, strict=True)))
 
 
 def _redraw(
@@ -201,7 +319,7 @@ def _redraw(
         log_ratio = log_ratio + new.log_likelihood - now.log_likelihood
         threshold = torch.where(chosen, acceptance, 1.0).amin(-1, keepdim=True).log()
         accept = chosen.any(-1, keepdim=True) & (threshold < log_ratio)  # False for NaN
-        now = _Point(*(torch.where(accept, b, a) for a, b in zip(now, new, strict=True)))
+        now = _choose(accept, new, now)
     return now
 
 

@@ -31,7 +31,10 @@ class Gibbs:
     Beside flips it takes two where a sigma is learned. A width v0 of the spikes that is learned
     (:func:`~pyro_aeb.priors.spike_width`) is drawn by six more. With a likelihood that is quadratic
     in the weights, a Normal one of a linear model, every flip and every sigma is accepted; with any
-    other by a Metropolis ratio, ``flips_accepted`` over ``flips_proposed`` in ``sample_stats``.
+    other by a Metropolis ratio, ``flips_accepted`` over ``flips_proposed`` in ``sample_stats``. The
+    first scan, and scans 2, 4, 8 and so on of warm-up, are not counted: they take the curvature of
+    the likelihood anew and let strong effects in, the strongest first, by moves that are shortened
+    until the likelihood bears them out. So a likelihood that is not quadratic takes warm-up.
 
     The law is the posterior at ``inverse_temperature=1``, up to the error of the transition's step;
     other temperatures, pruning and data from a loader are refused. The sites of sigma and delta are

@@ -128,8 +128,9 @@ class GibbsAdaptation(Adaptation):
 
         :param WholeData whole: the likelihood.
         :param int step: the number of the step before the scan.
-        :param bool warming_up: whether the curvature may be taken anew. After warm-up it stays, so
-            that the law of a scan does.
+        :param bool warming_up: whether the curvature may be taken anew, by scans 1, 2, 4, 8 and so
+            on, which settle the chain where its curvature is. After warm-up it stays, so that the
+            law of a scan does.
         :param omega: there is none.
         """
         assert self.spike_and_slab is not None and isinstance(latents.ssgl, DrawnLatents)
@@ -138,10 +139,11 @@ class GibbsAdaptation(Adaptation):
             number = step // self._options.every
             if number == 1:
                 scan.settle()
-            if number == 1 or (warming_up and number & (number - 1) == 0):
+            settles = number == 1 or (warming_up and number & (number - 1) == 0)
+            if settles:
                 scan.take_curvature()
             scan.draw_mixing()
-            scan.flip()
+            scan.flip(settles)
         else:
             scan.draw_gamma()
             scan.draw_mixing()
@@ -286,22 +288,28 @@ class _Scan:
             parts.append(part)
         self._components = (parts[0], parts[1])
 
-    def flip(self) -> None:
-        """Draw all gammas, each with its weights summed out."""
+    def flip(self, settling: bool = False) -> None:
+        """
+        Draw all gammas, each with its weights summed out.
+
+        :param bool settling: whether the scan need not keep the posterior; its flips are not those
+            of a Metropolis kernel, and stay outside the counts.
+        """
         units, latents = self._units, self.latents
         curvature = self._in_sigmas(units.blocks(latents.curvature.double()), -1.0)
         spike, slab = (self._conditional(part, curvature) for part in self._components)
         delta = self._rule.spread_delta(latents.delta.double()).expand_as(self._beta)
         laws = UnitLaws(units, curvature, spike, slab, units.first(delta))
         gamma = units.first(latents.slab.double())
-        found = flip(self._beta, gamma, laws, self._evaluate, self._random)
+        found = flip(self._beta, gamma, laws, self._evaluate, self._random, settling)
         self._store(found.beta)
         self._log_likelihood = found.log_likelihood
         self.latents = latents._replace(
             rho=units.spread(found.probability).to(latents.rho),
             slab=units.spread(found.gamma).to(latents.slab),
         )
-        self._count(found.proposed, found.accepted, 0)
+        if not settling:
+            self._count(found.proposed, found.accepted, 0)
 
     def _conditional(self, part: Component, curvature: Blocks) -> Conditional:
         if isinstance(part, Laplace):

@@ -375,6 +375,75 @@ def test_flips_under_other_likelihoods_and_a_laplace_spike(likelihood, groups):
     assert rate == 1.0 if likelihood is student_like and len(groups) == 3 else rate > 0.5, rate
 
 
+# Settling scans
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_settling_scan_accepts_all_where_the_likelihood_is_quadratic(name):
+    """At the first try: one evaluation of the start, one of every flip."""
+    groups, evaluations = CASES[name], []
+    units, rng = units_of(groups), np.random.default_rng(8)
+    laws = normal_laws(units, 1)
+    flips = 0.0
+    for _ in range(50):
+        gamma = torch.from_numpy(rng.integers(2, size=(1, units.count))).double()
+        beta = draw_weights(gamma.numpy().astype(int), groups, rng)
+        evaluations.clear()
+
+        def evaluate(beta):
+            evaluations.append(beta)
+            return linear(beta)
+
+        found = flip(beta, gamma, laws, evaluate, OneStream(rng, 1), settling=True)
+        assert torch.equal(found.accepted, found.proposed)
+        drawn_anew = float((found.gamma > 0.5).sum())
+        assert len(evaluations) == 1 + float(found.proposed) + drawn_anew
+        flips += float(found.proposed)
+    assert flips > 50
+
+
+RATES = torch.from_numpy(np.random.default_rng(6).standard_normal((60, 2)))
+STRENGTH = {"logistic": (5.0, 0.0), "poisson": (1.5, 0.0)}
+
+
+def generalized(kind, targets):
+    """A logistic or Poisson likelihood, by its log partition function."""
+
+    def evaluate(beta):
+        mean = beta @ RATES.T
+        part, slope = {
+            "logistic": (torch.nn.functional.softplus(mean), mean.sigmoid()),
+            "poisson": (mean.exp(), mean.exp()),
+        }[kind]
+        return Evaluated((targets * mean - part).sum(-1), (targets - slope) @ RATES, {})
+
+    return evaluate
+
+
+@pytest.mark.parametrize("kind", STRENGTH)
+def test_a_settling_scan_lets_a_strong_effect_in_and_no_other(kind):
+    """With the curvature at zero, which has nearly all flips of it rejected elsewhere."""
+    units, n, mean = units_of([1, 1]), 40, RATES @ torch.tensor(STRENGTH[kind])
+    torch.manual_seed(3)
+    targets = torch.poisson(mean.exp()) if kind == "poisson" else torch.bernoulli(mean.sigmoid())
+    evaluate = generalized(kind, targets)
+    hessian = -torch.func.jacrev(lambda b: evaluate(b).gradient)(torch.zeros(2))
+    blocks = units.blocks(hessian.diagonal())
+    blocks = [block.expand(n, *block.shape) for block in blocks]
+    parts = [GaussianConditional(units, blocks, torch.full((n, 2), v)) for v in (1e-6, 9.0)]
+    laws = UnitLaws(units, blocks, *parts, torch.full((n, 2), 0.02))
+    start, random = torch.zeros(n, 2), OneStream(np.random.default_rng(1), n)
+    kept = flip(start, torch.zeros(n, 2), laws, evaluate, random)
+    assert kept.proposed.sum() >= n and kept.gamma[:, 0].mean() < 0.1
+    settled = flip(start, torch.zeros(n, 2), laws, evaluate, random, settling=True)
+    assert (settled.gamma[:, 0] == 1.0).all() and settled.gamma[:, 1].mean() < 0.2
+    # Near the mode along that weight; its draw by the last move may leave it by some deviations.
+    axis = torch.stack([torch.linspace(0.0, 12.0, 1201), torch.zeros(1201)], -1)
+    best = (evaluate(axis).value - axis[:, 0].square() / 18.0).max()
+    reached = evaluate(settled.beta).value - settled.beta[:, 0].square() / 18.0
+    assert (best - reached < 5.0).all() and (best - reached).mean() < 1.5
+
+
 # Sigma
 
 

@@ -86,7 +86,8 @@ MODELS = {
 @pytest.mark.parametrize("adaptation", [GIBBS, TOGETHER], ids=["flips", "no flips"])
 @pytest.mark.parametrize("name", MODELS)
 def test_latents_move_in_scans_alone(name, adaptation):
-    found = record_steps(make_kernel(MODELS[name], adaptation=adaptation))
+    number = 120 if name == "layers" else 20  # whose sigma stays where it is for tens of scans
+    found = record_steps(make_kernel(MODELS[name], adaptation=adaptation), number=number)
     for latent in ("sigma", "delta", "slab"):
         values = found[latent]
         changed = (values[1:] != values[:-1]).flatten(1).any(1)
@@ -99,7 +100,7 @@ def test_latents_move_in_scans_alone(name, adaptation):
     assert ((found["rho"] >= 0.0) & (found["rho"] <= 1.0)).all()
     assert found["sigma"].isfinite().all() and (found["sigma"] > 0.0).all()
     counts = found["counts"][-1]
-    assert counts[2] == 6.0  # one move of sigma a scan
+    assert counts[2] == number // 3  # one move of sigma a scan
     assert adaptation.flips or counts[0] == 0.0
 
 
@@ -329,27 +330,36 @@ def many_features(X, y=None, likelihood="normal", group=False):
     beta = pyro.sample("beta", prior.to_event(1)).flatten()
     with pyro.plate("data", len(X)):
         mean = X @ beta
-        noisy = dist.Normal(mean, sigma) if likelihood == "normal" else None
-        pyro.sample("y", noisy or dist.Bernoulli(logits=mean), obs=y)
-
-
-REJECTED = pytest.mark.xfail(
-    strict=True,
-    reason="the curvature at zero is too large for a strong effect: no flip is accepted",
-)
+        laws = {
+            "normal": lambda: dist.Normal(mean, sigma),
+            "bernoulli": lambda: dist.Bernoulli(logits=mean),
+            "poisson": lambda: dist.Poisson(mean.exp()),
+        }
+        pyro.sample("y", laws[likelihood](), obs=y)
 
 
 @pytest.mark.parametrize(
     ("likelihood", "group"),
-    [("normal", False), ("normal", True), pytest.param("bernoulli", False, marks=REJECTED)],
+    [
+        *(("normal", False), ("normal", True)),
+        *(("bernoulli", False), ("bernoulli", True)),
+        *(("poisson", False), ("poisson", True)),
+    ],
 )
 def test_a_chain_begins_with_few_weights_in_the_slab(likelihood, group):
-    """From a delta of 1/2 the first scan would put a tenth of them there, where they may stay."""
+    """
+    From a delta of 1/2 the first scan would put a tenth of them there, where they may stay; and
+    with the curvature of the spikes it would leave out a strong effect.
+    """
     n, p = 100, 400
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, p, generator=generator)
-    mean = 3.0 * (x[:, 0] + x[:, 1])
-    y = mean + torch.randn(n, generator=generator) if likelihood == "normal" else 1.0 * (mean > 0)
+    mean = x[:, 0] + x[:, 1]
+    if likelihood == "normal":
+        y = 3.0 * mean + torch.randn(n, generator=generator)
+    else:
+        counts = torch.poisson((0.7 * mean).exp(), generator=generator)
+        y = counts if likelihood == "poisson" else 1.0 * (mean > 0)
     model = partial(many_features, likelihood=likelihood, group=group)
     kernel = aeb.AEBKernel(model, aeb.SGHMC(2e-5), aeb.Gibbs(every=5), seed=7)
     kernel.start(0, [0, 1, 2], (x, y), {})

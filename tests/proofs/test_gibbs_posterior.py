@@ -9,6 +9,7 @@ form.
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pyro
@@ -262,6 +263,83 @@ def quadrature(likelihood, x, y, delta, v0, v1, nodes=150):
             values.append([*model, model[0] * model[1], *means, log_sigma])
     weights = np.exp(np.array(logs) - max(logs))
     return weights @ np.array(values) / weights.sum()
+
+
+# Effects so strong that the curvature at the start is not that where they end
+
+
+def strong_effects(likelihood):
+    """One strong effect and one that is undecided."""
+    rng = np.random.default_rng(11)
+    x = rng.standard_normal((100, 2))
+    if likelihood == "logistic":
+        return x, (rng.uniform(size=100) < special.expit(x @ [4.0, 1.5])).astype(float)
+    return x, rng.poisson(np.exp(x @ [1.3, 0.18])).astype(float)
+
+
+STRONG = {"logistic": (0.02, 2e-4), "poisson": (0.002, 2e-5)}
+"""The spike's width, too narrow for the likelihood to pull the effect out of it, and a step."""
+
+
+ENDS = {"logistic": ((-1.0, 11.0), (-1.0, 4.0)), "poisson": ((-0.5, 2.0), (-0.2, 0.6))}
+"""Of both weights, beyond which there is no mass."""
+
+
+def strong_posterior(likelihood, x, y, delta, v0, v1, nodes=400):
+    """P(gamma_1), P(gamma_2), of both and E[beta], by quadrature of every model."""
+    edges = [np.linspace(*ends, nodes + 1) for ends in ENDS[likelihood]]
+    axes = [(own[1:] + own[:-1]) / 2 for own in edges]
+    log_partition = partial(np.logaddexp, 0.0) if likelihood == "logistic" else np.exp
+    log = np.zeros((nodes, nodes))
+    for row, target in zip(x, y, strict=True):
+        mean = row[0] * axes[0][:, None] + row[1] * axes[1]
+        log += target * mean - log_partition(mean)
+    density, values, weights = np.exp(log - log.max()), [], []
+    for model in itertools.product([0, 1], repeat=2):
+        laws = [stats.norm(scale=math.sqrt(v1)) if g else stats.laplace(scale=v0) for g in model]
+        cells = [np.diff(law.cdf(own)) for law, own in zip(laws, edges, strict=True)]
+        mass = density * cells[0][:, None] * cells[1]
+        means = [(mass.sum(1 - i) * axes[i]).sum() / mass.sum() for i in (0, 1)]
+        weights.append(mass.sum() * math.prod(delta if g else 1 - delta for g in model))
+        values.append([*model, model[0] * model[1], *means])
+    return np.array(weights) @ np.array(values) / sum(weights)
+
+
+@pytest.mark.parametrize("likelihood", STRONG)
+def test_a_strong_effect_comes_in(likelihood):
+    """
+    From a start in the spikes, whose curvature is many times too large for the strong effect of
+    the logistic model and too small for that of the Poisson one.
+    """
+    x, y = strong_effects(likelihood)
+    (v0, step), v1, delta = STRONG[likelihood], 4.0, 0.5
+
+    def model(x, y):
+        mean = x @ pyro.sample("beta", aeb.SSGL(v0, v1, delta, 1.0).expand([2]).to_event(1))
+        logistic = likelihood == "logistic"
+        with pyro.plate("data", len(x)):
+            law = dist.Bernoulli(logits=mean) if logistic else dist.Poisson(mean.exp())
+            pyro.sample("y", law, obs=y)
+
+    def draw(size, rng):
+        kernel = aeb.AEBKernel(
+            model,
+            transitions.HMC(step, leapfrogs=3, jitter=0.5),
+            aeb.Gibbs(every=2),
+            seed=int(rng.integers(2**31)),
+            steps_per_draw=2,
+        )
+        mcmc = aeb.MCMC(
+            kernel, 50, 33, num_chains=size, chain_method="vectorized", disable_progbar=True
+        )
+        mcmc.run(torch.from_numpy(x), torch.from_numpy(y))
+        beta = mcmc.get_samples(group_by_chain=True)["beta"]
+        report = mcmc.diagnostics()["adaptation"]
+        gamma = torch.stack([chain["beta_gamma"] for chain in report.values()])
+        parts = [gamma, gamma.prod(-1, keepdim=True), beta]
+        return torch.cat(parts, -1).mean(1).numpy()
+
+    print(check_mean(draw, strong_posterior(likelihood, x, y, delta, v0, v1), 1e-3, size=100))
 
 
 # A width of the spikes that is drawn
