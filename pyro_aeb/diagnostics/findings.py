@@ -118,5 +118,8 @@ class Verdict:
     @property
     def _head(self) -> str:
         count = len(self.warnings)
-        head = "nothing to be done" if self.ok else f"{count} warning{'s' if count > 1 else ''}"
+        head = f"{count} warning{'s' if count > 1 else ''}"
+        if self.ok:
+            has_advice = any(f.cure for f in self.findings if f.severity == "note")
+            head = "no warning, see the notes" if has_advice else "nothing to be done"
         return f"{self.subject}: {head}"

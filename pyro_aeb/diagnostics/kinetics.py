@@ -113,7 +113,7 @@ def temperature_finding(run: Run) -> Finding:
         return Finding(check, "note", found, "", "add a statistics() method to the transition")
     half = values[:, run.draws // 2 :]
     if half.shape[1] < BATCHES or not np.isfinite(half).all():
-        return Finding(check, "note", f"not tested: {run.draws} draws are too few")
+        return Finding(check, "note", f"not tested: too few draws, {run.draws}")
     mean, error = mean_with_error(half)
     found = f"{mean:.3f} +- {error:.3f} of its target"
     limit = critical_value(BATCHES * run.chains - 1, tests=1) * error

@@ -18,6 +18,7 @@ from pyro_aeb.diagnostics.findings import Finding
 from pyro_aeb.diagnostics.movement import moving
 from pyro_aeb.diagnostics.recorded_run import Run
 from pyro_aeb.mcmc.rank_statistics import effective_size, evenly_spaced, r_hat
+from pyro_aeb.mcmc.results import LEAST_DRAWS
 from pyro_aeb.testing.linear import Array
 
 MAX_R_HAT = 1.05
@@ -41,8 +42,9 @@ def mixing_findings(run: Run, latents_settled: bool) -> list[Finding]:
                 "see the learned latents above",
             )
         ]
-    if run.draws < 4:
-        return [Finding(check, "note", f"not computed: {run.draws} draws are too few")]
+    if run.draws < LEAST_DRAWS:
+        found, expected = f"not computed: too few draws, {run.draws}", f"{LEAST_DRAWS} of a chain"
+        return [Finding(check, "note", found, expected, "run longer")]
     sites = {name: v[..., moving(v)] for name, v in sites.items() if moving(v).any()}
     if not sites:
         return [Finding(check, "note", "not computed: no coordinate moves")]

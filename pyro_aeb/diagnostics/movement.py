@@ -41,7 +41,7 @@ def acceptance_finding(run: Run) -> Finding | None:
         return None
     expected = "0.65 to 0.9"
     if run.draws < MIN_DRAWS:
-        return Finding("acceptance", "note", f"not tested: {run.draws} draws are too few")
+        return Finding("acceptance", "note", f"not tested: too few draws, {run.draws}")
     means = np.nan_to_num(rates.astype(np.float64)).mean(1)
     least, mean = float(means.min()), float(means.mean())
     found = f"{mean:.2f}" + (f", in chain {means.argmin()} {least:.2f}" if len(means) > 1 else "")

@@ -150,7 +150,7 @@ def settling_finding(run: Run) -> Finding:
     if not (run.omega > 0.0).any():
         return Finding(check, "good", "frozen: omega is 0 at all draws")
     if run.draws < MIN_DRAWS:
-        found, expected = f"not tested: {run.draws} draws are too few", f"{MIN_DRAWS} draws a chain"
+        found, expected = f"not tested: too few draws, {run.draws}", f"{MIN_DRAWS} draws a chain"
         return Finding(check, "note", found, expected, "run longer")
     residuals = compute_residuals(run)
     drifting = [r for r in residuals if r.drifts]

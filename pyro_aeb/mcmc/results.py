@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +19,9 @@ from torch import Tensor
 
 from pyro_aeb.mcmc.chain_group import ChainGroup, Plan
 from pyro_aeb.mcmc.run_record import RunRecord
+
+LEAST_DRAWS = 4
+"""Draws of a chain of which Pyro has statistics: it needs two in each half of a chain."""
 
 BLOCK = 2**20
 """Numbers of draws whose diagnostics are computed at a time, in some ten times their memory."""
@@ -56,10 +61,11 @@ class RunResults(MCMC):
     def diagnostics(self) -> dict[str, Any]:
         """
         Return effective sample sizes and split Gelman-Rubin statistics of the draws that
-        ``get_samples`` groups by chain, and the kernel's diagnostics of each of these chains.
+        ``get_samples`` groups by chain, and the kernel's diagnostics of each of these chains. Both
+        statistics are NaN of fewer than four draws.
         """
         draws = self.get_samples(group_by_chain=True)
-        with _linear_cummin():
+        with _own_statistics(draws):
             result: dict[str, Any] = {name: _diagnose(value) for name, value in draws.items()}
         chains, _ = self._table()
         by_chain = dict(zip(chains, self._diagnostics, strict=True))
@@ -69,12 +75,15 @@ class RunResults(MCMC):
 
     def summary(self, prob: float = 0.9) -> None:
         """
-        Print a table of the draws that ``get_samples`` groups by chain.
+        Print a table of the draws that ``get_samples`` groups by chain. Effective sample size and
+        R-hat are NaN of fewer than four draws, and the standard deviation is of one.
 
         :param float prob: of the credible interval.
         """
-        with _linear_cummin():
-            print_summary(self.get_samples(group_by_chain=True), prob=prob)
+        draws = self.get_samples(group_by_chain=True)
+        with _own_statistics(draws), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"std\(\)", UserWarning)  # of one draw
+            print_summary(draws, prob=prob)
         diverging = sum(len(chain["divergences"]) for chain in self._diagnostics)
         print(f"Number of divergences: {diverging}")
 
@@ -150,17 +159,30 @@ class RunResults(MCMC):
 
 
 @contextmanager
-def _linear_cummin() -> Iterator[None]:
+def _own_statistics(draws: Mapping[str, Tensor]) -> Iterator[None]:
     """
     Give Pyro's effective sample size torch's cumulative minimum, of the same values: Pyro's own
-    makes a table of draws times draws for every weight.
+    makes a table of draws times draws for every weight. Of too few draws, on which Pyro fails, give
+    NaN.
+
+    :param draws: by site, of shape (chains, draws, ...).
     """
-    own = stats._cummin
-    stats._cummin = lambda values: values.cummin(0).values
+    functions: dict[str, Any] = {"_cummin": lambda values: values.cummin(0).values}
+    if any(values.shape[1] < LEAST_DRAWS for values in draws.values()):
+        functions |= dict.fromkeys(("effective_sample_size", "split_gelman_rubin"), _unknown)
+    own = {name: getattr(stats, name) for name in functions}
     try:
+        for name, function in functions.items():
+            setattr(stats, name, function)
         yield
     finally:
-        stats._cummin = own
+        for name, function in own.items():
+            setattr(stats, name, function)
+
+
+def _unknown(draws: Tensor) -> Tensor:
+    """Return NaN for every coordinate."""
+    return torch.full_like(draws[0, 0], math.nan)
 
 
 def _diagnose(draws: Tensor) -> dict[str, Tensor]:

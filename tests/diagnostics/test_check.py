@@ -195,6 +195,8 @@ def test_few_draws_are_not_judged():
     verdict = run_and_check(draws=3, warmup=0)
     assert verdict.ok
     assert {f.severity for f in verdict if f.check != "delta collapse"} == {"note"}
+    assert "3 draws, 5 step(s) apart: no warning, see the notes" in repr(verdict)
+    assert verdict[R_HAT].cure == "run longer"
 
 
 # Kinds of runs

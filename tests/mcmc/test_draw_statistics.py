@@ -3,6 +3,8 @@
 
 """Effective sample sizes and R-hat of ``aeb.MCMC``: Pyro's numbers, in memory linear in draws."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -75,6 +77,27 @@ def test_memory_is_linear_in_draws(method, monkeypatch):
 
 
 def test_pyro_is_left_as_it_was(finished):
-    own = stats._cummin
-    finished.diagnostics()
-    assert stats._cummin is own
+    names = "_cummin", "effective_sample_size", "split_gelman_rubin"
+    own = [getattr(stats, name) for name in names]
+    for mcmc in (finished, run(1)):
+        mcmc.diagnostics()
+        mcmc.summary()
+    assert [getattr(stats, name) for name in names] == own
+
+
+@pytest.mark.parametrize("chains", [1, 2])
+@pytest.mark.parametrize("draws", [1, 2, 3])
+def test_few_draws_have_no_statistics(draws, chains, capsys):
+    mcmc = run(draws, chains)
+    found = mcmc.diagnostics()
+    for site, shape in {"w": (3, 2), "z": ()}.items():
+        for name in ("n_eff", "r_hat"):
+            assert found[site][name].shape == shape and found[site][name].isnan().all()
+    assert found["sample_stats"].keys() == {f"chain {i}" for i in range(chains)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mcmc.summary()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (z,) = [row for row in rows if row[:1] == ["z"]]
+    assert z[1] == f"{float(mcmc.get_samples()['z'].mean()):.2f}" and z[-2:] == ["nan", "nan"]
+    assert (z[2] == "nan") == (draws * chains == 1)
