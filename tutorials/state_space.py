@@ -162,9 +162,9 @@ def section_linear(args: argparse.Namespace) -> str:
             "## Linear and Gaussian",
             agreement_table(rows),
             f"Smoothed means: {spread_of_z(paths.mean(1), smooth.mean)}.",
-            f"Smoothed variances: {spread_of_z(spread, with_steps.variance)}. On average over time "
-            f"they are {ratio.mean:.4f} ± {ratio.error:.4f} times the Kalman smoother's; steps of "
-            f"this size make it {ratio.own:.4f}, in closed form.",
+            f"Smoothed variances: {spread_of_z(spread, with_steps.variance)}.\nOn average over "
+            f"time they are {ratio.mean:.4f} ± {ratio.error:.4f} times the Kalman smoother's; "
+            f"steps of this size\nmake it {ratio.own:.4f}, in closed form.",
         ]
     )
     picture = figures.linear(x, y, learned, exact, paths, smooth)
@@ -283,7 +283,7 @@ def section_hidden_markov(args: argparse.Namespace) -> str:
         [
             "## Hidden Markov model",
             agreement_table(rows),
-            "EM that maximises over the means too (Baum and Welch) ends at P(1 → 2) = "
+            "EM that maximises over the means too (Baum and Welch) ends at\nP(1 → 2) = "
             f"{maximised.transition[0, 1]:.5f}, P(2 → 1) = {maximised.transition[1, 0]:.5f}, "
             f"variance = {maximised.variance:.5f}.",
         ]

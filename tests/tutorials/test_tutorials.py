@@ -17,9 +17,23 @@ from tutorial_runs import read_rows, require_packages, run_script
 require_packages("h5netcdf", "matplotlib", "pandas", "scipy", "skglm", "sklearn", "tqdm")
 experiment = importlib.import_module("common.experiment")
 harness = importlib.import_module("common.harness")
+tables = importlib.import_module("common.tables")
 methods = importlib.import_module("sparse_linear.methods")
 report = importlib.import_module("sparse_linear.report")
 large_p_small_n = importlib.import_module("large_p_small_n")
+
+
+def test_pages_have_short_lines_of_prose(tmp_path: Path) -> None:
+    words, wide = "word " * 30, "x" * 130
+    code = f"```bash\n{words}\n```\n\n    python {words}\n\n| {wide} |\n"
+    tables.write_page(tmp_path / "table.md", f"# A\n\n{words}\n- `a`: {words}\n\n{code}")
+    page = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert page.endswith(code)
+    prose = page.removesuffix(code).splitlines()
+    lines = [line.split() for line in prose if line]
+    assert max(map(len, prose)) <= 120 and sum(map(len, lines)) == 2 + 30 + 2 + 30
+    assert [len(line) for line in prose if not line.strip()] == [0, 0]
+    assert prose[-2].startswith("  word")  # still in the item
 
 
 # -- the harness: every finished fit is kept, and never made again

@@ -32,7 +32,7 @@ import torch
 from common.experiment import command_line
 from common.harness import Replicates, run_all
 from common.options import new_parser
-from common.tables import cell, frame, markdown_table
+from common.tables import cell, frame, markdown_table, write_page
 from learned_width import ridge
 from sklearn.linear_model import ElasticNetCV, LassoCV, LogisticRegressionCV
 from sparse_linear.data import Array
@@ -239,7 +239,7 @@ def main(argv: Sequence[str]) -> int:
     failed = run_all(tasks, run, settings_of, replicates, args.jobs)
     if replicates.rows:
         table = report(replicates.rows, command_line("genes.py", argv))
-        (args.out / "table.md").write_text(table, encoding="utf-8")
+        write_page(args.out / "table.md", table)
         print(table)
     for (number, name), error in failed:
         print(f"failed: {name}, fold {number}: {error}", file=sys.stderr)

@@ -33,7 +33,7 @@ import torch
 from common.experiment import command_line
 from common.harness import Replicates, run_all
 from common.options import new_parser
-from common.tables import cell, frame, markdown_table
+from common.tables import cell, frame, markdown_table, write_page
 from sparse_linear.data import Array, Size, simulate
 
 import pyro_aeb as aeb
@@ -201,7 +201,7 @@ def main(argv: Sequence[str]) -> int:
     failed = run_all(tasks, run, lambda name: settings, replicates, args.jobs)
     if replicates.rows:
         table = report(replicates.rows, command_line("learned_width.py", argv))
-        (args.out / "table.md").write_text(table, encoding="utf-8")
+        write_page(args.out / "table.md", table)
         print(table)
     for (seed, name), error in failed:
         print(f"failed: {name}, seed {seed}: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from common.harness import Row
-from common.tables import frame, markdown_table
+from common.tables import frame, markdown_table, write_page
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -65,7 +65,7 @@ pyro_aeb {pyro_aeb.__version__}, Python {platform.python_version()}, {packages}.
 
 {settings}
 """
-    (folder / "table.md").write_text(page, encoding="utf-8")
+    write_page(folder / "table.md", page)
     draw_ranks(table, protocol, folder / "ranks.png")
     return text
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 from common.harness import Row
-from common.tables import cell, frame, markdown_table, mean_and_se
+from common.tables import cell, frame, markdown_table, mean_and_se, write_page
 from matplotlib.figure import Figure
 
 import pyro_aeb
@@ -67,7 +67,7 @@ pyro_aeb {pyro_aeb.__version__}, Python {platform.python_version()}, {packages}.
 
 {tables}
 """
-    (folder / "table.md").write_text(page, encoding="utf-8")
+    write_page(folder / "table.md", page)
     _draw(summary, folder / "choices.png")
     return tables
 

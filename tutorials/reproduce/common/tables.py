@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .harness import Row
+
+LINE = 120
+"""The longest line of prose of a page, in characters."""
 
 
 def frame(rows: Sequence[Row], figures: Sequence[str]) -> pd.DataFrame:
@@ -60,3 +65,16 @@ def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str
     """A Markdown table: the first column to the left, all others to the right."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a Markdown page; its prose is folded, its tables, commands and code are as they are."""
+    lines, in_code = [], False
+    for line in text.splitlines():
+        in_code ^= line.startswith("```")
+        if in_code or not line or line.startswith(("|", "    ")):
+            lines.append(line)
+        else:
+            indent = "  " if line.startswith("- ") else ""
+            lines += textwrap.wrap(line, LINE, subsequent_indent=indent, break_on_hyphens=False)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

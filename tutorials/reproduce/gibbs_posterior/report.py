@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from common.harness import Row
-from common.tables import cell, frame, markdown_table
+from common.tables import cell, frame, markdown_table, write_page
 
 import pyro_aeb
 
@@ -93,7 +93,7 @@ def write_report(rows: Sequence[Row], folder: Path, command: str) -> str:
         f"{platform.python_version()}, {packages}. Means ± standard errors over data sets; "
         f"seconds of one core, of all chains.\n\n{tables}\n"
     )
-    (folder / "table.md").write_text(page, encoding="utf-8")
+    write_page(folder / "table.md", page)
     return tables
 
 

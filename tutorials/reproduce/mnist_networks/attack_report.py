@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 from common.harness import Row
-from common.tables import cell, frame, markdown_table, mean_and_se
+from common.tables import cell, frame, markdown_table, mean_and_se, write_page
 from matplotlib.figure import Figure
 
 from .attack import FIGURES, STRENGTHS, figure_of
@@ -60,7 +60,7 @@ def write(rows: Sequence[Row], out: Path, command: str) -> str:
     settings = dict.fromkeys(row["settings"] for row in rows)
     parts += ["## Settings", *(f"- {text}" for text in settings)]
     text = "\n\n".join(parts) + "\n"
-    (out / "table.md").write_text(text)
+    write_page(out / "table.md", text)
     _draw(summary).savefig(out / "curves.png", dpi=110)
     return text
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from common.harness import Row
-from common.tables import cell, frame, markdown_table, mean_and_se
+from common.tables import cell, frame, markdown_table, mean_and_se, write_page
 from matplotlib.figure import Figure
 
 import pyro_aeb
@@ -118,7 +118,7 @@ def write(rows: Sequence[Row], out: Path, command: str) -> str:
         f"{platform.python_version()}."
     )
     text = "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
-    (out / "table.md").write_text(text)
+    write_page(out / "table.md", text)
     _draw(table).savefig(out / "scores.png", dpi=110)
     return text
 

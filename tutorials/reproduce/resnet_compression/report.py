@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from common.harness import Row
-from common.tables import cell, frame, markdown_table, mean_and_se
+from common.tables import cell, frame, markdown_table, mean_and_se, write_page
 
 import pyro_aeb
 
@@ -133,7 +133,7 @@ def write(rows: list[Row], dense_figures: dict[str, float], run: Run, command: s
     summary = tabulate(rows)
     summary.to_csv(run.out / "table.csv", float_format="%.6g")
     page = markdown(summary, dense_figures, run, command)
-    (run.out / "table.md").write_text(page, encoding="utf-8")
+    write_page(run.out / "table.md", page)
     draw_drops(rows, run.out / "drops.png")
     return accuracy_table(summary)
 

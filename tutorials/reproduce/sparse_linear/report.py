@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from common.harness import Row
-from common.tables import cell, frame, markdown_table, mean_and_se
+from common.tables import cell, frame, markdown_table, mean_and_se, write_page
 
 import pyro_aeb
 
@@ -172,6 +172,6 @@ def write_report(rows: list[Row], out: Path, command: str, protocol: Protocol) -
     """
     summary = summarise(rows)
     summary.to_csv(out / "table.csv", float_format="%.6g")
-    (out / "table.md").write_text(markdown(summary, command, protocol), encoding="utf-8")
+    write_page(out / "table.md", markdown(summary, command, protocol))
     draw_errors(rows, out / "test_mse.png")
     return _markdown_table(summary, ERRORS)

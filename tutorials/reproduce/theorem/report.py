@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from common.harness import Row
-from common.tables import cell, frame, markdown_table
+from common.tables import cell, frame, markdown_table, write_page
 
 import pyro_aeb
 
@@ -45,7 +45,7 @@ def write_report(rows: Sequence[Row], folder: Path, command: str, protocol: Prot
     table = table.loc[[name for name in SETTINGS if name in table.index]]
     table.to_csv(folder / "table.csv")
     page = markdown(table, command, protocol)
-    (folder / "table.md").write_text(page, encoding="utf-8")
+    write_page(folder / "table.md", page)
     figures.rates(table, protocol).savefig(folder / "rates.png", dpi=110)
     if any(name in table.index for name in LAW):
         figures.law(table).savefig(folder / "law.png", dpi=110)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from common.harness import Row
-from common.tables import cell, frame, markdown_table, mean_and_se
+from common.tables import cell, frame, markdown_table, mean_and_se, write_page
 
 import pyro_aeb
 
@@ -250,6 +250,6 @@ def write_report(rows: Sequence[Row], out: Path, command: str) -> str:
     """
     summary = summarise(rows)
     summary.to_csv(out / "table.csv", float_format="%.6g")
-    (out / "table.md").write_text(markdown(rows, summary, command), encoding="utf-8")
+    write_page(out / "table.md", markdown(rows, summary, command))
     draw_errors(summary, out / "rmse.png")
     return rmse_table(summary)
