@@ -74,6 +74,25 @@ def test_predictions_and_their_intervals(regressor: SparseRegressor) -> None:
     assert abs(np.mean(high - low) / (2 * 1.645 * 0.5) - 1.0) < 0.3
 
 
+def test_more_features_than_rows_have_a_learned_width() -> None:
+    rng = np.random.default_rng(5)
+    many = rng.standard_normal((160, 300))
+    y = 3.0 * many[:, 0] - 2.0 * many[:, 1] + rng.standard_normal(160)
+    fitted = SparseRegressor(random_state=0, num_samples=200).fit(many[:60], y[:60])
+    assert fitted.inclusion_[:2].min() > 0.9 and fitted.inclusion_[2:].max() < 0.5
+    # Of 100 squares the standard deviation is 14 %; the features leave the noise's 1 of 14.
+    assert np.mean((fitted.predict(many[60:]) - y[60:]) ** 2) < 1.5
+    assert "v0" in fitted.inference_data_.posterior
+    fixed = SparseRegressor(v0=0.005, random_state=0, **SHORT).fit(many[:60], y[:60])
+    few = SparseRegressor(random_state=0, **SHORT).fit(many[:60, :50], y[:60])
+    assert all("v0" not in own.inference_data_.posterior for own in (fixed, few))
+
+
+def test_a_width_is_a_number_or_auto() -> None:
+    with pytest.raises(ValueError, match="v0 is 'wide', expected a number above 0, or 'auto'"):
+        SparseRegressor(v0="wide").fit(X, Y)
+
+
 @pytest.mark.parametrize(
     "names", [np.array(["no", "yes"]), np.array([0, 1]), np.array(list("abc"))]
 )

@@ -51,8 +51,19 @@ class Estimator(BaseEstimator):
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         return self._seed
 
-    def _run(self, kernel: aeb.AEBKernel, X: Any, y: Tensor, **coords: list[str]) -> dict[str, Any]:
-        """Run the chains, keep the trace and the verdict, and return the draws by site."""
+    def _run(
+        self,
+        kernel: aeb.AEBKernel,
+        X: Any,
+        y: Tensor,
+        starts: dict[str, Tensor] | None = None,
+        **coords: list[str],
+    ) -> dict[str, Any]:
+        """
+        Run the chains, keep the trace and the verdict, and return the draws by site.
+
+        :param starts: first values by site, in unconstrained space, with an axis of chains.
+        """
         mcmc = aeb.MCMC(
             kernel,
             self.num_samples,
@@ -60,6 +71,7 @@ class Estimator(BaseEstimator):
             num_chains=self.num_chains,
             chain_method="vectorized",
             disable_progbar=True,
+            initial_params=starts,
         )
         mcmc.run(torch.tensor(X, dtype=torch.float32), y)
         self.inference_data_ = aeb.to_arviz(mcmc, coords=coords)

@@ -23,6 +23,15 @@ from pyro_aeb.sklearn.base import Classifier, Estimator, Regressor
 EVERY = 10
 """Steps between two scans of gamma, and between two draws."""
 
+WIDTH = 0.05
+"""Width of the spike where there are no more features than rows."""
+
+SHARE = 0.05
+"""Of the prior of a learned width, :func:`~pyro_aeb.priors.spike_width`."""
+
+STARTS = 0.5, 8.0
+"""First learned widths of the first chain and of the last, in medians of the prior."""
+
 
 class SparseLinear(Estimator):
     """A linear predictor with a spike-and-slab prior on its weights."""
@@ -30,7 +39,7 @@ class SparseLinear(Estimator):
     def __init__(
         self,
         *,
-        v0: float = 0.05,
+        v0: float | str = "auto",
         v1: float = 4.0,
         expected_features: float = 1.0,
         num_samples: int = 500,
@@ -52,8 +61,14 @@ class SparseLinear(Estimator):
 
         :param float variance: of the noise, or a guess, for the step size.
         """
+        features, starts = X.shape[1], None
         curvature = float(np.linalg.norm(X, 2)) ** 2 / variance
-        step_size = 0.05 * min(variance * self.v0**2, 1.0 / max(curvature, 1.0))
+        width = self._fixed_width(X)
+        if width is None:  # steps are in units of the spikes, which are as wide as the noise allows
+            step_size = 0.05 / max(curvature / features, 1.0)
+            starts = {"v0": self._first_widths(features).log()}
+        else:
+            step_size = 0.05 * min(variance * width**2, 1.0 / max(curvature, 1.0))
         kernel = aeb.AEBKernel(
             model,
             aeb.SGHMC(step_size),
@@ -61,14 +76,31 @@ class SparseLinear(Estimator):
             steps_per_draw=EVERY,
             seed=self._draw_seed(),
         )
-        names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(X.shape[1])])
-        draws = self._run(kernel, X, y, features=list(names))
+        names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(features)])
+        draws = self._run(kernel, X, y, starts, features=list(names))
         self.inclusion_ = aeb.inclusion(self.inference_data_)["beta"].probability
         return draws
 
-    def _weights(self, features: int, sigma: Tensor | float, *outputs: int) -> Tensor:
+    def _fixed_width(self, X: Any) -> float | None:
+        """Return the width of the spike, None where it is learned."""
+        if isinstance(self.v0, str) and self.v0 != "auto":
+            raise ValueError(f"v0 is {self.v0!r}, expected a number above 0, or 'auto'")
+        if self.v0 != "auto":
+            return float(self.v0)
+        rows, features = X.shape
+        return None if features > rows else WIDTH
+
+    def _first_widths(self, features: int) -> Tensor:
+        """Return a first width of every chain, apart, so that chains that agree have mixed."""
+        widths = torch.tensor(np.geomspace(*STARTS, self.num_chains), dtype=torch.float32)
+        widths = widths * (SHARE / features) ** 0.5
+        return widths if self.num_chains > 1 else widths[0]
+
+    def _weights(self, X: Tensor, sigma: Tensor | float, *outputs: int) -> Tensor:
+        features, width = X.shape[1], self._fixed_width(X)
         delta = pyro.sample("delta", dist.Beta(1.0 + self.expected_features, float(features)))
-        prior = aeb.SSGL(v0=self.v0, v1=self.v1, delta=delta, sigma=sigma)
+        v0 = aeb.priors.spike_width("v0", features, share=SHARE) if width is None else width
+        prior = aeb.SSGL(v0=v0, v1=self.v1, delta=delta, sigma=sigma)
         classes = pyro.plate("classes", outputs[0], dim=-1) if outputs else nullcontext()
         with classes, pyro.plate("features", features, dim=-1 - len(outputs)):
             return pyro.sample("beta", prior)
@@ -78,7 +110,9 @@ class SparseRegressor(Regressor, SparseLinear):
     """
     Linear regression that says which features matter.
 
-    :param float v0: width of the spike, in units of the noise, at unit variance of the features.
+    :param v0: width of the spike, in units of the noise, at unit variance of the features; "auto"
+        is 0.05 or, where there are more features than rows, a width that is learned
+        (:func:`~pyro_aeb.priors.spike_width`), by chains whose first widths are apart.
     :param float v1: variance of the slab, in units of the noise's.
     :param float expected_features: how many features would not surprise.
     :param int num_samples: draws of a chain.
@@ -113,7 +147,7 @@ class SparseRegressor(Regressor, SparseLinear):
 
     def _model(self, X: Tensor, y: Tensor) -> None:
         sigma2 = pyro.sample("sigma2", dist.InverseGamma(0.5, 0.5))
-        beta = self._weights(X.shape[1], sigma2.sqrt())
+        beta = self._weights(X, sigma2.sqrt())
         with pyro.plate("data", len(X)):
             pyro.sample("y", dist.Normal(X @ beta, sigma2.sqrt()), obs=y)
 
@@ -149,7 +183,7 @@ class SparseClassifier(Classifier, SparseLinear):
 
     def _model(self, X: Tensor, y: Tensor) -> None:
         outputs = () if y.is_floating_point() else (len(self.classes_),)
-        beta = self._weights(X.shape[1], 1.0, *outputs)
+        beta = self._weights(X, 1.0, *outputs)
         prior = dist.Normal(0.0, 5.0).expand(outputs).to_event(len(outputs))
         logits = pyro.sample("intercept", prior) + X @ beta
         with pyro.plate("data", len(X)):

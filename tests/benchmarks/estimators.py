@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LassoCV, RidgeCV
+from sklearn.linear_model import ElasticNetCV, LassoCV, RidgeCV
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -41,6 +41,10 @@ def estimators(name: str, seed: int) -> dict[str, Any]:
     alphas = np.logspace(-3.0, 5.0, 33)
     return {
         "ridge": make_pipeline(StandardScaler(), RidgeCV(alphas)),
+        "elastic net": make_pipeline(
+            StandardScaler(),
+            ElasticNetCV(l1_ratio=[0.1, 0.3, 0.5, 0.7, 0.9], random_state=seed, max_iter=10_000),
+        ),
         "lasso": make_pipeline(StandardScaler(), LassoCV(random_state=seed, max_iter=10_000)),
         own.__name__: own(random_state=seed),
     }
