@@ -112,9 +112,9 @@ def chain_means(mcmc, units):
 
 
 def run(transition, gibbs, rng, chains, draws, warmup, **options):
-    kernel = aeb.AEBKernel(
-        regression, transition, gibbs, seed=int(rng.integers(2**31)), steps_per_draw=5
-    )
+    """Run chains with a draw after every scan."""
+    seed = int(rng.integers(2**31))
+    kernel = aeb.AEBKernel(regression, transition, gibbs, seed=seed, steps_per_draw=gibbs.every)
     mcmc = aeb.MCMC(
         kernel, draws, warmup, num_chains=chains, chain_method="vectorized", disable_progbar=True
     )
@@ -143,7 +143,7 @@ def test_a_run_has_the_posterior_of_all_models(flips, groups):
 
     def draw(size, rng):
         own = {} if groups is None else {"groups": groups}
-        mcmc = run(HMC, aeb.Gibbs(every=5, flips=flips), rng, size, 60, 30, **own)
+        mcmc = run(HMC, aeb.Gibbs(every=2, flips=flips), rng, size, 60, 30, **own)
         return chain_means(mcmc, P if groups is None else len(groups))
 
     print(check_mean(draw, exact.expected(), size=100))
@@ -222,7 +222,7 @@ def test_two_correlated_weights_under_ssgl(quick, likelihood, transition):
 
     def draw(size, rng):
         kernel = aeb.AEBKernel(
-            model, transition, aeb.Gibbs(every=4), seed=int(rng.integers(2**31)), steps_per_draw=4
+            model, transition, aeb.Gibbs(every=2), seed=int(rng.integers(2**31)), steps_per_draw=2
         )
         mcmc = aeb.MCMC(
             kernel, 60, 40, num_chains=size, chain_method="vectorized", disable_progbar=True
@@ -394,9 +394,9 @@ def test_a_width_is_drawn_from_its_posterior(flips):
 
     def draw(size, rng):
         transition = transitions.HMC(0.02, leapfrogs=5, jitter=0.5)
-        gibbs = aeb.Gibbs(every=5, flips=flips)
+        gibbs = aeb.Gibbs(every=2, flips=flips)
         kernel = aeb.AEBKernel(
-            model, transition, gibbs, seed=int(rng.integers(2**31)), steps_per_draw=5
+            model, transition, gibbs, seed=int(rng.integers(2**31)), steps_per_draw=2
         )
         mcmc = aeb.MCMC(
             kernel, 60, 60, num_chains=size, chain_method="vectorized", disable_progbar=True
