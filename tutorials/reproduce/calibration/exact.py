@@ -10,14 +10,13 @@ The model is equation (1) with a Normal likelihood of the same sigma::
     beta_j ~ Laplace(0, sigma v0) if gamma_j = 0, Normal(0, sigma^2 v1) if gamma_j = 1,
     delta ~ Beta(a, b),    sigma^2 ~ InverseGamma(nu / 2, nu lambda / 2).
 
-Every update is a draw from a full conditional, by formulas, and none is rejected:
+Every update is a draw from a full conditional:
 
 - (gamma_j, beta_j) together. Given the others the likelihood is Normal in beta_j, so the full
   conditional is a mixture of three: a Normal (gamma_j = 1) and, on either side of 0, a truncated
   Normal.
 - delta is Beta.
-- u = 1 / sigma has the density u^(m - 1) exp(-A u^2 - B u). With e exponential, B u + e bounds B u'
-  of the next u', and u'^2 is a Gamma variable below that bound (a slice of one factor).
+- u = 1 / sigma has the density u^(m - 1) exp(-b u - c u^2 / 2), drawn by rejection from a Gamma.
 
 Many chains run side by side.
 """
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammainc, gammaincinv, log_ndtr, ndtri_exp
+from scipy.special import log_ndtr, ndtri_exp
 
 Array = npt.NDArray[np.float64]
 
@@ -73,7 +72,7 @@ def gibbs(
     :param x: features, shape (N, p).
     :param y: targets, shape (N,).
     :param Prior prior: the prior.
-    :param chains: how many run side by side, from zero weights.
+    :param chains: how many run side by side, from zero weights and delta's prior mean.
     :param sweeps: that are kept of every chain.
     :param warmup: sweeps before them.
     """
@@ -82,7 +81,7 @@ def gibbs(
     p, size = x.shape[1], len(y)
     beta, gamma = np.zeros((chains, p)), np.zeros((chains, p))
     sigma = np.full(chains, prior.sigma or np.sqrt(total / size))
-    delta = np.full(chains, 0.5 if prior.delta is None else prior.delta)
+    delta = np.full(chains, prior.beta[0] / sum(prior.beta) if prior.delta is None else prior.delta)
     kept: list[tuple[Array, Array, Array, Array]] = []
     for sweep in range(warmup + sweeps):
         for j in rng.permutation(p):
@@ -93,7 +92,9 @@ def gibbs(
             delta = rng.beta(prior.beta[0] + ones, prior.beta[1] + p - ones)
         if prior.sigma is None:
             error = total - 2 * beta @ cross + np.einsum("ci,ij,cj->c", beta, gram, beta)
-            sigma = _draw_scale(error, size, beta, gamma, sigma, prior, rng)
+            sigma = _draw_scale(error, size, beta, gamma, prior, rng)
+            if not np.isfinite(sigma).all():
+                raise FloatingPointError(f"sigma of the exact sampler is {sigma} in sweep {sweep}")
         if sweep >= warmup:
             kept.append((beta.copy(), gamma.copy(), sigma, delta))
     return Draws(*(np.stack(values) for values in zip(*kept, strict=True)))
@@ -148,16 +149,21 @@ def _draw_scale(
     size: int,
     beta: Array,
     gamma: Array,
-    sigma: Array,
     prior: Prior,
     rng: np.random.Generator,
 ) -> Array:
-    """Sigma of every chain given all others."""
-    # sigma^2 ~ InverseGamma(nu/2, nu lambda/2) is u^(nu - 1) exp(-nu lambda u^2 / 2) in u; the N
-    # data and the p weights have a factor u each.
-    shape = (prior.nu + size + beta.shape[1]) / 2
-    a = (error + (gamma * beta**2).sum(1) / prior.v1 + prior.nu_lambda) / 2
+    """
+    Sigma of every chain given all others: u = 1 / sigma has the density
+    u^(shape - 1) exp(-b u - c u^2 / 2), drawn by rejection from a Gamma.
+    """
+    shape = prior.nu + size + beta.shape[1]
+    c = error + (gamma * beta**2).sum(1) / prior.v1 + prior.nu_lambda
     b = ((1 - gamma) * np.abs(beta)).sum(1) / prior.v0
-    bound = 1 / sigma + rng.exponential(size=len(sigma)) / np.maximum(b, 1e-100)
-    below = gammainc(shape, a * np.minimum(bound, 1e100) ** 2)
-    return np.sqrt(a / gammaincinv(shape, below * rng.uniform(size=len(sigma))))
+    mode = (np.sqrt(b**2 + 4 * c * shape) - b) / (2 * c)
+    u, waiting = mode, np.ones(len(mode), bool)
+    while waiting.any():
+        proposal = rng.gamma(shape, 1 / (b + c * mode))
+        accepted = np.log(rng.uniform(size=len(mode))) < -c * (proposal - mode) ** 2 / 2
+        u = np.where(waiting & accepted, proposal, u)
+        waiting &= ~accepted
+    return 1 / u
