@@ -98,18 +98,19 @@ def write_report(rows: Sequence[Row], folder: Path, command: str) -> str:
 
 
 def summarize(runs: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """Means and standard errors over data sets, undecided weights counting alike."""
+    """Means and standard errors over data sets, undecided weights counting alike; NaN for none."""
+    nan = float("nan")
     found = {name: (float(runs[name].mean()), float(runs[name].sem())) for name in FIGURES}
+    found |= dict.fromkeys(("inclusion_rms", "sd_ratio", "coverage_points"), (nan, nan))
     weights = runs.undecided.fillna(1.0).clip(lower=0.0)
     some = runs[weights > 0]
     count = weights[weights > 0]
     if len(some):
         square = np.average(some.inclusion_square, weights=count)
-        found["inclusion_rms"] = float(np.sqrt(square)), float("nan")
+        found["inclusion_rms"] = float(np.sqrt(square)), nan
         found["sd_ratio"] = _weighted(some.sd_ratio, count)
         found["coverage_points"] = _weighted(100 * (some.covered - some.exact_covered), count)
     absolute = runs[["sigma_error", "third_error"]].abs().max()
-    nan = float("nan")
     return found | {
         "third_rms": (float(np.sqrt((runs.third_error**2).mean())), nan),
         "largest_sigma_error": (float(absolute.sigma_error), nan),
