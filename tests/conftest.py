@@ -16,12 +16,14 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import functools  # noqa: E402
 import multiprocessing  # noqa: E402
+import random  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 from collections import Counter  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import numpy as np  # noqa: E402
 import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -92,12 +94,22 @@ def _processes_that_can_be_forked() -> None:
     start_autograd()
 
 
+def _seed() -> None:
+    """
+    Seed as :func:`pyro.set_rng_seed` does, but for accelerators: where there is none, every call
+    leaves a note with the whole stack for each kind of them, which takes longer than many a test.
+    """
+    torch.default_generator.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_state() -> Iterator[None]:
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
     pyro.clear_param_store()
-    pyro.set_rng_seed(0)
+    _seed()
     yield
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)

@@ -29,7 +29,7 @@ from pyro_aeb.sklearn import (
     SparseRegressor,
 )
 
-SHORT: dict[str, Any] = {"num_samples": 8, "warmup_steps": 8, "num_chains": 1}
+SHORT: dict[str, Any] = {"num_samples": 4, "warmup_steps": 4, "num_chains": 1}
 RNG = np.random.default_rng(0)
 X = 5.0 + RNG.standard_normal((150, 8)) * np.array([1.0, 10.0, 0.1, 1.0, 1.0, 1.0, 1.0, 1.0])
 SIGNAL = 2.0 * (X[:, 0] - 5.0) - 0.15 * (X[:, 1] - 5.0)

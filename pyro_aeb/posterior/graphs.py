@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
 
 METHODS = frozenset(
     "abs add addcdiv addcmul clamp div dot eq exp expand expm1 ge gt le lerp log log1p logit lt "
@@ -41,6 +43,19 @@ def _name(operator: OpOverload) -> str:
 
 for _operator in POOLING:
     _define(_operator)
+
+
+def record_operations(function: Callable[..., Any], *inputs: Any) -> GraphModule:
+    """
+    Run a function on inputs, and return the operations that it calls. All shapes are noted in one
+    mode for fake tensors; without it :func:`make_fx` makes one for each operation, which takes as
+    long as all else.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        return make_fx(function)(*inputs)
 
 
 def take_whole_plates(graph: GraphModule, inputs: Sequence[Tensor]) -> None:

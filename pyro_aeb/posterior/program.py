@@ -25,14 +25,18 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_aeb.data.arguments import Arguments, Batch
 from pyro_aeb.errors import CompileWarning, first_line
 from pyro_aeb.model.gradient_watch import LIBRARIES
 from pyro_aeb.model.side_effects import Buffers, start_autograd
 from pyro_aeb.posterior.compiled_code import Code, Outputs, Trace
-from pyro_aeb.posterior.graphs import constants_as_inputs, find_fault, take_whole_plates
+from pyro_aeb.posterior.graphs import (
+    constants_as_inputs,
+    find_fault,
+    record_operations,
+    take_whole_plates,
+)
 from pyro_aeb.posterior.likelihood import Evaluation, Likelihood
 from pyro_aeb.posterior.trees import PLAIN, put_together, take_apart, write_collector
 
@@ -229,7 +233,7 @@ class Program:
 
         start_autograd()
         with pyro.validation_enabled(False):  # checks of values are branches on them
-            graph = make_fx(step)(*inputs)
+            graph = record_operations(step, *inputs)
         take_whole_plates(graph, inputs)
         constants = constants_as_inputs(graph)
         return Trace(graph, constants, results[0])

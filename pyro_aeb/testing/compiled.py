@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_aeb.errors import first_line
+from pyro_aeb.posterior.graphs import record_operations
 from pyro_aeb.testing.reports import Outcome, require
 from pyro_aeb.testing.steps import random_numbers, relative_error
 from pyro_aeb.transitions import AnyTransition, StepNumbers, TargetTransition
@@ -59,7 +59,8 @@ def _compare(transition: Any, dtype: torch.dtype) -> float | Exception:
         return [torch.tensor(number, dtype=dtype) for number in numbers]
 
     try:
-        recorded = make_fx(step)(state, -state.position, noise[0], *as_tensors(numbers[0]))
+        inputs = (state, -state.position, noise[0], *as_tensors(numbers[0]))
+        recorded = record_operations(step, *inputs)
     except Exception as error:  # of whatever kind
         return error
     same = state
