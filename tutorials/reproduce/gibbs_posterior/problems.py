@@ -78,7 +78,7 @@ class Lengths:
 
 LENGTHS = {
     "coverage": Lengths(40, 100, (60, 200, 50)),
-    "wide": Lengths(8, 100, (40, 80, 30)),
+    "wide": Lengths(8, 400, (40, 400, 50)),
     "logistic": Lengths(40, 250, (10, 300, 50)),
     "batches": Lengths(8, 600, (40, 200, 50)),
     "sigma": Lengths(1, 600, (1, 1, 0)),
