@@ -24,7 +24,7 @@ from common.options import new_parser
 from gibbs_posterior.problems import FIGURES, METHODS, run_one, settings_of
 from gibbs_posterior.report import write_report
 
-SETS = {"coverage": 30, "wide": 10, "logistic": 2, "batches": 1, "sigma": 1, "cost": 1}
+SETS = {"coverage": 30, "wide": 10, "logistic": 5, "batches": 1, "sigma": 1, "cost": 1}
 """Data sets of each kind of problem."""
 
 

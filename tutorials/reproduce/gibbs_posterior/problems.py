@@ -123,7 +123,7 @@ def _run(
     **options: Any,
 ) -> tuple[dict[str, Array], dict[str, Array], float]:
     """Run chains; return draws and records, shape (chains, draws, ...), and the seconds."""
-    thin = options.pop("thin", 10)
+    thin, start = options.pop("thin", 10), options.pop("start", None)
     kernel = aeb.AEBKernel(
         model, transition, adaptation, steps_per_draw=thin, seed=1000 * seed, **options
     )
@@ -134,6 +134,7 @@ def _run(
         num_chains=lengths.chains,
         chain_method="vectorized",
         disable_progbar=True,
+        initial_params=start,
     )
     started = time.process_time()
     mcmc.run(*args)
@@ -352,11 +353,17 @@ def _sigma(problem: str, method: str, seed: int, lengths: Lengths) -> dict[str, 
         step, support = 0.02 / np.linalg.eigvalsh(x.T @ x)[-1], list(np.flatnonzero(TRUTH))
     tau = float(case.removeprefix("tau=")) if case.startswith("tau") else 1.0
     options: dict[str, Any] = {"inverse_temperature": tau}
+    effects = np.linalg.lstsq(x[:, support], y, rcond=None)[0]
+    rest = y - x[:, support] @ effects
+    residual = float(np.sqrt(rest @ rest / (len(y) - len(support))))
+    if size == "p=1000":  # from the prior chains lose the effects, or fit noise
+        beta = np.zeros(x.shape[1])
+        beta[support] = effects
+        options["start"] = dict(zip(("beta", "sigma2"), _tensors(beta, 2.0 * np.log(residual))))
     if case == "pruned":
         options["pruning"] = aeb.MagnitudePruning(0.9)
-    else:  # the residual sd, given the weights that are not zero
-        rest = y - x[:, support] @ np.linalg.lstsq(x[:, support], y, rcond=None)[0]
-        truth = float(np.sqrt(rest @ rest / (len(y) - len(support))))
+    else:  # of the data, given the weights that are not zero
+        truth = residual
     draws, _, seconds = _run(
         regression, aeb.SGHMC(step / tau, 0.1), ADAPTATIONS[method], lengths, seed,
         *_tensors(x, y), prior, thin=20, **options,
