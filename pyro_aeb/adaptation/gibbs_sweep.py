@@ -24,18 +24,14 @@ from pyro_aeb.adaptation.conditionals import Conditional, GaussianConditional, L
 from pyro_aeb.adaptation.draws import Random, draw_beta, draw_mixing
 from pyro_aeb.adaptation.flips import UnitLaws, flip
 from pyro_aeb.adaptation.gibbs import Gibbs
+from pyro_aeb.adaptation.latent_values import DrawnLatents, GibbsLatents, GibbsLatentsWithWidth
 from pyro_aeb.adaptation.sigma_draw import (
     Evaluated,
     WideWeights,
     draw_sigma_at_fixed_weights,
     move_sigma,
 )
-from pyro_aeb.adaptation.spike_and_slab import (
-    DrawnLatents,
-    GibbsLatents,
-    GibbsLatentsWithWidth,
-    SpikeAndSlabRule,
-)
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
 from pyro_aeb.adaptation.sweep import Adaptation, Latents, SufficientStatistics, WholeData
 from pyro_aeb.adaptation.units import Blocks, Units, make_positive
 from pyro_aeb.adaptation.width import TRIES, accept_sigma, draw_width, scale_spikes

@@ -2,24 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The latents of a model's spike-and-slab sites: their values, and one sweep of equations (4) to (8).
-SSGL is one of these priors; they differ in their two components.
-
-The averaged responsibilities of both components are kept as one array. With ``slab`` the running
-average of rho, that of the slab is ``slab`` and that of the spike ``1 + excess - slab``. For SSGL,
-kappa1 is ``slab / v1`` and kappa0 is ``(1 + excess - slab) / v0``. The number ``excess`` is the
-remainder of the first kappas, which decays by (1 - omega) a step.
-
-With ``penalties="current"`` rho is that of (4) at the current weights wherever (5) takes it, and
-``slab`` its value after the last step.
+The spike-and-slab prior of a model's sparse weights: its gradient, and one sweep of equations (4)
+to (8) over its latents (:mod:`pyro_aeb.adaptation.latent_values`). SSGL is one of these priors;
+they differ in their two components.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,19 +24,30 @@ from pyro_aeb.adaptation.equations import (
     scale_update,
     stochastic_approximation,
 )
+from pyro_aeb.adaptation.latent_values import (
+    AnyLatents,
+    AveragedLatents,
+    LatentsWithWidth,
+    SpikeAndSlabLatents,
+)
 from pyro_aeb.adaptation.options import StochasticApproximation
+from pyro_aeb.adaptation.parameters import (
+    check_modes,
+    count_gammas,
+    first_inclusion,
+    first_number,
+    gather_sites,
+    join_blocks,
+    per_parameter,
+    prior_of,
+    scale_terms_of,
+    wider_component,
+)
 from pyro_aeb.adaptation.segments import FEW, Members, Segments, WeightGroups, find_segments
 from pyro_aeb.adaptation.width import make_law
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.structure import (
-    Delta,
-    Residuals,
-    Sigma,
-    SparseBlock,
-    Structure,
-    Width,
-)
-from pyro_aeb.priors.base import SpikeAndSlab, log_mixture
+from pyro_aeb.model.structure import Delta, Residuals, Sigma, Structure, Width
+from pyro_aeb.priors.base import log_mixture
 from pyro_aeb.priors.components import (
     Component,
     Laplace,
@@ -52,101 +55,6 @@ from pyro_aeb.priors.components import (
     penalties,
     penalties_of,
 )
-from pyro_aeb.priors.scales import ScaleTerms
-
-
-class SpikeAndSlabLatents(NamedTuple):
-    """
-    The values of the latents of P sparse weights, S sigmas and L deltas; chains are a leading axis.
-
-    :param Tensor rho: inclusion probabilities, shape (..., P).
-    :param Tensor slab: running average of rho, which stands for kappa0 and kappa1, shape (..., P).
-    :param excess: the remainder of the first kappas; see the module's docstring.
-    :param Tensor sigma: scales, shape (..., S).
-    :param Tensor delta: prior inclusion probabilities, shape (..., L).
-    """
-
-    rho: Tensor
-    slab: Tensor
-    excess: float | Tensor
-    sigma: Tensor
-    delta: Tensor
-
-    @property
-    def width(self) -> Tensor | None:
-        """The width v0 of the spikes, None where it is fixed."""
-        return None
-
-
-class LatentsWithWidth(NamedTuple):
-    """
-    The values of :class:`SpikeAndSlabLatents` and, where it is learned, of the spikes' width.
-
-    :param Tensor width: v0, shape (..., 1).
-    :param Tensor curvature_of_width: running average of h of :mod:`pyro_aeb.adaptation.width`,
-        shape (..., 1), 0 before the first.
-    """
-
-    rho: Tensor
-    slab: Tensor
-    excess: float | Tensor
-    sigma: Tensor
-    delta: Tensor
-    width: Tensor
-    curvature_of_width: Tensor
-
-
-class GibbsLatents(NamedTuple):
-    """
-    The values of latents that are drawn, of P sparse weights, S sigmas and L deltas.
-    Its first fields are those of :class:`SpikeAndSlabLatents`.
-
-    :param Tensor rho: the probabilities that gammas were drawn with in the last scan, (..., P).
-    :param Tensor slab: gamma, shape (..., P), 0 or 1.
-    :param excess: 0.
-    :param Tensor sigma: scales, shape (..., S).
-    :param Tensor delta: prior inclusion probabilities, shape (..., L).
-    :param Tensor curvature: minus the second derivatives of the log likelihood within every unit,
-        where sigma is the scale of a likelihood in units of it; empty without flips.
-    :param Tensor counts: of flips proposed and accepted, and of sigmas proposed and accepted, since
-        the start, shape (..., 4).
-    """
-
-    rho: Tensor
-    slab: Tensor
-    excess: float | Tensor
-    sigma: Tensor
-    delta: Tensor
-    curvature: Tensor
-    counts: Tensor
-
-    @property
-    def width(self) -> Tensor | None:
-        """The width v0 of the spikes, None where it is fixed."""
-        return None
-
-
-class GibbsLatentsWithWidth(NamedTuple):
-    """
-    The values of :class:`GibbsLatents` and, where it is drawn, of the spikes' width.
-
-    :param Tensor counts: also of steps of v0 proposed and accepted, shape (..., 6).
-    :param Tensor width: v0, shape (..., 1).
-    """
-
-    rho: Tensor
-    slab: Tensor
-    excess: float | Tensor
-    sigma: Tensor
-    delta: Tensor
-    curvature: Tensor
-    counts: Tensor
-    width: Tensor
-
-
-AveragedLatents = SpikeAndSlabLatents | LatentsWithWidth
-DrawnLatents = GibbsLatents | GibbsLatentsWithWidth
-AnyLatents = AveragedLatents | DrawnLatents
 
 
 class SpikeAndSlabRule:
@@ -170,14 +78,14 @@ class SpikeAndSlabRule:
         sizes = tuple(block.size for block in blocks)
         self.size = sum(sizes)
         parameters = {
-            name: _common([block.parameters[name] for block in blocks], sizes, tensor(0.0))
+            name: join_blocks([block.parameters[name] for block in blocks], sizes, tensor(0.0))
             for name in blocks[0].parameters
         }
-        self.spike, self.slab = _prior(blocks).components(*parameters.values())
+        self.spike, self.slab = prior_of(blocks).components(*parameters.values())
         self._take_width(structure.width)
         self._bends = self.spike.bends or self.slab.bends
         self._groups = WeightGroups.of([(block.size, block.group) for block in blocks])
-        self.share = _common([1.0 / block.group for block in blocks], sizes, tensor(0.0))
+        self.share = join_blocks([1.0 / block.group for block in blocks], sizes, tensor(0.0))
         self.sigmas: tuple[Sigma, ...] = structure.sigmas
         self.deltas: tuple[Delta, ...] = structure.deltas
         sigmas, deltas = (
@@ -186,28 +94,28 @@ class SpikeAndSlabRule:
         )
         self.spread_sigma, self.sum_by_sigma = _maps(sigmas)
         self.spread_delta, self.sum_by_delta = _maps(deltas)
-        self.nu = _per_parameter([s.nu for s in self.sigmas], tensor)
-        self.nu_lambda = _per_parameter([s.nu_lambda for s in self.sigmas], tensor)
-        self.terms = _terms(self.sigmas, tensor)
+        self.nu = per_parameter([s.nu for s in self.sigmas], tensor)
+        self.nu_lambda = per_parameter([s.nu_lambda for s in self.sigmas], tensor)
+        self.terms = scale_terms_of(self.sigmas, tensor)
         self.are_variances = tensor([s.terms is None for s in self.sigmas]).bool()
         self.has_likelihood = tensor([bool(s.likelihoods) for s in self.sigmas]).bool()
-        self._sigma_sizes = _per_parameter(sigmas.lengths(), tensor)
-        gammas = self._delta_sizes = _count_gammas(blocks, len(self.deltas))
+        self._sigma_sizes = per_parameter(sigmas.lengths(), tensor)
+        gammas = self._delta_sizes = count_gammas(blocks, len(self.deltas))
         self.delta_counts = beta_counts(
-            _per_parameter(gammas, tensor),
-            _per_parameter([d.a for d in self.deltas], tensor),
-            _per_parameter([d.b for d in self.deltas], tensor),
+            per_parameter(gammas, tensor),
+            per_parameter([d.a for d in self.deltas], tensor),
+            per_parameter([d.b for d in self.deltas], tensor),
         )
         self.sigma_learned = _Learned([s.site is not None for s in self.sigmas], structure.device)
         self.delta_learned = _Learned([d.site is not None for d in self.deltas], structure.device)
         narrow = torch.as_tensor(self.spike.variance < self.slab.variance)
         # One bool for all weights saves an operation.
         self.spike_is_narrow = narrow.to(structure.device) if narrow.dim() else bool(narrow)
-        self._wide = self._one_wide_component(narrow) if from_slab else None
+        self._wide = wider_component(self.spike, self.slab, narrow) if from_slab else None
         self.residuals = _ResidualSums(self.sigmas, structure.sigmas_of_data, tensor)
         numbers: tuple[Sigma | Delta, ...] = (*self.sigmas, *self.deltas)
         self._are_single = all(number.shape.numel() == 1 for number in numbers)
-        self._check_modes(gammas)
+        check_modes(self.deltas, gammas, "weights" if self._groups is None else "weights or groups")
 
     def _take_width(self, width: Width | None) -> None:
         """Take the width of the spikes, None where it is fixed."""
@@ -215,31 +123,6 @@ class SpikeAndSlabRule:
         if width is not None:
             self.width_law = make_law(width, self.slab)
             self.spike = Laplace(self.width_law.limit)  # until the latents have another width
-
-    def _one_wide_component(self, spike_is_narrow: Tensor) -> Component:
-        """
-        Return the wider component.
-
-        :raises ModelError: if it is the slab for some weights and the spike for others.
-        """
-        if bool(spike_is_narrow.all()):
-            return self.slab
-        if not bool(spike_is_narrow.any()):
-            return self.spike
-        raise ModelError(
-            "the component of gamma = 0 is the narrower one for some weights and the wider one for "
-            "others, expected one of both for all with sigma_from='slab', which leaves the "
-            "narrower one out; use sigma_from='all', or parameters of the prior in one order"
-        )
-
-    def _check_modes(self, sizes: Sequence[float]) -> None:
-        for delta, size in zip(self.deltas, sizes, strict=True):
-            if delta.site is not None and delta.a + delta.b + size - 2.0 <= 0.0:
-                raise ModelError(
-                    f"site {delta.site!r} ~ Beta({delta.a}, {delta.b}) with {size:.0f} "
-                    f"{'weights' if self._groups is None else 'weights or groups'} has "
-                    "no mode for equation (7); use parameters of at least 1"
-                )
 
     def init(
         self, initial: Mapping[str, Tensor], options: StochasticApproximation
@@ -251,7 +134,7 @@ class SpikeAndSlabRule:
         """
         sigma, delta = self.first_values(initial)
         width = self.first_width(initial)
-        rho = self._first_rho(options.initial_inclusion)
+        rho = first_inclusion(options.initial_inclusion, self.blocks, self._tensor(0.0))
         # A clone: code is compiled for one tensor in two places, and anew once they differ.
         slab, excess = rho.clone(), 0.0 * self.spike.strength
         if options.initial_penalty is not None:
@@ -282,27 +165,10 @@ class SpikeAndSlabRule:
 
     def first_values(self, initial: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the first sigmas and deltas, from the values of their sites, by name."""
-        sigma = [self._first(s, initial) for s in self.sigmas]
+        sigma = [first_number(s, initial, self._tensor(0.0)) for s in self.sigmas]
         sigma = [s.of_site(v) if s.site else v for v, s in zip(sigma, self.sigmas, strict=True)]
-        delta = [self._first(d, initial) for d in self.deltas]
+        delta = [first_number(d, initial, self._tensor(0.0)) for d in self.deltas]
         return torch.stack(sigma), torch.stack(delta)
-
-    def _first_rho(self, given: float | Mapping[str, Tensor]) -> Tensor:
-        if not isinstance(given, Mapping):
-            return self._tensor(given).repeat(self.size)
-        expected = {block.name: tuple(block.shape) for block in self.blocks}
-        found = {name: tuple(rho.shape) for name, rho in given.items()}
-        if found != expected:
-            raise ModelError(
-                f"initial_inclusion has tensors of shapes {found}, expected one for every sparse "
-                f"site, of its shape: {expected}"
-            )
-        return torch.cat([given[name].reshape(-1) for name in expected]).to(self._tensor(0.0))
-
-    def _first(self, group: Sigma | Delta, initial: Mapping[str, Tensor]) -> Tensor:
-        if group.site is not None:
-            return initial[group.site].detach().reshape(-1)[group.index].to(self._tensor(0.0))
-        return self._tensor(group.fixed)
 
     def update(
         self,
@@ -446,7 +312,7 @@ class SpikeAndSlabRule:
             sigma = torch.where(self.are_variances, sigma, latents.sigma)
         found = (*sigma.unbind(-1), *latents.delta.unbind(-1))
         if not self._are_single:
-            return _gather_sites(groups, found)
+            return gather_sites(groups, found)
         return {
             group.site: value.reshape(value.shape + group.shape) if group.shape else value
             for group, value in zip(groups, found, strict=True)
@@ -507,23 +373,6 @@ class SpikeAndSlabRule:
         return list(dict.fromkeys(sites))
 
 
-def _prior(blocks: Sequence[SparseBlock]) -> type[SpikeAndSlab]:
-    """
-    Return the kind of prior of all blocks.
-
-    :raises ModelError: if they have priors of several kinds.
-    """
-    kinds = {block.prior: block.name for block in blocks}
-    if len(kinds) > 1:
-        found = ", ".join(f"{name!r} ~ {kind.__name__}" for kind, name in kinds.items())
-        raise ModelError(
-            f"the sparse sites have spike-and-slab priors of several kinds ({found}), expected one "
-            "kind for all, whose parameters may differ from site to site; choose one, or use "
-            "adaptation=None, which samples them under their densities"
-        )
-    return blocks[0].prior
-
-
 def _maps(
     segments: Segments | Members,
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -531,54 +380,6 @@ def _maps(
     if segments.count > 1:
         return segments.spread, segments.sum
     return lambda values: values, lambda values: values.sum(-1, keepdim=True)
-
-
-def _per_parameter(values: list[float], tensor: Callable[[list[float]], Tensor]) -> float | Tensor:
-    """Return one value a parameter: a plain number where there is one, which saves operations."""
-    return values[0] if len(values) == 1 else tensor(values)
-
-
-def _count_gammas(blocks: Sequence[SparseBlock], count: int) -> list[float]:
-    """Return the number of gammas of each delta."""
-    gammas = [0.0] * count
-    for block in blocks:
-        if isinstance(block.delta, int):
-            gammas[block.delta] += block.size // block.group
-            continue
-        for delta, size in enumerate(torch.bincount(block.delta.flatten()).tolist()):
-            gammas[delta] += size // block.group
-    return gammas
-
-
-def _gather_sites(numbers: Sequence[Sigma | Delta], values: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the values of the sites of some numbers, each of its site's shape."""
-    parts: dict[str, list[Tensor]] = {}
-    for number, value in zip(numbers, values, strict=True):
-        if number.site is not None:
-            parts.setdefault(number.site, []).append(value)
-    shapes = {number.site: number.shape for number in numbers}
-    return {
-        site: torch.stack(own, -1).reshape(own[0].shape + shapes[site])
-        for site, own in parts.items()
-    }
-
-
-def _terms(sigmas: Sequence[Sigma], tensor: Callable[[list[float]], Tensor]) -> ScaleTerms | None:
-    """
-    Return the terms of the sigmas' priors, one number each or one a sigma; None where all priors
-    are InverseGamma, which (6) solves in closed form.
-    """
-    if all(sigma.terms is None for sigma in sigmas):
-        return None
-    # InverseGamma: log p(sigma^2) = -(nu + 2) log(sigma) - nu lambda / 2 sigma^2, up to a constant
-    terms = [sigma.terms or ScaleTerms(-(sigma.nu + 2.0)) for sigma in sigmas]
-    columns: dict[str, Any] = {}
-    for name, absent in zip(ScaleTerms._fields, (0.0, 0.0, 0.0, math.inf), strict=True):
-        values = [getattr(each, name) for each in terms]
-        if any(value is not None for value in values):
-            numbers = [absent if value is None else value for value in values]
-            columns[name] = _per_parameter(numbers, tensor)
-    return ScaleTerms(**columns)
 
 
 class _ResidualSums:
@@ -609,7 +410,7 @@ class _ResidualSums:
             return
         for i in (i for i, size in sizes.items() for _ in range(size)):
             mask = [float(other == i) for other in range(len(sigmas))]
-            self._masks.append((_per_parameter(mask, tensor), tensor(mask)))
+            self._masks.append((per_parameter(mask, tensor), tensor(mask)))
 
     def add(
         self, square: Tensor, count: float | Tensor, residuals: Mapping[str, Residuals]
@@ -645,17 +446,3 @@ class _Learned:
     def select(self, new: Tensor, old: Tensor) -> Tensor:
         """Return new values of learned parameters and old ones of fixed parameters."""
         return new if self._all else torch.where(self.mask, new, old)
-
-
-def _common(values: list[float | Tensor], sizes: tuple[int, ...], like: Tensor) -> float | Tensor:
-    """Return one number where all blocks share it, else a tensor of shape (P,)."""
-    first = values[0]
-    if isinstance(first, float) and all(
-        isinstance(value, float) and value == first for value in values
-    ):
-        return first
-    parts = [
-        torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1).expand(size)
-        for value, size in zip(values, sizes, strict=True)
-    ]
-    return torch.cat(parts)

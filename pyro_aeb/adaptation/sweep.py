@@ -18,14 +18,10 @@ from torch import Tensor
 from pyro_aeb.adaptation.draws import Random
 from pyro_aeb.adaptation.equations import stochastic_approximation
 from pyro_aeb.adaptation.flips import Evaluated
+from pyro_aeb.adaptation.latent_values import AnyLatents, AveragedLatents, LatentsWithWidth
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.site_updates import SiteUpdates
-from pyro_aeb.adaptation.spike_and_slab import (
-    AnyLatents,
-    AveragedLatents,
-    LatentsWithWidth,
-    SpikeAndSlabRule,
-)
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
 from pyro_aeb.adaptation.width import newton_factor
 from pyro_aeb.latents.contract import Seen
 from pyro_aeb.model.structure import Residuals, Structure

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_aeb.adaptation.draws import Random
 from pyro_aeb.adaptation.gibbs import Gibbs
 from pyro_aeb.adaptation.gibbs_sweep import GibbsAdaptation
-from pyro_aeb.adaptation.spike_and_slab import DrawnLatents
+from pyro_aeb.adaptation.latent_values import DrawnLatents
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.diagnostics.frozen_chain import FrozenChain, freeze
 from pyro_aeb.diagnostics.gamma_draws import GammaDraws, SiteGammas

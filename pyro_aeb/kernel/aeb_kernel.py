@@ -16,7 +16,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import AnyLatents
+from pyro_aeb.adaptation.latent_values import AnyLatents
 from pyro_aeb.data.iterables import open_arguments
 from pyro_aeb.errors import CollapseWarning, inform
 from pyro_aeb.kernel import algorithm

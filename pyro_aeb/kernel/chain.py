@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import AnyLatents
+from pyro_aeb.adaptation.latent_values import AnyLatents
 from pyro_aeb.adaptation.sweep import Latents
 from pyro_aeb.data.arguments import Batch
 from pyro_aeb.data.minibatches import StepData

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import AnyLatents
+from pyro_aeb.adaptation.latent_values import AnyLatents
 from pyro_aeb.errors import ModelError, SaveSizeWarning, shorten
 from pyro_aeb.model.structure import Structure, gamma_name, norm_name, rho_name
 from pyro_aeb.storage.recorder import Recorder

@@ -14,7 +14,8 @@ import torch
 from pyro.distributions import StudentT
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import AveragedLatents, SpikeAndSlabRule
+from pyro_aeb.adaptation.latent_values import AveragedLatents
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
 from pyro_aeb.model.structure import Residuals
 from pyro_aeb.model.tracing import trace_sites, unwrap
 from pyro_aeb.testing.m_steps import check_m_step

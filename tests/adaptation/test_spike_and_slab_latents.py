@@ -14,9 +14,10 @@ import pytest
 import torch
 from ssgl_references import prior_gradient
 
+from pyro_aeb.adaptation.latent_values import SpikeAndSlabLatents
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.segments import Segments
-from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents, SpikeAndSlabRule
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.structure import Delta, Residuals, Sigma, SparseBlock, Structure
 from pyro_aeb.priors import SSGL

@@ -12,7 +12,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents, SpikeAndSlabRule
+from pyro_aeb.adaptation.latent_values import SpikeAndSlabLatents
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
 
 PARAMETERS = ["v0", "v1", "delta", "sigma"]
 

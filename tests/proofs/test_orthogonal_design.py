@@ -33,7 +33,8 @@ from pyro.infer.autoguide.initialization import init_to_value
 from ssgl_references import prior_gradient
 
 from pyro_aeb import SGLD, SSGL, AEBKernel, Constant, Polynomial, StochasticApproximation
-from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabLatents, SpikeAndSlabRule
+from pyro_aeb.adaptation.latent_values import SpikeAndSlabLatents
+from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.model.structure import Residuals
 from pyro_aeb.testing import OrthogonalDesign, assert_agrees, replicates
