@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import torch
@@ -23,40 +22,40 @@ from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.data.fingerprint import (
     Fingerprint,
     check_same,
-    describe_tensors,
     fingerprint,
     holds_objects,
     warn_of_opaque,
 )
 from pyro_aeb.data.ranks import check_world
-from pyro_aeb.errors import NonFiniteError, inform
+from pyro_aeb.errors import inform
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.chain import Chain
 from pyro_aeb.kernel.html_table import html_table
 from pyro_aeb.kernel.options import option_rows
-from pyro_aeb.mcmc.chain_group import ChainGroup, Hook, Plan, share_random_stream
-from pyro_aeb.mcmc.distributed import process_group, run_on_ranks, synchronize
-from pyro_aeb.mcmc.goal import LIMIT, WARMUP, Goal, Smallest, TimeLimit, make_goal
+from pyro_aeb.mcmc.chain_group import Hook, Plan, share_random_stream
+from pyro_aeb.mcmc.goal import make_goal
 from pyro_aeb.mcmc.interrupts import between_steps
-from pyro_aeb.mcmc.kernel_options import options_of, restore_kernel
-from pyro_aeb.mcmc.parallel import Job, Receiver, run_in_processes
-from pyro_aeb.mcmc.results import RunResults
-from pyro_aeb.mcmc.run_record import RunRecord, RunRecorder, RunSink
-from pyro_aeb.mcmc.together import can_step_together
-from pyro_aeb.mcmc.transforms import check_transforms
+from pyro_aeb.mcmc.kernel_options import restore_kernel
+from pyro_aeb.mcmc.run_options import (
+    ChainMethod,
+    check_ranks,
+    check_run_options,
+    default_method,
+    run_lengths,
+)
+from pyro_aeb.mcmc.run_record import RunRecord
+from pyro_aeb.mcmc.runner import Runner
+from pyro_aeb.mcmc.transforms import check_same_transforms, check_transforms
 from pyro_aeb.model.side_effects import preserve_random_state, set_global_random_state
 from pyro_aeb.posterior.data_parallel import ranks_of_data
 from pyro_aeb.storage.checkpoint import Checkpoint, check_contents
 from pyro_aeb.validation import choice, count
 
-ChainMethod = Literal["sequential", "vectorized", "parallel", "distributed"]
-
-
 _STORED = ("num_samples", "warmup_steps", "num_chains", "chain_method", "thinning", "every")
 """Options in the description of a run in a checkpoint."""
 
 
-class MCMC(RunResults):
+class MCMC(Runner):
     """
     :class:`pyro.infer.MCMC` for an :class:`~pyro_aeb.AEBKernel`, with the same arguments and more::
 
@@ -156,14 +155,14 @@ class MCMC(RunResults):
                 "for other kernels"
             )
         goal, chains = make_goal(ess, ess_sites, max_seconds), count("num_chains", num_chains)
-        samples, warmup = _lengths(goal, num_samples, warmup_steps)
+        samples, warmup = run_lengths(goal, num_samples, warmup_steps)
         self.thinning, self._every = count("thinning", thinning), count("every", every)
         kept = samples if goal is None else goal.first_length(chains, samples)
         plan = Plan(warmup, kept, self.thinning, kernel.given_steps)
-        _check_run_options(initial_params, hook_fn, mp_context, trace=trace, checkpoint=checkpoint)
+        check_run_options(initial_params, hook_fn, mp_context, trace=trace, checkpoint=checkpoint)
         check_transforms(transforms)
         choice("chain_method", chain_method, ChainMethod, optional=True)
-        _check_ranks(kernel, chain_method, trace, goal)
+        check_ranks(kernel, chain_method, trace, goal)
         super().__init__(
             kernel,
             samples,
@@ -174,7 +173,7 @@ class MCMC(RunResults):
             save_params=save_params,
         )
         self.num_chains, self._goal, self._round = chains, goal, kept
-        self.chain_method: ChainMethod = chain_method or _default_method(kernel, chains)
+        self.chain_method: ChainMethod = chain_method or default_method(kernel, chains)
         apart = chains == 1 or kernel.data_parallel
         self._tries_vectorized = not (apart or chain_method or hook_fn or mp_context)
         if initial_params:
@@ -249,7 +248,7 @@ class MCMC(RunResults):
         :raises TypeError: if ``hook_fn`` is no function.
         :raises CheckpointError: if there is no run, it is damaged, or an option is missing.
         """
-        _check_run_options(None, hook_fn, mp_context)
+        check_run_options(None, hook_fn, mp_context)
         checkpoint = Checkpoint(path)
         run = checkpoint.read_description(*_STORED, "kernel", "kept", "trace", "data")
         with check_contents(str(checkpoint.path)):
@@ -257,7 +256,7 @@ class MCMC(RunResults):
             world = int(run.get("ranks", 0)) or None
             goal = dict(run.get("goal", {}))
             contents = bool(run.get("contents", False))
-        _check_transforms(transformed, transforms)
+        check_same_transforms(transformed, transforms)
         kernel = restore_kernel(run["kernel"], model, options)
         with check_contents(str(checkpoint.path)):
             mcmc = cls(
@@ -386,226 +385,3 @@ class MCMC(RunResults):
             if self._shows_progress:
                 inform(f"Interrupted: {draws}. run() with the same data goes on from here{resume}.")
             raise
-
-    def _choose_method(self, arguments: Arguments) -> None:
-        """Let the chains of a new run step together if they can, and say so."""
-        self._tries_vectorized = False
-        if can_step_together(self.kernel, self.num_chains, arguments, self._initial_params):
-            self.chain_method = "vectorized"
-            self._groups = self._make_groups()
-            if not self._disable_progbar:
-                inform(
-                    f"The {self.num_chains} chains step together (chain_method='vectorized'); "
-                    "'sequential' and 'parallel' run them apart."
-                )
-
-    def _make_groups(self) -> list[ChainGroup]:
-        numbers = tuple(range(self.num_chains))
-        if self.num_chains == 1 or self.chain_method == "vectorized":
-            return [ChainGroup(numbers)]
-        return [ChainGroup((number,), name=f" [{number}]") for number in numbers]
-
-    def _initial_params_of(self, group: ChainGroup) -> Mapping[str, Tensor] | None:
-        """Return the user's starting point of a group that has not started."""
-        params = self._initial_params
-        if params is None or group.draws:
-            return None
-        return params if group.vectorized else {n: v[group.first] for n, v in params.items()}
-
-    def _run_group(self, group: ChainGroup, between: Callable[[], None]) -> None:
-        """Make the remaining draws of a group in this process."""
-        assert self._arguments is not None
-        kernel, record = self.kernel, self._record
-        params = self._initial_params_of(group)
-        if group.chain is None and params is not None:
-            kernel.initial_params = params
-        group.start(kernel, self._plan, *self._arguments, RunRecorder(record, group))
-        disable_progbar = self._disable_progbar or not self._shows_progress
-        sink = RunSink(record, group, self._description, disable_progbar)
-        group.run(kernel, self._plan, sink, between, self._hook, self._every)
-
-    def _run_chains(self, between: Callable[[], None]) -> None:
-        """Make the remaining draws of all chains."""
-        if self.chain_method == "parallel" and self.num_chains > 1:
-            self._run_in_processes(between)
-            return
-        for group in self._groups:
-            if group.draws < self._plan.draws:
-                self._run_group(group, between)
-
-    def _run_to(self, goal: Goal, between: Callable[[], None]) -> None:
-        """Run the chains to a goal, or to a limit, and say which."""
-        limit = self.num_samples * -(-self._plan.kept // self.num_samples)
-        if self._is_finished() and self._plan.kept == limit:
-            limit += self.num_samples
-        watch, self.stopped_by = goal.watch(between), None
-        try:
-            while not self._is_finished() or not self._is_enough(goal, limit):
-                self._run_chains(watch)
-        except TimeLimit:
-            reason = f"max_seconds={goal.seconds:g} have passed"
-            if any(self._counts()):
-                self._stop(reason, goal, self._smallest(goal))
-            else:
-                self._say(f"{reason} in warm-up: there are no draws; run() again continues")
-
-    def _is_enough(self, goal: Goal, limit: int) -> bool:
-        """Return whether a run has reached its goal or its limit; else make its plan longer."""
-        kept, found = self._plan.kept, self._smallest(goal)
-        self._record.reached = f", ESS {found.size:.0f} of {goal.ess:g}"
-        if found.size >= goal.ess:
-            self._stop(f"ess={goal.ess:g} is reached", goal, found)
-        elif kept >= limit:
-            self._stop(f"the limit of {limit:,} draws of every chain is reached", goal, found)
-        else:
-            self._extend(goal.next_length(kept, found.size, limit) - kept)
-        return self.stopped_by is not None
-
-    def _smallest(self, goal: Goal) -> Smallest:
-        """Return the smallest effective sample size so far, of a run that has draws."""
-        metadata = self._group_of(self._table()[0][0]).metadata
-        return goal.smallest(self.get_samples(group_by_chain=True), metadata)
-
-    def _stop(self, reason: str, goal: Goal, found: Smallest) -> None:
-        """Say why a run has stopped."""
-        self._say(f"{reason}: {found} of {goal.ess:g}, after {sum(self._counts()):,} draws")
-
-    def _say(self, reason: str) -> None:
-        self.stopped_by = reason
-        if self._shows_progress:
-            inform(f"Stopped, {reason}.")
-
-    def _is_finished(self) -> bool:
-        return all(group.draws >= self._plan.draws for group in self._groups)
-
-    def _extend(self, draws: int) -> None:
-        self._round = draws
-        self._record.extend(replace(self._plan, kept=self._plan.kept + draws))
-
-    def _extend_if_finished(self) -> None:
-        if self._is_finished():
-            self._extend(self.num_samples)
-
-    def _run_on_ranks(self, between: Callable[[], None]) -> None:
-        """Run this rank's chains, and gather those of all ranks."""
-        assert self._arguments is not None
-        with process_group() as ranks:
-            settings = {"the number of chains": self.num_chains, "the plan of draws": self._plan}
-            synchronize(ranks, self._groups, {**settings, **describe_tensors(*self._arguments)})
-            self._extend_if_finished()
-            self._shows_progress = ranks.ranks.rank == 0
-            run_group = partial(self._run_group, between=between)
-            run_on_ranks(ranks, self.kernel, self._groups, self._record, run_group, between)
-
-    def _run_in_processes(self, between: Callable[[], None]) -> None:
-        """Run every chain in a process of its own."""
-        assert self._arguments is not None
-        base = int(torch.randint(2**31, ()))
-        groups = [group for group in self._groups if group.draws < self._plan.draws]
-        jobs = [
-            Job(
-                kernel=self.kernel,
-                plan=self._plan,
-                group=replace(group, saved=None, metadata={}),
-                state=group.saved_bytes(),
-                initial_params=self._initial_params_of(group),
-                arguments=self._arguments,
-                hook=self._hook,
-                every=self._every if self._record.checkpoint is not None else self._plan.draws,
-                random_seed=(base + group.first) % 2**32,
-                threads=max(torch.get_num_threads() // self.num_chains, 1),
-                disable_validation=self.disable_validation,
-            )
-            for group in groups
-        ]
-        options = self._description, bool(self._disable_progbar)
-        receivers = [Receiver(self._record, group, *options, group.first) for group in groups]
-        try:
-            run_in_processes(jobs, receivers, self._context, between)
-        except NonFiniteError as error:
-            error.draws = self.get_samples() if any(self._counts()) else {}
-            raise
-
-    def _description(self) -> dict[str, Any]:
-        """Return the description of the run that a checkpoint holds."""
-        plan, trace = self._plan, self._record.trace
-        return {
-            "kernel": options_of(self.kernel),
-            "num_samples": self.num_samples,
-            "kept": plan.kept,
-            "round": self._round,
-            "goal": {} if self._goal is None else self._goal.options(),
-            "warmup_steps": plan.warmup,
-            "num_chains": self.num_chains,
-            "chain_method": self.chain_method,
-            "thinning": self.thinning,
-            "every": self._every,
-            "trace": None if trace is None else str(trace),
-            "data": self._data,
-            "contents": self._compares_contents,
-            "transforms": sorted(self.transforms or {}),
-            "ranks": ranks_of_data(self.kernel.data_parallel).world,
-        }
-
-
-def _default_method(kernel: AEBKernel, chains: int) -> ChainMethod:
-    if kernel.data_parallel:
-        return "sequential"
-    return "parallel" if 1 < chains < torch.multiprocessing.cpu_count() else "sequential"
-
-
-def _lengths(goal: Goal | None, samples: int | None, warmup: int | None) -> tuple[int, int]:
-    """Return the draws of a chain and of its warm-up."""
-    if samples is None and goal is not None:
-        samples = LIMIT
-    samples = count("num_samples", samples, "or ess=400, which needs none")
-    if warmup is None:
-        return samples, samples if goal is None else min(samples, WARMUP)
-    return samples, count("warmup_steps", warmup, least=0)
-
-
-def _check_ranks(kernel: AEBKernel, chain_method: Any, trace: Any, goal: Goal | None) -> None:
-    if goal is not None and (kernel.data_parallel or chain_method == "distributed"):
-        raise ValueError(
-            f"ess is {goal.ess:g}, and the processes of a run of several would have to agree on "
-            "when it ends; give num_samples, look at aeb.check(mcmc), and call run() again, which "
-            "adds draws"
-        )
-    if kernel.data_parallel and chain_method in ("parallel", "distributed"):
-        raise ValueError(
-            f"chain_method is {chain_method!r} and the kernel has data_parallel=True, by which "
-            "all processes run every chain together; use one of the two"
-        )
-    if trace is not None and (kernel.data_parallel or chain_method == "distributed"):
-        raise ValueError(
-            f"trace is {str(trace)!r}, and a file of draws is written by one process only; use "
-            "checkpoint= in a run of several"
-        )
-
-
-def _check_transforms(saved: Sequence[str], transforms: Mapping[str, Any] | None) -> None:
-    if sorted(transforms or {}) != saved:
-        raise ValueError(
-            f"there are transforms of {sorted(transforms or {})}, and the saved run has those of "
-            f"{saved}, which a checkpoint cannot hold; give the same, MCMC.resume(path, model, "
-            "transforms=...)"
-        )
-
-
-def _check_run_options(initial_params: Any, hook_fn: Any, mp_context: Any, **paths: Any) -> None:
-    if initial_params is not None and not (
-        isinstance(initial_params, Mapping)
-        and all(isinstance(value, Tensor) for value in initial_params.values())
-    ):
-        raise TypeError(
-            f"initial_params is {initial_params!r}, expected site names to tensors, in "
-            "unconstrained space"
-        )
-    if hook_fn is not None and not callable(hook_fn):
-        raise TypeError(
-            f"hook_fn is {hook_fn!r}, expected a function hook_fn(kernel, draw, stage, i)"
-        )
-    choice("mp_context", mp_context, Literal["fork", "spawn", "forkserver"], optional=True)
-    for name, path in paths.items():
-        if path is not None and not (isinstance(path, (str, os.PathLike)) and os.fspath(path)):
-            raise TypeError(f"{name} is {path!r}, expected a path")

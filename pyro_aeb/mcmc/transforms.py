@@ -1,11 +1,11 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The check of a run's ``transforms=``."""
+"""Checks of a run's ``transforms=``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.distributions import constraints
@@ -26,6 +26,21 @@ def check_transforms(transforms: Mapping[str, Any] | None) -> None:
             "initialize_model do, expected none: draws of an AEBKernel are in the supports of "
             "their sites already, and the inverses would constrain them once more. Leave out "
             "transforms=, and change units in what get_samples() returns"
+        )
+
+
+def check_same_transforms(saved: Sequence[str], transforms: Mapping[str, Any] | None) -> None:
+    """
+    Check that a resumed run has the transforms that it was saved with.
+
+    :param saved: the sites that had one, in order.
+    :raises ValueError: if others have one now.
+    """
+    if sorted(transforms or {}) != saved:
+        raise ValueError(
+            f"there are transforms of {sorted(transforms or {})}, and the saved run has those of "
+            f"{saved}, which a checkpoint cannot hold; give the same, MCMC.resume(path, model, "
+            "transforms=...)"
         )
 
 
