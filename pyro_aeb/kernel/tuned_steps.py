@@ -20,7 +20,7 @@ from pyro_aeb.kernel.seeds import tuning_seed
 from pyro_aeb.model.structure import Structure
 from pyro_aeb.posterior.data_parallel import ranks_of_data
 from pyro_aeb.tuning import Tuner
-from pyro_aeb.tuning.tuner import Gradient
+from pyro_aeb.tuning.probes import Gradient
 
 
 def make_tuner(

@@ -1,13 +1,13 @@
 # Copyright Contributors to the pyro_aeb project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Kinetic temperatures of the sites over a window of steps."""
+"""Kinetic temperatures of the sites over a window of steps, and over the draws."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -58,6 +58,29 @@ class Temperatures(Saved):
             numbers = chains * (place.stop - place.start)
             worst = max(worst, temperature - 1.0 - standard_error(numbers, self.steps, friction))
         return worst
+
+
+@dataclass
+class Heat(Saved):
+    """
+    Sums of the sites' temperatures over draws, shape (sites,).
+
+    :param said: the sites that have been warned of.
+    """
+
+    total: Tensor
+    count: int = 0
+    said: list[str] = field(default_factory=list)
+
+    def add(self, temperatures: Tensor) -> None:
+        """Add those of a draw, shape (..., sites); NaN where all weights are held at zero."""
+        self.count += 1
+        sites = temperatures.shape[-1]
+        self.total = self.total + temperatures.nan_to_num(1.0).reshape(-1, sites).mean(0)
+
+    def means(self) -> list[float]:
+        """Return the means over the draws; none before the first."""
+        return [] if self.count == 0 else (self.total / self.count).tolist()
 
 
 def standard_error(numbers: int, steps: int, friction: float) -> float:

@@ -9,8 +9,7 @@ chain, which says whether another is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,21 +17,15 @@ from torch import Tensor
 
 from pyro_aeb.transitions import TunedBAOAB, TunedState
 from pyro_aeb.transitions.base import kinetic_temperature
-from pyro_aeb.tuning.diagonal import Diagonal
-from pyro_aeb.tuning.largest import Largest
-from pyro_aeb.tuning.noise import GradientNoise, excess_temperature
+from pyro_aeb.tuning.noise import excess_temperature
 from pyro_aeb.tuning.path import Path
 from pyro_aeb.tuning.pilot import ENOUGH, EVERY, MONITORED, Pilot, steps_per_draw
+from pyro_aeb.tuning.probes import Gradients, Probes
+from pyro_aeb.tuning.progress import Progress
 from pyro_aeb.tuning.report import WARM, Tuning, hot_sites, temperature_warnings
 from pyro_aeb.tuning.saved import Saved
-from pyro_aeb.tuning.step_size import (
-    cap,
-    floor,
-    friction_of,
-    friction_of_slowest,
-    next_step_size,
-)
-from pyro_aeb.tuning.temperature import Temperatures, standard_error
+from pyro_aeb.tuning.step_size import cap, floor, next_step_size
+from pyro_aeb.tuning.temperature import Heat, Temperatures, standard_error
 
 ADAPTATION = 3000
 """The fewest steps of a round of adaptation."""
@@ -52,62 +45,8 @@ WINDOW = 50
 RECOVERIES = 20
 """How often a chain that diverges in warm-up is put back, with half of the step size."""
 
-LOWERINGS = 3
-"""How often the friction is lowered for slow directions, each time with another pilot."""
-
-WORSE = 2.0
-"""The growth of an autocorrelation time by which a lower friction is clearly no good."""
-
 SETTLED = 1.5
 """The largest growth of the largest curvature in a pilot that needs no other round."""
-
-RADIUS = 0.5
-"""Displacement of a probe, in units of the scale."""
-
-Gradient = Callable[[Tensor], Tensor]
-
-
-@dataclass
-class Progress(Saved):
-    """
-    The settings, and how far tuning has come.
-
-    :param int length: steps of this round of adaptation.
-    :param int pilot: steps of the pilot after it, so far.
-    :param int begin: the step before the round.
-    :param int rounds: finished ones.
-    :param int drawn_at: the step of the last draw.
-    :param int warmup_end: the step of the last draw of warm-up.
-    :param float share: of the cap on the step size that recoveries have left.
-    :param logarithms: of the step sizes at the end of the round.
-    :param int lowered: how often the friction was lowered for slow directions.
-    :param float noise: the share by which minibatch noise, were it independent between steps, would
-        raise the temperature, in the last window.
-    :param float friction_before: that before the last time.
-    :param float time_before: the autocorrelation time with it; infinite once it was compared.
-    """
-
-    length: int
-    pilot: int
-    steps_per_draw: int
-    step_size: float = 1.0
-    friction: float = 1.0
-    begin: int = 0
-    rounds: int = 0
-    drawn_at: int = 0
-    warmup_end: int = 0
-    share: float = 1.0
-    recoveries: int = 0
-    autocorrelation: float = math.nan
-    slowest: str = ""
-    steps: int = 0
-    finished: bool = False
-    lowered: int = 0
-    noise: float = 0.0
-    friction_before: float = 1.0
-    time_before: float = math.inf
-    logarithms: list[float] = field(default_factory=list)
-    temperatures: dict[str, float] = field(default_factory=dict)
 
 
 class Tuner:
@@ -148,17 +87,14 @@ class Tuner:
         self._generator = torch.Generator().manual_seed(seed)
         length = max(ADAPTATION, 3 * planned // 4)
         self.progress = Progress(length, planned - length, self._spacing)
-        zeros = torch.zeros_like(position[(0,) * (position.dim() - 1)])
-        self._diagonal = Diagonal(zeros, zeros)
-        self._largest = Largest.start(position, self._normal(position))
-        self._noise = GradientNoise(zeros)
+        learns_scale = "scale" in self._tuned
+        self._probes = Probes(sites, position, learns_scale, minibatches, self._generator)
         self._temperatures = Temperatures(torch.zeros_like(position))
         self._window, self._path = Temperatures(torch.zeros_like(position)), Path()
-        order = torch.randperm(len(zeros), generator=self._generator)
+        order = torch.randperm(position.shape[-1], generator=self._generator)
         self._pilot = Pilot(order[:MONITORED].to(position.device))
         self._safe = position.clone()
         self._heat = Heat(position.new_zeros(len(sites)))
-        self._scale = torch.ones_like(zeros)
 
     # -- steps and draws
 
@@ -170,7 +106,7 @@ class Tuner:
     @property
     def planned(self) -> int:
         """Return the steps of warm-up, unless it is made longer."""
-        return self.progress.length + self.progress.pilot
+        return self.progress.planned
 
     def steps_left(self, draws: int, step: int, thinning: int = 1) -> int:
         """
@@ -185,18 +121,8 @@ class Tuner:
             return progress.drawn_at + thinning * progress.steps_per_draw - step
         left = progress.drawn_at + self._spacing - step
         if draws == self._warmup - 1 and not progress.finished:
-            return max(left, self._decision - step)
+            return max(left, progress.decision - step)
         return left
-
-    @property
-    def _decision(self) -> int:
-        return self.progress.begin + self.progress.length + self.progress.pilot
-
-    def _share_done(self, step: int) -> float:
-        """Return the share of the round that is done; a later round has no way to the target."""
-        progress = self.progress
-        done = (step - progress.begin) / progress.length
-        return done if progress.rounds == 0 else 0.15 + 0.85 * done
 
     def draw(self, draws: int, step: int) -> None:
         """Count a draw, after as many others, which is made after a step."""
@@ -206,9 +132,7 @@ class Tuner:
 
     # -- before a step
 
-    def before(
-        self, state: TunedState, step: int, gradients: Callable[[], Gradient], tau: float
-    ) -> TunedState:
+    def before(self, state: TunedState, step: int, gradients: Gradients, tau: float) -> TunedState:
         """
         Estimate what is due before a step.
 
@@ -218,60 +142,22 @@ class Tuner:
         :param float tau: the inverse temperature.
         """
         if step == 1:
-            return self._start(state, gradients)
+            self._probes.start(state.position, state.scale, gradients)
+            self.progress.set_step_size(0.25 * self._cap, 0.0)
+            return self._settings(state)
         since = step - self.progress.begin
         if since > self.progress.length:
             return state
         if since % (10 if since > 200 else 3) == 0:
-            rate = 0.05 if self._share_done(step) < 0.2 else 0.01
-            self._probe(state.position, gradients, rate)
+            rate = 0.05 if self.progress.share_done(step) < 0.2 else 0.01
+            self._probes.probe(state.position, gradients, rate)
         if since % 100 == 0:
-            self._measure_largest(state.position, gradients(), 3)
+            self._probes.measure_largest(state.position, gradients(), 3)
         return state
-
-    def _start(self, state: TunedState, gradients: Callable[[], Gradient]) -> TunedState:
-        """Find a first scale, and a small first step size."""
-        position = state.position
-        self._scale = state.scale[(0,) * (position.dim() - 1)].clone()
-        for repetition in range(6 if "scale" in self._tuned else 1):
-            self._diagonal = Diagonal(torch.zeros_like(self._scale), torch.zeros_like(self._scale))
-            for _ in range(10):
-                self._probe(position, gradients, 0.05)
-            before = self._scale
-            self._take_scale()
-            change = (self._scale / before).log().abs().max()
-            if repetition >= 2 and float(change) < 0.7:
-                break
-        self._measure_largest(position, gradients(), 10)
-        self._set(0.25 * self._cap, 0.0)
-        return self._settings(state)
-
-    def _probe(self, position: Tensor, gradients: Callable[[], Gradient], rate: float) -> None:
-        """Estimate the diagonal of the curvature, and the noise of the gradient."""
-        signs = torch.randint(0, 2, position.shape, generator=self._generator).to(position) * 2 - 1
-        gradient, step = gradients(), RADIUS * self._scale * signs
-        above, below = gradient(position + step), gradient(position - step)
-        curvature = (below - above) / (2.0 * step)
-        if not bool(torch.isfinite(curvature).all()):
-            return
-        self._diagonal.add(curvature, rate)
-        if self._minibatches:
-            other = gradients()(position)
-            if bool(torch.isfinite(other).all()):
-                self._noise.add(0.5 * (above + below), other, rate)
-
-    def _measure_largest(self, position: Tensor, gradient: Gradient, iterations: int) -> None:
-        rest = self._normal(position)
-        self._largest.update(gradient, position, self._scale, rest, iterations)
-
-    def _normal(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self._generator).to(like)
 
     # -- after a step
 
-    def after(
-        self, state: TunedState, step: int, gradients: Callable[[], Gradient], tau: float
-    ) -> TunedState:
+    def after(self, state: TunedState, step: int, gradients: Gradients, tau: float) -> TunedState:
         """Change the settings where a window, a round or the pilot ends with a step."""
         progress = self.progress
         self._temperatures.add(state.momentum, tau)
@@ -290,32 +176,33 @@ class Tuner:
             return state
         if since % EVERY == 0:
             self._pilot.add(state.position)
-        if step == self._decision:
+        if step == self.progress.decision:
             self._decide(state.position, step, gradients)
             state = self._settings(state)
         return state
 
     def _end_window(self, position: Tensor, step: int, tau: float) -> None:
-        progress, done = self.progress, self._share_done(step)
+        progress = self.progress
+        done = progress.share_done(step)
         if bool(torch.isfinite(position).all()):
             self._safe = position.clone()
         if done < 0.85:
-            self._take_scale()
+            self._probes.take_scale()
         if "step_size" not in self._tuned:
-            self._set(progress.step_size, done)
+            progress.set_step_size(progress.step_size, done)
             return
         measured, step_size = self._temperatures, progress.step_size
         if not self._minibatches:
-            self._set(min(step_size * math.exp(0.3), self._cap), done)
+            progress.set_step_size(min(step_size * math.exp(0.3), self._cap), done)
         elif done <= 0.15 or measured.steps * progress.friction >= 4.0 or measured.steps >= 400:
             excess = measured.excess(self._sites, progress.friction)
-            noise = self._noise.of_worst_site(self._scale, self._sites)
-            largest = self._largest.value / progress.share
+            largest = self._probes.largest / progress.share
             gain = 0.5 if done < 0.5 else 0.2
             if done < 0.15 and excess > 0.05:  # hot on its way
                 gain = 0.0
-            lowest = floor(noise, tau, largest)
-            self._set(next_step_size(step_size, excess, gain, lowest, largest), done)
+            lowest = floor(self._probes.noise, tau, largest)
+            step_size = next_step_size(step_size, excess, gain, lowest, largest)
+            progress.set_step_size(step_size, done)
             measured.restart()
         if done > 0.75:
             progress.logarithms.append(math.log(progress.step_size))
@@ -323,14 +210,15 @@ class Tuner:
     def _record_window(self, step: int, tau: float) -> None:
         """Record the settings of a window, which may change now, and its temperatures."""
         temperatures, progress = self._window.by_site(self._sites), self.progress
-        noise = self._noise.of_worst_site(self._scale, self._sites)
-        progress.noise = excess_temperature(noise, progress.step_size, progress.friction, tau)
+        progress.noise = excess_temperature(
+            self._probes.noise, progress.step_size, progress.friction, tau
+        )
         self._path.add(
             {
                 "step": step,
                 "step_size": progress.step_size,
                 "friction": progress.friction,
-                "largest_curvature": self._largest.value,
+                "largest_curvature": self._probes.largest,
                 "minibatch_noise": progress.noise,
                 **{f"kinetic_temperature_{site}": heat for site, heat in temperatures.items()},
             }
@@ -342,21 +230,24 @@ class Tuner:
         last = self.progress.logarithms
         if last:
             last = last[len(last) // 3 :]
-            self._set(min(math.exp(sum(last) / len(last)), self._cap), 1.0)
+            step_size = min(math.exp(sum(last) / len(last)), self._cap)
+            self.progress.set_step_size(step_size, 1.0)
         self._begin_pilot()
 
     def _begin_pilot(self) -> None:
         self._temperatures.restart()
         self._pilot.records.clear()
 
-    def _decide(self, position: Tensor, step: int, gradients: Callable[[], Gradient]) -> None:
+    def _decide(self, position: Tensor, step: int, gradients: Gradients) -> None:
         """Extend the pilot, begin another one or another round, or finish."""
         progress = self.progress
         progress.autocorrelation, place = self._pilot.slowest()
         inside = (n for n, part in self._sites.items() if part.start <= place < part.stop)
         progress.slowest = next(inside)
         progress.temperatures = self._temperatures.by_site(self._sites)
-        if self._change_friction():
+        # With minibatches the friction stays: a low one does not carry off their heat.
+        may_change = "friction" in self._tuned and not self._minibatches
+        if may_change and progress.change_friction():
             progress.begin = step - progress.length
             progress.pilot = max(progress.pilot, 2 * PILOT)  # the times are compared
             self._begin_pilot()
@@ -365,15 +256,12 @@ class Tuner:
         if short and progress.pilot < LONGEST_PILOT * progress.length:
             progress.pilot *= 2
             return
-        before = self._largest.value
-        self._measure_largest(position, gradients(), 5)
+        before = self._probes.largest
+        self._probes.measure_largest(position, gradients(), 5)
         hot = self._minibatches and max(progress.temperatures.values(), default=1.0) > WARM
-        grown = self._largest.value > SETTLED * before
+        grown = self._probes.largest > SETTLED * before
         if "step_size" in self._tuned and (hot or grown) and progress.rounds + 1 < ROUNDS:
-            progress.rounds, progress.begin = progress.rounds + 1, step
-            progress.length, progress.pilot = 2 * progress.length, PILOT
-            progress.logarithms.clear()
-            progress.lowered = 0
+            progress.begin_round(step, PILOT)
             self._temperatures.restart()
             return
         if self._chooses:
@@ -381,40 +269,11 @@ class Tuner:
         progress.finished = True
         self._pilot.records.clear()
 
-    def _change_friction(self) -> bool:
-        """
-        Lower the friction where it holds back the slowest direction, or take that back where the
-        chain has become slower; return whether it has changed. With minibatches it stays: a low
-        friction does not carry off their heat.
-        """
-        progress, time = self.progress, self.progress.autocorrelation
-        if self._minibatches or "friction" not in self._tuned:
-            return False
-        is_worse, progress.time_before = time > WORSE * progress.time_before, math.inf
-        if is_worse:
-            progress.friction, progress.lowered = progress.friction_before, LOWERINGS
-            return True
-        lower = friction_of_slowest(progress.friction, time)
-        if lower > 0.7 * progress.friction or progress.lowered >= LOWERINGS:
-            return False
-        progress.friction_before, progress.time_before = progress.friction, time
-        progress.friction, progress.lowered = lower, progress.lowered + 1
-        return True
-
     # -- settings
 
     @property
     def _cap(self) -> float:
-        return cap(self._largest.value / self.progress.share)
-
-    def _take_scale(self) -> None:
-        if "scale" in self._tuned and self._diagonal.probes:
-            self._scale = self._diagonal.scale(self._sites)
-
-    def _set(self, step_size: float, done: float) -> None:
-        progress = self.progress
-        progress.step_size = step_size
-        progress.friction = friction_of(step_size, 0.3 if done < 0.1 else 0.003)
+        return cap(self._probes.largest / self.progress.share)
 
     def _settings(self, state: TunedState) -> TunedState:
         """Return the state with the current settings."""
@@ -424,7 +283,7 @@ class Tuner:
             if name in self._tuned:
                 new[name] = torch.full_like(getattr(state, name), getattr(progress, name))
         if "scale" in self._tuned:
-            new["scale"] = self._scale.expand_as(state.position).clone()
+            new["scale"] = self._probes.scale.expand_as(state.position).clone()
         return state._replace(**new)
 
     # -- divergence
@@ -438,7 +297,7 @@ class Tuner:
             return None
         progress.recoveries += 1
         progress.share *= 0.5
-        self._set(min(0.25 * progress.step_size, self._cap), 0.0)
+        progress.set_step_size(min(0.25 * progress.step_size, self._cap), 0.0)
         self._temperatures.restart()
         self._window.restart()
         rest = torch.zeros_like(state.momentum)
@@ -462,7 +321,7 @@ class Tuner:
         }
         if draw and self.finished:
             self._heat.add(torch.stack(list(measured.values()), -1))
-        figures = {"largest_curvature": self._largest.value}
+        figures = {"largest_curvature": self._probes.largest}
         if self._minibatches:
             figures["minibatch_noise"] = self.progress.noise
         same = {name: position.new_tensor(value) for name, value in figures.items()}
@@ -476,10 +335,10 @@ class Tuner:
             friction=progress.friction,
             steps_per_draw=progress.steps_per_draw,
             scale={
-                name: self._scale[place].reshape(self._shapes[name])
+                name: self._probes.scale[place].reshape(self._shapes[name])
                 for name, place in self._sites.items()
             },
-            largest_curvature=self._largest.value,
+            largest_curvature=self._probes.largest,
             kinetic_temperature=dict(progress.temperatures),
             autocorrelation=progress.autocorrelation,
             slowest=progress.slowest,
@@ -508,7 +367,7 @@ class Tuner:
         """Return the temperatures at the draws, less three standard errors; none if it was said."""
         if hot_sites(self.progress.temperatures, self._minibatches):
             return {}  # at the end of warm-up
-        chains = self._temperatures.total.numel() // max(len(self._scale), 1)
+        chains = self._temperatures.total.numel() // max(len(self._probes.scale), 1)
         clear = {}
         for (name, place), heat in zip(self._sites.items(), self._heat.means(), strict=False):
             numbers = chains * (place.stop - place.start)
@@ -520,9 +379,6 @@ class Tuner:
     def _parts(self) -> dict[str, Saved]:
         return {
             "progress": self.progress,
-            "diagonal": self._diagonal,
-            "largest": self._largest,
-            "noise": self._noise,
             "temperatures": self._temperatures,
             "window": self._window,
             "path": self._path,
@@ -533,7 +389,7 @@ class Tuner:
     def state(self) -> dict[str, Any]:
         """Return all that the next steps depend on, as tensors and plain values."""
         return {
-            "scale": self._scale,
+            **self._probes.state(),
             "safe": self._safe,
             "generator": self._generator.get_state(),
             **{name: part.state() for name, part in self._parts().items()},
@@ -541,30 +397,8 @@ class Tuner:
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Restore another's :meth:`state` on a device."""
-        self._scale, self._safe = state["scale"].to(device), state["safe"].to(device)
+        self._probes.load(state, device)
+        self._safe = state["safe"].to(device)
         self._generator.set_state(state["generator"])
         for name, part in self._parts().items():
             part.load(state[name], device)
-
-
-@dataclass
-class Heat(Saved):
-    """
-    Sums of the sites' temperatures over draws, shape (sites,).
-
-    :param said: the sites that have been warned of.
-    """
-
-    total: Tensor
-    count: int = 0
-    said: list[str] = field(default_factory=list)
-
-    def add(self, temperatures: Tensor) -> None:
-        """Add those of a draw, shape (..., sites); NaN where all weights are held at zero."""
-        self.count += 1
-        sites = temperatures.shape[-1]
-        self.total = self.total + temperatures.nan_to_num(1.0).reshape(-1, sites).mean(0)
-
-    def means(self) -> list[float]:
-        """Return the means over the draws; none before the first."""
-        return [] if self.count == 0 else (self.total / self.count).tolist()
