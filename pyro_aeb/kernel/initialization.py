@@ -30,7 +30,8 @@ from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.scan import make_scan
 from pyro_aeb.kernel.seeds import generator_of
 from pyro_aeb.kernel.tuned_steps import make_tuner, planned_steps
-from pyro_aeb.model.inspection import explain_failures, inspect_model, named_arguments
+from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.model.model_failures import explain_failures, named_arguments
 from pyro_aeb.model.side_effects import Buffers, preserve_buffers
 from pyro_aeb.model.structure import Structure
 from pyro_aeb.model.summed_out import SummedOut
