@@ -30,13 +30,13 @@ from pyro_aeb.model.learned_sites import differentiate
 from pyro_aeb.model.side_effects import Buffers
 from pyro_aeb.model.structure import Residuals, Structure, has_weights
 from pyro_aeb.model.tracing import as_numbers
+from pyro_aeb.posterior.second_derivatives import minus_second_derivatives
+from pyro_aeb.posterior.several_sigmas import SeveralSigmas
 
 CONSTANTS = 100
 """The most distributions of fixed parameters that are kept from step to step."""
 
 _NUMBERS = (int, float, bool, type(None))
-ROWS = 256
-"""Rows of second derivatives that are taken at once, a bound on their memory."""
 
 
 class Evaluation(NamedTuple):
@@ -119,17 +119,7 @@ class Likelihood:
             log_density, _, _ = run(self._structure.unflatten(position), latents, batch)
             total = log_density.sum() + 0.0 * position.sum()  # which they may not enter
             (gradient,) = torch.autograd.grad(total, position, create_graph=True)
-        found, row = [], 0
-        for own in columns:
-            for some in own.to(position.device).split(ROWS):
-                ends = torch.zeros(len(some), position.shape[-1], device=position.device)
-                ends = ends.to(position.dtype)
-                ends[torch.arange(len(some)), row + torch.arange(len(some))] = -1.0
-                rows = _rows(gradient, position, ends)
-                places = some.reshape(len(some), *(1 for _ in position.shape[:-1]), -1)
-                found.append(rows.gather(-1, places.expand(*rows.shape[:-1], -1)))
-                row += len(some)
-        return torch.cat([part.movedim(0, -2).flatten(-2) for part in found], dim=-1)
+        return minus_second_derivatives(gradient, position, columns)
 
     @property
     def scored_scales(self) -> frozenset[str]:
@@ -218,19 +208,6 @@ class Likelihood:
         return scored
 
 
-def _rows(gradient: Tensor, position: Tensor, ends: Tensor) -> Tensor:
-    """Return the derivatives of weighted sums of the gradient, shape (rows, ..., D)."""
-    if not gradient.requires_grad:  # the log density is linear
-        return ends.new_zeros(len(ends), *position.shape)
-    weights = ends.reshape(len(ends), *(1 for _ in position.shape[:-1]), -1).expand(
-        -1, *position.shape
-    )
-    (rows,) = torch.autograd.grad(
-        gradient, position, weights, retain_graph=True, is_grads_batched=True
-    )
-    return rows
-
-
 Scored = tuple[Tensor, dict[str, Residuals], dict[str, Tensor]]
 """The log density of a run of the model, residuals, and deterministic sites."""
 
@@ -255,7 +232,7 @@ class _Scorer(Messenger):
             for name in s.likelihoods
         }
         self._several = {
-            name: _Several(index, [s.index for s in structure.sigmas])
+            name: SeveralSigmas(index, [s.index for s in structure.sigmas])
             for name, index in structure.sigmas_of_data.items()
         }
         self.scored_scales: set[str] = set()
@@ -445,43 +422,6 @@ class _Scorer(Messenger):
             self.residuals[name] = Residuals(total.detach() * sigma2 * scale, data)
         else:
             self.residuals[name] = several.residuals(squares.detach(), counts, scale, sigma2)
-
-
-class _Several:
-    """
-    The sigmas of a likelihood that has several.
-
-    :param Tensor index: of the sigmas of its data, which broadcasts to their shape.
-    :param numbers: of all sigmas, their index in the flat value of their site.
-    """
-
-    def __init__(self, index: Tensor, numbers: Sequence[int]) -> None:
-        self._shape = index.shape
-        self._numbers = torch.tensor(numbers, device=index.device)[index.flatten()]
-
-    def residuals(
-        self, squares: Tensor, counts: Tensor | None, scale: Any, sigma2: Tensor
-    ) -> Residuals:
-        """
-        Return the residuals for each sigma.
-
-        :param Tensor squares: of all data, in units of sigma squared.
-        :param counts: how often each datum counts, None for once.
-        :param scale: N/n of the plates.
-        :param Tensor sigma2: the squares of all sigmas of the site.
-        """
-        own = sigma2.reshape(-1).index_select(0, self._numbers)
-        square = self._sum(squares) * own * scale
-        if counts is None:
-            each = squares.numel() // own.numel() * scale
-            return Residuals(square, torch.full_like(square, each))
-        return Residuals(square, self._sum(counts.to(squares.dtype)) * scale)
-
-    def _sum(self, values: Tensor) -> Tensor:
-        """Sum over the axes along which sigma is the same."""
-        shape = (*(1 for _ in range(values.dim() - len(self._shape))), *self._shape)
-        axes = [axis for axis, size in enumerate(shape) if size == 1]
-        return (values.sum(axes) if axes else values).flatten()
 
 
 def _tensors_of(distribution: Any) -> Iterator[Tensor]:
