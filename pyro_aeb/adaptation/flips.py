@@ -126,6 +126,39 @@ class _Point(NamedTuple):
     log_likelihood: Tensor
 
 
+class _Target(NamedTuple):
+    """The laws of all units, and the log likelihood at any weights."""
+
+    laws: UnitLaws
+    evaluate: Callable[[Tensor], Evaluated]
+
+    def at(self, beta: Tensor) -> _Point:
+        """Return the point at some weights, by a gradient of all data."""
+        laws, found = self.laws, self.evaluate(beta)
+        t = found.gradient + laws.units.map(multiply, laws.curvature, beta)
+        delta = laws.delta
+        spike = (1.0 - delta).log() + laws.spike.log_mass(t)
+        slab = delta.log() + laws.slab.log_mass(t)
+        value = found.value.unsqueeze(-1)
+        return _Point(beta, t, slab - spike, torch.logaddexp(spike, slab), value)
+
+
+class _Proposal(NamedTuple):
+    """
+    The flips that are proposed together, of one unit in each chain or of none.
+
+    :param _Point now: the chains before.
+    :param Tensor gamma: shape (..., U).
+    :param Tensor chosen: the units that flip, shape (..., U).
+    :param Tensor uniform: random numbers of the weights, shape (..., P).
+    """
+
+    now: _Point
+    gamma: Tensor
+    chosen: Tensor
+    uniform: Tensor
+
+
 def flip(
     beta: Tensor,
     gamma: Tensor,
@@ -142,11 +175,11 @@ def flip(
     :param evaluate: the log likelihood at other sparse weights, the rest as it is.
     :param bool settling: whether the scan brings a chain to the posterior, and need not keep it.
     """
-    units = laws.units
+    units, target = laws.units, _Target(laws, evaluate)
     order = random.uniform(units.count)
     decision, acceptance = random.uniform(units.count), random.uniform(units.count)
     uniform = random.uniform(beta.shape[-1])
-    now = _point(beta, laws, evaluate)
+    now = target.at(beta)
     rank = (-_wish(now, gamma) if settling else order).argsort(-1).argsort(-1)
     probability = torch.zeros_like(gamma)
     done = torch.full_like(rank[..., :1], -1)
@@ -161,33 +194,28 @@ def flip(
         probability = torch.where(waiting & (rank <= turn), now_probability, probability)
         chosen, done = rank == turn, turn
         if not bool(chosen.any()):
-            now = _redraw(now, gamma, laws, evaluate, random)
+            now = _redraw(target, now, gamma, random)
             return Flipped(
                 now.beta, gamma, probability, now.log_likelihood[..., 0], proposed, accepted
             )
         flips = chosen.any(-1, keepdim=True)
         threshold = torch.where(chosen, acceptance, 1.0).amin(-1, keepdim=True).log()
+        proposal = _Proposal(now, gamma, chosen, uniform)
         if settling:
-            new, accept = _settle(now, gamma, chosen, laws, evaluate, uniform, threshold)
+            new, accept = _settle(target, proposal, threshold)
         else:
-            new, log_ratio = _propose(now, gamma, chosen, laws, evaluate, uniform)
+            new, log_ratio = _propose(target, proposal)
             accept = flips & (threshold < log_ratio)  # False for NaN
         gamma = torch.where(accept & chosen, 1.0 - gamma, gamma)
         now = _choose(accept, new, now)
         proposed, accepted = proposed + flips, accepted + accept
 
 
-def _propose(
-    now: _Point,
-    gamma: Tensor,
-    chosen: Tensor,
-    laws: UnitLaws,
-    evaluate: Callable[[Tensor], Evaluated],
-    uniform: Tensor,
-) -> tuple[_Point, Tensor]:
+def _propose(target: _Target, proposal: _Proposal) -> tuple[_Point, Tensor]:
     """Propose the other gamma of the chosen units; return it and the log Metropolis ratio."""
-    spike, slab, has_left = laws.spike, laws.slab, gamma > 0.5
-    new = _point(_draw_other(now, gamma, chosen, laws, uniform), laws, evaluate)
+    now, spike, slab = proposal.now, target.laws.spike, target.laws.slab
+    has_left = proposal.gamma > 0.5
+    new = target.at(_draw_other(target.laws, proposal))
 
     def assumed(t: Tensor, beta: Tensor, in_slab: Tensor) -> Tensor:
         likelihoods = slab.log_likelihood(t, beta), spike.log_likelihood(t, beta)
@@ -195,20 +223,13 @@ def _propose(
 
     forward = assumed(now.t, new.beta, ~has_left) - now.log_z
     back = assumed(new.t, now.beta, has_left) - new.log_z
-    correction = torch.where(chosen, back - forward, 0.0).sum(-1, keepdim=True)
+    correction = torch.where(proposal.chosen, back - forward, 0.0).sum(-1, keepdim=True)
     return new, new.log_likelihood - now.log_likelihood + correction
 
 
-def _settle(
-    now: _Point,
-    gamma: Tensor,
-    chosen: Tensor,
-    laws: UnitLaws,
-    evaluate: Callable[[Tensor], Evaluated],
-    uniform: Tensor,
-    threshold: Tensor,
-) -> tuple[_Point, Tensor]:
+def _settle(target: _Target, proposal: _Proposal, threshold: Tensor) -> tuple[_Point, Tensor]:
     """Propose the other gamma of the chosen units; return where that ends and what is accepted."""
+    laws, now, gamma, chosen = target.laws, proposal.now, proposal.gamma, proposal.chosen
     has_left = gamma > 0.5
     enters = (chosen & ~has_left).any(-1, keepdim=True)
 
@@ -226,7 +247,7 @@ def _settle(
         product = laws.units.map(multiply, laws.curvature, beta)
         return total(laws.units.sum(beta * (now.t - 0.5 * product)))
 
-    drawn = _draw_other(now, gamma, chosen, laws, uniform)
+    drawn = _draw_other(laws, proposal)
     expected = now.log_likelihood + quadratic(drawn) - quadratic(now.beta) + prior(drawn)
     wish, log_sigmoid = total(_wish(now, gamma)), torch.nn.functional.logsigmoid
 
@@ -238,29 +259,28 @@ def _settle(
         return joint(new) > least
 
     flips = chosen.any(-1, keepdim=True)
-    reached, accept = _shorten(now, drawn, flips, enters, is_worth, laws, evaluate)
+    reached, accept = _shorten(target, now, drawn, flips, enters, is_worth)
     climbs = accept & enters & ((joint(reached) - expected).abs() > CLIMB)
     for _ in range(CLIMBS):
         if not bool(climbs.any()):
             break
-        middle = laws.slab.draw(reached.t, torch.full_like(uniform, 0.5))
-        target = torch.where(laws.units.spread(chosen), middle, reached.beta)
+        middle = laws.slab.draw(reached.t, torch.full_like(proposal.uniform, 0.5))
+        place = torch.where(laws.units.spread(chosen), middle, reached.beta)
         rises = partial(exceeds, joint(reached) + CLIMB)
-        reached, climbs = _shorten(reached, target, climbs, climbs, rises, laws, evaluate)
+        reached, climbs = _shorten(target, reached, place, climbs, climbs, rises)
     return reached, accept
 
 
 def _shorten(
+    target: _Target,
     now: _Point,
-    target: Tensor,
+    place: Tensor,
     moves: Tensor,
     halves: Tensor,
     is_good: Callable[[_Point], Tensor],
-    laws: UnitLaws,
-    evaluate: Callable[[Tensor], Evaluated],
 ) -> tuple[_Point, Tensor]:
     """
-    Move chains to their targets, or less far; return where they are and which have moved.
+    Move the weights of chains to a place, or less far; return where they are and which have moved.
 
     :param moves: the chains that are to move, shape (..., 1).
     :param halves: those whose move may be halved until it is good.
@@ -268,7 +288,7 @@ def _shorten(
     reached, done, share = now, torch.zeros_like(moves), 1.0
     waiting = moves
     for _ in range(1 + HALVINGS):
-        new = _point(torch.lerp(now.beta, target, share), laws, evaluate)
+        new = target.at(torch.lerp(now.beta, place, share))
         good = waiting & is_good(new)
         reached, done = _choose(good, new, reached), done | good
         waiting, share = moves & halves & ~done, 0.5 * share
@@ -282,37 +302,29 @@ def _wish(now: _Point, gamma: Tensor) -> Tensor:
     return torch.where(gamma > 0.5, -now.log_odds, now.log_odds)
 
 
-def _draw_other(
-    now: _Point, gamma: Tensor, chosen: Tensor, laws: UnitLaws, uniform: Tensor
-) -> Tensor:
+def _draw_other(laws: UnitLaws, proposal: _Proposal) -> Tensor:
     """Return the weights with those of the chosen units drawn under the other gamma."""
-    spread = laws.units.spread
-    spike, slab = (law.draw(now.t, uniform) for law in (laws.spike, laws.slab))
-    drawn = torch.where(spread(gamma > 0.5), spike, slab)
-    return torch.where(spread(chosen), drawn, now.beta)
+    now, spread = proposal.now, laws.units.spread
+    spike, slab = (law.draw(now.t, proposal.uniform) for law in (laws.spike, laws.slab))
+    drawn = torch.where(spread(proposal.gamma > 0.5), spike, slab)
+    return torch.where(spread(proposal.chosen), drawn, now.beta)
 
 
 def _choose(which: Tensor, yes: _Point, no: _Point) -> _Point:
     return _Point(*(torch.where(which, a, b) for a, b in zip(yes, no, strict=True)))
 
 
-def _redraw(
-    now: _Point,
-    gamma: Tensor,
-    laws: UnitLaws,
-    evaluate: Callable[[Tensor], Evaluated],
-    random: Random,
-) -> _Point:
+def _redraw(target: _Target, now: _Point, gamma: Tensor, random: Random) -> _Point:
     """Draw the weights in the slab anew, unit by unit, in chains that have few there."""
-    slab, in_slab = laws.slab, gamma > 0.5
+    slab, spread, in_slab = target.laws.slab, target.laws.units.spread, gamma > 0.5
     turn = in_slab.cumsum(-1)
     size = turn[..., -1:]
     size = torch.where(size <= MOST_REDRAWN, size, 0)
     acceptance, uniform = (random.uniform(tensor.shape[-1]) for tensor in (gamma, now.beta))
     for i in range(1, int(size.max()) + 1):
         chosen = in_slab & (turn == i) & (i <= size)
-        drawn = torch.where(laws.units.spread(chosen), slab.draw(now.t, uniform), now.beta)
-        new = _point(drawn, laws, evaluate)
+        drawn = torch.where(spread(chosen), slab.draw(now.t, uniform), now.beta)
+        new = target.at(drawn)
         forward = slab.log_likelihood(now.t, new.beta) - slab.log_mass(now.t)
         back = slab.log_likelihood(new.t, now.beta) - slab.log_mass(new.t)
         log_ratio = torch.where(chosen, back - forward, 0.0).sum(-1, keepdim=True)
@@ -321,13 +333,3 @@ def _redraw(
         accept = chosen.any(-1, keepdim=True) & (threshold < log_ratio)  # False for NaN
         now = _choose(accept, new, now)
     return now
-
-
-def _point(beta: Tensor, laws: UnitLaws, evaluate: Callable[[Tensor], Evaluated]) -> _Point:
-    found = evaluate(beta)
-    t = found.gradient + laws.units.map(multiply, laws.curvature, beta)
-    delta = laws.delta
-    spike = (1.0 - delta).log() + laws.spike.log_mass(t)
-    slab = delta.log() + laws.slab.log_mass(t)
-    value = found.value.unsqueeze(-1)
-    return _Point(beta, t, slab - spike, torch.logaddexp(spike, slab), value)
