@@ -117,7 +117,7 @@ class GibbsAdaptation(Adaptation):
         random: Random,
         step: int,
         warming_up: bool,
-        omega: float = 0.0,
+        omega: float,
     ) -> tuple[Tensor, Latents]:
         """
         Draw all latents, and the weights whose gammas change; return the position and the latents.
@@ -127,7 +127,7 @@ class GibbsAdaptation(Adaptation):
         :param bool warming_up: whether the curvature may be taken anew, by scans 1, 2, 4, 8 and so
             on, which settle the chain where its curvature is. After warm-up it stays, so that the
             law of a scan does.
-        :param omega: there is none.
+        :param omega: of no use here: nothing is averaged.
         """
         assert self.spike_and_slab is not None and isinstance(latents.ssgl, DrawnLatents)
         scan = self._start(position, latents.ssgl, whole, random)

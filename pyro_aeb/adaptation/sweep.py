@@ -129,7 +129,7 @@ class Adaptation(ABC):
         random: Random,
         step: int,
         warming_up: bool,
-        omega: float = 0.0,
+        omega: float,
     ) -> tuple[Tensor, Latents]:
         """
         Return the position and the latents after a scan.
@@ -239,7 +239,7 @@ class AveragedAdaptation(Adaptation):
         random: Random,
         step: int,
         warming_up: bool,
-        omega: float = 0.0,
+        omega: float,
     ) -> tuple[Tensor, Latents]:
         """Move the width of the spikes, and the spikes with it; see ``adaptation.width``."""
         rule, ssgl = self.spike_and_slab, latents.ssgl

@@ -242,8 +242,7 @@ def _find_starts(
         starts.append(find_start(posterior, batch, draw))
     position, latents = _stack_starts(starts) if vectorized else starts[0]
     if options.data_parallel:
-        ranks = ranks_of_data(options.data_parallel)
-        check_agreement(ranks, (position, *values_of(latents)))
+        check_agreement((position, *values_of(latents)))
     return position, latents
 
 

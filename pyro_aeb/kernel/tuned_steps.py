@@ -109,7 +109,7 @@ def _tuned_step(options: KernelOptions, chain: Chain, tuner: Tuner, measure: boo
     k = chain.step + 1
     tau = step_numbers(options, k).inverse_temperature
     with torch.no_grad():
-        chain.state = tuner.before(chain.state, k, gradients, tau)
+        chain.state = tuner.before(chain.state, k, gradients)
     try:
         step(options, chain, measure)
     except NonFiniteError as error:

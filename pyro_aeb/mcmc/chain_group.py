@@ -279,4 +279,4 @@ def agree_to_stop(ranks: Ranks, chain: Chain, between: Callable[[], object]) -> 
     except KeyboardInterrupt:
         stop = True
     place = torch.tensor([chain.step, chain.draws], device=chain.structure.device)
-    return check_agreement(ranks, (place, *chain.state, *values_of(chain.latents)), stop)
+    return check_agreement((place, *chain.state, *values_of(chain.latents)), stop)

@@ -146,7 +146,7 @@ def _find_sites(
     try:
         with explain_failures(arguments):
             sites = trace({}, validate=True)
-            _check_tensors(sites, arguments)
+            _check_tensors(sites)
             return sites
     except Exception as error:
         if not is_domain_error(error):
@@ -168,7 +168,7 @@ def _find_sites(
     ) from failure
 
 
-def _check_tensors(sites: Mapping[str, Site], arguments: Mapping[str, Any]) -> None:
+def _check_tensors(sites: Mapping[str, Site]) -> None:
     """
     :raises TypeError: if an observed value is an array, a series or a list.
     """

@@ -131,7 +131,7 @@ def check_same_data(ranks: Ranks, args: tuple[Any, ...], kwargs: Mapping[str, An
     check_same_on_all_ranks(found)
 
 
-def check_agreement(ranks: Ranks, state: tuple[Any, ...], stop: bool = False) -> bool:
+def check_agreement(state: tuple[Any, ...], stop: bool = False) -> bool:
     """
     Check that all ranks are at the same state, bit for bit; return whether one wants to stop.
 

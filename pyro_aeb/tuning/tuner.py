@@ -132,14 +132,13 @@ class Tuner:
 
     # -- before a step
 
-    def before(self, state: TunedState, step: int, gradients: Gradients, tau: float) -> TunedState:
+    def before(self, state: TunedState, step: int, gradients: Gradients) -> TunedState:
         """
         Estimate what is due before a step.
 
         :param int step: its number, from 1.
         :param gradients: takes the next batch, and returns the gradient of Q with it as a function
             of the position.
-        :param float tau: the inverse temperature.
         """
         if step == 1:
             self._probes.start(state.position, state.scale, gradients)
@@ -158,7 +157,11 @@ class Tuner:
     # -- after a step
 
     def after(self, state: TunedState, step: int, gradients: Gradients, tau: float) -> TunedState:
-        """Change the settings where a window, a round or the pilot ends with a step."""
+        """
+        Change the settings where a window, a round or the pilot ends with a step.
+
+        :param float tau: the inverse temperature.
+        """
         progress = self.progress
         self._temperatures.add(state.momentum, tau)
         self._window.add(state.momentum, tau)
