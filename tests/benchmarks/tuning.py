@@ -69,14 +69,18 @@ def measure(name: str, seed: int, method: str) -> Row:
     """Run a method on a bed."""
     bed = BEDS[name](seed)
     started = time.process_time()
-    if method == OURS:
-        draws, own = run_ours(bed, seed)
-    else:
-        run = nuts.run_pyro if method == PYRO else nuts.run_numpyro
-        draws, own = run(bed, seed, SAMPLES), {}
+    own: dict[str, float] = {}
+    try:
+        if method == OURS:
+            draws, own = run_ours(bed, seed)
+        else:
+            run = nuts.run_pyro if method == PYRO else nuts.run_numpyro
+            draws = run(bed, seed, SAMPLES)
+    except aeb.NonFiniteError:  # the run has stopped, and said so
+        draws = torch.full((1, len(bed.mean)), float("nan"))
     seconds = time.process_time() - started
     draws = draws.double()
-    z = (draws.mean(0) - bed.mean) / bed.sd
+    nan, z = float("nan"), (draws.mean(0) - bed.mean) / bed.sd
     ratio = draws.std(0) / bed.sd
     return Row(
         bed=name,
@@ -86,7 +90,7 @@ def measure(name: str, seed: int, method: str) -> Row:
         mean_ratio=float(ratio.mean()),
         least_ratio=float(ratio.min()),
         largest_ratio=float(ratio.max()),
-        ess=float(effective_sample_size(draws[None], 0, 1).min()),
+        ess=float(effective_sample_size(draws[None], 0, 1).min()) if len(draws) > 1 else nan,
         seconds=seconds,
         **own,
     )
@@ -114,18 +118,22 @@ def is_silent(row: Row) -> bool:
 def against_exact(rows: list[Row]) -> str:
     """Return the table of our runs, a line for every bed."""
     table = (
-        "| bed | runs | z, mean | largest | sd over exact | of weights | KT, largest | ESS, median "
-        "| steps | seconds | runs with warnings | silent failures |\n"
-        f"| --- {'| ---: ' * 11}|\n"
+        "| bed | runs | stopped | z, mean | largest | sd over exact | of weights | KT, largest "
+        "| ESS, median | steps | seconds | runs with warnings | silent failures |\n"
+        f"| --- {'| ---: ' * 12}|\n"
     )
     for name in BEDS:
         own = [row for row in rows if row.bed == name and row.method == OURS]
         if not own:
             continue
-        of = {field: np.array([getattr(row, field) for row in own]) for field in Row._fields[3:]}
+        ended = [row for row in own if not np.isnan(row.z)]
+        of = {field: np.array([getattr(row, field) for row in ended]) for field in Row._fields[3:]}
+        if not ended:
+            table += f"| {name} | {len(own)} | {len(own)} {'| – ' * 11}|\n"
+            continue
         table += (
-            f"| {name} | {len(own)} | {of['z'].mean():.3f} | {of['z'].max():.3f} | "
-            f"{of['mean_ratio'].mean():.3f} | {of['least_ratio'].min():.2f} to "
+            f"| {name} | {len(own)} | {len(own) - len(ended)} | {of['z'].mean():.3f} | "
+            f"{of['z'].max():.3f} | {of['mean_ratio'].mean():.3f} | {of['least_ratio'].min():.2f} to "
             f"{of['largest_ratio'].max():.2f} | {of['heat'].max():.2f} | "
             f"{np.median(of['ess']):.0f} | {np.median(of['steps']):,.0f} | "
             f"{np.median(of['seconds']):.0f} | {(of['warnings'] > 0).sum()} | "
@@ -141,8 +149,8 @@ def against_nuts(rows: list[Row]) -> str:
         cells = []
         for method in METHODS:
             own = [row for row in rows if row.bed == name and row.method == method]
-            seconds = np.median([400.0 / row.ess * row.seconds for row in own]) if own else np.nan
-            z = np.mean([row.z for row in own]) if own else np.nan
+            seconds = np.nanmedian([400.0 / row.ess * row.seconds for row in own] or [np.nan])
+            z = np.nanmean([row.z for row in own] or [np.nan])
             cells.append(f"{seconds:.1f} (z {z:.3f}, {len(own)} runs)" if own else "–")
         if any(cell != "–" for cell in cells[1:]):
             table += f"| {name} | {' | '.join(cells)} |\n"

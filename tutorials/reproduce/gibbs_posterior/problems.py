@@ -359,7 +359,8 @@ def _sigma(problem: str, method: str, seed: int, lengths: Lengths) -> dict[str, 
     if size == "p=1000":  # from the prior chains lose the effects, or fit noise
         beta = np.zeros(x.shape[1])
         beta[support] = effects
-        options["start"] = dict(zip(("beta", "sigma2"), _tensors(beta, 2.0 * np.log(residual))))
+        beta_, log_sigma2 = _tensors(beta, 2.0 * np.log(residual))
+        options["start"] = {"beta": beta_, "sigma2": log_sigma2}
     if case == "pruned":
         options["pruning"] = aeb.MagnitudePruning(0.9)
     else:  # of the data, given the weights that are not zero
