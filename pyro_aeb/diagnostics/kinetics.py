@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pyro.infer import MCMC
 from torch import Tensor
 
@@ -29,6 +30,8 @@ from pyro_aeb.transitions import Evaluated, statistics_of
 NAME = "kinetic_temperature"
 TOLERANCE = 0.1
 """Largest accepted distance of the ratio from 1: the relative error of the variance it implies."""
+EXPLODED = 100.0
+"""Ratio at a draw that chance does not make: of one weight alone it has probability 1e-23."""
 
 
 class Temperature(NamedTuple):
@@ -83,6 +86,21 @@ def _no_temperature(transition: Any) -> TypeError:
     )
 
 
+def _explosion(check: str, values: NDArray[Any]) -> Finding:
+    """Return what to say of chains that have left the posterior, though all numbers are finite."""
+    chain, draw = np.unravel_index(int(np.nanargmax(values)), values.shape)
+    count = int((values > EXPLODED).any(1).sum())
+    return Finding(
+        check,
+        "warning",
+        f"{values[chain, draw]:.3g} times its target at draw {draw} of chain {chain}: "
+        f"{count} of {len(values)} chains exploded, and their draws are not of the posterior",
+        f"at most {EXPLODED:g} at every draw",
+        "a smaller step size. With a learned width v0 a step grows with it: choose one that is "
+        "stable at the largest v0 that the chains come to",
+    )
+
+
 class _NoTarget:
     """Target of a part of the coordinates, which has no Q: a transition must not evaluate it."""
 
@@ -111,6 +129,8 @@ def temperature_finding(run: Run) -> Finding:
     if values is None:
         found = f"{run.transition} does not report {NAME!r}"
         return Finding(check, "note", found, "", "add a statistics() method to the transition")
+    if np.nanmax(values, initial=0.0) > EXPLODED:
+        return _explosion(check, values)
     half = values[:, run.draws // 2 :]
     if half.shape[1] < BATCHES or not np.isfinite(half).all():
         return Finding(check, "note", f"not tested: too few draws, {run.draws}")

@@ -332,7 +332,8 @@ def _gradient_error(
     site = first_non_finite(chain.structure.unflatten(likelihood.gradient))
     what = f"the gradient of site {site!r}" if site else "the potential"
     chains = non_finite_chains(chain.shape, likelihood.gradient, likelihood.log_density)
-    return divergence_error(k, site, what, chains, step_size, draws)
+    size = step_size if chain.tuner is None else None
+    return divergence_error(k, site, what, chains, size, draws)
 
 
 def _is_finite_without_bad_data(chain: Chain, batch: Batch) -> bool:

@@ -74,7 +74,7 @@ def divergence_error(
     site: str | None,
     what: str,
     chains: Sequence[int],
-    step_size: float,
+    step_size: float | None,
     draws: dict[str, Tensor],
 ) -> NonFiniteError:
     """
@@ -83,13 +83,18 @@ def divergence_error(
     :param site: the first site with a non-finite number, None if it is the potential.
     :param str what: what is not finite, in words.
     :param chains: of several chains that step together, those that have diverged.
+    :param step_size: None if it was tuned.
     """
     if chains:
         what += f" of chain {', '.join(map(str, chains))}"
+    advice = "it was tuned elsewhere, so this is steeper, as a funnel is. Write a hierarchy with "
+    advice += "sites that are not centred (pyro.infer.reparam.LocScaleReparam)"
+    if step_size is not None:
+        advice = f"it is {step_size:.3g}, try {step_size / 10:.1g}"
     return NonFiniteError(
         f"step {k}: {what} is not finite, so the run stops here. The usual cause is a step "
-        f"size that is too large for the curvature: it is {step_size:.3g}, try "
-        f"{step_size / 10:.1g}. Else look at the data's scale and the starting point. {_KEPT}",
+        f"size that is too large for the curvature: {advice}. Else look at the data's "
+        f"scale and the starting point. {_KEPT}",
         step=k,
         site=site,
         draws=draws,

@@ -23,7 +23,7 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
-from pyro.ops.packed import unpack
+from pyro.ops.packed import broadcast_all, unpack
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -112,9 +112,8 @@ class SummedOut:
             hidden, visible = self._run_on(first, args, kwargs)
             discrete = [name for name, site in hidden.nodes.items() if not site["is_observed"]]
             expected["sum"] = sum((expected.pop(name, zero) for name in hidden.nodes), start=zero)
-            for name in discrete:
-                _restrict(hidden, name, plain.nodes[name]["value"])
-            found = {**_log_densities(visible), "sum": _log_sum(hidden)}
+            factors = [_restrict(hidden, name, plain.nodes[name]["value"]) for name in discrete]
+            found = {**_log_densities(visible), "sum": _log_sum(hidden, factors)}
         for name, number in found.items():
             right = expected.get(name, zero)
             if not bool(torch.isfinite(right)):
@@ -204,13 +203,17 @@ class _TakeOut(Messenger):
             self.trace.add_node(msg["name"], **{**msg, "value": value})
 
 
-def _log_sum(trace: Any) -> Tensor:
+def _log_sum(trace: Any, restrictions: Iterable[str] = ()) -> Tensor:
     """
     Return the log of the sum over all values of the enumerated sites, times the scale N/n that the
     sites of each sum share.
+
+    :param restrictions: names of factors that leave one value of a site.
     """
     scales = {name: site["scale"] for name, site in trace.nodes.items()}
     summed = _pack(trace)
+    for name in restrictions:
+        _spread(trace, name)
     total: Tensor | None = None
     for names, scale in _components(trace, summed, scales):
         log_sum = contract_to_tensor(_factors(trace, names), summed)
@@ -328,8 +331,11 @@ def _log_densities(trace: Any) -> dict[str, Tensor]:
     return {name: site["log_prob_sum"] for name, site in sites.items()}
 
 
-def _restrict(trace: Any, name: str, value: Any) -> None:
-    """Add a factor to the trace of an enumerated site: 1 at one value, 0 at all others."""
+def _restrict(trace: Any, name: str, value: Any) -> str:
+    """
+    Add a factor to the trace of an enumerated site: 1 at one value, 0 at all others. Return its
+    name.
+    """
     site = trace.nodes[name]
     is_value = site["value"] == value
     for _ in range(site["fn"].event_dim):
@@ -337,6 +343,21 @@ def _restrict(trace: Any, name: str, value: Any) -> None:
     fn = pyro.distributions.Unit(torch.where(is_value, 0.0, -torch.inf))
     factor = {**site, "fn": fn, "value": fn.sample(), "mask": None, "is_observed": True}
     trace.add_node(f"{name} at one value", **factor)
+    return f"{name} at one value"
+
+
+def _spread(trace: Any, restriction: str) -> None:
+    """
+    Multiply every packed density that depends on a site by the factor that leaves one value of it.
+    The sum is the same, and does not underflow where that value is much less likely than another.
+    """
+    factor = trace.nodes[restriction]["packed"]["log_prob"]
+    for site in trace.nodes.values():
+        log_prob = site["packed"]["log_prob"]
+        if log_prob is not factor and set(factor._pyro_dims) <= set(log_prob._pyro_dims):
+            both, restricted = broadcast_all(log_prob, factor)
+            site["packed"]["log_prob"] = both + restricted
+            site["packed"]["log_prob"]._pyro_dims = both._pyro_dims
 
 
 def _plate_nesting(trace: Any) -> int:

@@ -133,11 +133,11 @@ def against_exact(rows: list[Row]) -> str:
             continue
         table += (
             f"| {name} | {len(own)} | {len(own) - len(ended)} | {of['z'].mean():.3f} | "
-            f"{of['z'].max():.3f} | {of['mean_ratio'].mean():.3f} | {of['least_ratio'].min():.2f} to "
-            f"{of['largest_ratio'].max():.2f} | {of['heat'].max():.2f} | "
-            f"{np.median(of['ess']):.0f} | {np.median(of['steps']):,.0f} | "
-            f"{np.median(of['seconds']):.0f} | {(of['warnings'] > 0).sum()} | "
-            f"{sum(map(is_silent, own))} |\n"
+            f"{of['z'].max():.3f} | {of['mean_ratio'].mean():.3f} | "
+            f"{of['least_ratio'].min():.2f} to {of['largest_ratio'].max():.2f} | "
+            f"{of['heat'].max():.2f} | {np.median(of['ess']):.0f} | "
+            f"{np.median(of['steps']):,.0f} | {np.median(of['seconds']):.0f} | "
+            f"{(of['warnings'] > 0).sum()} | {sum(map(is_silent, own))} |\n"
         )
     return table
 

@@ -140,6 +140,19 @@ def test_a_temperature_that_is_wrong(estimate):
     assert ("too cold" in finding.cure and "gradient_noise" in finding.cure) == bool(estimate)
 
 
+def test_a_chain_that_explodes_and_comes_back_is_named():
+    # Weights thrown far out: their way back is hot, and the mean of the ratio has a large error.
+    kernel = make_kernel(lambda: gaussian(20), aeb.SGLD(0.1), adaptation=None)
+    mcmc = aeb.MCMC(
+        kernel, 60, 0, num_chains=2, disable_progbar=True, chain_method="vectorized",
+        initial_params={"w": torch.stack([torch.zeros(20), torch.full((20,), 1e3)])},
+    )  # fmt: skip
+    mcmc.run()
+    finding = aeb.check(mcmc)[TEMPERATURE]
+    assert finding.severity == "warning" and "1 of 2 chains exploded" in finding.found
+    assert "draw 0 of chain 1" in finding.found
+
+
 def test_a_transition_without_figures_is_said_to_have_none():
     class Silent(aeb.SGLD):
         def statistics(self, before, state, numbers):

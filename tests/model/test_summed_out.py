@@ -8,6 +8,7 @@ and the posterior that of a grid.
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import pyro
@@ -38,6 +39,22 @@ def mixture(data, batch_size=None):
     with pyro.plate("data", len(data), subsample_size=batch_size) as i:
         z = pyro.sample("z", dist.Categorical(weights), infer=PARALLEL)
         pyro.sample("x", dist.Normal(means[z], 1.0), obs=data[i])
+
+
+@pytest.mark.parametrize("scale", [2.0, 0.5, 0.01])
+def test_a_datum_may_be_much_more_likely_under_another_value(scale):
+    # Of assignments at random some are impossible in single precision beside the right ones.
+    data = torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0])
+
+    def narrow(data, scale):
+        with pyro.plate("data", len(data)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(torch.tensor([0.0, 10.0])[z], scale), obs=data)
+
+    model = SummedOut(narrow, (data, scale), {})
+    found = poutine.trace(model).get_trace(data, scale).log_prob_sum()
+    each = dist.Normal(torch.tensor([0.0, 10.0]), scale).log_prob(data[:, None]) - math.log(2.0)
+    assert found == pytest.approx(float(torch.logsumexp(each, 1).sum()), rel=1e-5)
 
 
 def mixture_by_hand(data, weights, means):
