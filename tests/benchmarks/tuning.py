@@ -148,10 +148,17 @@ def against_nuts(rows: list[Row]) -> str:
     for name in BEDS:
         cells = []
         for method in METHODS:
-            own = [row for row in rows if row.bed == name and row.method == method]
-            seconds = np.nanmedian([400.0 / row.ess * row.seconds for row in own] or [np.nan])
-            z = np.nanmean([row.z for row in own] or [np.nan])
-            cells.append(f"{seconds:.1f} (z {z:.3f}, {len(own)} runs)" if own else "–")
+            ended = [
+                row
+                for row in rows
+                if row.bed == name and row.method == method and not np.isnan(row.z)
+            ]
+            if not ended:
+                cells.append("–")
+                continue
+            seconds = np.median([400.0 / row.ess * row.seconds for row in ended])
+            z = np.mean([row.z for row in ended])
+            cells.append(f"{seconds:.1f} (z {z:.3f}, {len(ended)} runs)")
         if any(cell != "–" for cell in cells[1:]):
             table += f"| {name} | {' | '.join(cells)} |\n"
     return table
