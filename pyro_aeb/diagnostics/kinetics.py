@@ -96,8 +96,8 @@ def _explosion(check: str, values: NDArray[Any]) -> Finding:
         f"{values[chain, draw]:.3g} times its target at draw {draw} of chain {chain}: "
         f"{count} of {len(values)} chains exploded, and their draws are not of the posterior",
         f"at most {EXPLODED:g} at every draw",
-        "a smaller step size. With a learned width v0 a step grows with it: choose one that is "
-        "stable at the largest v0 that the chains come to",
+        "a smaller step size, or more warm-up if it is the start that is far out. With a learned "
+        "width v0 a step grows with it: choose one that is stable at the largest v0",
     )
 
 

@@ -207,7 +207,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
             what = f"site {site!r}" if site else "the potential"
             chains = non_finite_chains(chain.shape, chain.state.position)
             draws = chain.recording.recorder.read("posterior")
-            size = numbers.step_size if chain.tuner is None else None
+            size = chain.given_step_size(numbers.step_size)
             raise divergence_error(k, site, what, chains, size, draws)
         stats = chain.statistics()
         for name, number in numbers._asdict().items():

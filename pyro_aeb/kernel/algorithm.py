@@ -332,7 +332,7 @@ def _gradient_error(
     site = first_non_finite(chain.structure.unflatten(likelihood.gradient))
     what = f"the gradient of site {site!r}" if site else "the potential"
     chains = non_finite_chains(chain.shape, likelihood.gradient, likelihood.log_density)
-    size = step_size if chain.tuner is None else None
+    size = chain.given_step_size(step_size)
     return divergence_error(k, site, what, chains, size, draws)
 
 
@@ -361,4 +361,5 @@ def _domain_error(chain: Chain, batch: Batch, error: Exception, step_size: float
     )
     site = next((name for name in failing if name is not None), None)
     draws = chain.recording.recorder.read("posterior")
-    return missing_density_error(chain.step + 1, site, error, step_size, draws)
+    size = chain.given_step_size(step_size)
+    return missing_density_error(chain.step + 1, site, error, size, draws)

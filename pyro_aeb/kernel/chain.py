@@ -196,6 +196,10 @@ class Chain:
             stats["sparsity"] = self.posterior.adaptation.spike_and_slab.sparsity(self.ssgl)
         return stats
 
+    def given_step_size(self, step_size: float) -> float | None:
+        """Return a step size that the user has given; None where it was tuned."""
+        return step_size if self.tuner is None else None
+
     def tuned_steps(self) -> dict[str, Any]:
         """Return the steps of warm-up and of a draw, and its path, where they were tuned."""
         if self.tuner is None:

@@ -87,9 +87,13 @@ def divergence_error(
     """
     if chains:
         what += f" of chain {', '.join(map(str, chains))}"
-    advice = "it was tuned elsewhere, so this is steeper, as a funnel is. Write a hierarchy with "
-    advice += "sites that are not centred (pyro.infer.reparam.LocScaleReparam)"
-    if step_size is not None:
+    if step_size is None:
+        advice = (
+            "warm-up chooses it, and the posterior is steeper where the chain is now, as in a "
+            "funnel. Write a hierarchy with sites that are not centred, by "
+            "pyro.infer.reparam.LocScaleReparam"
+        )
+    else:
         advice = f"it is {step_size:.3g}, try {step_size / 10:.1g}"
     return NonFiniteError(
         f"step {k}: {what} is not finite, so the run stops here. The usual cause is a step "
@@ -102,20 +106,23 @@ def divergence_error(
 
 
 def missing_density_error(
-    k: int, site: str | None, error: Exception, step_size: float, draws: dict[str, Tensor]
+    k: int, site: str | None, error: Exception, step_size: float | None, draws: dict[str, Tensor]
 ) -> NonFiniteError:
     """
     Return the error of a chain at whose weights the model fails, for its density does not exist.
 
     :param site: where the model fails: the last site that it has reached.
+    :param step_size: None if it was tuned.
     """
+    advice = "Try "
+    if step_size is not None:
+        advice += f"a step size of {step_size / 10:.1g} instead of {step_size:.3g}, "
     where = "" if site is None else f" at or after site {site!r}"
     return NonFiniteError(
         f"step {k}: the model has no density at the weights of this step, it fails{where}: "
-        f"{first_line(error)} So the run stops here. Try a step size of {step_size / 10:.1g} "
-        f"instead of {step_size:.3g}, a prior that keeps away from such values, 1e-4 or more on "
-        "the diagonal of a matrix that is nearly singular, or float64; transitions.HMC rejects "
-        f"such values and goes on. {_KEPT}",
+        f"{first_line(error)} So the run stops here. {advice}a prior that keeps away from such "
+        "values, 1e-4 or more on the diagonal of a matrix that is nearly singular, or float64; "
+        f"transitions.HMC rejects such values and goes on. {_KEPT}",
         step=k,
         site=site,
         draws=draws,
