@@ -77,23 +77,41 @@ def draw_scale(a: Tensor, b: Tensor, c: Tensor, random: Random) -> Tensor:
 
     With :math:`u = 1 / \sigma` and :math:`u^*` the positive root of :math:`C u^2 + B u = A`, a
     proposal from Gamma(A, rate :math:`B + C u^*`) is accepted with probability
-    :math:`\exp(-C (u - u^*)^2 / 2)`, for B >= 0 in seven cases of ten or more.
+    :math:`\exp(-C (u - u^*)^2 / 2)`, for B >= 0 in seven cases of ten or more. Where
+    :math:`B u^* < -A`, which makes that rare, and A >= 1, it is one from Normal(u', 1 / C) with
+    probability :math:`\exp((A - 1) (\log(u / u') - u / u' + 1))`, in seven of ten, too; u' is the
+    mode, the root for A - 1.
 
     :param Tensor a: A > 0, shape (..., S).
     :param Tensor b: B, of any sign.
     :param Tensor c: C > 0.
+    :returns: NaN where one of them is not finite, as in a chain that has diverged.
     """
-    root = (b.square() + 4.0 * a * c).sqrt()
-    # The form without cancellation, for either sign of B.
-    peak = torch.where(b > 0.0, 2.0 * a / (b + root), (root - b) / (2.0 * c))
-    drawn, waiting = torch.ones_like(a), torch.ones_like(a, dtype=torch.bool)
+    peak = _positive_root(a, b, c)
+    is_normal = (b * peak < -a) & (a >= 1.0)
+    mode = torch.where(is_normal, _positive_root((a - 1.0).clamp(min=0.0), b, c), peak)
+    waiting = (a + b + c + peak + mode).isfinite()
+    drawn = torch.where(waiting, 1.0, torch.nan).to(a)
     while bool((active := waiting.any(-1)).any()):
         proposal = random.gamma(a, active) / (b + c * peak)
         log_ratio = -0.5 * c * (proposal - peak).square()
+        if bool((own := active & is_normal.any(-1)).any()):
+            normal = mode + torch.special.ndtri(random.uniform(a.shape[-1], own)) / c.sqrt()
+            share = normal / mode
+            of_normal = (a - 1.0) * (share.clamp(min=0.0).log() - share + 1.0)
+            of_normal = torch.where(normal > 0.0, of_normal, -torch.inf)
+            proposal = torch.where(is_normal, normal, proposal)
+            log_ratio = torch.where(is_normal, of_normal, log_ratio)
         accepted = random.uniform(a.shape[-1], active).log() < log_ratio
         accepted = accepted & waiting & active.unsqueeze(-1)
         drawn, waiting = torch.where(accepted, proposal, drawn), waiting & ~accepted
     return 1.0 / drawn
+
+
+def _positive_root(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Return the root of c u^2 + b u = a that is not negative, without cancellation."""
+    root = (b.square() + 4.0 * a * c).sqrt()
+    return torch.where(b > 0.0, 2.0 * a / (b + root), (root - b) / (2.0 * c))
 
 
 def walk_scale(

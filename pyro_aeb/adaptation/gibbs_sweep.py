@@ -92,7 +92,7 @@ class GibbsAdaptation(Adaptation):
         first = rho, gamma, excess, sigma, delta, curvature, counts
         if width is None:
             return Latents(GibbsLatents(*first), {})
-        return Latents(GibbsLatentsWithWidth(*first, width), {})
+        return Latents(GibbsLatentsWithWidth(*first, width, torch.zeros_like(width)), {})
 
     def update(
         self,
@@ -131,11 +131,11 @@ class GibbsAdaptation(Adaptation):
         """
         assert self.spike_and_slab is not None and isinstance(latents.ssgl, DrawnLatents)
         scan = self._start(position, latents.ssgl, whole, random)
+        number = step // self._options.every
+        settles = number == 1 or (warming_up and number & (number - 1) == 0)
         if self._options.flips:
-            number = step // self._options.every
             if number == 1:
                 scan.settle()
-            settles = number == 1 or (warming_up and number & (number - 1) == 0)
             if settles:
                 scan.take_curvature()
             scan.draw_mixing()
@@ -148,7 +148,10 @@ class GibbsAdaptation(Adaptation):
             scan.draw_sigma()
         if self.learns_width:
             scan.draw_width()
-        return scan.position, Latents(scan.latents, {})
+        found = Latents(scan.latents, {})
+        if self.learns_width and settles:
+            found = self.limit_steps(scan.position, found, whole, random)
+        return scan.position, found
 
     def take_curvature(self, position: Tensor, latents: DrawnLatents, whole: WholeData) -> Tensor:
         """Return the curvature of the log likelihood at a position, a field of the latents."""

@@ -50,6 +50,7 @@ class LatentsWithWidth(NamedTuple):
     :param Tensor width: v0, shape (..., 1).
     :param Tensor curvature_of_width: running average of h of :mod:`pyro_aeb.adaptation.width`,
         shape (..., 1), 0 before the first.
+    :param Tensor largest_curvature: as in :class:`GibbsLatentsWithWidth`.
     """
 
     rho: Tensor
@@ -59,6 +60,7 @@ class LatentsWithWidth(NamedTuple):
     delta: Tensor
     width: Tensor
     curvature_of_width: Tensor
+    largest_curvature: Tensor
 
 
 class GibbsLatents(NamedTuple):
@@ -97,6 +99,8 @@ class GibbsLatentsWithWidth(NamedTuple):
 
     :param Tensor counts: also of steps of v0 proposed and accepted, shape (..., 6).
     :param Tensor width: v0, shape (..., 1).
+    :param Tensor largest_curvature: that of the log likelihood in warm-up, times the square of the
+        smallest sigma where sigmas are scales of a likelihood; shape (..., 1).
     """
 
     rho: Tensor
@@ -107,8 +111,10 @@ class GibbsLatentsWithWidth(NamedTuple):
     curvature: Tensor
     counts: Tensor
     width: Tensor
+    largest_curvature: Tensor
 
 
 AveragedLatents = SpikeAndSlabLatents | LatentsWithWidth
 DrawnLatents = GibbsLatents | GibbsLatentsWithWidth
+WithWidth = LatentsWithWidth | GibbsLatentsWithWidth
 AnyLatents = AveragedLatents | DrawnLatents

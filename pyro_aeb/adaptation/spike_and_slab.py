@@ -150,7 +150,7 @@ class SpikeAndSlabRule:
         if width is None:
             return SpikeAndSlabLatents(rho, slab, excess, sigma, delta)
         zero = torch.zeros_like(width)
-        return LatentsWithWidth(rho, slab, excess, sigma, delta, width, zero)
+        return LatentsWithWidth(rho, slab, excess, sigma, delta, width, zero, zero)
 
     def first_width(self, initial: Mapping[str, Tensor]) -> Tensor | None:
         """Return the first v0, no more than its limit; None where it is fixed."""

@@ -18,11 +18,16 @@ from torch import Tensor
 from pyro_aeb.adaptation.draws import Random
 from pyro_aeb.adaptation.equations import stochastic_approximation
 from pyro_aeb.adaptation.flips import Evaluated
-from pyro_aeb.adaptation.latent_values import AnyLatents, AveragedLatents, LatentsWithWidth
+from pyro_aeb.adaptation.latent_values import (
+    AnyLatents,
+    AveragedLatents,
+    LatentsWithWidth,
+    WithWidth,
+)
 from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.site_updates import SiteUpdates
 from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
-from pyro_aeb.adaptation.width import newton_factor
+from pyro_aeb.adaptation.width import STIFFEST, largest_curvature, newton_factor
 from pyro_aeb.latents.contract import Seen
 from pyro_aeb.model.structure import Residuals, Structure
 
@@ -143,10 +148,34 @@ class Adaptation(ABC):
     def step_unit(self, latents: Latents | None) -> Tensor:
         """
         Return the unit of the steps of the weights, shape (..., 1), where v0 is learned: the scale
-        of the narrowest spikes, sigma v0.
+        of the narrowest spikes, sigma v0, or what the largest curvature allows.
         """
-        assert latents is not None and latents.ssgl is not None and latents.ssgl.width is not None
-        return latents.ssgl.width * latents.ssgl.sigma.amin(-1, keepdim=True)
+        assert latents is not None and isinstance(latents.ssgl, WithWidth)
+        sigma = latents.ssgl.sigma.amin(-1, keepdim=True)
+        most = (STIFFEST / latents.ssgl.largest_curvature).sqrt() * self._scale(sigma)
+        return torch.minimum(latents.ssgl.width * sigma, most)
+
+    def _scale(self, sigma: Tensor) -> Tensor:
+        """Return sigma where it is the scale of a likelihood, otherwise 1."""
+        assert self.spike_and_slab is not None
+        return torch.where(self.spike_and_slab.has_likelihood.all(), sigma, 1.0)
+
+    def limit_steps(
+        self, position: Tensor, latents: Latents, whole: WholeData, random: Random
+    ) -> Latents:
+        """
+        Return the latents with the largest curvature of the log likelihood so far, which bounds the
+        steps of the weights where v0 is learned; see :mod:`pyro_aeb.adaptation.width`. After
+        warm-up it stays, so that the law of a step given the latents does.
+        """
+        assert isinstance(latents.ssgl, WithWidth)
+        ssgl = latents.ssgl
+        unit, scale = self.step_unit(latents), self._scale(ssgl.sigma.amin(-1, keepdim=True))
+        found = largest_curvature(
+            lambda at: whole.evaluate(at, latents).gradient, position, unit, random
+        )
+        most = torch.maximum(ssgl.largest_curvature, (found * scale.square()).to(unit))
+        return latents._replace(ssgl=ssgl._replace(largest_curvature=most))
 
     def values(self, latents: Latents | None) -> dict[str, Tensor]:
         """Return the learned sites' values, by name."""
@@ -264,7 +293,10 @@ class AveragedAdaptation(Adaptation):
         moved = position.clone()
         sparse(moved).add_((factor - 1.0) * spikes)
         ssgl = ssgl._replace(width=ssgl.width * factor, curvature_of_width=average)
-        return moved, latents._replace(ssgl=ssgl)
+        latents, number = latents._replace(ssgl=ssgl), step // WIDTH_EVERY
+        if warming_up and number & (number - 1) == 0:
+            latents = self.limit_steps(moved, latents, whole, random)
+        return moved, latents
 
     def values(self, latents: Latents | None) -> dict[str, Tensor]:
         values = super().values(latents)

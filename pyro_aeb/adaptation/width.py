@@ -30,6 +30,9 @@ averaged,
 The closed form of Q, :math:`v_0 = (d + \sum (1 - \rho) |\beta| / \sigma) / (c + \sum (1 - \rho))`,
 is not used: its fixed point depends on the start, and a relative error e of the spikes' size moves
 it by :math:`p\, e`.
+
+Steps of the weights are in units of :math:`\sigma v_0`, and of less where the log likelihood is too
+stiff for that, by its curvature in warm-up.
 """
 
 from __future__ import annotations
@@ -52,6 +55,13 @@ TRIES = 4
 
 LARGEST_STEP = 1.0
 """The most that stochastic approximation moves log v0 by, at a weight of 1."""
+
+STIFFEST = 50.0
+"""The largest curvature of the log likelihood in the units of a step: a step size of 0.01 takes it
+to one half, and samplers become unstable at 4."""
+
+ROUNDS = 10
+"""Rounds of the power method, of a gradient of all data each."""
 
 
 class WidthLaw(NamedTuple):
@@ -156,3 +166,26 @@ def newton_factor(
     step = (slope - c + pull) / (curvature.clamp(min=0.0) + c + pull)
     factor = (omega * step.clamp(-LARGEST_STEP, LARGEST_STEP)).exp()
     return torch.minimum(factor, law.limit / v0)
+
+
+def largest_curvature(
+    gradient: Callable[[Tensor], Tensor], position: Tensor, unit: Tensor, random: Random
+) -> Tensor:
+    """
+    Return the largest curvature of a log likelihood, by the power method on differences of its
+    gradient; shape (..., 1), 0 where it is not finite.
+
+    :param gradient: of the log likelihood at a position, shape (..., D).
+    :param Tensor position: shape (..., D).
+    :param Tensor unit: a length that a step may have, shape (..., 1).
+    """
+    size = position.shape[-1]
+    norm = torch.linalg.vector_norm(position, dim=-1, keepdim=True)
+    length = torch.maximum(0.1 * unit * size**0.5, 1e-3 * norm)
+    here = gradient(position)
+    direction, curvature = (random.uniform(size) - 0.5).to(position), torch.zeros_like(unit)
+    for _ in range(ROUNDS):
+        direction = torch.nn.functional.normalize(direction, dim=-1)
+        direction = (here - gradient(position + length * direction)) / length
+        curvature = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+    return torch.where(curvature.isfinite(), curvature, 0.0)

@@ -92,6 +92,8 @@ class Chain:
         self._measured: dict[str, Tensor] = {}
         if self.pruner is not None:
             self.pruner.flips(self.state.position)  # counted from here on
+        if self.scan is not None:
+            self.scan.limit_steps(self)
         self.collapsed: set[str] = set()
         self._clock = (time.perf_counter(), self.step)
         self.finished = False

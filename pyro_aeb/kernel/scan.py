@@ -58,6 +58,16 @@ class Scan:
         )
         chain.state = chain.state._replace(position=position)
 
+    @torch.no_grad()
+    def limit_steps(self, chain: Any) -> None:
+        """Bound the first steps of a chain whose steps grow with the width of the spikes."""
+        if self._adaptation.learns_width:
+            position = chain.state.position
+            random = Random(self._generators, chain.shape, position.device)
+            chain.latents = self._adaptation.limit_steps(
+                position, chain.latents, self._whole, random
+            )
+
     def steps_left(self, step: int) -> int:
         """Return the number of steps from a step to the next scan."""
         return self._adaptation.steps_to_scan(step)

@@ -58,7 +58,14 @@ def full(size, value):
 
 @pytest.mark.parametrize(
     ("a", "b", "c"),
-    [(103.0, 0.0, 250.0), (23.0, 40.0, 30.0), (1103.0, -12.0, 300.0), (3.0, 0.1, 2.0), (1, -2, 1)],
+    [
+        (103.0, 0.0, 250.0),
+        (23.0, 40.0, 30.0),
+        (1103.0, -12.0, 300.0),
+        (3.0, 0.1, 2.0),
+        (1.0, -2.0, 1.0),
+        (6.0, -9.0, 2.0),
+    ],
 )
 def test_a_scale_has_its_law(a, b, c):
     def log_density(s):
@@ -68,6 +75,18 @@ def test_a_scale_has_its_law(a, b, c):
     cdf = cdf_of(log_density, top / 50, top * (200 if a < 5 else 5))
     check_law(
         lambda n, rng: draw_scale(full(n, a), full(n, b), full(n, c), make_random(rng)).numpy(), cdf
+    )
+
+
+def test_a_scale_with_a_huge_tilt_has_its_law():
+    """Of 1 / sigma a Normal; a Gamma would hardly ever be accepted."""
+    a, b, c = 103.0, -1e9, 3.0
+    law = stats.norm(-b / c, c**-0.5)
+    check_law(
+        lambda n, rng: (
+            1.0 / draw_scale(full(n, a), full(n, b), full(n, c), make_random(rng)).numpy()
+        ),
+        law.cdf,
     )
 
 
@@ -93,6 +112,16 @@ PRIORS = {
     "Exponential": (ScaleTerms(linear=1.3), lambda s: stats.expon(scale=1 / 1.3).logpdf(s)),
     "Gamma": (ScaleTerms(1.5, linear=1.3), lambda s: stats.gamma(2.5, scale=1 / 1.3).logpdf(s)),
 }
+
+
+@pytest.mark.parametrize("wrong", [math.inf, math.nan])
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_scale_given_what_is_not_finite_is_nan(wrong, which):
+    """A chain that has diverged does not keep the others waiting."""
+    terms = [full(3, value).unsqueeze(-1) for value in (5.0, 1.0, 2.0)]
+    terms[which][1] = wrong
+    found = draw_scale(*terms, make_random(np.random.default_rng(0), 3))
+    assert found.isnan().flatten().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("name", PRIORS)

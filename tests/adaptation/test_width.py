@@ -21,9 +21,11 @@ from pyro_aeb.adaptation.sigma_draw import WideWeights, draw_sigma_at_fixed_weig
 from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
 from pyro_aeb.adaptation.sweep import WIDTH_EVERY, AveragedAdaptation
 from pyro_aeb.adaptation.width import (
+    STIFFEST,
     WidthLaw,
     accept_sigma,
     draw_width,
+    largest_curvature,
     make_law,
     newton_factor,
     scale_spikes,
@@ -261,3 +263,32 @@ def test_a_first_width_is_below_its_limit():
     assert float(adaptation.init(values).ssgl.width) == LIMIT
     unit = adaptation.step_unit(adaptation.init(values))
     assert float(unit) == LIMIT
+
+
+@pytest.mark.parametrize("chains", [(), (3,)])
+def test_the_largest_curvature_is_the_largest_eigenvalue(chains):
+    sigma = torch.tensor([[1.0], [0.5], [2.0]]).double() if chains else torch.ones(1).double()
+    random = Random([None] * max(1, len(sigma) * len(chains)), torch.Size(chains), X.device)
+    position = BETA.expand(*chains, P)
+
+    def gradient(at):
+        return ((Y - at @ X.T) @ X) / sigma.square()
+
+    found = largest_curvature(gradient, position, 0.1 * torch.ones_like(sigma), random)
+    expected = torch.linalg.eigvalsh(X.T @ X)[-1] / sigma.square()
+    assert found.shape == sigma.shape
+    # Ten rounds come from below to an eigenvalue whose neighbour is near.
+    assert (found <= 1.001 * expected).all() and (found >= 0.9 * expected).all()
+
+
+def test_steps_are_bounded_by_the_largest_curvature():
+    adaptation = AveragedAdaptation(structure(), StochasticApproximation(1.0))
+    values = {"v0": torch.tensor(0.4), "sigma2": torch.tensor(1.44)}
+    latents, random = adaptation.init(values), Random([None], torch.Size([]), X.device)
+    assert float(adaptation.step_unit(latents)) == pytest.approx(0.4 * 1.2)
+    limited = adaptation.limit_steps(BETA, latents, Whole(), random)
+    eigenvalue = float(torch.linalg.eigvalsh(X.T @ X)[-1])  # in units of sigma
+    most = 1.2 * (STIFFEST / eigenvalue) ** 0.5
+    assert float(adaptation.step_unit(limited)) == pytest.approx(min(0.48, most), rel=0.06)
+    narrow = limited._replace(ssgl=limited.ssgl._replace(width=torch.tensor([0.01]).double()))
+    assert float(adaptation.step_unit(narrow)) == pytest.approx(0.012)

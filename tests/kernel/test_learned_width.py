@@ -20,6 +20,7 @@ from runs import Stop, StopAt, assert_same_records, copy_records, make_mcmc, res
 
 import pyro_aeb as aeb
 from pyro_aeb import priors, transitions
+from pyro_aeb.adaptation import sweep, width
 from pyro_aeb.errors import CompileWarning
 from pyro_aeb.posterior import compiled_code
 
@@ -190,6 +191,29 @@ def test_a_step_is_in_units_of_the_spikes():
     torch.testing.assert_close(after.position, expected)
 
 
+@pytest.mark.parametrize("adaptation", [GIBBS, CURRENT], ids=["gibbs", "current"])
+def test_a_wide_start_of_v0_does_not_explode(monkeypatch, adaptation):
+    """The columns of X share a factor, so that steps of v0 = 0.4 would be far too long."""
+    x = X + 100.0
+    model = partial(learned_width, first=0.4)
+
+    def largest_potential(most):
+        monkeypatch.setattr(sweep, "STIFFEST", most)
+        kernel = make_kernel(model, adaptation=adaptation)
+        kernel.start(0, 0, (x, Y), {})
+        potentials = []
+        try:
+            for _ in range(200):
+                kernel.advance(1)
+                potentials.append(float(kernel.chain.statistics()["potential"]))
+        except aeb.NonFiniteError:
+            return math.inf
+        return max(potentials[100:])
+
+    assert largest_potential(width.STIFFEST) < 1e3
+    assert largest_potential(math.inf) > 1e6
+
+
 def test_v0_is_held_while_a_chain_is_cold_and_once_it_is_frozen():
     for options, learns in (
         ({"inverse_temperature": 3.0}, False),
@@ -264,25 +288,27 @@ def model_of(sample):
     return model
 
 
-def width(*shape):
+def a_width(*shape):
     fn = dist.InverseGamma(1.0, 0.1).expand(shape).to_event(len(shape))
     return pyro.sample("v0", fn)
 
 
 def gaussian_spike():
-    return pyro.sample("beta", priors.SpikeAndSlabNormal(width(), 1.0, 0.3).expand([P]).to_event(1))
+    return pyro.sample(
+        "beta", priors.SpikeAndSlabNormal(a_width(), 1.0, 0.3).expand([P]).to_event(1)
+    )
 
 
 def slab():
-    return pyro.sample("beta", priors.SSGL(0.1, width(), 0.3).expand([P]).to_event(1))
+    return pyro.sample("beta", priors.SSGL(0.1, a_width(), 0.3).expand([P]).to_event(1))
 
 
 def several_numbers():
-    return pyro.sample("beta", priors.SSGL(width(P), 1.0, 0.3).to_event(1))
+    return pyro.sample("beta", priors.SSGL(a_width(P), 1.0, 0.3).to_event(1))
 
 
 def a_multiple():
-    return pyro.sample("beta", priors.SSGL(2.0 * width(), 1.0, 0.3).expand([P]).to_event(1))
+    return pyro.sample("beta", priors.SSGL(2.0 * a_width(), 1.0, 0.3).expand([P]).to_event(1))
 
 
 def another_prior():
@@ -291,16 +317,16 @@ def another_prior():
 
 
 def lost():
-    return pyro.sample("beta", priors.SSGL(float(width()), 1.0, 0.3).expand([P]).to_event(1))
+    return pyro.sample("beta", priors.SSGL(float(a_width()), 1.0, 0.3).expand([P]).to_event(1))
 
 
 def one_of_two():
     other = pyro.sample("other", priors.SSGL(0.1, 1.0, 0.3).expand([P]).to_event(1))
-    return other + pyro.sample("beta", priors.SSGL(width(), 1.0, 0.3).expand([P]).to_event(1))
+    return other + pyro.sample("beta", priors.SSGL(a_width(), 1.0, 0.3).expand([P]).to_event(1))
 
 
 def sigma_too():
-    v0 = width()
+    v0 = a_width()
     return pyro.sample("beta", priors.SSGL(v0, 1.0, 0.3, v0.sqrt()).expand([P]).to_event(1))
 
 
