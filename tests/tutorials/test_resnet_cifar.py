@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_at_the_papers_length_the_schedules_are_the_papers() -> None:
     assert size(45_000) == pytest.approx(2e-10) and size(45_001) == pytest.approx(2e-11)
     for k in (1, 50, 51, 30_000, 50_000):
         assert tau(k) == pytest.approx(1000.0 * 1.005 ** ((k - 1) // 50))
-        assert protocol.WEIGHT(k) == pytest.approx(0.02 * (1000 + k) ** -0.75)
+        assert protocol.weight()(k) == pytest.approx(0.02 * (1000 + k) ** -0.75)
         assert sparsity(k) == pytest.approx(0.9 * (1 - 0.99 ** (k / 50)))
     assert clock.inverse_temperature(False)(50_000) == 1000.0
 
@@ -64,6 +65,20 @@ def test_fewer_images_take_larger_step_sizes() -> None:
     """The gradient is a sum over the images."""
     few, all_of_them = protocol.Clock(100, 45_000), protocol.Clock(100, 50_000)
     assert few.step_size(1.0)(1) * 45_000 == pytest.approx(all_of_them.step_size(1.0)(1) * 50_000)
+
+
+def test_the_changes_of_a_trial_are_in_its_settings_and_its_model() -> None:
+    usual = protocol.LONG
+    assert "changed" not in sparse.settings_of("a-sghmc-sa@90", usual, "test")
+    changes = protocol.Changes(v0=3.0, v1=10.0, omega=50.0, penalties="current")
+    changed = replace(usual, changes=changes)
+    text = sparse.settings_of("a-sghmc-sa@90", changed, "test")
+    assert text.endswith("changed: v0=3.0, v1=10.0, omega=50.0, penalties='current'")
+    assert "changed" not in sparse.settings_of("gmp@90", changed, "test")
+    module = networks.ResNet20(width=4, depth=1)
+    clock = protocol.Clock(steps=100, data=1000)
+    _, kernel = methods.build("a-sghmc-sa@90", module, changed, clock, 10, 0)
+    assert "Polynomial(scale=1.0" in repr(kernel) and "penalties='current'" in repr(kernel)
 
 
 def test_one_cycle_rises_and_falls() -> None:

@@ -40,7 +40,7 @@ from common.harness import Row
 from common.options import add_options, new_parser, settle
 from resnet_compression import dense, report
 from resnet_compression.methods import METHODS, task_name
-from resnet_compression.protocol import PRESETS, WIDTHS
+from resnet_compression.protocol import PRESETS, WIDTHS, Changes
 from resnet_compression.sparse import FIGURES, run_one, settings_of
 from resnet_compression.training import UNFINISHED, Run
 
@@ -62,6 +62,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--epochs", type=int, help="of the sparse stage, in place of the preset's")
     add("--step-scale", type=float,
         help="factor on the sparse stage's step size, in place of the preset's")  # fmt: skip
+    for name in ("v0", "v1", "omega"):
+        add(f"--{name}-scale", type=float, help=f"factor on {name}, of a trial")
+    add("--penalties", choices=["averaged", "current"], help="of a trial (default averaged)")
+    add("--sigma-from", choices=["all", "slab"], help="of a trial (default all)")
     add("--precision", choices=["fp32", "bf16"], help="of the network's passes")
     add("--score", choices=["test", "validation"], default="test",
         help="images to score; validation, to choose a --step-scale, are held out of training "
@@ -76,6 +80,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "em_scale": args.step_scale,
         "precision": args.precision,
     }
+    changes = {
+        "v0": args.v0_scale,
+        "v1": args.v1_scale,
+        "omega": args.omega_scale,
+        "penalties": args.penalties,
+        "sigma_from": args.sigma_from,
+    }
+    given["changes"] = Changes(**{k: v for k, v in changes.items() if v is not None})
     given = {name: value for name, value in given.items() if value is not None}
     args.protocol = replace(args.protocol, **given)
     if args.score == "validation" and not args.protocol.validation:

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 import pyro_aeb as aeb
 
-from .protocol import DENSE_SCALE, WEIGHT, WIDTHS, Clock, Protocol
+from .protocol import DENSE_SCALE, WIDTHS, Changes, Clock, Protocol, weight
 
 SPARSE_LAYERS = "*.conv*"
 """The 3x3 convolutions of the blocks: neither the stem nor the shortcuts."""
+
+NOTHING = Changes()
 
 FRICTION = 0.1
 """One minus the momentum of 0.9."""
@@ -104,14 +106,16 @@ def dense_network(module: nn.Module) -> aeb.nn.BayesianModule:
     return aeb.nn.bayesianize(module, sparse=[], delta=0.5, sigma2=1.0, dense_scale=DENSE_SCALE)
 
 
-def sparse_network(module: nn.Module, percent: int) -> aeb.nn.BayesianModule:
+def sparse_network(
+    module: nn.Module, percent: int, changes: Changes = NOTHING
+) -> aeb.nn.BayesianModule:
     """SSGL priors in the sparse layers, with the paper's constants; first delta 0.5 and sigma 1."""
     v0, v1 = WIDTHS[percent]
     return aeb.nn.bayesianize(
         module,
         sparse=SPARSE_LAYERS,
-        v0=v0,
-        v1=v1,
+        v0=v0 * changes.v0,
+        v1=v1 * changes.v1,
         delta=dist.Beta(2.7e5, 2.7e5),
         sigma2=dist.InverseGamma(500.0, 5e5),  # nu = lambda = 1000
         dense_scale=DENSE_SCALE,
@@ -138,13 +142,18 @@ def build(
     """
     key, percent = parse_task(name)
     method = METHODS[key]
-    net = sparse_network(module, percent) if method.learns else dense_network(module)
+    changes = protocol.changes
+    net = sparse_network(module, percent, changes) if method.learns else dense_network(module)
     model = Classifier(net, clock.data, protocol.precision)
     scales = {None: protocol.normal_scale, "SA": protocol.sa_scale, "EM": protocol.em_scale}
     adaptation = None
     if method.learns:
-        weight = WEIGHT if method.learns == "SA" else 1.0
-        adaptation = aeb.StochasticApproximation(weight, initial_penalty=5e-4)
+        adaptation = aeb.StochasticApproximation(
+            weight(changes.omega) if method.learns == "SA" else 1.0,
+            initial_penalty=5e-4 if changes.penalties == "averaged" else None,
+            penalties=changes.penalties,
+            sigma_from=changes.sigma_from,
+        )
     kernel = aeb.AEBKernel(
         model,
         aeb.SGHMC(

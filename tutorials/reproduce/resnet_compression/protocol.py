@@ -16,7 +16,8 @@ chosen on validation images, and by a faster pruning schedule.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import pyro_aeb as aeb
 
@@ -32,8 +33,10 @@ WIDTHS = {30: (0.5, 1e-3), 50: (0.1, 5e-4), 70: (0.1, 5e-5), 90: (0.005, 1e-5)}
 DENSE_SCALE = 0.2
 """Standard deviation of the Normal priors: a penalty of 25 ||.||^2 / 2 on the sum of losses."""
 
-WEIGHT = aeb.Polynomial(0.02, 1000.0, 0.75)
-"""omega, the weight of the stochastic approximation."""
+
+def weight(factor: float = 1.0) -> aeb.Polynomial:
+    """Return omega, the weight of the stochastic approximation, times a factor."""
+    return aeb.Polynomial(0.02 * factor, 1000.0, 0.75)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,29 @@ class OneCycle:
     def __call__(self, k: int) -> float:
         rise = 0.2 * self.steps
         return self.peak * min(k / rise, max(self.steps + 1 - k, 1) / (self.steps + 1 - rise))
+
+
+@dataclass(frozen=True)
+class Changes:
+    """
+    What a trial changes of the rows that learn their latents; by default nothing.
+
+    :param float v0: factor on the scale of the spikes.
+    :param float v1: factor on the variance of the slab.
+    :param float omega: factor on the weight of the stochastic approximation.
+    :param str penalties: of :class:`pyro_aeb.StochasticApproximation`, and so is the next.
+    """
+
+    v0: float = 1.0
+    v1: float = 1.0
+    omega: float = 1.0
+    penalties: Literal["averaged", "current"] = "averaged"
+    sigma_from: Literal["all", "slab"] = "all"
+
+    def __str__(self) -> str:
+        changed = [f"{key}={value!r}" for key, value in vars(self).items()
+                   if value != getattr(Changes, key)]  # fmt: skip
+        return f", changed: {', '.join(changed)}" if changed else ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +105,7 @@ class Protocol:
     :param int width: of the network; 16 is the ResNet20's.
     :param int depth: blocks a stage; 3 is the ResNet20's.
     :param int corrupted: of the images scored, the first so many are scored corrupted too.
+    :param Changes changes: of a trial.
     """
 
     dense_epochs: int = 1000
@@ -99,6 +126,7 @@ class Protocol:
     width: int = 16
     depth: int = 3
     corrupted: int = 2_000
+    changes: Changes = field(default=Changes(), repr=False)
 
 
 #: The paper's constants, whole training set.

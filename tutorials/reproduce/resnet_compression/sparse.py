@@ -25,7 +25,9 @@ def settings_of(name: str, protocol: Protocol, score: str) -> str:
     :raises KeyError: if there is no such row.
     """
     method, percent = parse_task(name)
-    return f"{METHODS[method]}, widths={WIDTHS[percent]}, {protocol}, scored on {score} images"
+    changes = str(protocol.changes) if METHODS[method].learns else ""
+    row = f"{METHODS[method]}, widths={WIDTHS[percent]}, {protocol}"
+    return f"{row}, scored on {score} images{changes}"
 
 
 def run_one(name: str, seed: int, run: Run) -> dict[str, float]:
