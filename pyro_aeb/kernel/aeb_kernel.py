@@ -207,8 +207,8 @@ class AEBKernel(KernelOptions, MCMCKernel):
             what = f"site {site!r}" if site else "the potential"
             chains = non_finite_chains(chain.shape, chain.state.position)
             draws = chain.recording.recorder.read("posterior")
-            size = chain.given_step_size(numbers.step_size)
-            raise divergence_error(k, site, what, chains, size, draws)
+            size, fastest = chain.given_step_size(numbers.step_size), chain.fastest_site()
+            raise divergence_error(k, site, what, chains, size, draws, fastest)
         stats = chain.statistics()
         for name, number in numbers._asdict().items():
             stats.setdefault(name, number)

@@ -332,8 +332,8 @@ def _gradient_error(
     site = first_non_finite(chain.structure.unflatten(likelihood.gradient))
     what = f"the gradient of site {site!r}" if site else "the potential"
     chains = non_finite_chains(chain.shape, likelihood.gradient, likelihood.log_density)
-    size = chain.given_step_size(step_size)
-    return divergence_error(k, site, what, chains, size, draws)
+    size, fastest = chain.given_step_size(step_size), chain.fastest_site()
+    return divergence_error(k, site, what, chains, size, draws, fastest)
 
 
 def _is_finite_without_bad_data(chain: Chain, batch: Batch) -> bool:

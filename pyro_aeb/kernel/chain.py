@@ -8,6 +8,7 @@ one :class:`Chain` whose state has a leading axis of chains.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections import OrderedDict
@@ -201,6 +202,17 @@ class Chain:
     def given_step_size(self, step_size: float) -> float | None:
         """Return a step size that the user has given; None where it was tuned."""
         return step_size if self.tuner is None else None
+
+    def fastest_site(self) -> tuple[str, float] | None:
+        """Return the site of the largest mean square momentum, and that; None if not tuned."""
+        if self.tuner is None:
+            return None
+        squares = {
+            name: float(own.square().reshape(*self.shape, -1).mean(-1).nan_to_num(math.inf).max())
+            for name, own in self.structure.unflatten(self.state.momentum).items()
+        }
+        name = max(squares, key=lambda site: squares[site])
+        return name, squares[name]
 
     def tuned_steps(self) -> dict[str, Any]:
         """Return the steps of warm-up and of a draw, and its path, where they were tuned."""

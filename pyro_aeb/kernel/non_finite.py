@@ -76,6 +76,7 @@ def divergence_error(
     chains: Sequence[int],
     step_size: float | None,
     draws: dict[str, Tensor],
+    fastest: tuple[str, float] | None = None,
 ) -> NonFiniteError:
     """
     Return the error of a chain that has diverged.
@@ -84,6 +85,8 @@ def divergence_error(
     :param str what: what is not finite, in words.
     :param chains: of several chains that step together, those that have diverged.
     :param step_size: None if it was tuned.
+    :param fastest: the site of the largest mean square momentum, about 1 in a run that is well,
+        and that; of a tuned run.
     """
     if chains:
         what += f" of chain {', '.join(map(str, chains))}"
@@ -93,6 +96,9 @@ def divergence_error(
             "funnel. Write a hierarchy with sites that are not centred, by "
             "pyro.infer.reparam.LocScaleReparam"
         )
+        if fastest is not None:
+            name, square = fastest
+            advice += f"; here {name!r} moves fastest, by a momentum of mean square {square:.2g}"
     else:
         advice = f"it is {step_size:.3g}, try {step_size / 10:.1g}"
     return NonFiniteError(

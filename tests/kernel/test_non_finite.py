@@ -5,8 +5,13 @@
 
 from __future__ import annotations
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
+from refusals import raises_with
 
+import pyro_aeb as aeb
 from pyro_aeb.kernel.non_finite import divergence_error, missing_density_error
 
 
@@ -23,3 +28,19 @@ def test_a_tuned_step_size_is_not_the_users_to_change(chains):
     assert ("of chain 1, 3" in str(error)) == bool(chains)
     lost = str(missing_density_error(7, "w", ValueError("no"), None, {}))
     assert "Try a prior that keeps away" in lost and "step size" not in lost
+
+
+@pytest.mark.parametrize("chains", [0, range(2)])
+def test_the_error_of_a_tuned_run_names_the_site_that_moves_fastest(chains):
+    def model():
+        pyro.sample("calm", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+        pyro.sample("wild", dist.Normal(0.0, 1.0))
+
+    kernel = aeb.AEBKernel(model, seed=1)
+    kernel.start(10, chains, (), {})
+    state = kernel.chain.state
+    momentum = state.momentum.clone()
+    momentum[..., -1] = 1e30
+    kernel.chain.state = state._replace(momentum=momentum)
+    with raises_with("not finite", "'wild' moves fastest", error=aeb.NonFiniteError):
+        kernel.advance(50)
