@@ -176,6 +176,7 @@ def test_coverage_by_hand() -> None:
         ("choosing", (), ("choices.png",)),
         ("gibbs", ("--problems", "coverage", "logistic", "batches"), ()),
         ("learned_width", ("--problems", "dense"), ()),
+        ("nothing_set", (), ()),
     ],
 )  # fmt: skip
 def test_a_script_runs_at_smoke_size(
@@ -186,7 +187,7 @@ def test_a_script_runs_at_smoke_size(
     results = tmp_path / "results"
     rows = read_rows(results / "replicates.csv")
     expected = {"convergence": 4, "sbc": len(ranks.SETTINGS), "interval_coverage": 10}
-    expected |= {"gibbs": 6, "learned_width": 6}
+    expected |= {"gibbs": 6, "learned_width": 6, "nothing_set": 3}
     expected["choosing"] = 2 * len(choices.METHODS)
     assert len(rows) == expected[script]
     page = (results / "table.md").read_text(encoding="utf-8")
