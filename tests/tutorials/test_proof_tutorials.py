@@ -177,6 +177,7 @@ def test_coverage_by_hand() -> None:
         ("gibbs", ("--problems", "coverage", "logistic", "batches"), ()),
         ("learned_width", ("--problems", "dense"), ()),
         ("nothing_set", (), ()),
+        ("gibbs_sbc", (), ()),
     ],
 )  # fmt: skip
 def test_a_script_runs_at_smoke_size(
@@ -187,7 +188,7 @@ def test_a_script_runs_at_smoke_size(
     results = tmp_path / "results"
     rows = read_rows(results / "replicates.csv")
     expected = {"convergence": 4, "sbc": len(ranks.SETTINGS), "interval_coverage": 10}
-    expected |= {"gibbs": 6, "learned_width": 6, "nothing_set": 3}
+    expected |= {"gibbs": 6, "learned_width": 6, "nothing_set": 3, "gibbs_sbc": 9}
     expected["choosing"] = 2 * len(choices.METHODS)
     assert len(rows) == expected[script]
     page = (results / "table.md").read_text(encoding="utf-8")
