@@ -215,7 +215,7 @@ def test_a_run_leaves_rows_tables_and_a_figure(finished_run: Path) -> None:
         ("0", "a-sghmc-sa@90"),
         ("0", "gmp@90"),
     ]
-    for name in ("dense.pt", "table.csv", "table.md", "drops.png"):
+    for name in ("dense.pt", "table.csv", "table.md", "drops.png", "curves.png"):
         assert (finished_run / name).stat().st_size > 0
     page = (finished_run / "table.md").read_text(encoding="utf-8")
     assert "A-SGHMC-SA" in page and "gradual magnitude pruning" in page

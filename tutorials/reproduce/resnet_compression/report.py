@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -122,7 +123,8 @@ def accuracy_table(summary: pd.DataFrame) -> str:
 
 def write(rows: list[Row], dense_figures: dict[str, float], run: Run, command: str) -> str:
     """
-    Writes ``table.csv``, ``table.md`` and ``drops.png``.
+    Writes ``table.csv``, ``table.md``, ``drops.png`` and, of runs with images held out,
+    ``curves.png``.
 
     :param rows: of ``replicates.csv``.
     :param dense_figures: of the dense network.
@@ -135,6 +137,8 @@ def write(rows: list[Row], dense_figures: dict[str, float], run: Run, command: s
     page = markdown(summary, dense_figures, run, command)
     write_page(run.out / "table.md", page)
     draw_drops(rows, run.out / "drops.png")
+    if curves := sorted((run.out / "curves").glob("*.csv")):
+        draw_curves(curves, run.out / "curves.png")
     return accuracy_table(summary)
 
 
@@ -210,4 +214,35 @@ def draw_drops(rows: list[Row], path: Path) -> None:
         axes.set_title({"last": "last draw", "average": "posterior average"}[which])
     panels[0].set_ylabel("drop in accuracy from dense, points")
     panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def draw_curves(paths: Sequence[Path], path: Path) -> None:
+    """
+    Accuracy on held-out images against epochs, of the dense stage and of the rows.
+
+    :param paths: of CSV files with columns ``epoch`` and ``accuracy``, named after runs.
+    :param path: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    labels: set[str] = set()
+    for file in paths:
+        curve = pd.read_csv(file)
+        is_dense = file.stem.startswith("dense")
+        name = file.stem.rpartition("-")[0]
+        label = "dense" if is_dense else f"{METHODS[parse_task(name)[0]].label}, {name[-2:]} %"
+        color = f"C{([*METHODS, ''].index('' if is_dense else parse_task(name)[0]))}"
+        own = "_" + label if label in labels else label
+        panels[0 if is_dense else 1].plot(
+            curve["epoch"], 100.0 * curve["accuracy"], color=color, label=own
+        )
+        labels.add(label)
+    for axes, title in zip(panels, ("dense stage", "sparse stage"), strict=True):
+        axes.set(title=title, xlabel="epoch", ylabel="held-out images right, %")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if axes.lines:
+            axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=150)
