@@ -233,7 +233,13 @@ def independent(
 
 @lru_cache(maxsize=1024)
 def hyperprior(family: Any, a: float, b: float, dtype: torch.dtype, device: torch.device) -> Any:
-    """Return the Beta(a, b) or InverseGamma(a, b) distribution of one number."""
+    """
+    Return the Beta(a, b) or InverseGamma(a, b) distribution of one number.
+
+    :raises ValueError: if a or b is not positive.
+    """
     parameters = [scalar(value, dtype, device) for value in (a, b)]
     with torch.inference_mode(False):
-        return family(*parameters, validate_args=True)
+        family(*parameters, validate_args=True)
+        # Checks of values are branches on them, with which a step could not be compiled.
+        return family(*parameters, validate_args=False)

@@ -89,6 +89,7 @@ MODELS = {
         None,
     ),
     "batch norm and dropout": (make_network_model, (X, Y), ADAPTATION),
+    "a network whose latents are sampled": (make_network_model, (X, Y), None),
     "a PyroModule": (Network, (X, Y), None),
 }
 
