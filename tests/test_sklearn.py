@@ -30,6 +30,7 @@ from pyro_aeb.sklearn import (
 )
 
 SHORT: dict[str, Any] = {"num_samples": 4, "warmup_steps": 4, "num_chains": 1}
+OF_A_NETWORK: dict[str, Any] = {"num_samples": 40, "warmup_steps": 30, "num_chains": 2}
 RNG = np.random.default_rng(0)
 X = 5.0 + RNG.standard_normal((150, 8)) * np.array([1.0, 10.0, 0.1, 1.0, 1.0, 1.0, 1.0, 1.0])
 SIGNAL = 2.0 * (X[:, 0] - 5.0) - 0.15 * (X[:, 1] - 5.0)
@@ -99,7 +100,9 @@ def test_a_width_is_a_number_or_auto() -> None:
 def test_classes(names: Any) -> None:
     edges = np.quantile(SIGNAL, np.arange(1, len(names)) / len(names))
     y = names[np.digitize(SIGNAL, edges)]
-    fitted = SparseClassifier(random_state=0, num_samples=200).fit(X[TRAIN], y[TRAIN])
+    fitted = SparseClassifier(random_state=0, num_samples=60, warmup_steps=40).fit(
+        X[TRAIN], y[TRAIN]
+    )
     assert list(fitted.classes_) == list(names)
     probability = fitted.predict_proba(X[TEST])
     np.testing.assert_allclose(probability.sum(1), 1.0, rtol=1e-6)
@@ -135,7 +138,7 @@ PRODUCT = INPUTS[:, 0] * INPUTS[:, 1]  # of which no linear model knows anything
 
 def test_a_network_regressor() -> None:
     y = 100.0 + PRODUCT + 0.3 * np.random.default_rng(2).standard_normal(400)
-    fitted = NetworkRegressor(random_state=0).fit(INPUTS[:300], y[:300])
+    fitted = NetworkRegressor(random_state=0, **OF_A_NETWORK).fit(INPUTS[:300], y[:300])
     left = fitted.predict(INPUTS[300:]) - y[300:]
     assert np.mean(left**2) < 0.3 * y[300:].var()  # of which the noise is a twentieth
     low, high = fitted.predict_interval(INPUTS[300:]).T
@@ -146,7 +149,7 @@ def test_a_network_regressor() -> None:
 
 def test_a_network_classifier() -> None:
     y = np.where(PRODUCT > 0.0, "same", "opposite")
-    fitted = NetworkClassifier(random_state=0).fit(INPUTS[:300], y[:300])
+    fitted = NetworkClassifier(random_state=0, **OF_A_NETWORK).fit(INPUTS[:300], y[:300])
     assert fitted.score(INPUTS[300:], y[300:]) > 0.85
     probability = fitted.predict_proba(INPUTS[300:])
     np.testing.assert_allclose(probability.sum(1), 1.0, rtol=1e-6)
@@ -169,7 +172,10 @@ def test_the_program_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "scikit_learn.md").read_text("utf-8")
     (program,) = re.findall(r"^<!-- runs -->\n```python\n(.*?)^```$", page, re.M | re.S)
     names: dict[str, Any] = {"__name__": "page"}
-    exec(compile(program, "scikit_learn.md", "exec"), names)
+    fit, count = "SparseRegressor(random_state=0)", program.count("SparseRegressor(random_state=0)")
+    assert count == 1
+    shorter = "SparseRegressor(random_state=0, num_samples=100, warmup_steps=60)"
+    exec(compile(program.replace(fit, shorter), "scikit_learn.md", "exec"), names)
     # 111 rows at 90 %, with a standard deviation of 3 points.
     assert 0.8 < names["held"] < 1.0
     found = dict(zip(names["X"].columns, names["fitted"].inclusion_, strict=True))

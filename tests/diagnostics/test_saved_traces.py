@@ -18,6 +18,7 @@ from traces import make_trace
 
 import pyro_aeb as aeb
 from pyro_aeb.diagnostics import plot_inclusion, plot_latents, plot_sparsity
+from pyro_aeb.tuning import tuner
 
 
 def through_memory(kernel: aeb.AEBKernel, tmp_path: Any, **options: Any) -> tuple[aeb.MCMC, Any]:
@@ -64,7 +65,12 @@ def test_a_collapse_is_seen_in_a_trace(tmp_path: Any) -> None:
     assert repr(aeb.check(trace, quiet=True)) == repr(aeb.check(mcmc, quiet=True))
 
 
-def test_settings_that_were_chosen_in_warm_up(tmp_path: Any) -> None:
+def test_settings_that_were_chosen_in_warm_up(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("ADAPTATION", 500), ("PILOT", 500), ("ROUNDS", 1)):
+        monkeypatch.setattr(tuner, name, value)
+
     def model(X: Any, y: Any) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([X.shape[1]]).to_event(1))
         with pyro.plate("data", len(X)):

@@ -167,8 +167,8 @@ def test_settings_are_frozen_after_warm_up(tuned):
     ("method", "seed", "adaptation"),
     [
         *itertools.product(["sequential", "vectorized"], [7, None], [ADAPTATION]),
-        ("vectorized", 7, aeb.Gibbs(every=3)),
-        ("sequential", 7, aeb.Gibbs(every=3, flips=False)),
+        ("vectorized", 7, aeb.Gibbs(every=15)),
+        ("sequential", 7, aeb.Gibbs(every=15, flips=False)),
     ],
 )
 def test_a_run_resumes_bit_for_bit_in_warm_up_and_after(quick, tmp_path, method, seed, adaptation):
