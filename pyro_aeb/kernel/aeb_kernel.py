@@ -82,7 +82,7 @@ class AEBKernel(KernelOptions, MCMCKernel):
         draws too. ``"auto"``, the default with a tuned transition, chooses them in warm-up; with
         another the default is 1.
     :param init_strategy: where a chain starts, one of Pyro's ``init_to_*``; by default
-        ``pyro_aeb.model.tracing.init_to_default``; by Gibbs, spike-and-slab weights start as
+        ``pyro_aeb.model.initial_values.init_to_default``; by Gibbs, spike-and-slab weights start as
         narrow as their spikes.
     :param pruning: sets weights to zero after every step, by
         :class:`~pyro_aeb.pruning.base.MagnitudePruning` or another of :mod:`pyro_aeb.pruning`.

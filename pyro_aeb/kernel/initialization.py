@@ -30,18 +30,14 @@ from pyro_aeb.kernel.options import KernelOptions
 from pyro_aeb.kernel.scan import make_scan
 from pyro_aeb.kernel.seeds import generator_of
 from pyro_aeb.kernel.tuned_steps import make_tuner, planned_steps
+from pyro_aeb.model.initial_values import draw_initial_values, init_in_spikes, init_to_default
 from pyro_aeb.model.inspection import inspect_model
 from pyro_aeb.model.model_failures import explain_failures, named_arguments
 from pyro_aeb.model.side_effects import Buffers, preserve_buffers
+from pyro_aeb.model.sites import EnumeratedSite
 from pyro_aeb.model.structure import Structure
 from pyro_aeb.model.summed_out import SummedOut
-from pyro_aeb.model.tracing import (
-    EnumeratedSite,
-    draw_initial_values,
-    find_latent_device,
-    init_in_spikes,
-    init_to_default,
-)
+from pyro_aeb.model.tracing import find_latent_device
 from pyro_aeb.posterior.data_parallel import (
     Average,
     check_agreement,

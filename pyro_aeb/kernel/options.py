@@ -17,8 +17,8 @@ from pyro_aeb.adaptation.build import AnyAdaptation
 from pyro_aeb.adaptation.gibbs import Gibbs
 from pyro_aeb.data.minibatches import ORDERS, Order
 from pyro_aeb.kernel.noise import KINDS, Kind
+from pyro_aeb.model.initial_values import init_to_default
 from pyro_aeb.model.links import HandLinks
-from pyro_aeb.model.tracing import init_to_default
 from pyro_aeb.pruning import Pruning
 from pyro_aeb.schedules import Constant, Schedule, as_inverse_temperature
 from pyro_aeb.transitions import (

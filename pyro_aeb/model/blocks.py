@@ -16,8 +16,8 @@ from torch.distributions import biject_to, constraints
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.links import Links, describe
+from pyro_aeb.model.sites import Site, is_plain, unwrap
 from pyro_aeb.model.structure import Block, Delta, NormalBlock, Sigma, SparseBlock, Width
-from pyro_aeb.model.tracing import Site, is_plain, unwrap
 from pyro_aeb.priors.group import group_size
 from pyro_aeb.priors.scales import scale_terms
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_aeb.data.finite import count_non_finite
 from pyro_aeb.errors import ModelError
+from pyro_aeb.model.sites import Site, check_distribution, is_masked, unwrap
 from pyro_aeb.model.structure import has_weights
-from pyro_aeb.model.tracing import Site, check_distribution, is_masked, unwrap
 
 INDEX_ADVICE = (
     "index the data with the plate's indices, "

@@ -14,8 +14,9 @@ from torch import Tensor
 from pyro_aeb.data.finite import count_non_finite
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.perturbation import is_close, perturb
+from pyro_aeb.model.sites import Site
 from pyro_aeb.model.structure import has_weights
-from pyro_aeb.model.tracing import Site, Tracer
+from pyro_aeb.model.tracing import Tracer
 
 
 def check_weights(sites: Mapping[str, Site], trace: Tracer) -> None:

@@ -26,6 +26,7 @@ from pyro_aeb.model.blocks import (
 from pyro_aeb.model.data_checks import check_lengths, check_loader_plates, check_observed
 from pyro_aeb.model.data_weights import check_weights
 from pyro_aeb.model.fixed_parameters import warn_of_parameters
+from pyro_aeb.model.initial_values import init_to_default
 from pyro_aeb.model.learned_sites import check_forms, find_learned_sites
 from pyro_aeb.model.links import HandLinks, check_links, check_plain, find_links, is_sparse
 from pyro_aeb.model.lost_gradients import check_gradients
@@ -37,15 +38,10 @@ from pyro_aeb.model.model_failures import (
     note_shapes,
 )
 from pyro_aeb.model.observed_sites import find_observed
+from pyro_aeb.model.sites import Site, check_continuous
 from pyro_aeb.model.structure import Structure
 from pyro_aeb.model.summed_out import hidden_sites
-from pyro_aeb.model.tracing import (
-    Site,
-    Tracer,
-    check_continuous,
-    init_to_default,
-    trace_provenance,
-)
+from pyro_aeb.model.tracing import Tracer, trace_provenance
 
 STARTS = 10
 """How many first values are tried where a model fails at zero."""

@@ -20,8 +20,9 @@ from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.closed_form import ConjugateUpdate
 from pyro_aeb.latents.contract import LatentUpdate, Seen
 from pyro_aeb.model.perturbation import perturb
+from pyro_aeb.model.sites import Site, check_continuous, is_plain, unwrap
 from pyro_aeb.model.structure import LearnedSite
-from pyro_aeb.model.tracing import Site, Tracer, check_continuous, is_plain, unwrap
+from pyro_aeb.model.tracing import Tracer
 
 
 def find_learned_sites(

@@ -27,7 +27,8 @@ from torch.distributions import biject_to
 
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.perturbation import has_same_density, is_close, trace_perturbed
-from pyro_aeb.model.tracing import Site, Tracer, is_plain, unwrap
+from pyro_aeb.model.sites import Site, is_plain, unwrap
+from pyro_aeb.model.tracing import Tracer
 from pyro_aeb.priors import Laplace, SpikeAndSlab
 from pyro_aeb.priors.scales import SCALE_PRIORS
 

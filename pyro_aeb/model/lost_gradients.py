@@ -25,7 +25,8 @@ from pyro_aeb.errors import ModelError, is_domain_error
 from pyro_aeb.model.gradient_watch import GradientWatch, Loss, find_ancestors
 from pyro_aeb.model.perturbation import is_close, perturb, trace_perturbed
 from pyro_aeb.model.side_effects import preserve_random_state
-from pyro_aeb.model.tracing import Site, Tracer, log_density, unwrap
+from pyro_aeb.model.sites import Site, log_density, unwrap
+from pyro_aeb.model.tracing import Tracer
 
 MOVES = (0.01, 0.002)
 """The lengths of moves, in units of a perturbation. A lost gradient shows at both."""

@@ -22,7 +22,8 @@ from torch import Tensor
 from pyro_aeb.data.finite import count_non_finite
 from pyro_aeb.errors import ModelError, first_line
 from pyro_aeb.model.perturbation import perturb
-from pyro_aeb.model.tracing import Site, Tracer
+from pyro_aeb.model.sites import Site
+from pyro_aeb.model.tracing import Tracer
 
 
 def _find_missing(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from pyro_aeb.data.arguments import Arguments, map_leaves, named_tensors
 from pyro_aeb.model.perturbation import perturb, trace_perturbed
-from pyro_aeb.model.tracing import Site, Tracer, unwrap
+from pyro_aeb.model.sites import Site, unwrap
+from pyro_aeb.model.tracing import Tracer
 
 _ORIGIN = frozenset({"data"})
 

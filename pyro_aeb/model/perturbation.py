@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_aeb.errors import ModelError, first_line, is_domain_error
-from pyro_aeb.model.tracing import Site, log_density, remove_mask
+from pyro_aeb.model.sites import Site, log_density, remove_mask
 
 SIZES = (1.0, 0.3, 0.1, 0.03)
 """The sizes of perturbations that are tried one after the other."""

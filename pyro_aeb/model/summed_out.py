@@ -29,9 +29,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_aeb.errors import ModelError, first_line, is_domain_error
+from pyro_aeb.model.initial_values import first_value, init_to_default
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
+from pyro_aeb.model.sites import Site, as_numbers
 from pyro_aeb.model.structure import has_weights
-from pyro_aeb.model.tracing import Site, as_numbers, first_value, init_to_default
 
 FACTOR = "sum over discrete sites"
 """The site of the factor, in error messages."""

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Traces of a model that have no side effects, and initial values of its latent sites.
+Traces of a model that have no side effects.
 
 The global random number generators and the buffers of every module that ran, such as BatchNorm's
 running averages, are restored after a trace.
@@ -19,171 +19,19 @@ from typing import Any, cast
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible, init_to_uniform
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.inspect import TrackProvenance
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.fixed_parameters import is_learnable
+from pyro_aeb.model.initial_values import draw_initial_values, init_to_zero
 from pyro_aeb.model.side_effects import Place, preserve_buffers, preserve_random_state
-from pyro_aeb.model.structure import has_weights
+from pyro_aeb.model.sites import Site, as_numbers, check_distribution, log_density
 from pyro_aeb.model.value_writes import RefuseWrites
-from pyro_aeb.priors import Group, SpikeAndSlab
-
-Site = dict[str, Any]
-
-
-_WRAPPERS = (pyro.distributions.Independent, pyro.distributions.MaskedDistribution, Group)
-
-
-def unwrap(fn: Any) -> Any:
-    """
-    Return the distribution inside ``to_event`` and ``mask``, and that of the single weights of a
-    Group.
-    """
-    while isinstance(fn, _WRAPPERS):
-        fn = fn.base_dist
-    return fn
-
-
-def remove_mask(fn: Any) -> Any:
-    """
-    Return a distribution without the masks that ``mask`` gave it: a minibatch may be masked as a
-    whole, and others not.
-    """
-    if isinstance(fn, pyro.distributions.MaskedDistribution):
-        return remove_mask(fn.base_dist)
-    if isinstance(fn, pyro.distributions.Independent):
-        base = remove_mask(fn.base_dist)
-        return fn if base is fn.base_dist else base.to_event(fn.reinterpreted_batch_ndims)
-    return fn
-
-
-def is_masked(site: Site) -> bool:
-    """Whether a site is under ``poutine.mask``, or its distribution has a mask."""
-    fn = site["fn"]
-    while isinstance(fn, _WRAPPERS):
-        if isinstance(fn, pyro.distributions.MaskedDistribution):
-            return True
-        fn = fn.base_dist
-    return site["mask"] is not None
-
-
-def is_plain(site: Site) -> bool:
-    """Whether a site's log density counts as it is: once, and unmasked."""
-    scale = site["scale"]
-    return not is_masked(site) and not has_weights(scale) and bool(scale == 1.0)
-
-
-class EnumeratedSite(ModelError):
-    """Raised at a discrete site whose values can be listed, so it can be summed out."""
-
-
-def check_distribution(site: Site) -> None:
-    """
-    :raises ModelError: if the site's distribution tells neither shape nor support.
-    """
-    if not (hasattr(site["fn"], "batch_shape") and hasattr(site["fn"], "support")):
-        raise ModelError(
-            f"site {site['name']!r} ~ {type(site['fn']).__name__} has no batch_shape or no "
-            "support, expected a pyro.distributions.TorchDistribution; make the class one, or give "
-            "the log density by pyro.factor"
-        )
-
-
-def as_numbers(fn: Any, value: Any) -> Any:
-    """
-    Return whole numbers and booleans as floating-point numbers, where a density takes no others:
-    the labels of a Bernoulli. All other values are returned as they are.
-
-    :param fn: the distribution that has the density.
-    """
-    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
-        return value
-    parameters = [p for p in vars(unwrap(fn)).values() if isinstance(p, Tensor)]
-    kinds = [p.dtype for p in parameters if p.is_floating_point()]
-    numbers = value.to(kinds[0] if kinds else torch.get_default_dtype())
-    for candidate in (value, numbers):
-        try:
-            fn.log_prob(candidate)
-            return candidate
-        except Exception:  # of whatever kind: the density decides
-            continue
-    return value
-
-
-def log_density(site: Site, value: Any = None) -> Tensor:
-    """
-    Return the log density of a value, elementwise, masks aside.
-
-    :param value: by default the site's own.
-    """
-    value = site["value"] if value is None else value
-    density: Tensor = remove_mask(site["fn"]).log_prob(value, *site["args"], **site["kwargs"])
-    return density
-
-
-def check_continuous(site: Site) -> None:
-    """
-    :raises EnumeratedSite: if the site is to be summed out.
-    :raises ModelError: if it has a discrete support.
-    """
-    check_distribution(site)
-    fn = site["fn"]
-    if fn.support.is_discrete:
-        can_be_listed = getattr(fn, "has_enumerate_support", False)
-        cure = 'infer={"enumerate": "parallel"} in its pyro.sample, or ' if can_be_listed else ""
-        raise (EnumeratedSite if is_enumerable(site) else ModelError)(
-            f"site {site['name']!r} ~ {type(fn).__name__} is a discrete latent variable, "
-            f"which has no gradient; sum it out in the model ({cure}e.g. with "
-            "dist.MixtureSameFamily) or observe it with obs="
-        )
-
-
-def is_enumerable(site: Site) -> bool:
-    """Whether Pyro can list all values of a latent site side by side, as for NUTS."""
-    can_be_listed = getattr(site["fn"], "has_enumerate_support", False)
-    return can_be_listed and site["infer"].get("enumerate", "parallel") == "parallel"
-
-
-def _init_improper(site: Site, radius: float) -> Tensor:
-    """
-    Return a value of a distribution that has no samples, in its support.
-
-    :param float radius: the largest number in unconstrained space.
-    """
-    transform = biject_to(site["fn"].support)
-    free = torch.empty(transform.inverse_shape(site["fn"].shape())).uniform_(-radius, radius)
-    value: Tensor = transform(free)
-    return value
-
-
-def init_to_zero(site: Site) -> Tensor:
-    """
-    Return a feasible value of a continuous site, zero in unconstrained space.
-
-    :raises EnumeratedSite: if the site is discrete and can be summed out.
-    :raises ModelError: if it cannot be sampled.
-    """
-    check_continuous(site)
-    if "init_value" in site["infer"]:
-        return site["infer"]["init_value"].detach().clone()
-    if isinstance(site["fn"], pyro.distributions.ImproperUniform):
-        return _init_improper(site, 0.0)
-    if isinstance(unwrap(site["fn"]), SpikeAndSlab):  # Pyro's would draw a sample for its shape
-        return torch.zeros_like(site["fn"].mean)
-    try:
-        biject_to(site["fn"].support)
-        return init_to_feasible(site)
-    except NotImplementedError as error:
-        raise ModelError(
-            f"site {site['name']!r} ~ {type(site['fn']).__name__} has a support that no map from "
-            f"unconstrained space is known for ({error}); write it with another distribution"
-        ) from error
 
 
 class _Plates(Messenger):
@@ -408,71 +256,3 @@ def find_latent_device(
         with suppress(_FirstLatent, RuntimeError):
             model(*args, **kwargs)
     return device
-
-
-def init_to_default(site: Site | None = None) -> Any:
-    """
-    Initialize a site as :class:`~pyro_aeb.AEBKernel` does by default.
-
-    Sites sampled with ``infer={"init_value": tensor}`` start at that value; other spike-and-slab
-    weights at a draw from Normal(0, 0.1^2); sites with an InverseGamma or Beta prior at the middle
-    of their unconstrained space (1 and 1/2); all others as by Pyro's
-    :func:`~pyro.infer.autoguide.initialization.init_to_uniform`.
-    """
-    if site is None:
-        return init_to_default
-    if "init_value" in site["infer"]:
-        return site["infer"]["init_value"].detach().clone()
-    fn = unwrap(site["fn"])
-    if isinstance(fn, SpikeAndSlab):
-        return 0.1 * torch.randn_like(site["fn"].mean)
-    if isinstance(fn, (pyro.distributions.InverseGamma, pyro.distributions.Beta)):
-        return init_to_feasible(site)
-    return init_to_uniform(site)
-
-
-def init_in_spikes(site: Site) -> Any:
-    """
-    Initialize a site as :func:`init_to_default`, with spike-and-slab weights that have no
-    ``init_value`` as narrow as their spikes, if these are narrower than 0.1.
-    """
-    value, fn = init_to_default(site), unwrap(site["fn"])
-    if "init_value" in site["infer"] or not isinstance(fn, SpikeAndSlab):
-        return value
-    spread = [torch.as_tensor(part.variance).detach().to(value) for part in fn.parts]
-    width = fn.sigma.detach() * torch.minimum(*spread).sqrt()
-    return value * (10.0 * width).clamp(max=1.0)
-
-
-def draw_value(site: Site, strategy: Callable[..., Any]) -> Any:
-    """Return a strategy's value of a site, or one in the support where the site has no samples."""
-    try:
-        return strategy(site)
-    except NotImplementedError:
-        if not isinstance(site["fn"], pyro.distributions.ImproperUniform):
-            raise
-        return _init_improper(site, 2.0)
-
-
-def first_value(site: Site, strategy: Callable[..., Any] = init_to_default) -> Any:
-    """Return a sample of a discrete site, and a strategy's value of a continuous one."""
-    return site["fn"].sample() if site["fn"].support.is_discrete else draw_value(site, strategy)
-
-
-def draw_initial_values(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    strategy: Callable[..., Any],
-) -> dict[str, Tensor]:
-    """
-    Return initial values of the latent sites, in constrained space.
-
-    :param strategy: a function of a site, such as those of
-        :mod:`pyro.infer.autoguide.initialization`.
-    """
-
-    with preserve_buffers(), torch.no_grad(), InitMessenger(partial(draw_value, strategy=strategy)):
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-    latent = {n: s for n, s in trace.iter_stochastic_nodes()}
-    return {name: torch.as_tensor(site["value"]).clone() for name, site in latent.items()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.special import entr
 
-from pyro_aeb.model.tracing import unwrap
+from pyro_aeb.model.sites import unwrap
 from pyro_aeb.nn.mixture import Mixture, concatenate
 from pyro_aeb.validation import number
 

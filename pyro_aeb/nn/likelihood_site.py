@@ -27,7 +27,7 @@ from pyro_aeb.model.observed_sites import (
     comes_from,
     track_arguments,
 )
-from pyro_aeb.model.tracing import is_enumerable, unwrap
+from pyro_aeb.model.sites import is_enumerable, unwrap
 from pyro_aeb.nn.mixture import Mixture, predict_from
 
 REMEDY = (

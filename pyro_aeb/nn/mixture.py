@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, OneHotCategorical
 
 from pyro_aeb.errors import ModelError
-from pyro_aeb.model.tracing import as_numbers, unwrap
+from pyro_aeb.model.sites import as_numbers, unwrap
 
 Kind = Literal["classes", "binary", "number"]
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from pyro_aeb.data.arguments import Arguments, leading_lengths
 from pyro_aeb.errors import ModelError, SaveSizeWarning, shorten
+from pyro_aeb.model.sites import as_numbers, is_enumerable
 from pyro_aeb.model.summed_out import SummedOut
-from pyro_aeb.model.tracing import as_numbers, is_enumerable
 from pyro_aeb.nn.batches import Batches
 from pyro_aeb.storage.xarray_variables import as_array
 

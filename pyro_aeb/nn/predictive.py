@@ -29,8 +29,9 @@ from pyro_aeb.data.arguments import Arguments
 from pyro_aeb.errors import ModelError, shorten
 from pyro_aeb.kernel.aeb_kernel import AEBKernel
 from pyro_aeb.kernel.seeds import worker_chain
+from pyro_aeb.model.initial_values import first_value
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
-from pyro_aeb.model.tracing import as_numbers, first_value
+from pyro_aeb.model.sites import as_numbers
 from pyro_aeb.nn.batches import Batches, as_batches
 from pyro_aeb.nn.by_draw import DrawPredictions
 from pyro_aeb.nn.draw_buffers import (

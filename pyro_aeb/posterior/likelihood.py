@@ -28,8 +28,8 @@ from pyro_aeb.errors import ModelError
 from pyro_aeb.latents.contract import Seen
 from pyro_aeb.model.learned_sites import differentiate
 from pyro_aeb.model.side_effects import Buffers
+from pyro_aeb.model.sites import as_numbers
 from pyro_aeb.model.structure import Residuals, Structure, has_weights
-from pyro_aeb.model.tracing import as_numbers
 from pyro_aeb.posterior.second_derivatives import minus_second_derivatives
 from pyro_aeb.posterior.several_sigmas import SeveralSigmas
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pyro_aeb.adaptation.latent_values import AveragedLatents
 from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
+from pyro_aeb.model.sites import unwrap
 from pyro_aeb.model.structure import Residuals
-from pyro_aeb.model.tracing import trace_sites, unwrap
+from pyro_aeb.model.tracing import trace_sites
 from pyro_aeb.testing.m_steps import check_m_step
 from pyro_aeb.testing.objective import Model, component_log_joints
 from pyro_aeb.testing.problem import Problem, name_of

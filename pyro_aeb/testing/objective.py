@@ -23,7 +23,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_aeb.model.side_effects import preserve_buffers, preserve_random_state
-from pyro_aeb.model.tracing import unwrap
+from pyro_aeb.model.sites import unwrap
 from pyro_aeb.priors import SpikeAndSlab
 from pyro_aeb.priors.group import group_size
 

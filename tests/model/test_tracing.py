@@ -20,14 +20,8 @@ from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provena
 from torch import nn
 
 from pyro_aeb import SSGL, ModelError
-from pyro_aeb.model.tracing import (
-    Tracer,
-    draw_initial_values,
-    init_in_spikes,
-    init_to_default,
-    trace_provenance,
-    trace_sites,
-)
+from pyro_aeb.model.initial_values import draw_initial_values, init_in_spikes, init_to_default
+from pyro_aeb.model.tracing import Tracer, trace_provenance, trace_sites
 from pyro_aeb.priors import Group, SpikeAndSlabStudent
 
 X, Y = linear_data()

@@ -17,8 +17,8 @@ from pyro_aeb import SSGL, StochasticApproximation
 from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
 from pyro_aeb.errors import ModelError
 from pyro_aeb.model.inspection import inspect_model
+from pyro_aeb.model.sites import unwrap
 from pyro_aeb.model.structure import Delta, Sigma, SparseBlock, Structure
-from pyro_aeb.model.tracing import unwrap
 from pyro_aeb.priors import Group
 from pyro_aeb.priors.group import group_size
 

@@ -68,7 +68,7 @@ def test_fewer_images_take_larger_step_sizes() -> None:
 
 
 def test_the_changes_of_a_trial_are_in_its_settings_and_its_model() -> None:
-    usual = protocol.LONG
+    usual = replace(protocol.LONG, changes=protocol.Changes())
     assert "changed" not in sparse.settings_of("a-sghmc-sa@90", usual, "test")
     changes = protocol.Changes(v0=3.0, v1=10.0, omega=50.0, penalties="current")
     changed = replace(usual, changes=changes)

@@ -110,7 +110,7 @@ def run_one(name: str, seed: int, size: Size, draws: int) -> dict[str, float]:
 
 
 def settings_of(name: str, size: Size, draws: int) -> str:
-    """What decides the figures of a row beside its seed."""
+    """Return the settings that decide the figures of a row, beside its seed."""
     if name == HAND:
         return f"{size}; {share_of(draws):g} of {recommended.CHOOSE} and {recommended.SAMPLE}"
     return f"{size}; {draws} draws after {draws // 4}"

@@ -40,7 +40,7 @@ from common.harness import Row
 from common.options import add_options, new_parser, settle
 from resnet_compression import dense, report
 from resnet_compression.methods import METHODS, task_name
-from resnet_compression.protocol import PRESETS, WIDTHS, Changes
+from resnet_compression.protocol import PRESETS, WIDTHS
 from resnet_compression.sparse import FIGURES, run_one, settings_of
 from resnet_compression.training import UNFINISHED, Run
 
@@ -87,7 +87,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "penalties": args.penalties,
         "sigma_from": args.sigma_from,
     }
-    given["changes"] = Changes(**{k: v for k, v in changes.items() if v is not None})
+    changes = {name: value for name, value in changes.items() if value is not None}
+    given["changes"] = replace(args.protocol.changes, **changes)
     given = {name: value for name, value in given.items() if value is not None}
     args.protocol = replace(args.protocol, **given)
     if args.score == "validation" and not args.protocol.validation:

@@ -60,7 +60,7 @@ class OneCycle:
 @dataclass(frozen=True)
 class Changes:
     """
-    What a trial changes of the rows that learn their latents; by default nothing.
+    Changes of the paper's settings, in rows that learn their latents; by default none.
 
     :param float v0: factor on the scale of the spikes.
     :param float v1: factor on the variance of the slab.
@@ -105,7 +105,7 @@ class Protocol:
     :param int width: of the network; 16 is the ResNet20's.
     :param int depth: blocks a stage; 3 is the ResNet20's.
     :param int corrupted: of the images scored, the first so many are scored corrupted too.
-    :param Changes changes: of a trial.
+    :param Changes changes: of the paper's settings.
     """
 
     dense_epochs: int = 1000
@@ -160,6 +160,7 @@ LONG = replace(
     draws_per_epoch=2,
     averaged_draws=10,
     precision="fp32",
+    changes=Changes(v0=100.0, v1=100.0),
 )
 
 #: Ten minutes of an accelerator.
