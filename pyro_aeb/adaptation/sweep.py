@@ -28,6 +28,7 @@ from pyro_aeb.adaptation.options import StochasticApproximation
 from pyro_aeb.adaptation.site_updates import SiteUpdates
 from pyro_aeb.adaptation.spike_and_slab import SpikeAndSlabRule
 from pyro_aeb.adaptation.width import STIFFEST, largest_curvature, newton_factor
+from pyro_aeb.errors import is_domain_error
 from pyro_aeb.latents.contract import Seen
 from pyro_aeb.model.structure import Residuals, Structure
 
@@ -166,14 +167,20 @@ class Adaptation(ABC):
         """
         Return the latents with the largest curvature of the log likelihood so far, which bounds the
         steps of the weights where v0 is learned; see :mod:`pyro_aeb.adaptation.width`. After
-        warm-up it stays, so that the law of a step given the latents does.
+        warm-up it stays, so that the law of a step given the latents does. The latents are
+        returned as they are where the model has no density so far from the weights.
         """
         assert isinstance(latents.ssgl, WithWidth)
         ssgl = latents.ssgl
         unit, scale = self.step_unit(latents), self._scale(ssgl.sigma.amin(-1, keepdim=True))
-        found = largest_curvature(
-            lambda at: whole.evaluate(at, latents).gradient, position, unit, random
-        )
+        try:
+            found = largest_curvature(
+                lambda at: whole.evaluate(at, latents).gradient, position, unit, random
+            )
+        except Exception as error:
+            if not is_domain_error(error):
+                raise
+            return latents
         most = torch.maximum(ssgl.largest_curvature, (found * scale.square()).to(unit))
         return latents._replace(ssgl=ssgl._replace(largest_curvature=most))
 

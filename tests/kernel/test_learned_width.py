@@ -22,6 +22,7 @@ import pyro_aeb as aeb
 from pyro_aeb import priors, transitions
 from pyro_aeb.adaptation import sweep, width
 from pyro_aeb.errors import CompileWarning
+from pyro_aeb.model.initial_values import init_to_default
 from pyro_aeb.posterior import compiled_code
 
 X, Y = linear_data()
@@ -212,6 +213,25 @@ def test_a_wide_start_of_v0_does_not_explode(monkeypatch, adaptation):
 
     assert largest_potential(width.STIFFEST) < 1e3
     assert largest_potential(math.inf) > 1e6
+
+
+@pytest.mark.parametrize("together", [0, range(2)])
+@adaptations
+def test_a_model_that_has_no_density_far_from_its_start_begins(adaptation, together):
+    def model(X, y):
+        v0 = priors.spike_width("v0", P)
+        beta = pyro.sample("beta", priors.SSGL(v0, 1.0, 0.3).expand([P]).to_event(1))
+        scale = torch.where(beta.abs().max() < 0.02, 1.0, -1.0)
+        with pyro.plate("data", N):
+            pyro.sample("y", dist.Normal(X @ beta, scale), obs=y)
+
+    near = aeb.AEBKernel(model, aeb.SGHMC(1e-9), adaptation=adaptation, init_strategy=at_zero)
+    near.start(0, together, (X, Y), {})
+    near.advance(1)
+
+
+def at_zero(site):
+    return init_to_default(site) * (0.0 if site["name"] == "beta" else 1.0)
 
 
 def test_v0_is_held_while_a_chain_is_cold_and_once_it_is_frozen():
