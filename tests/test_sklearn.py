@@ -51,7 +51,8 @@ def test_networks_keep_the_contract_of_scikit_learn(estimator: Any, check: Any) 
 
 @pytest.fixture(scope="module")
 def regressor() -> SparseRegressor:
-    return SparseRegressor(random_state=0).fit(X[TRAIN], Y[TRAIN])
+    estimator = SparseRegressor(random_state=0, num_samples=150, warmup_steps=60)
+    return estimator.fit(X[TRAIN], Y[TRAIN])
 
 
 def test_the_two_features_are_found(regressor: SparseRegressor) -> None:
