@@ -306,8 +306,9 @@ def exact_mean():
 def test_the_posterior_is_that_of_a_grid(batch_size):
     mean, sd = exact_mean()
     transition = aeb.transitions.HMC(0.1, 8) if batch_size is None else aeb.SGLD(1e-3)
-    draws = 150 if batch_size is None else 900
-    found = run(one_mean, DATA, batch_size=batch_size, transition=transition, draws=draws)
+    draws, warmup = (80, 15) if batch_size is None else (900, 50)
+    sizes = {"draws": draws, "warmup": warmup}
+    found = run(one_mean, DATA, batch_size=batch_size, transition=transition, **sizes)
     found = found.get_samples()["mean"]
     assert abs(float(found.mean()) - mean) < 0.5 * sd
     assert 0.6 * sd < float(found.std()) < 1.6 * sd
