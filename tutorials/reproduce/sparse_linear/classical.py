@@ -102,7 +102,7 @@ def relaxed_lasso(problem: Problem, seed: int) -> Fit:
     :param problem: the data set.
     :param int seed: decides the folds.
     """
-    return _by_cross_validation(problem, seed, _relaxed_path)
+    return _by_cross_validation(problem, seed, relaxed_path)
 
 
 def mcp(problem: Problem, seed: int) -> Fit:
@@ -114,7 +114,7 @@ def mcp(problem: Problem, seed: int) -> Fit:
     :param problem: the data set.
     :param int seed: decides the folds.
     """
-    return _by_cross_validation(problem, seed, _mcp_path)
+    return _by_cross_validation(problem, seed, mcp_path)
 
 
 def _folds(seed: int) -> KFold:
@@ -144,7 +144,7 @@ def _by_cross_validation(
     return Fit(coefficients, coefficients != 0.0)
 
 
-def _relaxed_path(X: Array, y: Array, grid: Array) -> Array:
+def relaxed_path(X: Array, y: Array, grid: Array) -> Array:
     path = lasso_path(X, y, alphas=grid, max_iter=20_000)[1]
     for k in range(len(grid)):
         kept = np.flatnonzero(path[:, k])
@@ -153,7 +153,7 @@ def _relaxed_path(X: Array, y: Array, grid: Array) -> Array:
     return path
 
 
-def _mcp_path(X: Array, y: Array, grid: Array) -> Array:
+def mcp_path(X: Array, y: Array, grid: Array) -> Array:
     from skglm import MCPRegression  # here, because it takes seconds to import
 
     model = MCPRegression(gamma=3.0, fit_intercept=False, warm_start=True, tol=1e-5)
