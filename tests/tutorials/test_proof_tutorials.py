@@ -198,21 +198,3 @@ def test_a_script_runs_at_smoke_size(
     before = (results / "replicates.csv").read_bytes()
     run_script(f"reproduce/{script}.py", *command, cwd=tmp_path)
     assert (results / "replicates.csv").read_bytes() == before
-
-
-@pytest.mark.slow
-@pytest.mark.tutorial
-def test_genes_at_smoke_size(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for name, classes in (("riboflavin", None), ("alon", "nt"), ("golub", ["ALL", "AML"])):
-        x = 10.0 ** rng.uniform(2.0, 4.0, (40, 50))
-        y = rng.standard_normal(40) if classes is None else np.array(list(classes) * 20)
-        np.savez(tmp_path / f"{name}.npz", x=x, y=y)
-    command = ("--smoke", "--data-dir", str(tmp_path), "--out", "results")
-    run_script("reproduce/genes.py", *command, cwd=tmp_path)
-    rows = {row["method"]: row for row in read_rows(tmp_path / "results" / "replicates.csv")}
-    assert len(rows) == 10 and all(float(row["loss"]) > 0.0 for row in rows.values())
-    assert 0.0 <= float(rows["riboflavin; gibbs"]["coverage"]) <= 1.0
-    for name in ("riboflavin", "alon", "golub"):
-        assert 0.0 <= float(rows[f"{name}; gibbs"]["halves"]) <= 1.0
-    assert "--data-dir DATA" in (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
