@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from calibration.exact import Prior
 from calibration.models import features, regression
-from common.experiment import command_line
+from common.experiment import command_line, finish
 from common.harness import Replicates, run_all
 from common.options import new_parser
-from common.tables import frame, markdown_table, write_page
+from common.tables import frame, markdown_table
 from scipy import stats
 
 import pyro_aeb as aeb
@@ -115,13 +115,7 @@ def main(argv: Sequence[str]) -> int:
     replicates = Replicates(args.out / "replicates.csv", FIGURES)
     run = partial(run_one, thin=thin)
     failed = run_all(tasks, run, lambda name: settings, replicates, args.jobs)
-    if replicates.rows:
-        table = report(replicates.rows, command_line("gibbs_sbc.py", argv))
-        write_page(args.out / "table.md", table)
-        print(table)
-    for (seed, name), error in failed:
-        print(f"failed: {name}, data set {seed}: {error}", file=sys.stderr)
-    return int(bool(failed))
+    return finish(replicates, failed, report, command_line("gibbs_sbc.py", argv))
 
 
 if __name__ == "__main__":

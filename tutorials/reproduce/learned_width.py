@@ -30,10 +30,10 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from common.experiment import command_line
+from common.experiment import command_line, finish
 from common.harness import Replicates, run_all
 from common.options import new_parser
-from common.tables import cell, frame, markdown_table, write_page
+from common.tables import cell, frame, markdown_table
 from sparse_linear.data import Array, Size, simulate
 
 import pyro_aeb as aeb
@@ -199,13 +199,7 @@ def main(argv: Sequence[str]) -> int:
     replicates = Replicates(args.out / "replicates.csv", FIGURES)
     run = partial(run_one, data_dir=args.data_dir, draws=draws)
     failed = run_all(tasks, run, lambda name: settings, replicates, args.jobs)
-    if replicates.rows:
-        table = report(replicates.rows, command_line("learned_width.py", argv))
-        write_page(args.out / "table.md", table)
-        print(table)
-    for (seed, name), error in failed:
-        print(f"failed: {name}, seed {seed}: {error}", file=sys.stderr)
-    return int(bool(failed))
+    return finish(replicates, failed, report, command_line("learned_width.py", argv))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from common.experiment import command_line
+from common.experiment import command_line, finish
 from common.harness import Replicates, run_all
 from common.options import new_parser
-from common.tables import cell, frame, markdown_table, write_page
+from common.tables import cell, frame, markdown_table
 from sparse_linear import recommended, sampling
 from sparse_linear.data import NOISE_VARIANCE, Problem, Size, simulate
 from torch import Tensor
@@ -173,13 +173,7 @@ def main(argv: Sequence[str]) -> int:
         replicates,
         args.jobs,
     )
-    if replicates.rows:
-        table = report(replicates.rows, command_line("nothing_set.py", argv))
-        write_page(args.out / "table.md", table)
-        print(table)
-    for (seed, name), error in failed:
-        print(f"failed: {name}, seed {seed}: {error}", file=sys.stderr)
-    return int(bool(failed))
+    return finish(replicates, failed, report, command_line("nothing_set.py", argv))
 
 
 if __name__ == "__main__":

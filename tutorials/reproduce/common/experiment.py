@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .harness import Replicates, Row, RunOne, SettingsChanged, SettingsOf, Task, run_all
+from .tables import write_page
 
 WriteReport = Callable[[list[Row], Path, str], str]
 
@@ -71,6 +72,26 @@ def run_experiment(
     for (seed, name), error in failed:
         print(f"failed: {name}, seed {seed}: {error}", file=sys.stderr)
     return 130 if interrupted else int(bool(failed))
+
+
+def finish(
+    replicates: Replicates,
+    failed: Sequence[tuple[Task, str]],
+    report: Callable[[list[Row], str], str],
+    command: str,
+) -> int:
+    """
+    Write ``table.md`` beside the rows and print it, say what failed, and return the exit status.
+
+    :param report: makes the table from the rows and the command line.
+    """
+    if replicates.rows:
+        table = report(replicates.rows, command)
+        write_page(replicates.path.parent / "table.md", table)
+        print(table)
+    for (seed, name), error in failed:
+        print(f"failed: {name}, seed {seed}: {error}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def command_line(script: str, argv: Sequence[str]) -> str:
